@@ -1,0 +1,49 @@
+/**
+ * @module Time as a value that is handed in: every component takes a `Clock`, so that a whole cluster can run in virtual
+ * time. Owns the interface, the real clock and the one backoff formula; knows nothing of what is waited for.
+ */
+
+export interface Timer {
+  cancel(): void;
+}
+
+export interface Clock {
+  /** Milliseconds since 1970. */
+  now(): number;
+  /** Calls `fn` once, after `delayMs` milliseconds, unless cancelled. */
+  after(delayMs: number, fn: () => void): Timer;
+}
+
+export const systemClock: Clock = {
+  now: () => Date.now(),
+  after(delayMs, fn) {
+    const timer = setTimeout(fn, delayMs);
+    return { cancel: () => clearTimeout(timer) };
+  },
+};
+
+/** Resolves after `delayMs`, or at once when `signal` aborts. Never rejects. */
+export function sleep(clock: Clock, delayMs: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal?.aborted) return resolve();
+    const timer = clock.after(delayMs, done);
+    signal?.addEventListener("abort", done, { once: true });
+    function done(): void {
+      timer.cancel();
+      signal?.removeEventListener("abort", done);
+      resolve();
+    }
+  });
+}
+
+/** Bounds of an exponential backoff, in milliseconds. */
+export type Backoff = { firstMs: number; capMs: number };
+
+/**
+ * Delay before try number `attempt` (1 = the first repeat): doubles from `firstMs` up to `capMs`, then takes a random
+ * share of 50 to 100 % of it, so that many nodes do not come back at the same instant ("equal jitter", Brooker, AWS 2015).
+ */
+export function backoffMs(attempt: number, { firstMs, capMs, random }: Backoff & { random: () => number }): number {
+  const full = Math.min(capMs, firstMs * 2 ** Math.min(30, Math.max(0, attempt - 1)));
+  return Math.round(full * (0.5 + random() / 2));
+}

@@ -1,0 +1,414 @@
+/**
+ * @module The words of Cacophony: the records that the Store keeps, the messages that nodes and master exchange, the shapes
+ * that a job is made of, and the few errors that every part shares.
+ *
+ * Everything here is data. Each shape is a valibot schema; its TypeScript type is inferred from it, so there is one source.
+ * Records and messages are JSON and use snake_case; units stand in a name where there is a doubt (`_ms`, `_bytes`).
+ * Maps whose keys come from users (environment, labels, service names) are lists of pairs: `__proto__` is a legal name, and
+ * a JavaScript object is no safe place for it.
+ */
+import * as v from "valibot";
+
+/** Version of the node-to-master protocol; a node with another one is refused with both numbers. */
+export const PROTOCOL_VERSION = 1;
+
+const count = v.pipe(v.number(), v.integer(), v.minValue(0));
+const port = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65535));
+const pairs = v.array(v.tuple([v.string(), v.string()]));
+const strings = v.array(v.string());
+
+// ---- What a job is made of ------------------------------------------------------------------------------------------
+
+/** `host_port` absent: Docker picks a free one. A range: one free port out of it (Compose `published: "8000-8010"`). */
+export const portSpec = v.object({
+  container_port: port,
+  protocol: v.picklist(["tcp", "udp", "sctp"]),
+  /** Empty: all addresses. */
+  host_ip: v.string(),
+  host_port: v.exactOptional(v.object({ first: port, last: port })),
+});
+export type PortSpec = v.InferOutput<typeof portSpec>;
+
+/** A named volume as the document's top-level `volumes` defines it. `name` set: used as it is, else `<job>_<key>`. */
+export const volumeSpec = v.object({
+  key: v.string(),
+  name: v.exactOptional(v.string()),
+  external: v.boolean(),
+  driver: v.exactOptional(v.string()),
+  driver_opts: pairs,
+  labels: pairs,
+});
+export type VolumeSpec = v.InferOutput<typeof volumeSpec>;
+
+export const mountSpec = v.variant("type", [
+  v.object({
+    type: v.literal("bind"),
+    source: v.string(),
+    target: v.string(),
+    read_only: v.boolean(),
+    /** Whether Docker makes a missing source directory (true for compose's short form). */
+    create_host_path: v.boolean(),
+    propagation: v.exactOptional(v.string()),
+    selinux: v.exactOptional(v.picklist(["z", "Z"])),
+  }),
+  v.object({
+    type: v.literal("volume"),
+    /** Absent: an anonymous volume that goes with its container. */
+    volume: v.exactOptional(volumeSpec),
+    target: v.string(),
+    read_only: v.boolean(),
+    nocopy: v.boolean(),
+    /** Whether the document used the long form (sent to Docker as a Mount, the short form as a Bind, as compose does). */
+    long: v.boolean(),
+  }),
+  v.object({
+    type: v.literal("tmpfs"),
+    target: v.string(),
+    size_bytes: v.exactOptional(count),
+    mode: v.exactOptional(count),
+    read_only: v.boolean(),
+  }),
+]);
+export type MountSpec = v.InferOutput<typeof mountSpec>;
+
+/** When an ended container is started again. `max_attempts` 0: without limit. `compose` is the text for dry runs. */
+export const restartSpec = v.object({
+  condition: v.picklist(["always", "on-failure", "no"]),
+  max_attempts: count,
+  /** What compose would have put in Docker's RestartPolicy.Name for this service ("" where the document says nothing). */
+  compose: v.picklist(["", "no", "always", "on-failure", "unless-stopped"]),
+});
+export type RestartSpec = v.InferOutput<typeof restartSpec>;
+
+/** Definition of one service's container; its hash decides whether a running container is up to date. */
+export const serviceSpec = v.object({
+  image: v.pipe(v.string(), v.minLength(1)),
+  entrypoint: v.exactOptional(strings),
+  command: v.exactOptional(strings),
+  /** `NAME=value`, as Docker takes it; a `NAME` alone removes one of the image's variables. */
+  environment: strings,
+  labels: pairs,
+  user: v.exactOptional(v.string()),
+  working_dir: v.exactOptional(v.string()),
+  hostname: v.exactOptional(v.string()),
+  stop_signal: v.exactOptional(v.string()),
+  /** Milliseconds between the stop signal and SIGKILL; compose's default is 10 s. */
+  stop_grace_period_ms: count,
+  ports: v.array(portSpec),
+  mounts: v.array(mountSpec),
+  restart: restartSpec,
+  /** Upper bounds for the container: bytes, CPUs (1.5 = one and a half), processes. */
+  limits: v.object({
+    memory_bytes: v.exactOptional(count),
+    cpus: v.exactOptional(v.number()),
+    pids: v.exactOptional(v.number()),
+  }),
+  /** What placement sets aside on the node: bytes and CPUs. */
+  reservations: v.object({ memory_bytes: v.exactOptional(count), cpus: v.exactOptional(v.number()) }),
+});
+export type ServiceSpec = v.InferOutput<typeof serviceSpec>;
+
+/** A fault or remark about one place of a document. `line` and `column` count from 1. */
+export type Detail = { path: string; message: string; line?: number; column?: number };
+
+// ---- Records: what the Store keeps ----------------------------------------------------------------------------------
+
+export const clusterRecord = v.object({
+  cluster_id: v.string(),
+  created_at: count,
+  /** IPv4 range (CIDR) that job networks take their /26 subnets from. */
+  network_pool: v.string(),
+});
+export type ClusterRecord = v.InferOutput<typeof clusterRecord>;
+
+export const jobServiceRecord = v.object({
+  service_name: v.string(),
+  spec_hash: v.string(),
+  scale: count,
+});
+export type JobServiceRecord = v.InferOutput<typeof jobServiceRecord>;
+
+/** A deleted job leaves its last version behind, so that a version never repeats for a job id. */
+export const jobRecord = v.variant("state", [
+  v.object({
+    state: v.literal("live"),
+    job_id: v.string(),
+    version: count,
+    /** Differs for each creation of the same id: a new job waits for the containers of its predecessor. */
+    incarnation: v.string(),
+    /** The document after interpolation, as JSON text. */
+    document: v.string(),
+    services: v.array(jobServiceRecord),
+    created_at: count,
+    updated_at: count,
+  }),
+  v.object({ state: v.literal("deleted"), job_id: v.string(), version: count }),
+]);
+export type JobRecord = v.InferOutput<typeof jobRecord>;
+export type LiveJob = Extract<JobRecord, { state: "live" }>;
+
+export const allocationRecord = v.object({
+  allocation_id: v.string(),
+  job_id: v.string(),
+  incarnation: v.string(),
+  service_name: v.string(),
+  slot: v.pipe(count, v.minValue(1)),
+  node_id: v.string(),
+  spec_hash: v.string(),
+  job_version: count,
+  desired: v.picklist(["run", "stop"]),
+  created_at: count,
+});
+export type AllocationRecord = v.InferOutput<typeof allocationRecord>;
+
+export const nodeRecord = v.object({
+  node_id: v.string(),
+  node_name: v.string(),
+  address: v.string(),
+  role: v.picklist(["master", "standby", "worker"]),
+  availability: v.picklist(["active", "drain"]),
+  labels: pairs,
+  engine_id: v.exactOptional(v.string()),
+  joined_at: count,
+});
+export type NodeRecord = v.InferOutput<typeof nodeRecord>;
+
+/** Container spec by content hash; kept while a job or an allocation refers to it. */
+export const specRecord = v.object({ spec_hash: v.string(), spec: serviceSpec });
+export type SpecRecord = v.InferOutput<typeof specRecord>;
+
+/** Where a slot's node-local data lives: the slot goes back there. Outlives the job; ends with `DELETE …?volumes=true`. */
+export const homeRecord = v.object({
+  job_id: v.string(),
+  service_name: v.string(),
+  slot: count,
+  node_id: v.string(),
+});
+export type HomeRecord = v.InferOutput<typeof homeRecord>;
+
+/** One node's duty to remove a deleted job's volumes, kept until that node reports it done. */
+export const removalRecord = v.object({ removal_id: v.string(), job_id: v.string(), node_id: v.string() });
+export type RemovalRecord = v.InferOutput<typeof removalRecord>;
+
+/** Every kind of record by its name in the Store, with the function that gives its key. */
+export const RECORD_KINDS = {
+  cluster: { schema: clusterRecord, key: () => "cluster" },
+  job: { schema: jobRecord, key: (r: JobRecord) => r.job_id },
+  spec: { schema: specRecord, key: (r: SpecRecord) => r.spec_hash },
+  node: { schema: nodeRecord, key: (r: NodeRecord) => r.node_id },
+  allocation: { schema: allocationRecord, key: (r: AllocationRecord) => r.allocation_id },
+  home: { schema: homeRecord, key: (r: HomeRecord) => JSON.stringify([r.job_id, r.service_name, r.slot]) },
+  removal: { schema: removalRecord, key: (r: RemovalRecord) => r.removal_id },
+} as const;
+export type RecordKind = keyof typeof RECORD_KINDS;
+export type RecordOf<K extends RecordKind> = v.InferOutput<(typeof RECORD_KINDS)[K]["schema"]>;
+
+// ---- What nodes report ----------------------------------------------------------------------------------------------
+
+/** What a machine has, as the cluster may use it. Bytes and CPUs. */
+export const resources = v.object({
+  total_memory: count,
+  used_memory: count,
+  available_memory: count,
+  cpus: v.number(),
+  used_cpus: v.number(),
+  /** Host ports that something other than this cluster holds: `tcp/80`. */
+  taken_ports: strings,
+});
+export type Resources = v.InferOutput<typeof resources>;
+
+export const publishedPort = v.object({
+  container_port: port,
+  protocol: v.picklist(["tcp", "udp", "sctp"]),
+  host_ip: v.string(),
+  host_port: port,
+});
+export type PublishedPort = v.InferOutput<typeof publishedPort>;
+
+/**
+ * An allocation as its node sees it. `exited`: the container ended and either starts again after a backoff (`final` false)
+ * or stays ended by its restart policy (`final` true). `failed`: it could not be started; tried again after a backoff.
+ * Times are milliseconds since 1970.
+ */
+export const allocationStatus = v.object({
+  allocation_id: v.string(),
+  state: v.picklist(["pending", "pulling", "starting", "running", "exited", "failed", "stopping"]),
+  final: v.boolean(),
+  container_id: v.exactOptional(v.string()),
+  ports: v.array(publishedPort),
+  restarts: count,
+  exit_code: v.exactOptional(v.number()),
+  error: v.exactOptional(v.string()),
+  started_at: v.exactOptional(count),
+  finished_at: v.exactOptional(count),
+});
+export type AllocationStatus = v.InferOutput<typeof allocationStatus>;
+
+/** The Docker Engine beside a node, as the node last saw it. */
+export const engineStatus = v.variant("state", [
+  v.object({
+    state: v.literal("ready"),
+    engine_id: v.string(),
+    docker_version: v.string(),
+    api_version: v.string(),
+  }),
+  v.object({ state: v.literal("unready"), reason: v.string(), engine_id: v.exactOptional(v.string()) }),
+]);
+export type EngineStatus = v.InferOutput<typeof engineStatus>;
+
+/** A container that carries the label of a cluster which this node does not belong to. Listed, never touched. */
+export const foreignContainer = v.object({ container_id: v.string(), name: v.string(), cluster_id: v.string() });
+export type ForeignContainer = v.InferOutput<typeof foreignContainer>;
+
+/** Position in the order of assignments: a higher term wins, then a higher revision. */
+export const order = v.object({ term: count, revision: count });
+export type Order = v.InferOutput<typeof order>;
+
+/** Whether `a` comes before `b`. */
+export function isOlder(a: Order, b: Order): boolean {
+  return a.term < b.term || (a.term === b.term && a.revision < b.revision);
+}
+
+// ---- Messages between a node and the master -------------------------------------------------------------------------
+
+/** All that one node must run: the full set, never a difference. What is not in it is stopped and removed. */
+export const assignments = v.object({
+  type: v.literal("assignments"),
+  order,
+  network_pool: v.string(),
+  specs: v.array(specRecord),
+  allocations: v.array(allocationRecord),
+  removals: v.array(removalRecord),
+});
+export type Assignments = v.InferOutput<typeof assignments>;
+
+export const hello = v.object({
+  type: v.literal("hello"),
+  protocol: v.number(),
+  /** Absent on a first join: the master hands out both. */
+  cluster_id: v.exactOptional(v.string()),
+  node_id: v.exactOptional(v.string()),
+  node_name: v.string(),
+  address: v.string(),
+  labels: pairs,
+  engine: engineStatus,
+  version: v.string(),
+});
+export type Hello = v.InferOutput<typeof hello>;
+
+export const heartbeat = v.object({
+  type: v.literal("heartbeat"),
+  sequence: count,
+  resources: v.exactOptional(resources),
+  engine: engineStatus,
+  foreign: v.array(foreignContainer),
+});
+export type Heartbeat = v.InferOutput<typeof heartbeat>;
+
+/** Statuses that changed since the last report of this session; `full`: all there are. */
+export const statusReport = v.object({
+  type: v.literal("status"),
+  full: v.boolean(),
+  /** The newest assignments taken in; absent before the first. A stopped allocation is gone when it is not reported and
+   * the report's order is not older than the assignments that stopped it. */
+  applied: v.exactOptional(order),
+  allocations: v.array(allocationStatus),
+  gone: strings,
+  removals_done: strings,
+});
+export type StatusReport = v.InferOutput<typeof statusReport>;
+
+export const nodeMessage = v.variant("type", [hello, heartbeat, statusReport]);
+export type NodeMessage = v.InferOutput<typeof nodeMessage>;
+
+export const peer = v.object({ node_id: v.string(), address: v.string() });
+export type Peer = v.InferOutput<typeof peer>;
+
+export const welcome = v.object({
+  type: v.literal("welcome"),
+  cluster_id: v.string(),
+  node_id: v.string(),
+  node_name: v.string(),
+  term: count,
+  master: peer,
+  peers: v.array(peer),
+  heartbeat_interval_ms: count,
+  node_timeout_ms: count,
+});
+export type Welcome = v.InferOutput<typeof welcome>;
+
+export const masterMessage = v.variant("type", [
+  welcome,
+  v.object({ type: v.literal("refused"), code: v.string(), message: v.string() }),
+  v.object({ type: v.literal("peers"), peers: v.array(peer) }),
+  v.object({ type: v.literal("ack"), sequence: count }),
+  assignments,
+]);
+export type MasterMessage = v.InferOutput<typeof masterMessage>;
+
+/** What `GET /internal/peer` answers on every node: whom it belongs to and where it knows the master. */
+export const peerInfo = v.object({
+  cluster_id: v.exactOptional(v.string()),
+  node_id: v.exactOptional(v.string()),
+  protocol: v.number(),
+  version: v.string(),
+  master: v.exactOptional(peer),
+  peers: v.array(peer),
+});
+export type PeerInfo = v.InferOutput<typeof peerInfo>;
+
+// ---- Labels ---------------------------------------------------------------------------------------------------------
+
+/** Labels on every container, network and volume that Cacophony makes. Containers without ours are never touched. */
+export const LABELS = {
+  cluster: "cacophony.cluster",
+  node: "cacophony.node",
+  job: "cacophony.job",
+  service: "cacophony.service",
+  slot: "cacophony.slot",
+  allocation: "cacophony.allocation",
+  /** How an executor without a master restarts what it adopted: `always`, `no`, `on-failure` or `on-failure:N`. */
+  restart: "cacophony.restart",
+  /** Milliseconds of grace, for an executor that stops a container which it has no spec for. */
+  grace: "cacophony.stop-grace-ms",
+} as const;
+
+// ---- Errors ---------------------------------------------------------------------------------------------------------
+
+/** What went wrong, as API clients see it; `api.ts` maps each to one HTTP status. */
+export type ErrorCode =
+  | "bad_request"
+  | "unparseable"
+  | "invalid_document"
+  | "not_found"
+  | "method_not_allowed"
+  | "conflict"
+  | "precondition_failed"
+  | "too_large"
+  | "unsupported_media_type"
+  | "forbidden_origin"
+  | "no_master"
+  | "outcome_unknown"
+  | "not_master"
+  | "store_failed"
+  | "internal";
+
+/** A refusal that reaches an API client: says what was wrong, with the value, and what to do. */
+export class CacophonyError extends Error {
+  readonly code: ErrorCode;
+  readonly details: readonly Detail[];
+  constructor(code: ErrorCode, message: string, options?: { details?: readonly Detail[]; cause?: unknown }) {
+    super(message, options && "cause" in options ? { cause: options.cause } : undefined);
+    this.name = "CacophonyError";
+    this.code = code;
+    this.details = options?.details ?? [];
+  }
+}
+
+/** The process cannot run as it was started; the command line prints the message as one line and exits with code 2. */
+export class StartError extends Error {
+  constructor(message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.name = "StartError";
+  }
+}
