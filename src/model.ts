@@ -50,6 +50,8 @@ export const mountSpec = v.variant("type", [
     create_host_path: v.boolean(),
     propagation: v.exactOptional(v.string()),
     selinux: v.exactOptional(v.picklist(["z", "Z"])),
+    /** Mounts below the source are left out (Compose `recursive: disabled`). */
+    non_recursive: v.exactOptional(v.boolean()),
   }),
   v.object({
     type: v.literal("volume"),
@@ -70,6 +72,106 @@ export const mountSpec = v.variant("type", [
   }),
 ]);
 export type MountSpec = v.InferOutput<typeof mountSpec>;
+
+/** Run by Docker; absent members are the image's own. Nanoseconds, as Docker counts (Engine API: HealthConfig). */
+export const healthcheckSpec = v.object({
+  test: v.exactOptional(strings),
+  interval_ns: v.exactOptional(count),
+  timeout_ns: v.exactOptional(count),
+  start_period_ns: v.exactOptional(count),
+  start_interval_ns: v.exactOptional(count),
+  retries: v.exactOptional(count),
+});
+export type HealthcheckSpec = v.InferOutput<typeof healthcheckSpec>;
+
+/** A request for GPUs or other devices that a driver hands out. `count` -1: all there are. */
+export const deviceRequestSpec = v.object({
+  driver: v.exactOptional(v.string()),
+  count: v.exactOptional(v.pipe(v.number(), v.integer())),
+  device_ids: v.exactOptional(strings),
+  capabilities: strings,
+  options: pairs,
+});
+export type DeviceRequestSpec = v.InferOutput<typeof deviceRequestSpec>;
+
+const deviceRates = v.exactOptional(v.array(v.object({ path: v.string(), rate: count })));
+
+/**
+ * What only Docker's create call cares about: each member is the compose key of that name, absent where the document says
+ * nothing. `init: false` differs from saying nothing (the Engine may have a default), so flags may be false where they are.
+ */
+const engineOptions = {
+  domainname: v.exactOptional(v.string()),
+  mac_address: v.exactOptional(v.string()),
+  /** Image variant to pull, as `linux/arm64`; the `platform` query parameter of pull and create, not part of the body. */
+  platform: v.exactOptional(v.string()),
+  /** When to pull, as compose has it; absent: only where the image is absent. */
+  pull_policy: v.exactOptional(v.string()),
+  tty: v.exactOptional(v.boolean()),
+  stdin_open: v.exactOptional(v.boolean()),
+  privileged: v.exactOptional(v.boolean()),
+  read_only: v.exactOptional(v.boolean()),
+  init: v.exactOptional(v.boolean()),
+  /** Ports that the container listens on besides the published ones: `8080/tcp`. */
+  expose: v.exactOptional(strings),
+  healthcheck: v.exactOptional(healthcheckSpec),
+  annotations: v.exactOptional(pairs),
+  logging: v.exactOptional(v.object({ driver: v.string(), options: pairs })),
+  /** Absent: the job's network. */
+  network_mode: v.exactOptional(v.picklist(["host", "none", "bridge"])),
+  /** Further names of the service on the job's network. */
+  network_aliases: v.exactOptional(strings),
+  dns: v.exactOptional(strings),
+  dns_opt: v.exactOptional(strings),
+  dns_search: v.exactOptional(strings),
+  /** `name:address`, as Docker takes it. */
+  extra_hosts: v.exactOptional(strings),
+  cap_add: v.exactOptional(strings),
+  cap_drop: v.exactOptional(strings),
+  security_opt: v.exactOptional(strings),
+  group_add: v.exactOptional(strings),
+  /** Path in the container -> options of the mount (`size=64m,mode=1777`). */
+  tmpfs: v.exactOptional(pairs),
+  sysctls: v.exactOptional(pairs),
+  storage_opt: v.exactOptional(pairs),
+  /** -1: no limit. */
+  ulimits: v.exactOptional(v.array(v.object({ name: v.string(), soft: v.number(), hard: v.number() }))),
+  devices: v.exactOptional(v.array(v.object({ source: v.string(), target: v.string(), permissions: v.string() }))),
+  device_cgroup_rules: v.exactOptional(strings),
+  device_requests: v.exactOptional(v.array(deviceRequestSpec)),
+  cgroup: v.exactOptional(v.string()),
+  cgroup_parent: v.exactOptional(v.string()),
+  ipc: v.exactOptional(v.string()),
+  pid: v.exactOptional(v.string()),
+  uts: v.exactOptional(v.string()),
+  userns_mode: v.exactOptional(v.string()),
+  isolation: v.exactOptional(v.string()),
+  runtime: v.exactOptional(v.string()),
+  shm_size_bytes: v.exactOptional(count),
+  /** Memory plus swap; -1: no limit on swap. */
+  memswap_limit_bytes: v.exactOptional(v.number()),
+  mem_swappiness: v.exactOptional(count),
+  oom_kill_disable: v.exactOptional(v.boolean()),
+  oom_score_adj: v.exactOptional(v.number()),
+  cpu_count: v.exactOptional(v.number()),
+  cpu_percent: v.exactOptional(v.number()),
+  cpu_period: v.exactOptional(v.number()),
+  cpu_quota: v.exactOptional(v.number()),
+  cpu_rt_period: v.exactOptional(v.number()),
+  cpu_rt_runtime: v.exactOptional(v.number()),
+  cpu_shares: v.exactOptional(v.number()),
+  cpuset: v.exactOptional(v.string()),
+  blkio_config: v.exactOptional(
+    v.object({
+      weight: v.exactOptional(count),
+      weight_device: v.exactOptional(v.array(v.object({ path: v.string(), weight: count }))),
+      device_read_bps: deviceRates,
+      device_read_iops: deviceRates,
+      device_write_bps: deviceRates,
+      device_write_iops: deviceRates,
+    }),
+  ),
+};
 
 /** When an ended container is started again. `max_attempts` 0: without limit. `compose` is the text for dry runs. */
 export const restartSpec = v.object({
@@ -105,6 +207,7 @@ export const serviceSpec = v.object({
   }),
   /** What placement sets aside on the node: bytes and CPUs. */
   reservations: v.object({ memory_bytes: v.exactOptional(count), cpus: v.exactOptional(v.number()) }),
+  ...engineOptions,
 });
 export type ServiceSpec = v.InferOutput<typeof serviceSpec>;
 
@@ -203,6 +306,21 @@ export const RECORD_KINDS = {
 export type RecordKind = keyof typeof RECORD_KINDS;
 export type RecordOf<K extends RecordKind> = v.InferOutput<(typeof RECORD_KINDS)[K]["schema"]>;
 
+/** One record written or removed; a list of them is committed whole or not at all. */
+export type Change =
+  | { [K in RecordKind]: { op: "put"; kind: K; record: RecordOf<K> } }[RecordKind]
+  | { op: "delete"; kind: RecordKind; key: string };
+
+/** Every record there is, by kind. */
+export type StoredState = { [K in RecordKind]: RecordOf<K>[] };
+
+/** The key of a change's record within its kind. */
+export function keyOf(change: Change): string {
+  if (change.op === "delete") return change.key;
+  // The table pairs each kind with the key function of its own record type; TypeScript can't follow that pairing.
+  return (RECORD_KINDS[change.kind].key as (record: RecordOf<RecordKind>) => string)(change.record);
+}
+
 // ---- What nodes report ----------------------------------------------------------------------------------------------
 
 /** What a machine has, as the cluster may use it. Bytes and CPUs. */
@@ -285,9 +403,9 @@ export type Assignments = v.InferOutput<typeof assignments>;
 export const hello = v.object({
   type: v.literal("hello"),
   protocol: v.number(),
-  /** Absent on a first join: the master hands out both. */
+  /** Absent on a first join: the master hands it out, and with it maybe another node id. */
   cluster_id: v.exactOptional(v.string()),
-  node_id: v.exactOptional(v.string()),
+  node_id: v.string(),
   node_name: v.string(),
   address: v.string(),
   labels: pairs,
@@ -349,7 +467,7 @@ export type MasterMessage = v.InferOutput<typeof masterMessage>;
 /** What `GET /internal/peer` answers on every node: whom it belongs to and where it knows the master. */
 export const peerInfo = v.object({
   cluster_id: v.exactOptional(v.string()),
-  node_id: v.exactOptional(v.string()),
+  node_id: v.string(),
   protocol: v.number(),
   version: v.string(),
   master: v.exactOptional(peer),

@@ -1,0 +1,161 @@
+/**
+ * @module The HTTP API, the same on every node. What is under /cluster is the master's to answer: other nodes forward it.
+ * Owns routes, limits, status codes and the one shape of errors; the Scheduler owns what happens.
+ */
+import type { Context } from "hono";
+import { Hono } from "hono";
+import { HTTPException } from "hono/http-exception";
+import type { Master } from "./api_forward.ts";
+import { forward, FORWARDED_HEADER } from "./api_forward.ts";
+import { jobRoutes } from "./api_jobs.ts";
+import { queryOf, readPage } from "./api_request.ts";
+import { allocationsView, countsView, nodesView, resourcesView } from "./cluster_views.ts";
+import type { Log } from "./log.ts";
+import type { ErrorCode, PeerInfo } from "./model.ts";
+import { CacophonyError } from "./model.ts";
+import type { Scheduler } from "./scheduler.ts";
+import { PEER_PATH } from "./transport.ts";
+
+/** HTTP status of each error code: the one place where they meet. */
+const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 409 | 412 | 413 | 415 | 422 | 500 | 503> = {
+  bad_request: 400,
+  unparseable: 400,
+  forbidden_origin: 403,
+  not_found: 404,
+  method_not_allowed: 405,
+  conflict: 409,
+  precondition_failed: 412,
+  too_large: 413,
+  unsupported_media_type: 415,
+  invalid_document: 422,
+  internal: 500,
+  store_failed: 503,
+  not_master: 503,
+  no_master: 503,
+  outcome_unknown: 503,
+};
+
+/** Seconds after which a client that got 503 may try again: about what a reconnect takes. */
+const RETRY_AFTER_S = 2;
+
+/** What the API knows of the node that it runs on. */
+export interface LocalNode {
+  readonly nodeId: string;
+  readonly version: string;
+  /** Why this node can't do its work now; empty: it can. */
+  faults(): string[];
+  peerInfo(): PeerInfo;
+  master(): Master;
+}
+
+export type ApiOptions = {
+  local: LocalNode;
+  /** The Scheduler while this node is the master. */
+  scheduler: () => Scheduler | undefined;
+  /** Where this node keeps job directories; shown in dry runs. */
+  dataDir: string;
+  log: Log;
+};
+
+/** The application; `fetch` answers one request. */
+export function createApi(options: ApiOptions): Hono {
+  const { local, log } = options;
+  const app = new Hono();
+  app.onError((error, c) => respondError(c, error, log));
+  app.notFound((c) => {
+    throw new CacophonyError("not_found", `there is no ${c.req.path} here; the API is under /cluster`);
+  });
+  app.use(refuseForeignOrigin);
+
+  app.get("/healthz", (c) => c.json({ status: "ok", node_id: local.nodeId, version: local.version }));
+  app.get("/readyz", (c) => {
+    const reasons = local.faults();
+    return c.json({ ready: reasons.length === 0, reasons }, reasons.length === 0 ? 200 : 503);
+  });
+  app.get(PEER_PATH, (c) => c.json(local.peerInfo()));
+  only(app, ["/healthz", "/readyz", PEER_PATH], "GET");
+
+  app.use("/cluster/*", async (c, next) => {
+    if (options.scheduler()) return next();
+    if (c.req.header(FORWARDED_HEADER))
+      throw new CacophonyError("not_master", "this node was taken for the master, but is not");
+    return forward(c.req.raw, { master: local.master(), selfId: local.nodeId });
+  });
+  const scheduler = () => {
+    const found = options.scheduler();
+    if (!found) throw new CacophonyError("not_master", "this node is no longer the master");
+    return found;
+  };
+  app.route("/cluster/job", jobRoutes({ scheduler, dataDir: options.dataDir, only }));
+  app.route("/cluster", clusterRoutes({ scheduler, local }));
+  return app;
+}
+
+function clusterRoutes({ scheduler, local }: { scheduler: () => Scheduler; local: LocalNode }): Hono {
+  const app = new Hono();
+  app.get("/resources", (c) => c.json(resourcesView(scheduler().state)));
+  app.get("/node", (c) => c.json(nodesView(scheduler().state, readPage(queryOf(c, ["limit", "next"])))));
+  app.get("/allocation", (c) => {
+    const query = queryOf(c, ["job", "service", "node", "state", "limit", "next"]);
+    const filter = { job: query["job"], service: query["service"], node: query["node"], state: query["state"] };
+    return c.json(allocationsView(scheduler().state, { filter, page: readPage(query) }));
+  });
+  app.get("/status", (c) => {
+    const { state, cluster, term } = scheduler();
+    const { master } = local.peerInfo();
+    return c.json({
+      cluster_id: cluster.cluster_id,
+      master: master ?? null,
+      term,
+      version: local.version,
+      ...countsView(state),
+    });
+  });
+  only(app, ["/resources", "/node", "/allocation", "/status"], "GET");
+  return app;
+}
+
+/** Answers every other method on these paths with 405 and the ones that are allowed. */
+function only(app: Hono, paths: readonly string[], ...methods: string[]): void {
+  for (const path of paths) {
+    app.all(path, (c) => {
+      c.header("Allow", methods.join(", "));
+      throw new CacophonyError(
+        "method_not_allowed",
+        `${c.req.method} is not possible on ${c.req.path}; it takes ${methods.join(", ")}`,
+      );
+    });
+  }
+}
+
+/** A page of another host must not write through its reader's browser; whoever is not a browser sends no Origin. */
+async function refuseForeignOrigin(c: Context, next: () => Promise<void>): Promise<void> {
+  const origin = c.req.header("origin");
+  const isWrite = !["GET", "HEAD", "OPTIONS"].includes(c.req.method);
+  // A forwarded request was checked where it came in; no browser may set this header across origins.
+  if (isWrite && origin !== undefined && !c.req.header(FORWARDED_HEADER)) {
+    const host = URL.parse(origin)?.host;
+    if (host !== c.req.header("host")) {
+      throw new CacophonyError(
+        "forbidden_origin",
+        `a write from a page of ${origin} is refused: its host is not this node's`,
+      );
+    }
+  }
+  await next();
+}
+
+function respondError(c: Context, error: unknown, log: Log): Response {
+  const known = toCacophonyError(error);
+  const status = STATUS[known.code];
+  if (status >= 500) log.warn("a request failed", { method: c.req.method, path: c.req.path, code: known.code, error });
+  if (status === 503) c.header("Retry-After", String(RETRY_AFTER_S));
+  return c.json({ error: { code: known.code, message: known.message, details: known.details } }, status);
+}
+
+function toCacophonyError(error: unknown): CacophonyError {
+  if (error instanceof CacophonyError) return error;
+  if (error instanceof HTTPException && error.status < 500)
+    return new CacophonyError("bad_request", error.message, { cause: error });
+  return new CacophonyError("internal", "an error of Cacophony itself; its log has more", { cause: error });
+}

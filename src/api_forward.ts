@@ -1,0 +1,132 @@
+/**
+ * @module Forwarding: a node that is not the master passes a request under /cluster on and the answer back, both streamed and
+ * unchanged. A write is sent once at most; what happened to it is never guessed.
+ */
+import { CacophonyError } from "./model.ts";
+
+/** Marks a request that another node passed on: it is not passed on again. */
+export const FORWARDED_HEADER = "x-cacophony-forwarded-by";
+
+/** Clients get an answer within 2 s when no master can be reached; this leaves room for the answer's own way. */
+const REACH_TIMEOUT_MS = 1_600;
+/** A write without an answer after this time makes the node ask whether the master is alive at all. */
+const DOUBT_AFTER_MS = 700;
+const PROBE_TIMEOUT_MS = 800;
+
+/** Headers that belong to one connection (RFC 9110 section 7.6.1), and what the next connection states anew. */
+const CONNECTION_HEADERS = [
+  "connection",
+  "keep-alive",
+  "proxy-connection",
+  "te",
+  "trailer",
+  "transfer-encoding",
+  "upgrade",
+  "expect",
+  "host",
+];
+
+export type Master = {
+  /** Where this node knows the master to be. */
+  address: string | undefined;
+  /** Set while this node is in session with the master; aborts when that is lost. */
+  lost: AbortSignal | undefined;
+};
+
+export type ForwardOptions = { master: Master; selfId: string };
+
+/**
+ * Sends `request` to the master.
+ * @throws CacophonyError `no_master` when the master was not reached (nothing was sent), `outcome_unknown` when a write was
+ * sent and the answer will not come.
+ */
+export async function forward(request: Request, { master, selfId }: ForwardOptions): Promise<Response> {
+  const { address } = master;
+  if (address === undefined) throw noMaster("this node has not heard of a master yet");
+  const isWrite = request.method !== "GET" && request.method !== "HEAD";
+  // Once a write is sent its fate may stay unknown, so a master that is in doubt is asked for a sign of life before.
+  if (isWrite && !master.lost && !(await answers(address))) throw noMaster(`tried ${address}, which does not answer`);
+  const { pathname, search } = new URL(request.url);
+  const headers = new Headers(request.headers);
+  for (const name of CONNECTION_HEADERS) headers.delete(name);
+  headers.set(FORWARDED_HEADER, selfId);
+  if (request.body) headers.delete("content-length");
+  const abort = new AbortController();
+  const watch = isWrite ? watchWrite(address, { abort, lost: master.lost }) : watchRead(abort);
+  try {
+    const response = await fetch(`http://${address}${pathname}${search}`, {
+      method: request.method,
+      headers,
+      body: request.body,
+      redirect: "manual",
+      signal: abort.signal,
+      // The body passes unchanged, so it must stay encoded as it is; a reused connection could make Bun send a write twice.
+      decompress: false,
+      keepalive: !isWrite,
+    });
+    return passOn(response);
+  } catch (error) {
+    if (!isWrite || wasNeverSent(error)) throw noMaster(`tried ${address}, which does not answer`, error);
+    throw new CacophonyError(
+      "outcome_unknown",
+      `the master at ${address} was lost before it answered: the change may or may not have been made; look before you repeat it`,
+      { cause: error },
+    );
+  } finally {
+    watch.stop();
+  }
+}
+
+function passOn(response: Response): Response {
+  const headers = new Headers(response.headers);
+  for (const name of CONNECTION_HEADERS) headers.delete(name);
+  return new Response(response.body, { status: response.status, statusText: response.statusText, headers });
+}
+
+function watchRead(abort: AbortController): { stop: () => void } {
+  const timer = setTimeout(() => abort.abort(), REACH_TIMEOUT_MS);
+  return { stop: () => clearTimeout(timer) };
+}
+
+/** Gives a write up when the session with the master is lost, or when the master shows no sign of life any more. */
+function watchWrite(
+  address: string,
+  { abort, lost }: { abort: AbortController; lost: AbortSignal | undefined },
+): { stop: () => void } {
+  let timer: Timer | undefined;
+  const giveUp = () => abort.abort();
+  const doubt = async () => {
+    if (!(await answers(address))) return giveUp();
+    if (timer !== undefined) timer = setTimeout(doubt, DOUBT_AFTER_MS);
+  };
+  timer = setTimeout(doubt, DOUBT_AFTER_MS);
+  lost?.addEventListener("abort", giveUp, { once: true });
+  return {
+    stop: () => {
+      clearTimeout(timer);
+      timer = undefined;
+      lost?.removeEventListener("abort", giveUp);
+    },
+  };
+}
+
+async function answers(address: string): Promise<boolean> {
+  try {
+    return (
+      await fetch(`http://${address}/healthz`, { signal: AbortSignal.timeout(PROBE_TIMEOUT_MS), keepalive: false })
+    ).ok;
+  } catch {
+    return false;
+  }
+}
+
+function wasNeverSent(error: unknown): boolean {
+  const code = (error as { code?: string }).code ?? "";
+  return ["ConnectionRefused", "ECONNREFUSED", "FailedToOpenSocket", "EHOSTUNREACH", "ENETUNREACH"].includes(code);
+}
+
+function noMaster(what: string, cause?: unknown): CacophonyError {
+  return new CacophonyError("no_master", `no master can be reached: ${what}; nothing was changed, try again`, {
+    cause,
+  });
+}

@@ -1,0 +1,190 @@
+/** @module The routes under /cluster/job: PUT a compose document, look at it, scale a service, delete it, or only try it. */
+import type { Context } from "hono";
+import { Hono } from "hono";
+import * as v from "valibot";
+import { envOf, queryOf, readBody, readFlag } from "./api_request.ts";
+import { jobsView, jobView, scalesView } from "./cluster_views.ts";
+import { containerName, containerOptions } from "./container_options.ts";
+import { etagOf, findJob, MAX_SCALE } from "./job_changes.ts";
+import type { ParsedJob } from "./job_spec.ts";
+import { parseJob } from "./job_spec.ts";
+import { CacophonyError } from "./model.ts";
+import type { Scheduler, ServicePlan } from "./scheduler.ts";
+
+/** Containers that a dry run shows. */
+const MAX_DRY_RUN_CONTAINERS = 1000;
+
+const JOB_ID = /^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$/;
+const JOB_ID_RULE = "1 to 63 of a-z, A-Z, 0-9, '.', '_' and '-', starting with a letter or a digit";
+
+export type JobRoutesOptions = {
+  scheduler: () => Scheduler;
+  dataDir: string;
+  /** Answers the other methods of a path with 405. */
+  only: (app: Hono, paths: readonly string[], ...methods: string[]) => void;
+};
+
+export function jobRoutes({ scheduler, dataDir, only }: JobRoutesOptions): Hono {
+  const app = new Hono();
+  app.get("/", (c) => c.json(jobsView(scheduler().state)));
+  app.put("/:job_id", async (c) => {
+    const jobId = readJobId(c);
+    const query = queryOf(c, ["dry_run", "env.NAME"]);
+    const dryRun = readFlag(query, "dry_run");
+    const wanted = parse(await readBody(c), { jobId, env: envOf(c) });
+    if (dryRun) return c.json(dryRunView(scheduler(), { jobId, wanted, dataDir }));
+    const { outcome, job } = await scheduler().putJob(jobId, { wanted, preconditions: preconditionsOf(c) });
+    c.header("ETag", etagOf(job.version));
+    const answer = { job_id: jobId, version: job.version, services: scalesView(job), warnings: wanted.warnings };
+    return c.json(answer, outcome === "created" ? 201 : 200);
+  });
+  app.get("/:job_id", (c) => {
+    const { state } = scheduler();
+    const job = findJob(state, c.req.param("job_id"));
+    c.header("ETag", etagOf(job.version));
+    return c.json(jobView(job, { state, blockedOf: (key) => scheduler().blockedOf(key) }));
+  });
+  app.delete("/:job_id", async (c) => {
+    const jobId = c.req.param("job_id");
+    const volumes = readFlag(queryOf(c, ["volumes"]), "volumes");
+    const version = await scheduler().deleteJob(jobId, { volumes, preconditions: preconditionsOf(c) });
+    return c.json({ job_id: jobId, version }, 202);
+  });
+  app.put("/:job_id/:service_name", async (c) => {
+    queryOf(c, []);
+    const scale = readScale(await readBody(c));
+    const { job_id, service_name } = c.req.param();
+    const job = await scheduler().scaleService(job_id, { serviceName: service_name, scale });
+    c.header("ETag", etagOf(job.version));
+    return c.json({ job_id, service_name, scale, version: job.version });
+  });
+  only(app, ["/"], "GET");
+  only(app, ["/:job_id"], "GET", "PUT", "DELETE");
+  only(app, ["/:job_id/:service_name"], "PUT");
+  return app;
+}
+
+function readJobId(c: Context): string {
+  const jobId = c.req.param("job_id") ?? "";
+  if (!JOB_ID.test(jobId)) {
+    const message = `'${jobId}' is no job id: write ${JOB_ID_RULE}`;
+    throw new CacophonyError("invalid_document", message, { details: [{ path: "job_id", message }] });
+  }
+  return jobId;
+}
+
+function parse(body: Uint8Array, options: { jobId: string; env: ReadonlyMap<string, string> }): ParsedJob {
+  const result = parseJob(body, options);
+  if (result.ok) return result.job;
+  const { code, details } = result;
+  const first = details[0]?.message ?? "";
+  const message =
+    code === "unparseable"
+      ? `the document cannot be read: ${first}`
+      : `the document has ${details.length === 1 ? "a fault" : `${details.length} faults`}; nothing of it was applied`;
+  throw new CacophonyError(code, message, { details });
+}
+
+const scaleBody = v.strictObject({ scale: v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(MAX_SCALE)) });
+
+function readScale(body: Uint8Array): number {
+  let json: unknown;
+  try {
+    json = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(body));
+  } catch (error) {
+    throw new CacophonyError("unparseable", 'the body is no JSON: send {"scale": 5}', { cause: error });
+  }
+  const parsed = v.safeParse(scaleBody, json);
+  if (parsed.success) return parsed.output.scale;
+  const details = parsed.issues.map((issue) => ({ path: v.getDotPath(issue) ?? "", message: issue.message }));
+  throw new CacophonyError("invalid_document", `send {"scale": N} with a whole number from 0 to ${MAX_SCALE}`, {
+    details,
+  });
+}
+
+function preconditionsOf(c: Context) {
+  return { ifMatch: c.req.header("if-match"), ifNoneMatch: c.req.header("if-none-match") };
+}
+
+// ---- Dry run ----------------------------------------------------------------------------------------------------------
+
+function dryRunView(
+  scheduler: Scheduler,
+  { jobId, wanted, dataDir }: { jobId: string; wanted: ParsedJob; dataDir: string },
+) {
+  const { outcome, services } = scheduler.dryRun(jobId, wanted);
+  const slots = services.flatMap((service) => slotsOf(service, scheduler));
+  return {
+    job_id: jobId,
+    version: outcome.job.version,
+    services: scalesView(outcome.job),
+    changes: changesView(scheduler, { jobId, services }),
+    blocked: services.flatMap(({ goal, plan }) =>
+      plan.blocked.map((one) => ({ service_name: goal.service_name, ...one })),
+    ),
+    warnings: wanted.warnings,
+    containers: slots.slice(0, MAX_DRY_RUN_CONTAINERS).map(({ goal, slot, nodeId, allocationId }) => {
+      const context = {
+        clusterId: scheduler.cluster.cluster_id,
+        nodeId,
+        jobId,
+        serviceName: goal.service_name,
+        slot,
+        allocationId,
+        networkName: `${jobId}_default`,
+        projectDir: `${dataDir}/projects/${jobId}`,
+      };
+      return {
+        service_name: goal.service_name,
+        slot,
+        name: containerName(context),
+        create: containerOptions(goal.spec, context),
+      };
+    }),
+    truncated: slots.length > MAX_DRY_RUN_CONTAINERS,
+  };
+}
+
+type Slot = { goal: ServicePlan["goal"]; slot: number; nodeId: string; allocationId: string };
+
+/** Every slot that the document asks for: those that stay, those that would be placed, and those that are blocked. */
+function slotsOf({ goal, plan }: ServicePlan, { state }: Scheduler): Slot[] {
+  const leaving = new Set(plan.stop.map(({ allocation_id }) => allocation_id));
+  const key = `${goal.job_id}/${goal.service_name}` as const;
+  const staying = state
+    .allocationsOf(key)
+    .filter((one) => one.desired === "run" && one.incarnation === goal.incarnation && !leaving.has(one.allocation_id));
+  const slots = new Map<number, Slot>();
+  for (const { slot, node_id, allocation_id } of [...staying, ...plan.place]) {
+    slots.set(slot, { goal, slot, nodeId: node_id, allocationId: allocation_id });
+  }
+  for (let slot = 1; slots.size < Math.min(goal.scale, MAX_DRY_RUN_CONTAINERS + 1); slot++) {
+    if (!slots.has(slot)) slots.set(slot, { goal, slot, nodeId: "", allocationId: "00000000" });
+  }
+  return [...slots.values()].toSorted((a, b) => a.slot - b.slot);
+}
+
+/** What a PUT would do to each service, in words. */
+function changesView(scheduler: Scheduler, { jobId, services }: { jobId: string; services: readonly ServicePlan[] }) {
+  const before = new Map(scheduler.state.liveJob(jobId)?.services.map((service) => [service.service_name, service]));
+  const changes = services.flatMap(({ goal, plan }) => {
+    const old = before.get(goal.service_name);
+    before.delete(goal.service_name);
+    const { service_name, scale } = goal;
+    const placed = plan.place.map(({ slot, node_id }) => ({ slot, node_id }));
+    if (!old) return [{ service_name, action: "create", scale, place: placed }];
+    if (old.spec_hash !== goal.spec_hash)
+      return [{ service_name, action: "replace", scale, previous_scale: old.scale, place: placed }];
+    if (old.scale !== scale)
+      return [{ service_name, action: "scale", scale, previous_scale: old.scale, place: placed }];
+    return [];
+  });
+  const removed = [...before.values()].map(({ service_name, scale }) => ({
+    service_name,
+    action: "remove",
+    scale: 0,
+    previous_scale: scale,
+    place: [],
+  }));
+  return [...changes, ...removed];
+}

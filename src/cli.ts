@@ -1,0 +1,296 @@
+/**
+ * @module The command line: one table of options, read from arguments, the environment or (for a node) what it was last started
+ * with. Options stand before or after the subcommand. Owns exit codes: 0 ended as asked, 2 could not start as it was told.
+ */
+import { homedir } from "node:os";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import type { ArgsDef, CommandDef } from "citty";
+import { defineCommand, renderUsage } from "citty";
+import { parseAddress } from "./address.ts";
+import type { Settings } from "./data_dir.ts";
+import { readBytes, readDuration, Refusal } from "./job_grammar.ts";
+import type { LogFormat, LogLevel } from "./log.ts";
+import { LOG_LEVELS, openLog } from "./log.ts";
+import { StartError } from "./model.ts";
+import { nearest } from "./nearest.ts";
+import type { StartOptions } from "./node.ts";
+import { Node } from "./node.ts";
+import { COMMIT, VERSION } from "./version.ts";
+
+export const EXIT_BAD_START = 2;
+
+const NANOSECONDS_PER_MS = 1e6;
+
+type Option = { valueHint?: string; description: string; multiple?: boolean };
+
+/** Every option; each value may also come from the environment as CACOPHONY_ and the name in capitals. */
+const OPTIONS = {
+  "bind-addr": { valueHint: "HOST:PORT", description: "listen here (bootstrap: 127.0.0.1:9000; join: 0.0.0.0:9000)" },
+  "advertise-addr": {
+    valueHint: "HOST:PORT",
+    description: "the address that other nodes reach this one at (default: the one listened on)",
+  },
+  "data-dir": {
+    valueHint: "DIR",
+    description: "identity and state (default: /var/lib/cacophony as root, else the XDG data directory)",
+  },
+  "docker-host": {
+    valueHint: "URL",
+    description: "unix:///path or tcp://host:port (default: DOCKER_HOST, then unix:///var/run/docker.sock)",
+  },
+  "node-name": {
+    valueHint: "NAME",
+    description: "name to show (default: the host name; a second equal one gets a suffix)",
+  },
+  label: { valueHint: "KEY=VALUE", description: "a label of this node; repeatable", multiple: true },
+  memory: { valueHint: "SIZE", description: "how much memory the cluster may use here, as 8g (default: all)" },
+  cpus: { valueHint: "NUMBER", description: "how many CPUs the cluster may use here, as 1.5 (default: all)" },
+  "network-pool": {
+    valueHint: "CIDR",
+    description: "where job networks take their /26 subnets from (bootstrap only; default 10.210.0.0/16)",
+  },
+  "heartbeat-interval": { valueHint: "DURATION", description: "how often nodes report (bootstrap only; default 2s)" },
+  "node-timeout": {
+    valueHint: "DURATION",
+    description: "a node silent for so long is down (bootstrap only; default 15s)",
+  },
+  "log-level": { valueHint: "LEVEL", description: `${LOG_LEVELS.join(", ")} (default info)` },
+  "log-format": { valueHint: "FORMAT", description: "json or pretty (default: pretty on a terminal, else json)" },
+} as const satisfies Record<string, Option>;
+type OptionName = keyof typeof OPTIONS;
+const OPTION_NAMES = Object.keys(OPTIONS) as OptionName[];
+
+type Given = Partial<Record<OptionName, string>> & { labels: string[] };
+
+const EXAMPLES = `EXAMPLES
+
+  cacophony bootstrap --bind-addr 10.0.0.1:9000     make a cluster; this node is its master
+  cacophony join 10.0.0.1:9000                      add this machine; any node of the cluster will do
+  cacophony                                         start again as what the data directory says
+  curl -X PUT 10.0.0.1:9000/cluster/job/my-job --data-binary @compose.yml
+`;
+
+const ARGS: ArgsDef = Object.fromEntries(
+  Object.entries(OPTIONS).map(
+    ([name, { valueHint, description }]) => [name, { type: "string", valueHint, description }] as const,
+  ),
+);
+
+const COMMANDS = {
+  bootstrap: defineCommand({
+    meta: {
+      name: "bootstrap",
+      description: "Make a new cluster with this node as its master, or start that master again",
+    },
+    args: ARGS,
+  }),
+  join: defineCommand({
+    meta: { name: "join", description: "Join a cluster through any of its nodes, or start that node again" },
+    args: {
+      address: { type: "positional", description: "address of any node, as 10.0.0.1:9000", required: true },
+      ...ARGS,
+    },
+  }),
+};
+
+const ROOT = defineCommand({
+  meta: { name: "cacophony", version: VERSION, description: "A distributed container scheduler that fits in one file" },
+  args: ARGS,
+  subCommands: COMMANDS,
+});
+
+type Invocation =
+  | { kind: "help"; command: keyof typeof COMMANDS | undefined }
+  | { kind: "version" }
+  | { kind: "start"; command: StartOptions["command"]; peer?: string; given: Given };
+
+/** Runs one invocation of the program; resolves to its exit code. `env` is the process's environment. */
+export async function runCli(
+  argv: readonly string[],
+  env: Readonly<Record<string, string | undefined>>,
+): Promise<number> {
+  try {
+    const invocation = readInvocation(argv, env);
+    if (invocation.kind === "version") {
+      console.log(`cacophony ${VERSION} (commit ${COMMIT}, Bun ${Bun.version})`);
+      return 0;
+    }
+    if (invocation.kind === "help") {
+      const { command } = invocation;
+      const usage = command ? await renderUsage(COMMANDS[command] as CommandDef, ROOT) : await renderUsage(ROOT);
+      console.log(`${process.stdout.isTTY ? usage : Bun.stripANSI(usage)}\n${EXAMPLES}`);
+      return 0;
+    }
+    return await runNode(invocation, env);
+  } catch (error) {
+    if (!(error instanceof StartError)) throw error;
+    console.error(`cacophony: ${error.message}`);
+    return EXIT_BAD_START;
+  }
+}
+
+async function runNode(
+  { command, peer, given }: Extract<Invocation, { kind: "start" }>,
+  env: Readonly<Record<string, string | undefined>>,
+): Promise<number> {
+  const log = openLog({
+    level: oneOf(given["log-level"] ?? "info", { what: "--log-level", allowed: LOG_LEVELS }) as LogLevel,
+    format: oneOf(given["log-format"] ?? (process.stderr.isTTY ? "pretty" : "json"), {
+      what: "--log-format",
+      allowed: ["json", "pretty"],
+    }) as LogFormat,
+  });
+  const node = await Node.start({
+    command,
+    ...(peer === undefined ? {} : { peer }),
+    dataDir: given["data-dir"] ?? defaultDataDir(env),
+    settings: readSettings(given),
+    defaultDockerHost: env["DOCKER_HOST"] || "unix:///var/run/docker.sock",
+    version: VERSION,
+    log,
+  });
+  const signal = Promise.withResolvers<undefined>();
+  for (const name of ["SIGTERM", "SIGINT"] as const) process.once(name, () => signal.resolve(undefined));
+  const failure = await Promise.race([signal.promise, node.failed]);
+  log.info("stopping; containers keep running");
+  await node.stop();
+  if (failure) throw failure;
+  return 0;
+}
+
+/**
+ * What the arguments and the environment ask for. Options are taken before and after the subcommand; of a repeated one the
+ * last counts, but for labels, which add up.
+ */
+function readInvocation(argv: readonly string[], env: Readonly<Record<string, string | undefined>>): Invocation {
+  const options = Object.fromEntries(OPTION_NAMES.map((name) => [name, { type: "string", multiple: true }] as const));
+  const { values, positionals } = parse(argv, options);
+  const [command, ...rest] = positionals;
+  if (values["version"]) return { kind: "version" };
+  if (command !== undefined && command !== "bootstrap" && command !== "join") {
+    if (command === "help") return { kind: "help", command: undefined };
+    const near = nearest(command, Object.keys(COMMANDS));
+    throw new StartError(`unknown command '${command}'; ${near ? `did you mean '${near}'?` : "see cacophony --help"}`);
+  }
+  if (values["help"]) return { kind: "help", command };
+  const given = readGiven(values, env);
+  if (command !== "join") {
+    if (rest.length > 0)
+      throw new StartError(`unexpected argument '${rest[0]}' after ${command}; see cacophony --help`);
+    return { kind: "start", command: command ?? "resume", given };
+  }
+  const [peer, extra] = rest;
+  if (peer === undefined) throw new StartError("join needs the address of a node: cacophony join 10.0.0.1:9000");
+  if (extra !== undefined) throw new StartError(`unexpected argument '${extra}': join takes one address`);
+  parseAddress(peer, "the address to join");
+  return { kind: "start", command, peer, given };
+}
+
+function parse(argv: readonly string[], options: Record<string, { readonly type: "string"; readonly multiple: true }>) {
+  const flags = {
+    help: { type: "boolean", short: "h", multiple: true },
+    version: { type: "boolean", short: "v", multiple: true },
+  } as const;
+  try {
+    const parsed = parseArgs({ args: [...argv], options: { ...options, ...flags }, allowPositionals: true });
+    return { values: parsed.values as Record<string, string[] | undefined>, positionals: parsed.positionals };
+  } catch (error) {
+    const text = error instanceof Error ? error.message : String(error);
+    const unknown = /Unknown option '(-{1,2}[^']*)'/.exec(text)?.[1];
+    if (unknown === undefined) throw new StartError(`${text.split(". ")[0]}; see cacophony --help`, { cause: error });
+    const near = nearest(unknown.replace(/^-+/, ""), [...OPTION_NAMES, "help", "version"]);
+    throw new StartError(
+      `unknown option '${unknown}'; ${near ? `did you mean '--${near}'?` : "see cacophony --help"}`,
+      { cause: error },
+    );
+  }
+}
+
+function readGiven(
+  values: Record<string, string[] | undefined>,
+  env: Readonly<Record<string, string | undefined>>,
+): Given {
+  const given: Given = { labels: values["label"] ?? env["CACOPHONY_LABEL"]?.split(",").filter(Boolean) ?? [] };
+  for (const name of OPTION_NAMES) {
+    const value = values[name]?.at(-1) ?? (env[`CACOPHONY_${name.toUpperCase().replaceAll("-", "_")}`] || undefined);
+    if (value !== undefined) given[name] = value;
+  }
+  return given;
+}
+
+function readSettings(given: Given): Settings {
+  const settings: Settings = {};
+  if (given["bind-addr"] !== undefined) parseAddress((settings.bind_addr = given["bind-addr"]), "--bind-addr");
+  if (given["advertise-addr"] !== undefined)
+    parseAddress((settings.advertise_addr = given["advertise-addr"]), "--advertise-addr");
+  if (given["docker-host"] !== undefined) settings.docker_host = readDockerHost(given["docker-host"]);
+  if (given["node-name"] !== undefined) settings.node_name = readNodeName(given["node-name"]);
+  if (given.labels.length > 0) settings.labels = given.labels.map(readLabel);
+  if (given.memory !== undefined) settings.memory_bytes = positive(readBytes(given.memory), { what: "--memory" });
+  if (given.cpus !== undefined) settings.cpus = readCpus(given.cpus);
+  if (given["network-pool"] !== undefined) settings.network_pool = readPool(given["network-pool"]);
+  for (const [name, key] of [
+    ["heartbeat-interval", "heartbeat_interval_ms"],
+    ["node-timeout", "node_timeout_ms"],
+  ] as const) {
+    const text = given[name];
+    if (text !== undefined)
+      settings[key] = Math.ceil(positive(readDuration(text), { what: `--${name}` }) / NANOSECONDS_PER_MS);
+  }
+  return settings;
+}
+
+function positive(value: number | Refusal, { what }: { what: string }): number {
+  if (value instanceof Refusal) throw new StartError(`${what} ${value.message}`);
+  if (value <= 0) throw new StartError(`${what} must be above 0`);
+  return value;
+}
+
+function readCpus(text: string): number {
+  const cpus = Number(text);
+  if (!/^\d*\.?\d+$/.test(text) || cpus <= 0)
+    throw new StartError(`--cpus '${text}' is no number above 0: write 4 or 1.5`);
+  return cpus;
+}
+
+function readLabel(text: string): [string, string] {
+  const equals = text.indexOf("=");
+  if (equals < 1) throw new StartError(`--label '${text}' is no label: write KEY=VALUE, as zone=a`);
+  return [text.slice(0, equals), text.slice(equals + 1)];
+}
+
+function readNodeName(text: string): string {
+  if (/^[a-zA-Z0-9][a-zA-Z0-9._-]{0,252}$/.test(text)) return text;
+  throw new StartError(
+    `--node-name '${text}' is no name: letters, digits, '.', '_' and '-', starting with a letter or a digit`,
+  );
+}
+
+function readDockerHost(text: string): string {
+  if (/^unix:\/\/\/./.test(text) || /^tcp:\/\/[^/\s]+$/.test(text)) return text;
+  throw new StartError(`--docker-host '${text}' is not usable: write unix:///path/to/docker.sock or tcp://host:port`);
+}
+
+/** An IPv4 range with room for at least one /26. */
+function readPool(text: string): string {
+  const match = /^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})\/(\d{1,2})$/.exec(text);
+  const [bytes, prefix] = [match?.slice(1, 5).map(Number) ?? [], Number(match?.[5])];
+  const bits = bytes.reduce((sum, byte) => sum * 256 + byte, 0);
+  if (!match || bytes.some((byte) => byte > 255) || prefix < 8 || prefix > 26 || bits % 2 ** (32 - prefix) !== 0) {
+    throw new StartError(
+      `--network-pool '${text}' is no usable range: write an IPv4 network of /8 to /26, as 10.210.0.0/16`,
+    );
+  }
+  return text;
+}
+
+function oneOf(text: string, { what, allowed }: { what: string; allowed: readonly string[] }): string {
+  if (allowed.includes(text)) return text;
+  throw new StartError(`${what} '${text}' is unknown: write ${allowed.join(" or ")}`);
+}
+
+function defaultDataDir(env: Readonly<Record<string, string | undefined>>): string {
+  if (process.getuid?.() === 0) return "/var/lib/cacophony";
+  return join(env["XDG_DATA_HOME"] || join(homedir(), ".local", "share"), "cacophony");
+}

@@ -1,0 +1,227 @@
+/**
+ * @module The master's picture of the cluster, in memory: the stored records with their indexes, and beside them what nodes
+ * reported (never stored). Pure data and derivations; the Scheduler writes changes to the Store first and applies them here after.
+ */
+import type {
+  AllocationRecord,
+  AllocationStatus,
+  Change,
+  EngineStatus,
+  ForeignContainer,
+  HomeRecord,
+  JobRecord,
+  LiveJob,
+  NodeRecord,
+  Order,
+  RemovalRecord,
+  Resources,
+  ServiceSpec,
+} from "./model.ts";
+import { RECORD_KINDS } from "./model.ts";
+import type { Candidate, Load } from "./placement.ts";
+import { claimsOf, demandOf, reservationOf } from "./placement.ts";
+
+/** What is known of a node beyond its record. Times are milliseconds since 1970. */
+export type NodeView = {
+  state: "ready" | "unready" | "down";
+  /** Why the node is not ready; empty when it is. */
+  reason: string;
+  /** When the node last spoke, or when this master began to listen for it. */
+  lastSeen: number;
+  connected: boolean;
+  version: string;
+  engine: EngineStatus | undefined;
+  resources: Resources | undefined;
+  foreign: ForeignContainer[];
+  applied: Order | undefined;
+  /** Whether `statuses` holds a full report of the current or the last session. */
+  reported: boolean;
+  statuses: Map<string, AllocationStatus>;
+};
+
+/** A service of a job, by one string: job ids have no slash. */
+export type ServiceKey = `${string}/${string}`;
+
+export function serviceKey(of: { job_id: string; service_name: string }): ServiceKey {
+  return `${of.job_id}/${of.service_name}`;
+}
+
+/** Sums over a node's allocations, kept until one of them changes. */
+type NodeLoad = Pick<
+  Candidate,
+  "reserved" | "reservedStarting" | "planned" | "plannedStarting" | "claims" | "allocations" | "perJob"
+>;
+
+export class ClusterState {
+  readonly jobs = new Map<string, JobRecord>();
+  readonly specs = new Map<string, ServiceSpec>();
+  readonly nodes = new Map<string, NodeRecord>();
+  readonly allocations = new Map<string, AllocationRecord>();
+  readonly homes = new Map<string, HomeRecord>();
+  readonly removals = new Map<string, RemovalRecord>();
+  readonly views = new Map<string, NodeView>();
+  readonly #byService = new Map<ServiceKey, Map<string, AllocationRecord>>();
+  readonly #byNode = new Map<string, Map<string, AllocationRecord>>();
+  readonly #loads = new Map<string, NodeLoad>();
+
+  /** Takes in changes that the Store has made durable. */
+  apply(changes: readonly Change[]): void {
+    for (const change of changes) {
+      if (change.op === "delete") this.#delete(change.kind, change.key);
+      else if (change.kind === "job") this.jobs.set(change.record.job_id, change.record);
+      else if (change.kind === "spec") this.specs.set(change.record.spec_hash, change.record.spec);
+      else if (change.kind === "node") this.nodes.set(change.record.node_id, change.record);
+      else if (change.kind === "allocation") this.#putAllocation(change.record);
+      else if (change.kind === "home") this.homes.set(RECORD_KINDS.home.key(change.record), change.record);
+      else if (change.kind === "removal") this.removals.set(change.record.removal_id, change.record);
+    }
+  }
+
+  liveJob(jobId: string): LiveJob | undefined {
+    const job = this.jobs.get(jobId);
+    return job?.state === "live" ? job : undefined;
+  }
+
+  liveJobs(): LiveJob[] {
+    return [...this.jobs.values()].filter((job) => job.state === "live");
+  }
+
+  allocationsOf(key: ServiceKey): AllocationRecord[] {
+    return [...(this.#byService.get(key)?.values() ?? [])];
+  }
+
+  allocationsOn(nodeId: string): AllocationRecord[] {
+    return [...(this.#byNode.get(nodeId)?.values() ?? [])];
+  }
+
+  /** Names of the services of a job that still have allocations, whether the document has them or not. */
+  allocatedServices(jobId: string): string[] {
+    const prefix = `${jobId}/`;
+    return [...this.#byService.keys()].filter((key) => key.startsWith(prefix)).map((key) => key.slice(prefix.length));
+  }
+
+  status(allocation: AllocationRecord): AllocationStatus | undefined {
+    return this.views.get(allocation.node_id)?.statuses.get(allocation.allocation_id);
+  }
+
+  isDown(nodeId: string): boolean {
+    return this.views.get(nodeId)?.state === "down" || !this.nodes.has(nodeId);
+  }
+
+  homeOf(of: { job_id: string; service_name: string; slot: number }): HomeRecord | undefined {
+    return this.homes.get(JSON.stringify([of.job_id, of.service_name, of.slot]));
+  }
+
+  /** Nodes as placement sees them, ordered by node id; a copy that placement may count into. */
+  candidates(): Candidate[] {
+    return [...this.nodes.values()]
+      .toSorted((a, b) => (a.node_id < b.node_id ? -1 : 1))
+      .map((node) => this.#candidate(node));
+  }
+
+  /** Sums of what is set aside on a node, for reports. */
+  reservedOn(nodeId: string): Load {
+    return this.#load(nodeId).reserved;
+  }
+
+  /** Tells that the status of one of the node's allocations changed. */
+  touch(nodeId: string): void {
+    this.#loads.delete(nodeId);
+  }
+
+  #candidate(node: NodeRecord): Candidate {
+    const view = this.views.get(node.node_id);
+    const load = this.#load(node.node_id);
+    return {
+      node_id: node.node_id,
+      refusal: refusalOf(node, view),
+      resources: view?.resources,
+      reserved: { ...load.reserved },
+      reservedStarting: { ...load.reservedStarting },
+      planned: { ...load.planned },
+      plannedStarting: { ...load.plannedStarting },
+      claims: [...load.claims],
+      allocations: load.allocations,
+      perJob: new Map(load.perJob),
+    };
+  }
+
+  #load(nodeId: string): NodeLoad {
+    const known = this.#loads.get(nodeId);
+    if (known) return known;
+    const here = this.allocationsOn(nodeId);
+    const starting = here.filter((allocation) => this.status(allocation)?.state !== "running");
+    const perJob = new Map<string, number>();
+    for (const { job_id } of here) perJob.set(job_id, (perJob.get(job_id) ?? 0) + 1);
+    const load: NodeLoad = {
+      reserved: this.#sum(here, reservationOf),
+      reservedStarting: this.#sum(starting, reservationOf),
+      planned: this.#sum(here, demandOf),
+      plannedStarting: this.#sum(starting, demandOf),
+      claims: here.flatMap(({ spec_hash }) => {
+        const spec = this.specs.get(spec_hash);
+        return spec ? claimsOf(spec) : [];
+      }),
+      allocations: here.length,
+      perJob,
+    };
+    this.#loads.set(nodeId, load);
+    return load;
+  }
+
+  #sum(allocations: readonly AllocationRecord[], part: (spec: ServiceSpec) => Load): Load {
+    const sum: Load = { cpus: 0, memory: 0 };
+    for (const { spec_hash } of allocations) {
+      const spec = this.specs.get(spec_hash);
+      if (!spec) continue;
+      const { cpus, memory } = part(spec);
+      sum.cpus += cpus;
+      sum.memory += memory;
+    }
+    return sum;
+  }
+
+  #putAllocation(record: AllocationRecord): void {
+    this.touch(record.node_id);
+    this.allocations.set(record.allocation_id, record);
+    entry(this.#byService, serviceKey(record)).set(record.allocation_id, record);
+    entry(this.#byNode, record.node_id).set(record.allocation_id, record);
+  }
+
+  #delete(kind: string, key: string): void {
+    if (kind === "job") this.jobs.delete(key);
+    else if (kind === "spec") this.specs.delete(key);
+    else if (kind === "node") this.nodes.delete(key);
+    else if (kind === "home") this.homes.delete(key);
+    else if (kind === "removal") this.removals.delete(key);
+    else if (kind === "allocation") this.#deleteAllocation(key);
+  }
+
+  #deleteAllocation(id: string): void {
+    const record = this.allocations.get(id);
+    if (!record) return;
+    this.touch(record.node_id);
+    this.allocations.delete(id);
+    drop(this.#byService, serviceKey(record), id);
+    drop(this.#byNode, record.node_id, id);
+  }
+}
+
+function refusalOf(node: NodeRecord, view: NodeView | undefined): string | undefined {
+  if (node.availability === "drain") return "draining";
+  if (!view || view.state === "down") return "down";
+  if (view.state === "unready") return `unready (${view.reason})`;
+  return undefined;
+}
+
+function entry<K, V>(index: Map<K, Map<string, V>>, key: K): Map<string, V> {
+  let inner = index.get(key);
+  if (!inner) index.set(key, (inner = new Map()));
+  return inner;
+}
+
+function drop<K, V>(index: Map<K, Map<string, V>>, key: K, id: string): void {
+  const inner = index.get(key);
+  inner?.delete(id);
+  if (inner?.size === 0) index.delete(key);
+}

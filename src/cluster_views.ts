@@ -1,0 +1,190 @@
+/**
+ * @module The cluster as API clients see it: JSON documents made of the master's state. Pure. Absent values are `null`, so that
+ * every document has every field; times are ISO 8601 in UTC.
+ */
+import type { ClusterState, NodeView } from "./cluster_state.ts";
+import { serviceKey } from "./cluster_state.ts";
+import type { AllocationRecord, LiveJob, NodeRecord } from "./model.ts";
+import type { Blocked } from "./reconcile.ts";
+
+/** Entries of one page of a listing, unless `limit` says less. */
+export const PAGE_SIZE = 1000;
+
+export type Page = { limit: number; after: string | undefined };
+export type AllocationFilter = Partial<Record<"job" | "service" | "node" | "state", string | undefined>>;
+type BlockedOf = (key: ReturnType<typeof serviceKey>) => readonly Blocked[];
+
+/** State of an allocation for a reader: what its node reports, unless the master knows better. */
+export function allocationState(allocation: AllocationRecord, state: ClusterState): string {
+  if (state.isDown(allocation.node_id)) return "lost";
+  if (allocation.desired === "stop") return "stopping";
+  return state.status(allocation)?.state ?? "pending";
+}
+
+export function allocationView(allocation: AllocationRecord, state: ClusterState) {
+  const node = state.nodes.get(allocation.node_id);
+  const status = state.status(allocation);
+  return {
+    allocation_id: allocation.allocation_id,
+    job_id: allocation.job_id,
+    service_name: allocation.service_name,
+    slot: allocation.slot,
+    job_version: allocation.job_version,
+    node_id: allocation.node_id,
+    node_name: node?.node_name ?? null,
+    node_address: node?.address ?? null,
+    state: allocationState(allocation, state),
+    container_id: status?.container_id ?? null,
+    ports: status?.ports ?? [],
+    restarts: status?.restarts ?? 0,
+    exit_code: status?.exit_code ?? null,
+    error: status?.error ?? null,
+    created_at: time(allocation.created_at),
+    started_at: time(status?.started_at),
+    finished_at: time(status?.finished_at),
+  };
+}
+
+/** One page of allocations in the order of job, service and slot. */
+export function allocationsView(state: ClusterState, { filter, page }: { filter: AllocationFilter; page: Page }) {
+  const wanted = [...state.allocations.values()].filter(
+    (one) =>
+      (filter.job === undefined || one.job_id === filter.job) &&
+      (filter.service === undefined || one.service_name === filter.service) &&
+      (filter.node === undefined ||
+        one.node_id === filter.node ||
+        state.nodes.get(one.node_id)?.node_name === filter.node) &&
+      (filter.state === undefined || allocationState(one, state) === filter.state),
+  );
+  const { items, next } = pageOf(wanted, { key: sortKey, page });
+  return { allocations: items.map((allocation) => allocationView(allocation, state)), next };
+}
+
+export function nodesView(state: ClusterState, page: Page) {
+  const { items, next } = pageOf([...state.nodes.values()], { key: (node) => node.node_id, page });
+  return { nodes: items.map((node) => nodeView(node, state.views.get(node.node_id))), next };
+}
+
+export function resourcesView(state: ClusterState) {
+  const entries = [...state.nodes.keys()].flatMap((nodeId) => {
+    const resources = state.views.get(nodeId)?.resources;
+    if (!resources) return [];
+    const reserved = state.reservedOn(nodeId);
+    const { total_memory, used_memory, available_memory, cpus, used_cpus } = resources;
+    const view = {
+      total_memory,
+      used_memory,
+      available_memory,
+      reserved_memory: reserved.memory,
+      cpus,
+      used_cpus: round(used_cpus),
+      reserved_cpus: round(reserved.cpus),
+      allocations: state.allocationsOn(nodeId).length,
+    };
+    return [[nodeId, view] as const];
+  });
+  return Object.fromEntries(entries);
+}
+
+/** All jobs: job id to the job's document. */
+export function jobsView(state: ClusterState) {
+  const jobs = state.liveJobs().toSorted((a, b) => (a.job_id < b.job_id ? -1 : 1));
+  return Object.fromEntries(jobs.map((job) => [job.job_id, JSON.parse(job.document) as unknown]));
+}
+
+export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterState; blockedOf: BlockedOf }) {
+  const services = job.services.map(({ service_name, scale }) => {
+    const key = serviceKey({ job_id: job.job_id, service_name });
+    const records = state
+      .allocationsOf(key)
+      .filter(({ incarnation }) => incarnation === job.incarnation)
+      .toSorted((a, b) => a.slot - b.slot || (a.allocation_id < b.allocation_id ? -1 : 1));
+    const allocations = records.map((allocation) => allocationView(allocation, state));
+    const placed = records.filter(({ desired }) => desired === "run").length;
+    const counts = countStates(allocations, scale - placed);
+    return [service_name, { scale, counts, allocations, blocked: blockedOf(key) }] as const;
+  });
+  return {
+    job_id: job.job_id,
+    version: job.version,
+    document: JSON.parse(job.document) as unknown,
+    services: Object.fromEntries(services),
+    created_at: time(job.created_at),
+    updated_at: time(job.updated_at),
+  };
+}
+
+/** What PUT answers of a job's services. */
+export function scalesView(job: LiveJob) {
+  return Object.fromEntries(job.services.map(({ service_name, scale }) => [service_name, { scale }]));
+}
+
+export function countsView(state: ClusterState) {
+  const nodes: Record<string, number> = { ready: 0, unready: 0, down: 0, left: 0 };
+  for (const nodeId of state.nodes.keys()) {
+    const key = state.views.get(nodeId)?.state ?? "unready";
+    nodes[key] = (nodes[key] ?? 0) + 1;
+  }
+  const allocations: Record<string, number> = {};
+  for (const allocation of state.allocations.values()) {
+    const key = allocationState(allocation, state);
+    allocations[key] = (allocations[key] ?? 0) + 1;
+  }
+  return { jobs: state.liveJobs().length, nodes, allocations };
+}
+
+function nodeView(node: NodeRecord, view: NodeView | undefined) {
+  const engine = view?.engine;
+  return {
+    node_id: node.node_id,
+    node_name: node.node_name,
+    address: node.address,
+    role: node.role,
+    state: view?.state ?? "unready",
+    reason: view?.reason ?? "",
+    availability: node.availability,
+    labels: Object.fromEntries(node.labels),
+    cacophony_version: view?.version || null,
+    docker_version: engine?.state === "ready" ? engine.docker_version : null,
+    docker_api_version: engine?.state === "ready" ? engine.api_version : null,
+    engine_id: node.engine_id ?? null,
+    foreign_containers: view?.foreign ?? [],
+    joined_at: time(node.joined_at),
+    last_seen_at: time(view?.lastSeen),
+  };
+}
+
+/** Allocations by state; slots without one are pending. */
+function countStates(allocations: readonly { state: string }[], unplaced: number): Record<string, number> {
+  const counts: Record<string, number> = unplaced > 0 ? { pending: unplaced } : {};
+  for (const { state } of allocations) counts[state] = (counts[state] ?? 0) + 1;
+  return counts;
+}
+
+function sortKey({ job_id, service_name, slot, allocation_id }: AllocationRecord): string {
+  return [job_id, service_name, String(slot).padStart(6, "0"), allocation_id].join("/");
+}
+
+/** Items after the cursor, in key order, and the cursor of the next page (null: this is the last). */
+function pageOf<T>(
+  items: readonly T[],
+  { key, page }: { key: (item: T) => string; page: Page },
+): { items: T[]; next: string | null } {
+  const sorted = items.map((item) => ({ item, key: key(item) })).toSorted((a, b) => (a.key < b.key ? -1 : 1));
+  const { after } = page;
+  const rest = after === undefined ? sorted : sorted.filter((one) => one.key > after);
+  const shown = rest.slice(0, page.limit);
+  return {
+    items: shown.map(({ item }) => item),
+    next: rest.length > shown.length ? (shown.at(-1)?.key ?? null) : null,
+  };
+}
+
+function time(ms: number | undefined): string | null {
+  return ms === undefined ? null : new Date(ms).toISOString();
+}
+
+/** CPU sums without the noise of binary fractions. */
+function round(cpus: number): number {
+  return Math.round(cpus * 1000) / 1000;
+}

@@ -1,0 +1,169 @@
+/**
+ * @module The data directory: one live process at a time, and the node's identity in it. Owns `lock` and `node.json`; the
+ * cluster's state (`cluster.db`, masters only) is the Store's. Identity is replaced atomically: a crash leaves the old or the new.
+ */
+import { Database } from "bun:sqlite";
+import {
+  accessSync,
+  closeSync,
+  constants,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  writeSync,
+} from "node:fs";
+import { join } from "node:path";
+import * as v from "valibot";
+import { peer, StartError } from "./model.ts";
+
+/** What a node was last started with; an option that is not given again stays as it was. */
+export const settings = v.object({
+  bind_addr: v.exactOptional(v.string()),
+  advertise_addr: v.exactOptional(v.string()),
+  docker_host: v.exactOptional(v.string()),
+  node_name: v.exactOptional(v.string()),
+  labels: v.exactOptional(v.array(v.tuple([v.string(), v.string()]))),
+  memory_bytes: v.exactOptional(v.number()),
+  cpus: v.exactOptional(v.number()),
+  network_pool: v.exactOptional(v.string()),
+  heartbeat_interval_ms: v.exactOptional(v.number()),
+  node_timeout_ms: v.exactOptional(v.number()),
+});
+export type Settings = v.InferOutput<typeof settings>;
+
+const IDENTITY_VERSION = 1;
+
+const identity = v.object({
+  version: v.literal(IDENTITY_VERSION),
+  role: v.picklist(["master", "worker"]),
+  /** Absent while a join has not succeeded yet. */
+  cluster_id: v.exactOptional(v.string()),
+  node_id: v.string(),
+  /** The address given to `join`. */
+  join_address: v.exactOptional(v.string()),
+  /** Set once this master's cluster state was written: from then on it must not be missing. */
+  has_state: v.boolean(),
+  /** Newest term of a master that this node took assignments of. */
+  seen_term: v.number(),
+  master: v.exactOptional(peer),
+  peers: v.array(peer),
+  settings,
+});
+export type Identity = v.InferOutput<typeof identity>;
+
+/** A node before its first start: it knows only what it was told. */
+export function newIdentity({ role, node_id }: Pick<Identity, "role" | "node_id">): Identity {
+  return { version: IDENTITY_VERSION, role, node_id, has_state: false, seen_term: 0, peers: [], settings: {} };
+}
+
+export class DataDir {
+  readonly path: string;
+  readonly #lock: Database;
+  #identity: Identity | undefined;
+
+  private constructor(path: string, lock: Database) {
+    this.path = path;
+    this.#lock = lock;
+    this.#identity = readIdentity(join(path, "node.json"));
+  }
+
+  /**
+   * Makes the directory if need be and locks it for this process; the kernel frees the lock when the process ends, however.
+   * @throws StartError when it can't be written, is in use by a live process, or holds an identity that can't be read.
+   */
+  static open(path: string): DataDir {
+    try {
+      mkdirSync(path, { recursive: true, mode: 0o700 });
+      accessSync(path, constants.W_OK | constants.X_OK);
+    } catch (error) {
+      const why = error instanceof Error ? error.message : String(error);
+      throw new StartError(`the data directory ${path} cannot be written (${why}): choose another with --data-dir`, {
+        cause: error,
+      });
+    }
+    return new DataDir(path, takeLock(path));
+  }
+
+  get identity(): Identity | undefined {
+    return this.#identity;
+  }
+
+  get statePath(): string {
+    return join(this.path, "cluster.db");
+  }
+
+  /** Writes the identity durably. */
+  save(next: Identity): void {
+    if (this.#identity && Bun.deepEquals(this.#identity, next)) return;
+    const path = join(this.path, "node.json");
+    const file = openSync(`${path}.new`, "w", 0o600);
+    try {
+      writeSync(file, `${JSON.stringify(next, undefined, 2)}\n`);
+      fsyncSync(file);
+    } finally {
+      closeSync(file);
+    }
+    renameSync(`${path}.new`, path);
+    syncDirectory(this.path);
+    this.#identity = next;
+  }
+
+  close(): void {
+    this.#lock.close();
+  }
+}
+
+/** An SQLite file under an exclusive lock: locks of the kernel that end with the process, without native code of ours. */
+function takeLock(path: string): Database {
+  const file = join(path, "lock");
+  const db = new Database(file, { create: true, readwrite: true });
+  try {
+    db.run("PRAGMA locking_mode = EXCLUSIVE");
+    db.run("CREATE TABLE IF NOT EXISTS owner (id INTEGER PRIMARY KEY CHECK (id = 1), pid INTEGER)");
+    db.run("INSERT INTO owner VALUES (1, ?1) ON CONFLICT DO UPDATE SET pid = ?1", [process.pid]);
+    return db;
+  } catch (error) {
+    db.close();
+    if ((error as { code?: string }).code?.startsWith("SQLITE_BUSY")) {
+      throw new StartError(
+        `the data directory ${path} is in use by a running cacophony: stop that one, or choose another --data-dir`,
+      );
+    }
+    throw new StartError(`cannot lock ${file}: ${error instanceof Error ? error.message : String(error)}`, {
+      cause: error,
+    });
+  }
+}
+
+function readIdentity(path: string): Identity | undefined {
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch (error) {
+    if ((error as { code?: string }).code === "ENOENT") return undefined;
+    throw new StartError(`cannot read ${path}: ${error instanceof Error ? error.message : String(error)}`, {
+      cause: error,
+    });
+  }
+  try {
+    return v.parse(identity, JSON.parse(text));
+  } catch (error) {
+    throw new StartError(
+      `${path} is damaged or of a newer cacophony; it was left untouched: restore it, or move the directory away`,
+      {
+        cause: error,
+      },
+    );
+  }
+}
+
+function syncDirectory(path: string): void {
+  const directory = openSync(path, "r");
+  try {
+    fsyncSync(directory);
+  } finally {
+    closeSync(directory);
+  }
+}

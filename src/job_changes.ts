@@ -1,0 +1,158 @@
+/**
+ * @module What a user's request changes in the stored state: PUT, scale and DELETE of a job as lists of records. Pure; the
+ * Scheduler commits them. Owns versions: each accepted change raises a job's version, and no version repeats for a job id,
+ * not even after DELETE, because the deleted job's last version stays behind.
+ */
+import { createHash } from "node:crypto";
+import * as v from "valibot";
+import type { ClusterState } from "./cluster_state.ts";
+import type { Change, JobRecord, LiveJob, ServiceSpec } from "./model.ts";
+import { CacophonyError, serviceSpec } from "./model.ts";
+import { nearest } from "./nearest.ts";
+
+/** Upper bound of a service's scale: far above what 100 machines run, low enough that a slip of the finger is caught. */
+export const MAX_SCALE = 100_000;
+
+/** Conditions of a request on the job's version, as HTTP states them (RFC 9110 section 13). */
+export type Preconditions = { ifMatch?: string | undefined; ifNoneMatch?: string | undefined };
+
+/** What of a parsed document matters here. */
+export type WantedJob = {
+  document: string;
+  services: readonly { service_name: string; spec: ServiceSpec; scale?: number }[];
+};
+
+export type PutOutcome = { outcome: "created" | "updated" | "unchanged"; job: LiveJob; changes: Change[] };
+
+/** Content hash of a container spec: 16 hex digits of SHA-256 over its canonical JSON. */
+export function specHash(spec: ServiceSpec): string {
+  const canonical = JSON.stringify(v.parse(serviceSpec, spec));
+  return createHash("sha256").update(canonical).digest("hex").slice(0, 16);
+}
+
+/** Changes that make `wanted` the job `jobId`; none when the desired state is the same already. */
+export function changesForPut(
+  state: ClusterState,
+  { jobId, wanted, now, newId }: { jobId: string; wanted: WantedJob; now: number; newId: () => string },
+): PutOutcome {
+  const before = state.jobs.get(jobId);
+  const live = before?.state === "live" ? before : undefined;
+  const scales = new Map(live?.services.map(({ service_name, scale }) => [service_name, scale]));
+  const specs = new Map(wanted.services.map(({ spec }) => [specHash(spec), spec]));
+  const services = wanted.services.map(({ service_name, spec, scale }) => ({
+    service_name,
+    spec_hash: specHash(spec),
+    scale: scale ?? scales.get(service_name) ?? 1,
+  }));
+  if (live && sameServices(live.services, services)) return { outcome: "unchanged", job: live, changes: [] };
+  const job: LiveJob = {
+    state: "live",
+    job_id: jobId,
+    version: (before?.version ?? 0) + 1,
+    incarnation: live?.incarnation ?? newId(),
+    document: wanted.document,
+    services,
+    created_at: live?.created_at ?? now,
+    updated_at: now,
+  };
+  const newSpecs = [...specs].filter(([spec_hash]) => !state.specs.has(spec_hash));
+  const changes: Change[] = newSpecs.map(([spec_hash, spec]) => ({
+    op: "put",
+    kind: "spec",
+    record: { spec_hash, spec },
+  }));
+  changes.push({ op: "put", kind: "job", record: job });
+  return { outcome: live ? "updated" : "created", job, changes };
+}
+
+/** Changes that give a service another scale; none when it has that scale. */
+export function changesForScale(
+  state: ClusterState,
+  { jobId, serviceName, scale, now }: { jobId: string; serviceName: string; scale: number; now: number },
+): { job: LiveJob; changes: Change[] } {
+  const job = findJob(state, jobId);
+  const service = job.services.find((one) => one.service_name === serviceName);
+  if (!service) {
+    const names = job.services.map((one) => one.service_name);
+    throw new CacophonyError(
+      "not_found",
+      `job '${jobId}' has no service '${serviceName}'${suggest(serviceName, names)}`,
+    );
+  }
+  if (service.scale === scale) return { job, changes: [] };
+  const services = job.services.map((one) => (one === service ? { ...one, scale } : one));
+  const next: LiveJob = { ...job, services, version: job.version + 1, updated_at: now };
+  return { job: next, changes: [{ op: "put", kind: "job", record: next }] };
+}
+
+/** Changes that delete a job; with `volumes` every node that is known gets the duty to remove the job's volumes. */
+export function changesForDelete(
+  state: ClusterState,
+  { jobId, volumes, newId }: { jobId: string; volumes: boolean; newId: () => string },
+): { version: number; changes: Change[] } {
+  const job = findJob(state, jobId);
+  // One more than the last: DELETE is a change too, and a reader of the version sees that something happened.
+  const version = job.version + 1;
+  const changes: Change[] = [{ op: "put", kind: "job", record: { state: "deleted", job_id: jobId, version } }];
+  if (volumes) {
+    for (const node_id of state.nodes.keys()) {
+      changes.push({ op: "put", kind: "removal", record: { removal_id: newId(), job_id: jobId, node_id } });
+    }
+    for (const [key, home] of state.homes) if (home.job_id === jobId) changes.push({ op: "delete", kind: "home", key });
+  }
+  return { version, changes };
+}
+
+/**
+ * The live job of that id.
+ * @throws CacophonyError `not_found`, naming close matches.
+ */
+export function findJob(state: ClusterState, jobId: string): LiveJob {
+  const job = state.liveJob(jobId);
+  if (job) return job;
+  const ids = state.liveJobs().map(({ job_id }) => job_id);
+  throw new CacophonyError("not_found", `no job '${jobId}'${suggest(jobId, ids)}`);
+}
+
+/** @throws CacophonyError `precondition_failed` when a condition does not hold for the job as it is. */
+export function checkPreconditions(job: JobRecord | undefined, { ifMatch, ifNoneMatch }: Preconditions): void {
+  const version = job?.state === "live" ? job.version : undefined;
+  const is = version === undefined ? "there is no such job" : `the job is at version ${version}`;
+  if (ifMatch !== undefined && !matches(ifMatch, version)) {
+    throw new CacophonyError("precondition_failed", `If-Match: ${ifMatch} does not hold: ${is}`);
+  }
+  if (ifNoneMatch !== undefined && matches(ifNoneMatch, version)) {
+    throw new CacophonyError("precondition_failed", `If-None-Match: ${ifNoneMatch} does not hold: ${is}`);
+  }
+}
+
+/** The ETag of a job version. */
+export function etagOf(version: number): string {
+  return `"${version}"`;
+}
+
+function matches(header: string, version: number | undefined): boolean {
+  if (version === undefined) return false;
+  return header.split(",").some((part) => {
+    const tag = part.trim().replace(/^W\//, "");
+    return tag === "*" || tag === etagOf(version);
+  });
+}
+
+function sameServices(a: LiveJob["services"], b: LiveJob["services"]): boolean {
+  const known = new Map(a.map((service) => [service.service_name, service]));
+  return (
+    a.length === b.length &&
+    b.every(({ service_name, spec_hash, scale }) => {
+      const other = known.get(service_name);
+      return other?.spec_hash === spec_hash && other.scale === scale;
+    })
+  );
+}
+
+/** `; did you mean 'x'?` for the nearest known name, or the list of names when it is short. */
+function suggest(name: string, known: readonly string[]): string {
+  const near = nearest(name, known);
+  if (near !== undefined) return `; did you mean '${near}'?`;
+  return known.length > 0 && known.length <= 5 ? `; there is ${known.map((one) => `'${one}'`).join(", ")}` : "";
+}

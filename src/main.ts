@@ -1,0 +1,4 @@
+/** @module Entry of the program. */
+import { runCli } from "./cli.ts";
+
+process.exit(await runCli(process.argv.slice(2), process.env));

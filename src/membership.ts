@@ -1,0 +1,372 @@
+/**
+ * @module Membership, the master's side of every session: who belongs to the cluster, who is ready, unready or down, and what
+ * each node last reported. Owns the `NodeView`s; tells the Scheduler which services to look at again. The node's side is
+ * `session.ts`.
+ */
+import * as v from "valibot";
+import type { Clock, Timer } from "./clock.ts";
+import type { NodeView } from "./cluster_state.ts";
+import { serviceKey } from "./cluster_state.ts";
+import type { Log } from "./log.ts";
+import type { Heartbeat, Hello, MasterMessage, NodeMessage, NodeRecord, Peer, StatusReport } from "./model.ts";
+import { nodeMessage, PROTOCOL_VERSION } from "./model.ts";
+import type { Scheduler } from "./scheduler.ts";
+import type { Channel } from "./transport.ts";
+
+/** One open connection of a node. */
+type NodeLink = { send(message: MasterMessage): void; close(): void };
+
+export type MembershipOptions = {
+  scheduler: Scheduler;
+  clock: Clock;
+  log: Log;
+  /** This master's own node id. */
+  selfId: string;
+  /** How often nodes send a heartbeat, and after how long without one a node is down. Milliseconds. */
+  heartbeatIntervalMs: number;
+  nodeTimeoutMs: number;
+};
+
+export class Membership {
+  readonly #options: MembershipOptions;
+  readonly #links = new Map<string, NodeLink>();
+  #sweepTimer: Timer | undefined;
+  #roomChanged = false;
+
+  constructor(options: MembershipOptions) {
+    this.#options = options;
+  }
+
+  /** Begins to listen for every node that the state knows: each gets the whole timeout before it counts as down. */
+  start(): void {
+    for (const nodeId of this.#state.nodes.keys()) this.#state.views.set(nodeId, this.#newView());
+    this.#sweep();
+  }
+
+  stop(): void {
+    this.#sweepTimer?.cancel();
+    for (const link of this.#links.values()) link.close();
+    this.#links.clear();
+  }
+
+  /** Serves one connection of a node: the first message is its hello, what follows are its reports. */
+  accept(channel: Channel): { onMessage: (text: string) => void; onClose: () => void } {
+    const link: NodeLink = { send: (message) => channel.send(JSON.stringify(message)), close: () => channel.close() };
+    let nodeId: string | undefined;
+    let connecting = false;
+    let closed = false;
+    return {
+      onMessage: (text) => {
+        const parsed = v.safeParse(nodeMessage, parseJson(text));
+        if (!parsed.success) {
+          this.#options.log.warn("closed a session with an unreadable message", {
+            node: nodeId,
+            issue: parsed.issues[0].message,
+          });
+          return channel.close();
+        }
+        if (nodeId !== undefined) return this.#receive(nodeId, { link, message: parsed.output });
+        if (parsed.output.type !== "hello" || connecting) return channel.close();
+        connecting = true;
+        this.#connect(parsed.output, link).then(
+          (id) => {
+            nodeId = id;
+            if (id !== undefined && closed) this.#disconnect(id, link);
+          },
+          (error: unknown) => {
+            this.#writeFailed(error);
+            channel.close();
+          },
+        );
+      },
+      onClose: () => {
+        closed = true;
+        if (nodeId !== undefined) this.#disconnect(nodeId, link);
+      },
+    };
+  }
+
+  /**
+   * Takes a node's hello: makes it a member or refuses it. Resolves to the node's id, or undefined when it was refused and
+   * its link closed.
+   */
+  async #connect(hello: Hello, link: NodeLink): Promise<string | undefined> {
+    const refused = this.#refusalOf(hello);
+    if (refused) {
+      this.#options.log.warn("refused a node", {
+        name: hello.node_name,
+        address: hello.address,
+        reason: refused.message,
+      });
+      link.send({ type: "refused", ...refused });
+      link.close();
+      return undefined;
+    }
+    let record: NodeRecord | undefined;
+    await this.#options.scheduler.change(() => {
+      record = this.#recordFor(hello);
+      return sameRecord(record, this.#state.nodes.get(record.node_id)) ? [] : [{ op: "put", kind: "node", record }];
+    });
+    // Asked again: another node on the same engine may have come in while this one's record was being stored.
+    if (!record || this.#refuses(hello, link)) return undefined;
+    this.#open(record, { hello, link });
+    return record.node_id;
+  }
+
+  /** A message of a connected node. Messages of a link that was replaced are dropped. */
+  #receive(nodeId: string, { link, message }: { link: NodeLink; message: NodeMessage }): void {
+    const view = this.#state.views.get(nodeId);
+    if (!view || this.#links.get(nodeId) !== link) return;
+    view.lastSeen = this.#options.clock.now();
+    if (message.type === "heartbeat") this.#heartbeat(nodeId, { view, link, heartbeat: message });
+    else if (message.type === "status") this.#status(nodeId, { view, report: message });
+  }
+
+  /** The connection ended; the node counts as down only when it stays away for the node timeout. */
+  #disconnect(nodeId: string, link: NodeLink): void {
+    if (this.#links.get(nodeId) !== link) return;
+    this.#links.delete(nodeId);
+    this.#options.scheduler.detach(nodeId);
+    const view = this.#state.views.get(nodeId);
+    if (!view) return;
+    view.connected = false;
+    this.#judge(nodeId, view);
+    this.#options.log.warn("a node's session ended", { node: nodeId, name: this.#state.nodes.get(nodeId)?.node_name });
+  }
+
+  get #state() {
+    return this.#options.scheduler.state;
+  }
+
+  // ---- Hello ----------------------------------------------------------------------------------------------------------
+
+  #refuses(hello: Hello, link: NodeLink): boolean {
+    const refused = this.#refusalOf(hello);
+    if (!refused) return false;
+    this.#options.log.warn("refused a node", {
+      name: hello.node_name,
+      address: hello.address,
+      reason: refused.message,
+    });
+    link.send({ type: "refused", ...refused });
+    link.close();
+    return true;
+  }
+
+  #refusalOf(hello: Hello): { code: string; message: string } | undefined {
+    const { cluster_id } = this.#options.scheduler.cluster;
+    if (hello.protocol !== PROTOCOL_VERSION) {
+      return {
+        code: "protocol",
+        message: `the cluster speaks protocol ${PROTOCOL_VERSION}, this node ${hello.protocol}: run the same version of cacophony on both`,
+      };
+    }
+    if (hello.cluster_id !== undefined && hello.cluster_id !== cluster_id) {
+      return {
+        code: "other_cluster",
+        message: `this node belongs to cluster ${hello.cluster_id}, not to ${cluster_id}`,
+      };
+    }
+    const holder = hello.engine.engine_id === undefined ? undefined : this.#holderOf(hello.engine.engine_id);
+    if (holder && holder.node_id !== hello.node_id) return engineInUse(holder);
+    return undefined;
+  }
+
+  /** The connected node that runs on this Docker Engine. */
+  #holderOf(engineId: string): NodeRecord | undefined {
+    return [...this.#state.nodes.values()].find((node) => node.engine_id === engineId && this.#links.has(node.node_id));
+  }
+
+  #recordFor(hello: Hello): NodeRecord {
+    const engineId = hello.engine.engine_id;
+    // A node that lost its data directory joins anew; its Docker Engine tells who it was, and with its id it gets its containers back.
+    const former =
+      hello.cluster_id === undefined && engineId !== undefined
+        ? [...this.#state.nodes.values()].find((node) => node.engine_id === engineId)
+        : this.#state.nodes.get(hello.node_id);
+    const node_id = former?.node_id ?? hello.node_id;
+    return {
+      node_id,
+      node_name: this.#freeName(hello.node_name, node_id),
+      address: hello.address,
+      role: node_id === this.#options.selfId ? "master" : "worker",
+      availability: former?.availability ?? "active",
+      labels: hello.labels,
+      ...(engineId !== undefined ? { engine_id: engineId } : former?.engine_id ? { engine_id: former.engine_id } : {}),
+      joined_at: former?.joined_at ?? this.#options.clock.now(),
+    };
+  }
+
+  /** Names need not be unique: a second equal one gets a suffix, and keeps it while the first is there. */
+  #freeName(wanted: string, nodeId: string): string {
+    const taken = new Set(
+      [...this.#state.nodes.values()].filter((node) => node.node_id !== nodeId).map((node) => node.node_name),
+    );
+    let name = wanted;
+    for (let n = 2; taken.has(name); n++) name = `${wanted}-${n}`;
+    return name;
+  }
+
+  #open(record: NodeRecord, { hello, link }: { hello: Hello; link: NodeLink }): void {
+    const { scheduler, log, clock, selfId, heartbeatIntervalMs, nodeTimeoutMs } = this.#options;
+    const nodeId = record.node_id;
+    const replaced = this.#links.get(nodeId);
+    this.#links.set(nodeId, link);
+    replaced?.close();
+    const view = this.#state.views.get(nodeId) ?? this.#newView();
+    this.#state.views.set(nodeId, view);
+    Object.assign(view, { connected: true, lastSeen: clock.now(), version: hello.version, engine: hello.engine });
+    // Of an earlier session: kept for readers, but nothing is concluded from them until the node has reported in full.
+    Object.assign(view, { reported: false, applied: undefined });
+    const self = this.#state.nodes.get(selfId) ?? record;
+    link.send({
+      type: "welcome",
+      cluster_id: scheduler.cluster.cluster_id,
+      node_id: nodeId,
+      node_name: record.node_name,
+      term: scheduler.term,
+      master: { node_id: selfId, address: self.address },
+      peers: this.#peers(),
+      heartbeat_interval_ms: heartbeatIntervalMs,
+      node_timeout_ms: nodeTimeoutMs,
+    });
+    scheduler.attach(nodeId, (assignments) => link.send(assignments));
+    this.#judge(nodeId, view);
+    log.info("a node joined the session", { node: nodeId, name: record.node_name, address: record.address });
+    const peers = this.#peers();
+    for (const [id, other] of this.#links) if (id !== nodeId) other.send({ type: "peers", peers });
+  }
+
+  #peers(): Peer[] {
+    return [...this.#state.nodes.values()].map(({ node_id, address }) => ({ node_id, address }));
+  }
+
+  // ---- Reports --------------------------------------------------------------------------------------------------------
+
+  #heartbeat(
+    nodeId: string,
+    { view, link, heartbeat }: { view: NodeView; link: NodeLink; heartbeat: Heartbeat },
+  ): void {
+    link.send({ type: "ack", sequence: heartbeat.sequence });
+    view.engine = heartbeat.engine;
+    view.resources = heartbeat.resources;
+    view.foreign = heartbeat.foreign;
+    this.#roomChanged = true;
+    this.#judge(nodeId, view);
+    const engineId = heartbeat.engine.engine_id;
+    const record = this.#state.nodes.get(nodeId);
+    if (engineId === undefined || !record || record.engine_id === engineId) return;
+    const holder = this.#holderOf(engineId);
+    if (holder) {
+      link.send({ type: "refused", ...engineInUse(holder) });
+      link.close();
+      return this.#disconnect(nodeId, link);
+    }
+    void this.#write(() => [{ op: "put", kind: "node", record: { ...record, engine_id: engineId } }]);
+  }
+
+  #status(nodeId: string, { view, report }: { view: NodeView; report: StatusReport }): void {
+    const changed = new Set([...report.allocations.map(({ allocation_id }) => allocation_id), ...report.gone]);
+    if (report.full) {
+      for (const id of view.statuses.keys()) changed.add(id);
+      view.statuses.clear();
+      view.reported = true;
+    }
+    for (const status of report.allocations) view.statuses.set(status.allocation_id, status);
+    for (const id of report.gone) view.statuses.delete(id);
+    if (report.applied) view.applied = report.applied;
+    this.#state.touch(nodeId);
+    const records = [...changed].flatMap((id) => this.#state.allocations.get(id) ?? []);
+    this.#options.scheduler.wake(records.map(serviceKey));
+    const done = report.removals_done.filter((id) => this.#state.removals.has(id));
+    void this.#write(() => done.map((key) => ({ op: "delete", kind: "removal", key }))).then(() => {
+      if (done.length > 0) this.#options.scheduler.wakeBlocked();
+    });
+    this.#options.scheduler.confirmStopped(nodeId).catch((error: unknown) => this.#writeFailed(error));
+  }
+
+  /** A write that no client waits for: when it fails, the next report brings it again. */
+  async #write(change: Parameters<Scheduler["change"]>[0]): Promise<void> {
+    await this.#options.scheduler.change(change).catch((error: unknown) => this.#writeFailed(error));
+  }
+
+  #writeFailed(error: unknown): void {
+    this.#options.log.error("what a node reported could not be stored", { error });
+  }
+
+  // ---- Ready, unready, down -------------------------------------------------------------------------------------------
+
+  #sweep(): void {
+    const { clock, scheduler, heartbeatIntervalMs } = this.#options;
+    for (const [nodeId, view] of this.#state.views) this.#judge(nodeId, view);
+    if (this.#roomChanged) scheduler.wakeBlocked();
+    this.#roomChanged = false;
+    this.#sweepTimer = clock.after(heartbeatIntervalMs / 2, () => this.#sweep());
+  }
+
+  #judge(nodeId: string, view: NodeView): void {
+    const { state, reason } = this.#verdict(view);
+    const before = view.state;
+    view.state = state;
+    view.reason = reason;
+    if (state === before) return;
+    const { log, scheduler } = this.#options;
+    const fields = { node: nodeId, name: this.#state.nodes.get(nodeId)?.node_name, state, reason };
+    if (state === "ready") log.info("a node is ready", fields);
+    else log.warn("a node is not ready", fields);
+    if (state === "down") this.#links.get(nodeId)?.close();
+    // An unready node changes no plan but for what is blocked; a node that went down or came back concerns all that it has.
+    scheduler.wakeBlocked();
+    scheduler.wake(this.#state.allocationsOn(nodeId).map(serviceKey));
+  }
+
+  #verdict(view: NodeView): { state: NodeView["state"]; reason: string } {
+    const { clock, heartbeatIntervalMs, nodeTimeoutMs } = this.#options;
+    const silentMs = clock.now() - view.lastSeen;
+    const silent = `not heard from for ${Math.round(silentMs / 1000)} s`;
+    if (silentMs > nodeTimeoutMs) return { state: "down", reason: silent };
+    if (!view.connected) return { state: "unready", reason: "no session with the master" };
+    if (silentMs > heartbeatIntervalMs * 2.5) return { state: "unready", reason: silent };
+    if (view.engine?.state === "unready") return { state: "unready", reason: view.engine.reason };
+    if (!view.resources) return { state: "unready", reason: "no heartbeat yet" };
+    if (!view.reported) return { state: "unready", reason: "has not reported its containers yet" };
+    return { state: "ready", reason: "" };
+  }
+
+  #newView(): NodeView {
+    return {
+      state: "unready",
+      reason: "not heard from since this master started",
+      lastSeen: this.#options.clock.now(),
+      connected: false,
+      version: "",
+      engine: undefined,
+      resources: undefined,
+      foreign: [],
+      applied: undefined,
+      reported: false,
+      statuses: new Map(),
+    };
+  }
+}
+
+function engineInUse(holder: NodeRecord): { code: string; message: string } {
+  return {
+    code: "engine_in_use",
+    message: `this Docker Engine is in use by node ${holder.node_name} (${holder.node_id}) at ${holder.address}: one node per engine`,
+  };
+}
+
+function sameRecord(a: NodeRecord, b: NodeRecord | undefined): boolean {
+  return (
+    b !== undefined && Object.entries(a).every(([key, value]) => Bun.deepEquals(value, b[key as keyof NodeRecord]))
+  );
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,9 @@
+/** @module The nearest known name to one that is not known, for messages that help ("did you mean …?"). */
+import { closest, distance } from "fastest-levenshtein";
+
+/** The known name nearest to `name`, or undefined when none is near enough to be what was meant. */
+export function nearest(name: string, known: readonly string[]): string | undefined {
+  if (known.length === 0) return undefined;
+  const near = closest(name, [...known]);
+  return distance(name, near) <= Math.max(1, Math.floor(name.length / 3)) ? near : undefined;
+}

@@ -1,0 +1,379 @@
+/**
+ * @module One process of Cacophony: builds the parts, wires them, starts and stops them. Owns the decision of what this process
+ * is (the master of a new cluster, a node that joins one, or what its data directory says) and nothing of what the parts do.
+ */
+import { existsSync } from "node:fs";
+import { hostname, networkInterfaces } from "node:os";
+import type { Address } from "./address.ts";
+import { DEFAULT_PORT, formatAddress, isLoopback, isWildcard, parseAddress } from "./address.ts";
+import type { LocalNode } from "./api.ts";
+import { createApi } from "./api.ts";
+import { systemClock } from "./clock.ts";
+import type { Identity, Settings } from "./data_dir.ts";
+import { DataDir, newIdentity } from "./data_dir.ts";
+import { openEngine } from "./docker.ts";
+import { Executor } from "./executor.ts";
+import type { Log } from "./log.ts";
+import { Membership } from "./membership.ts";
+import type { Hello, Peer, PeerInfo, Welcome } from "./model.ts";
+import { PROTOCOL_VERSION, StartError } from "./model.ts";
+import { HostMeter } from "./resources.ts";
+import { Scheduler } from "./scheduler.ts";
+import { Session } from "./session.ts";
+import { openSqliteStore } from "./store.ts";
+import type { Listener, Transport } from "./transport.ts";
+import { listen, localAddressTowards, networkTransport } from "./transport.ts";
+
+export type StartOptions = {
+  /** `resume`: whatever the data directory says. */
+  command: "bootstrap" | "join" | "resume";
+  /** For `join`: the address of any node of the cluster. */
+  peer?: string;
+  dataDir: string;
+  /** What the command line said; what it left out stays as the node was last started. */
+  settings: Settings;
+  /** Where Docker is when nothing was ever said. */
+  defaultDockerHost: string;
+  version: string;
+  log: Log;
+};
+
+const DEFAULT_HEARTBEAT_MS = 2_000;
+const DEFAULT_NODE_TIMEOUT_MS = 15_000;
+const DEFAULT_NETWORK_POOL = "10.210.0.0/16";
+/** SIGTERM has to end the process within 2 s, whatever a part is waiting for. */
+const STOP_TIMEOUT_MS = 1_500;
+
+/** A running node. */
+export class Node implements LocalNode {
+  /** Resolves with the reason when the node can't go on. */
+  readonly failed: Promise<StartError>;
+  readonly version: string;
+  readonly #fail: (error: StartError) => void;
+  readonly #log: Log;
+  readonly #data: DataDir;
+  readonly #bind: Address;
+  #advertise: string;
+  #identity: Identity;
+  #executor: Executor | undefined;
+  #session: Session | undefined;
+  #scheduler: Scheduler | undefined;
+  #membership: Membership | undefined;
+  #listener: Listener | undefined;
+
+  private constructor(
+    data: DataDir,
+    { identity, bind, options }: { identity: Identity; bind: Address; options: StartOptions },
+  ) {
+    const failed = Promise.withResolvers<StartError>();
+    this.failed = failed.promise;
+    this.#fail = failed.resolve;
+    this.version = options.version;
+    this.#log = options.log;
+    this.#data = data;
+    this.#identity = identity;
+    this.#bind = bind;
+    this.#advertise = "";
+  }
+
+  /**
+   * Starts a node; resolves once it listens. Everything else (Docker, the master) may come later.
+   * @throws StartError for all that makes this start impossible; nothing was changed then.
+   */
+  static async start(options: StartOptions): Promise<Node> {
+    const data = DataDir.open(options.dataDir);
+    try {
+      const identity = await decideIdentity(data, options);
+      const bind = bindAddress(identity);
+      const node = new Node(data, { identity, bind, options });
+      await node.#start(options);
+      return node;
+    } catch (error) {
+      data.close();
+      throw error;
+    }
+  }
+
+  get nodeId(): string {
+    return this.#identity.node_id;
+  }
+
+  /** The address at which others reach this node. */
+  get address(): string {
+    return this.#advertise;
+  }
+
+  faults(): string[] {
+    const faults: string[] = [];
+    const engine = this.#executor?.engineStatus();
+    if (engine?.state === "unready") faults.push(engine.reason);
+    if (!this.#session?.lost) faults.push("no session with the master");
+    return faults;
+  }
+
+  master() {
+    return { address: this.#masterPeer()?.address, lost: this.#session?.lost };
+  }
+
+  peerInfo(): PeerInfo {
+    const { cluster_id, node_id, peers } = this.#identity;
+    const master = this.#masterPeer();
+    return {
+      ...(cluster_id === undefined ? {} : { cluster_id }),
+      node_id,
+      protocol: PROTOCOL_VERSION,
+      version: this.version,
+      ...(master ? { master } : {}),
+      peers,
+    };
+  }
+
+  /** Stops within 2 s; containers keep running. */
+  async stop(): Promise<void> {
+    const parts = async () => {
+      await this.#session?.stop();
+      this.#membership?.stop();
+      await Promise.all([this.#executor?.stop(), this.#listener?.stop()]);
+      await this.#scheduler?.stop();
+    };
+    await Promise.race([parts(), Bun.sleep(STOP_TIMEOUT_MS)]);
+    this.#data.close();
+  }
+
+  async #start(options: StartOptions): Promise<void> {
+    const { log } = options;
+    this.#listener = listen(this.#bind, {
+      fetch: createApi({ local: this, scheduler: () => this.#scheduler, dataDir: this.#data.path, log }).fetch,
+      session: () => this.#membership && ((channel) => this.#membership!.accept(channel)),
+    });
+    try {
+      this.#advertise = await advertisedAddress(this.#bind, this.#identity);
+      this.#warnOfExposure();
+      this.#data.save(this.#identity);
+      if (this.#identity.role === "master") await this.#startMaster();
+      this.#startExecutor(options);
+      this.#startSession();
+    } catch (error) {
+      await this.#listener.stop();
+      throw error;
+    }
+    log.info("this node is up", {
+      role: this.#identity.role,
+      listens: formatAddress(this.#bind),
+      address: this.#advertise,
+      data: this.#data.path,
+    });
+  }
+
+  async #startMaster(): Promise<void> {
+    const { cluster_id, node_id, has_state, settings } = this.#identity;
+    if (cluster_id === undefined) throw new Error("a master has an identity before it starts");
+    const { statePath } = this.#data;
+    if (has_state && !existsSync(statePath)) {
+      throw new StartError(
+        `the cluster state ${statePath} is missing: restore it from a backup; an empty one would make the nodes remove all containers`,
+      );
+    }
+    const common = { clock: systemClock, log: this.#log };
+    const scheduler = new Scheduler({
+      ...common,
+      newId,
+      store: openSqliteStore(statePath),
+      random: Math.random,
+      onFenced: () => this.#fail(new StartError("another master has taken over this cluster's state; this one ends")),
+    });
+    const network_pool = settings.network_pool ?? DEFAULT_NETWORK_POOL;
+    await scheduler.start({ cluster_id, created_at: systemClock.now(), network_pool });
+    this.#update({ has_state: true });
+    this.#scheduler = scheduler;
+    this.#membership = new Membership({
+      ...common,
+      scheduler,
+      selfId: node_id,
+      heartbeatIntervalMs: settings.heartbeat_interval_ms ?? DEFAULT_HEARTBEAT_MS,
+      nodeTimeoutMs: settings.node_timeout_ms ?? DEFAULT_NODE_TIMEOUT_MS,
+    });
+    this.#membership.start();
+  }
+
+  #startExecutor({ defaultDockerHost }: StartOptions): void {
+    const { settings, seen_term, cluster_id, node_id } = this.#identity;
+    const dockerHost = settings.docker_host ?? defaultDockerHost;
+    const engine = openEngine(dockerHost);
+    this.#executor = new Executor({
+      engine,
+      meter: new HostMeter({
+        engine,
+        clock: systemClock,
+        dockerHost,
+        caps: { memoryBytes: settings.memory_bytes, cpus: settings.cpus },
+      }),
+      clock: systemClock,
+      random: Math.random,
+      log: this.#log,
+      dataDir: this.#data.path,
+      seenTerm: seen_term,
+      onChange: () => this.#session?.notify(),
+    });
+    if (cluster_id !== undefined && node_id !== undefined)
+      this.#executor.adopt({ clusterId: cluster_id, nodeId: node_id });
+  }
+
+  #startSession(): void {
+    const executor = this.#executor;
+    if (!executor) throw new Error("the executor comes first");
+    this.#session = new Session({
+      transport: this.#identity.role === "master" ? this.#selfTransport() : networkTransport,
+      executor,
+      clock: systemClock,
+      random: Math.random,
+      log: this.#log,
+      hello: () => this.#hello(executor),
+      addresses: () => this.#knownAddresses(),
+      onWelcome: (welcome) => this.#welcomed(welcome, executor),
+      onPeers: (peers) => this.#update({ peers }),
+      onRefused: ({ message }) => this.#fail(new StartError(`the master refused this node: ${message}`)),
+    });
+    const session = this.#session;
+    // The hello carries the engine's id, so that a second node on one engine is noticed before it becomes a member.
+    void executor.start().then(() => session.start(this.#masterPeer()));
+  }
+
+  /** The master is a node like any other; it reaches itself by its own listener, whatever address others see. */
+  #selfTransport(): Transport {
+    const host = isWildcard(this.#bind.host) ? (this.#bind.host === "::" ? "::1" : "127.0.0.1") : this.#bind.host;
+    const address = formatAddress({ host, port: this.#bind.port });
+    return { askPeer: async () => this.peerInfo(), dial: (_, handlers) => networkTransport.dial(address, handlers) };
+  }
+
+  #hello(executor: Executor): Hello {
+    const { cluster_id, node_id, settings } = this.#identity;
+    return {
+      type: "hello",
+      protocol: PROTOCOL_VERSION,
+      ...(cluster_id === undefined ? {} : { cluster_id }),
+      node_id,
+      node_name: settings.node_name ?? hostname(),
+      address: this.#advertise,
+      labels: settings.labels ?? [],
+      engine: executor.engineStatus(),
+      version: this.version,
+    };
+  }
+
+  #welcomed({ cluster_id, node_id, term, master, peers }: Welcome, executor: Executor): void {
+    const seen_term = Math.max(term, this.#identity.seen_term);
+    this.#update({ cluster_id, node_id, seen_term, master, peers });
+    executor.adopt({ clusterId: cluster_id, nodeId: node_id });
+  }
+
+  #knownAddresses(): string[] {
+    const { peers, join_address } = this.#identity;
+    return [...(join_address === undefined ? [] : [join_address]), ...peers.map(({ address }) => address)].filter(
+      (address) => address !== this.#advertise || this.#identity.role === "master",
+    );
+  }
+
+  #masterPeer(): Peer | undefined {
+    const { role, node_id, master } = this.#identity;
+    if (role === "master") return { node_id, address: this.#advertise };
+    return this.#session?.master ?? master;
+  }
+
+  #update(changes: Partial<Identity>): void {
+    this.#identity = { ...this.#identity, ...changes };
+    try {
+      this.#data.save(this.#identity);
+    } catch (error) {
+      // The node works on without it; at the next change or start the same is learnt again.
+      this.#log.error("could not write node.json", { error });
+    }
+  }
+
+  #warnOfExposure(): void {
+    if (isLoopback(this.#bind.host)) {
+      if (this.#identity.role === "master") {
+        this.#log.warn(
+          "listening on loopback only: other machines cannot join here; use --bind-addr with an address of this machine for that",
+          {
+            address: formatAddress(this.#bind),
+          },
+        );
+      }
+      return;
+    }
+    this.#log.warn(
+      "ANYONE WHO REACHES THIS ADDRESS CONTROLS THIS MACHINE'S DOCKER: there are no passwords yet; keep it on a trusted network",
+      {
+        address: formatAddress(this.#bind),
+      },
+    );
+  }
+}
+
+/** Reads what the data directory is and checks that the command fits; the result is not yet saved. */
+async function decideIdentity(data: DataDir, { command, peer, settings }: StartOptions): Promise<Identity> {
+  const known = data.identity;
+  const cluster = known?.cluster_id;
+  if (command === "resume" && !known) {
+    throw new StartError(
+      `there is no node in ${data.path} yet: begin with 'cacophony bootstrap' or 'cacophony join ADDRESS' (see --help)`,
+    );
+  }
+  if (command === "bootstrap" && known?.role === "worker" && cluster !== undefined) {
+    throw new StartError(
+      `${data.path} belongs to a node of cluster ${cluster}: resume it with 'cacophony', or choose another --data-dir`,
+    );
+  }
+  if (command === "join" && known?.role === "master") {
+    throw new StartError(
+      `${data.path} belongs to the master of cluster ${cluster}, which cannot join another: choose another --data-dir`,
+    );
+  }
+  const role = command === "join" ? "worker" : command === "bootstrap" ? "master" : (known?.role ?? "worker");
+  const identity: Identity = { ...(known ?? newIdentity({ role, node_id: newId() })), role };
+  identity.settings = { ...identity.settings, ...settings };
+  if (command === "bootstrap") identity.cluster_id ??= crypto.randomUUID();
+  if (command === "join" && peer !== undefined) {
+    identity.join_address = formatAddress(parseAddress(peer, "the address to join"));
+    if (cluster !== undefined) await refuseOtherCluster(identity.join_address, { cluster, path: data.path });
+  }
+  return identity;
+}
+
+/** A peer that does not answer proves nothing: the node resumes what it was. */
+async function refuseOtherCluster(
+  address: string,
+  { cluster, path }: { cluster: string; path: string },
+): Promise<void> {
+  const info = await networkTransport.askPeer(address).catch(() => undefined);
+  if (info?.cluster_id === undefined || info.cluster_id === cluster) return;
+  throw new StartError(
+    `${address} is of cluster ${info.cluster_id}, but ${path} belongs to cluster ${cluster}: choose another --data-dir`,
+  );
+}
+
+function bindAddress({ role, settings }: Identity): Address {
+  if (settings.bind_addr !== undefined) return parseAddress(settings.bind_addr, "--bind-addr");
+  return { host: role === "master" ? "127.0.0.1" : "0.0.0.0", port: DEFAULT_PORT };
+}
+
+async function advertisedAddress(bind: Address, { settings, join_address, master }: Identity): Promise<string> {
+  if (settings.advertise_addr !== undefined)
+    return formatAddress(parseAddress(settings.advertise_addr, "--advertise-addr"));
+  if (!isWildcard(bind.host)) return formatAddress(bind);
+  for (const towards of [master?.address, join_address]) {
+    if (towards === undefined) continue;
+    const host = await localAddressTowards(parseAddress(towards, "the address of a peer"));
+    if (host !== undefined) return formatAddress({ host, port: bind.port });
+  }
+  const own = Object.values(networkInterfaces())
+    .flat()
+    .find((one) => one && !one.internal && one.family === "IPv4");
+  return formatAddress({ host: own?.address ?? "127.0.0.1", port: bind.port });
+}
+
+/** 12 hex digits, as short ids of containers have them: readable, and unique enough for what one cluster ever holds. */
+function newId(): string {
+  return crypto.randomUUID().replaceAll("-", "").slice(0, 12);
+}

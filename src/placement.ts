@@ -1,0 +1,235 @@
+/**
+ * @module Placement: which node gets a replica. Pure: the same input gives the same answer, and randomness comes in.
+ *
+ * **Hard limits.** A node is eligible when it is ready and active, when the service's reservations fit, when its fixed host
+ * ports are free there, and when the job's network there has an address left. Each refusal is one sentence.
+ * - CPU reserved: `reserved_cpus + asked <= cpus`.
+ * - Memory reserved: `reserved_memory + asked <= total_memory`, and also `asked <= available_memory - reserved by what is
+ *   placed but not running yet`, because memory that other processes hold can't be given twice (CPU time can be shared).
+ *
+ * **Weight.** With `d` the demand of one replica (its reservation, or 0.1 CPU and 64 MiB where it has none):
+ *
+ *     free_r(n) = min(capacity_r - planned_r, available_r - starting_r)      r = memory, CPU; whichever is tighter
+ *     fit(n)    = min over r of free_r(n) / d_r                              replicas that still fit
+ *     weight(n) = fit(n) + own(n)                                            own: replicas of this service on n already
+ *     score(n)  = weight(n) / (own(n) + 1)
+ *
+ * `planned` sums the demand of everything placed on the node, `starting` of what is placed but not running yet (what runs is
+ * in the measured `available` already). A replica goes to the eligible node without one first, then to the highest score.
+ * This is the highest-averages method of apportionment (Jefferson, D'Hondt): replicas end up in proportion to the weights, one
+ * at a time and without ever moving an earlier one; placing one leaves the node's weight as it was (fit - 1, own + 1).
+ * Ties go to the node with fewer allocations, then by chance. Scaling down undoes it: the lowest `weight / own` goes first.
+ */
+import type { PortSpec, Resources, ServiceSpec } from "./model.ts";
+
+/** Demand of a replica without reservations: used for weighing, never for refusing. */
+export const DEFAULT_CPUS = 0.1;
+export const DEFAULT_MEMORY = 64 * 2 ** 20;
+
+/** Containers of one job on one node: a /26 network has 64 addresses less network, gateway and broadcast. */
+export const MAX_JOB_CONTAINERS = 61;
+
+/** Smallest weight: a full node still takes its share of what no node has room for. */
+const MIN_WEIGHT = 0.01;
+
+/** Sums over allocations. CPUs and bytes. */
+export type Load = { cpus: number; memory: number };
+
+/** A fixed host port that an allocation holds. */
+export type PortClaim = { protocol: string; host_ip: string; first: number; last: number };
+
+/** A node as placement sees it; `place` counts what it places into it. */
+export type Candidate = {
+  node_id: string;
+  /** Why nothing new goes there (not ready, draining, …); undefined: eligible. */
+  refusal: string | undefined;
+  resources: Resources | undefined;
+  /** Real reservations of all allocations here, and of those not running yet. */
+  reserved: Load;
+  reservedStarting: Load;
+  /** Demand (reservation or default) of all allocations here, and of those not running yet. */
+  planned: Load;
+  plannedStarting: Load;
+  claims: PortClaim[];
+  allocations: number;
+  /** Allocations per job id, for the size of the job's network. */
+  perJob: Map<string, number>;
+};
+
+export type PlacementRequest = {
+  job_id: string;
+  spec: ServiceSpec;
+  /** Replicas of this service per node id, those that were just placed included; `place` adds to it. */
+  own: Map<string, number>;
+  /** The only node that may take the slot, and why. */
+  pinned?: { node_id: string; reason: string };
+};
+
+export type Placement = { node_id: string } | { reasons: string[] };
+
+/** Demand of one replica for weighing. */
+export function demandOf(spec: ServiceSpec): Load {
+  return {
+    cpus: spec.reservations.cpus ?? DEFAULT_CPUS,
+    memory: spec.reservations.memory_bytes ?? DEFAULT_MEMORY,
+  };
+}
+
+/** What a replica sets aside for certain. */
+export function reservationOf(spec: ServiceSpec): Load {
+  return { cpus: spec.reservations.cpus ?? 0, memory: spec.reservations.memory_bytes ?? 0 };
+}
+
+/** The fixed host ports of a spec; a range is no claim, since any free port of it will do. */
+export function claimsOf(spec: ServiceSpec): PortClaim[] {
+  return spec.ports.flatMap(({ protocol, host_ip, host_port }) =>
+    host_port && host_port.first === host_port.last ? [{ protocol, host_ip, ...host_port }] : [],
+  );
+}
+
+/** Places one replica and counts it into its candidate, or says why no node takes it: "3 nodes: host port 8080 taken". */
+export function place(request: PlacementRequest, candidates: readonly Candidate[], random: () => number): Placement {
+  const refused = new Map<string, number>();
+  let best: { candidate: Candidate; rank: readonly number[] } | undefined;
+  for (const candidate of candidates) {
+    const refusal = refusalOf(request, candidate);
+    if (refusal !== undefined) {
+      refused.set(refusal, (refused.get(refusal) ?? 0) + 1);
+      continue;
+    }
+    const own = request.own.get(candidate.node_id) ?? 0;
+    const rank = [own === 0 ? 1 : 0, weight(request, candidate) / (own + 1), -candidate.allocations, random()];
+    if (!best || compare(rank, best.rank) > 0) best = { candidate, rank };
+  }
+  if (!best) return { reasons: reasons(refused, request.pinned) };
+  occupy(request, best.candidate);
+  return { node_id: best.candidate.node_id };
+}
+
+/**
+ * Order in which replicas of one service leave on scale-down: the fullest node first (lowest `weight / own`), and on it the
+ * newest first. Returns the `count` that go; `own` is counted down on a copy.
+ */
+export function chooseRemovals<T extends { node_id: string; created_at: number; slot: number }>(
+  replicas: readonly T[],
+  { count, request, candidates }: { count: number; request: PlacementRequest; candidates: readonly Candidate[] },
+): T[] {
+  const weights = new Map(candidates.map((candidate) => [candidate.node_id, weight(request, candidate)]));
+  const byNode = new Map<string, T[]>();
+  for (const replica of replicas) byNode.set(replica.node_id, [...(byNode.get(replica.node_id) ?? []), replica]);
+  for (const list of byNode.values()) list.sort((a, b) => a.created_at - b.created_at || a.slot - b.slot);
+  const removed: T[] = [];
+  while (removed.length < count) {
+    const fullest = [...byNode.entries()]
+      .filter(([, list]) => list.length > 0)
+      .toSorted((a, b) => share(a) - share(b) || b[1].length - a[1].length || (a[0] < b[0] ? -1 : 1))[0];
+    const last = fullest?.[1].pop();
+    if (!last) break;
+    removed.push(last);
+  }
+  return removed;
+
+  function share([nodeId, list]: [string, T[]]): number {
+    return (weights.get(nodeId) ?? MIN_WEIGHT) / list.length;
+  }
+}
+
+function refusalOf({ job_id, spec, pinned }: PlacementRequest, node: Candidate): string | undefined {
+  if (pinned && pinned.node_id !== node.node_id) return pinned.reason;
+  if (node.refusal !== undefined) return node.refusal;
+  if (!node.resources) return "no resource reading yet";
+  const asked = reservationOf(spec);
+  const { total_memory, available_memory, cpus } = node.resources;
+  // Sums of decimal CPU shares carry rounding errors: 0.1 + 0.2 must still fit into 0.3.
+  if (asked.cpus > 0 && node.reserved.cpus + asked.cpus > cpus + 1e-9)
+    return `reservation of ${asked.cpus} CPU does not fit`;
+  if (asked.memory > 0) {
+    const free = Math.min(total_memory - node.reserved.memory, available_memory - node.reservedStarting.memory);
+    if (asked.memory > free) return `reservation of ${mebibytes(asked.memory)} memory does not fit`;
+  }
+  for (const port of spec.ports) {
+    if (port.host_port && isTaken(port, port.host_port, node)) {
+      const { first, last } = port.host_port;
+      const suffix = port.protocol === "tcp" ? "" : `/${port.protocol}`;
+      return first === last ? `host port ${first}${suffix} taken` : `host ports ${first}-${last}${suffix} all taken`;
+    }
+  }
+  if ((node.perJob.get(job_id) ?? 0) >= MAX_JOB_CONTAINERS)
+    return `network of job ${job_id} is full (${MAX_JOB_CONTAINERS} containers)`;
+  return undefined;
+}
+
+function isTaken(port: PortSpec, range: { first: number; last: number }, node: Candidate): boolean {
+  for (let number = range.first; number <= range.last; number++) {
+    const claimed = node.claims.some(
+      (claim) =>
+        claim.protocol === port.protocol &&
+        claim.first <= number &&
+        number <= claim.last &&
+        overlaps(claim.host_ip, port.host_ip),
+    );
+    if (!claimed && !node.resources?.taken_ports.includes(`${port.protocol}/${number}`)) return false;
+  }
+  return true;
+}
+
+/** Two bindings of one port collide when either listens on all addresses or both on the same one. */
+function overlaps(a: string, b: string): boolean {
+  const all = (ip: string) => ip === "" || ip === "0.0.0.0" || ip === "::";
+  return all(a) || all(b) || a === b;
+}
+
+function weight({ spec, own }: PlacementRequest, node: Candidate): number {
+  if (!node.resources) return MIN_WEIGHT;
+  const demand = demandOf(spec);
+  const { total_memory, available_memory, cpus, used_cpus } = node.resources;
+  const freeMemory = Math.min(total_memory - node.planned.memory, available_memory - node.plannedStarting.memory);
+  const freeCpus = Math.min(cpus - node.planned.cpus, cpus - used_cpus - node.plannedStarting.cpus);
+  const fit = Math.min(
+    demand.memory > 0 ? freeMemory / demand.memory : Number.POSITIVE_INFINITY,
+    demand.cpus > 0 ? freeCpus / demand.cpus : Number.POSITIVE_INFINITY,
+  );
+  return Math.max(MIN_WEIGHT, (Number.isFinite(fit) ? fit : cpus) + (own.get(node.node_id) ?? 0));
+}
+
+function occupy({ job_id, spec, own }: PlacementRequest, node: Candidate): void {
+  const demand = demandOf(spec);
+  const reservation = reservationOf(spec);
+  for (const [sum, part] of [
+    [node.reserved, reservation],
+    [node.reservedStarting, reservation],
+    [node.planned, demand],
+    [node.plannedStarting, demand],
+  ] as const) {
+    sum.cpus += part.cpus;
+    sum.memory += part.memory;
+  }
+  node.claims.push(...claimsOf(spec));
+  node.allocations++;
+  node.perJob.set(job_id, (node.perJob.get(job_id) ?? 0) + 1);
+  own.set(node.node_id, (own.get(node.node_id) ?? 0) + 1);
+}
+
+function reasons(refused: Map<string, number>, pinned: PlacementRequest["pinned"]): string[] {
+  if (refused.size === 0) return ["the cluster has no nodes"];
+  // A pinned slot has one node to go to: the others' refusals say nothing.
+  const shown = [...refused].filter(([reason]) => !pinned || refused.size === 1 || reason !== pinned.reason);
+  return shown
+    .toSorted((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1))
+    .map(([reason, count]) => {
+      const why = `${count === 1 ? "1 node" : `${count} nodes`}: ${reason}`;
+      return pinned && reason !== pinned.reason ? `${pinned.reason}; ${why}` : why;
+    });
+}
+
+function compare(a: readonly number[], b: readonly number[]): number {
+  for (const [i, value] of a.entries()) {
+    const difference = value - (b[i] ?? 0);
+    if (difference !== 0) return difference;
+  }
+  return 0;
+}
+
+function mebibytes(bytes: number): string {
+  return bytes >= 2 ** 30 ? `${+(bytes / 2 ** 30).toFixed(2)} GiB` : `${+(bytes / 2 ** 20).toFixed(2)} MiB`;
+}

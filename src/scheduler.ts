@@ -1,0 +1,344 @@
+/**
+ * @module The Scheduler: the master's one writer. It owns the cluster's state in memory, writes every change through to the
+ * Store before it is acknowledged or acted on, runs scheduling passes over the services that something happened to, and sends
+ * each node its assignments. It decides nothing itself: `reconcile.ts` and `placement.ts` do. Membership of nodes is in
+ * `membership.ts`, the rules of a job's records in `job_changes.ts`.
+ */
+import type { Clock, Timer } from "./clock.ts";
+import type { ServiceKey } from "./cluster_state.ts";
+import { ClusterState, serviceKey } from "./cluster_state.ts";
+import type { Preconditions, PutOutcome, WantedJob } from "./job_changes.ts";
+import { changesForDelete, changesForPut, changesForScale, checkPreconditions } from "./job_changes.ts";
+import type { Log } from "./log.ts";
+import type { Assignments, Change, ClusterRecord, LiveJob } from "./model.ts";
+import { CacophonyError, StartError } from "./model.ts";
+import type { Blocked, Goal, Plan, PlanContext } from "./reconcile.ts";
+import { reconcileRemoved, reconcileService } from "./reconcile.ts";
+import type { Store } from "./store.ts";
+import { StoreError } from "./store.ts";
+
+/** A full look at every service: a slow safety net, and when unused specs are collected. */
+const FULL_PASS_MS = 30_000;
+/** Passes are this far apart at least, so that a burst of reports is one pass. */
+const PASS_DELAY_MS = 5;
+/** After the Store failed, a pass is tried again so much later. */
+const STORE_RETRY_MS = 1_000;
+
+export type SchedulerOptions = {
+  store: Store;
+  clock: Clock;
+  random: () => number;
+  newId: () => string;
+  log: Log;
+  /** Called when this master was replaced by one with a newer term: the process must stop deciding at once. */
+  onFenced: () => void;
+};
+
+/** What a dry run would do to one service. */
+export type ServicePlan = { goal: Goal; plan: Plan };
+
+export class Scheduler {
+  readonly state = new ClusterState();
+  readonly #options: SchedulerOptions;
+  readonly #dirty = new Set<ServiceKey>();
+  readonly #blocked = new Map<ServiceKey, Blocked[]>();
+  readonly #senders = new Map<string, (assignments: Assignments) => void>();
+  /** Revision of the first assignments without an allocation that is to stop: reports from there on can confirm it gone. */
+  readonly #stopToldAt = new Map<string, number>();
+  #queue: Promise<unknown> = Promise.resolve();
+  #cluster: ClusterRecord | undefined;
+  #term = 0;
+  #revision = 0;
+  #passTimer: Timer | undefined;
+  #fullPassTimer: Timer | undefined;
+  #stopped = false;
+
+  constructor(options: SchedulerOptions) {
+    this.#options = options;
+  }
+
+  get term(): number {
+    return this.#term;
+  }
+
+  get cluster(): ClusterRecord {
+    if (!this.#cluster) throw new Error("the scheduler has not started");
+    return this.#cluster;
+  }
+
+  /** Begins a new term and loads the state; `fresh` is the cluster record of a store that is still empty. */
+  async start(fresh: ClusterRecord): Promise<void> {
+    const { store, log } = this.#options;
+    const stored = await store.load();
+    const known = stored.cluster[0];
+    if (known && known.cluster_id !== fresh.cluster_id) {
+      throw new StartError(
+        `the cluster state belongs to cluster ${known.cluster_id}, this node to ${fresh.cluster_id}`,
+      );
+    }
+    this.#term = await store.beginTerm();
+    for (const kind of ["spec", "node", "job", "allocation", "home", "removal"] as const) {
+      this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
+    }
+    this.#cluster = known ?? fresh;
+    if (!known) await store.commit(this.#term, [{ op: "put", kind: "cluster", record: fresh }]);
+    log.info("this node is the master", {
+      cluster: fresh.cluster_id,
+      term: this.#term,
+      jobs: this.state.liveJobs().length,
+    });
+    this.#fullPass();
+  }
+
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    this.#passTimer?.cancel();
+    this.#fullPassTimer?.cancel();
+    await this.#queue.catch(() => {});
+    await this.#options.store.close();
+  }
+
+  // ---- Jobs -----------------------------------------------------------------------------------------------------------
+
+  async putJob(
+    jobId: string,
+    { wanted, preconditions }: { wanted: WantedJob; preconditions: Preconditions },
+  ): Promise<PutOutcome> {
+    const { clock, newId } = this.#options;
+    return this.#exclusive(async () => {
+      checkPreconditions(this.state.jobs.get(jobId), preconditions);
+      const before = this.state.liveJob(jobId);
+      const outcome = changesForPut(this.state, { jobId, wanted, now: clock.now(), newId });
+      await this.#commit(outcome.changes);
+      this.#wakeJob(before);
+      this.#wakeJob(outcome.job);
+      return outcome;
+    });
+  }
+
+  async scaleService(jobId: string, { serviceName, scale }: { serviceName: string; scale: number }): Promise<LiveJob> {
+    return this.#exclusive(async () => {
+      const { job, changes } = changesForScale(this.state, {
+        jobId,
+        serviceName,
+        scale,
+        now: this.#options.clock.now(),
+      });
+      await this.#commit(changes);
+      this.wake([serviceKey({ job_id: jobId, service_name: serviceName })]);
+      return job;
+    });
+  }
+
+  async deleteJob(
+    jobId: string,
+    { volumes, preconditions }: { volumes: boolean; preconditions: Preconditions },
+  ): Promise<number> {
+    return this.#exclusive(async () => {
+      checkPreconditions(this.state.jobs.get(jobId), preconditions);
+      const { version, changes } = changesForDelete(this.state, { jobId, volumes, newId: this.#options.newId });
+      await this.#commit(changes);
+      this.wake(this.state.allocatedServices(jobId).map((service_name) => serviceKey({ job_id: jobId, service_name })));
+      for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
+      return version;
+    });
+  }
+
+  /** What a PUT would do, with nothing changed: the outcome, and the first plan of each service. */
+  dryRun(jobId: string, wanted: WantedJob): { outcome: PutOutcome; services: ServicePlan[] } {
+    const { clock, newId } = this.#options;
+    const outcome = changesForPut(this.state, { jobId, wanted, now: clock.now(), newId });
+    const specs = new Map(outcome.job.services.map(({ service_name }, i) => [service_name, wanted.services[i]?.spec]));
+    const context = this.#planContext();
+    const services = outcome.job.services.flatMap(({ service_name, spec_hash, scale }) => {
+      const spec = specs.get(service_name);
+      if (!spec) return [];
+      const goal = goalOf(outcome.job, { service_name, spec_hash, scale, spec });
+      return [{ goal, plan: reconcileService(goal, context) }];
+    });
+    return { outcome, services };
+  }
+
+  /** Slots of a service that have no allocation, as of the last pass. */
+  blockedOf(key: ServiceKey): readonly Blocked[] {
+    return this.#blocked.get(key) ?? [];
+  }
+
+  // ---- What membership calls ------------------------------------------------------------------------------------------
+
+  /** Runs `change` alone and commits what it returns; the caller sees the state after it. */
+  async change(change: () => Change[]): Promise<void> {
+    await this.#exclusive(() => this.#commit(change()));
+  }
+
+  /** From here on the node gets its assignments through `send`; the present ones go out at once. */
+  attach(nodeId: string, send: (assignments: Assignments) => void): void {
+    this.#senders.set(nodeId, send);
+    this.sendAssignments(nodeId);
+  }
+
+  detach(nodeId: string): void {
+    this.#senders.delete(nodeId);
+  }
+
+  /** Marks services for the next pass. */
+  wake(keys: Iterable<ServiceKey>): void {
+    for (const key of keys) this.#dirty.add(key);
+    if (this.#dirty.size > 0) this.#schedulePass(PASS_DELAY_MS);
+  }
+
+  /** Room may have appeared: services with blocked slots are looked at again. */
+  wakeBlocked(): void {
+    this.wake(this.#blocked.keys());
+  }
+
+  /**
+   * Removes the records of stopped allocations that the node's last report proves gone: it has taken in assignments without
+   * them, and does not have them.
+   */
+  async confirmStopped(nodeId: string): Promise<void> {
+    const view = this.state.views.get(nodeId);
+    if (!view?.applied || !view.reported || view.applied.term !== this.#term) return;
+    const applied = view.applied.revision;
+    const gone = this.state.allocationsOn(nodeId).filter(({ allocation_id, desired }) => {
+      const toldAt = this.#stopToldAt.get(allocation_id);
+      return desired === "stop" && toldAt !== undefined && toldAt <= applied && !view.statuses.has(allocation_id);
+    });
+    if (gone.length === 0) return;
+    await this.change(() =>
+      gone.map(({ allocation_id }) => ({ op: "delete", kind: "allocation", key: allocation_id })),
+    );
+    for (const { allocation_id } of gone) this.#stopToldAt.delete(allocation_id);
+    this.wake(gone.map(serviceKey));
+    this.wakeBlocked();
+  }
+
+  /** Sends the node the full set of what it must run. */
+  sendAssignments(nodeId: string): void {
+    const send = this.#senders.get(nodeId);
+    if (!send) return;
+    const revision = ++this.#revision;
+    const all = this.state.allocationsOn(nodeId);
+    const allocations = all.filter(({ desired }) => desired === "run");
+    for (const { allocation_id, desired } of all) {
+      if (desired === "stop" && !this.#stopToldAt.has(allocation_id)) this.#stopToldAt.set(allocation_id, revision);
+    }
+    const specs = [...new Set(allocations.map(({ spec_hash }) => spec_hash))].flatMap((spec_hash) => {
+      const spec = this.state.specs.get(spec_hash);
+      return spec ? [{ spec_hash, spec }] : [];
+    });
+    send({
+      type: "assignments",
+      order: { term: this.#term, revision },
+      network_pool: this.cluster.network_pool,
+      specs,
+      allocations,
+      removals: [...this.state.removals.values()].filter((removal) => removal.node_id === nodeId),
+    });
+  }
+
+  // ---- Passes ---------------------------------------------------------------------------------------------------------
+
+  #fullPass(): void {
+    for (const job of this.state.liveJobs()) this.#wakeJob(job);
+    this.wake([...this.state.allocations.values()].map(serviceKey));
+    void this.change(() => this.#unusedSpecs()).catch((error: unknown) => this.#storeFailed(error));
+    this.#fullPassTimer = this.#options.clock.after(FULL_PASS_MS, () => this.#fullPass());
+  }
+
+  #unusedSpecs(): Change[] {
+    const used = new Set([...this.state.allocations.values()].map(({ spec_hash }) => spec_hash));
+    for (const job of this.state.liveJobs()) for (const { spec_hash } of job.services) used.add(spec_hash);
+    return [...this.state.specs.keys()]
+      .filter((hash) => !used.has(hash))
+      .map((key) => ({ op: "delete", kind: "spec", key }));
+  }
+
+  #schedulePass(delayMs: number): void {
+    if (this.#passTimer || this.#stopped) return;
+    this.#passTimer = this.#options.clock.after(delayMs, () => {
+      this.#passTimer = undefined;
+      void this.#exclusive(() => this.#pass()).catch((error: unknown) => {
+        this.#storeFailed(error);
+        this.#schedulePass(STORE_RETRY_MS);
+      });
+    });
+  }
+
+  async #pass(): Promise<void> {
+    const keys = [...this.#dirty];
+    this.#dirty.clear();
+    const context = this.#planContext();
+    const changes: Change[] = [];
+    const blocked = new Map<ServiceKey, Blocked[]>();
+    const nodes = new Set<string>();
+    for (const key of keys) {
+      const plan = this.#planFor(key, context);
+      blocked.set(key, plan.blocked);
+      for (const record of plan.place) changes.push({ op: "put", kind: "allocation", record });
+      for (const one of plan.stop) changes.push({ op: "put", kind: "allocation", record: { ...one, desired: "stop" } });
+      for (const record of plan.homes) changes.push({ op: "put", kind: "home", record });
+      for (const { node_id } of [...plan.place, ...plan.stop]) nodes.add(node_id);
+    }
+    try {
+      await this.#commit(changes);
+    } catch (error) {
+      for (const key of keys) this.#dirty.add(key);
+      throw error;
+    }
+    for (const [key, list] of blocked) {
+      if (list.length > 0) this.#blocked.set(key, list);
+      else this.#blocked.delete(key);
+    }
+    if (changes.length > 0)
+      this.#options.log.debug("scheduling pass", { services: keys.length, changes: changes.length });
+    for (const nodeId of nodes) this.sendAssignments(nodeId);
+  }
+
+  #planFor(key: ServiceKey, context: PlanContext): Plan {
+    const slash = key.indexOf("/");
+    const serviceName = key.slice(slash + 1);
+    const job = this.state.liveJob(key.slice(0, slash));
+    const service = job?.services.find((one) => one.service_name === serviceName);
+    const spec = service && this.state.specs.get(service.spec_hash);
+    if (!job || !service || !spec) return reconcileRemoved(this.state.allocationsOf(key));
+    return reconcileService(goalOf(job, { ...service, spec }), context);
+  }
+
+  #planContext(): PlanContext {
+    const { clock, random, newId } = this.#options;
+    return { state: this.state, candidates: this.state.candidates(), now: clock.now(), random, newId };
+  }
+
+  #wakeJob(job: LiveJob | undefined): void {
+    if (job) this.wake(job.services.map(({ service_name }) => serviceKey({ job_id: job.job_id, service_name })));
+  }
+
+  // ---- Writing --------------------------------------------------------------------------------------------------------
+
+  /** One change of state at a time: what a change is computed from is what it is applied to. */
+  #exclusive<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#queue.then(work);
+    this.#queue = result.catch(() => {});
+    return result;
+  }
+
+  async #commit(changes: readonly Change[]): Promise<void> {
+    if (changes.length === 0) return;
+    try {
+      await this.#options.store.commit(this.#term, changes);
+    } catch (error) {
+      if (error instanceof StoreError && error.code === "fenced") this.#options.onFenced();
+      throw new CacophonyError("store_failed", "the change could not be stored, nothing was changed", { cause: error });
+    }
+    this.state.apply(changes);
+  }
+
+  #storeFailed(error: unknown): void {
+    if (!this.#stopped) this.#options.log.error("a scheduling pass failed and is tried again", { error });
+  }
+}
+
+function goalOf(job: LiveJob, service: Pick<Goal, "service_name" | "spec_hash" | "scale" | "spec">): Goal {
+  return { job_id: job.job_id, incarnation: job.incarnation, job_version: job.version, ...service };
+}

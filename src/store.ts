@@ -1,0 +1,185 @@
+/**
+ * @module Durable cluster state: the `Store` interface that every backend implements, and the SQLite backend.
+ *
+ * A Store keeps typed records (see `RECORD_KINDS`) and one number, the term. It knows nothing of what records mean. Only the
+ * master writes; each commit carries the term it was elected in, and a commit of an older term is refused (fencing).
+ */
+import { Database } from "bun:sqlite";
+import { existsSync } from "node:fs";
+import * as v from "valibot";
+import type { Change, RecordKind, RecordOf, StoredState } from "./model.ts";
+import { keyOf, RECORD_KINDS, StartError } from "./model.ts";
+
+export class StoreError extends Error {
+  /** `fenced`: another master has begun a newer term; this one must stop deciding. `failed`: nothing was written. */
+  readonly code: "fenced" | "failed";
+  constructor(code: "fenced" | "failed", message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.name = "StoreError";
+    this.code = code;
+  }
+}
+
+/** Where a master keeps the cluster's state. All methods reject with `StoreError`. */
+export interface Store {
+  /** Begins a new leadership: raises the term durably and returns it. Commits of earlier terms are refused from here on. */
+  beginTerm(): Promise<number>;
+  load(): Promise<StoredState>;
+  /** Writes all changes or none; durable when the promise resolves. */
+  commit(term: number, changes: readonly Change[]): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** Marks the file as ours ("Caco"), so that another program's database is never taken for one. */
+const APPLICATION_ID = 0x4361636f;
+
+/** One entry per schema version, applied in order; `PRAGMA user_version` counts those that were. Never edit an entry. */
+const MIGRATIONS: readonly string[] = [
+  `CREATE TABLE record (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
+   CREATE TABLE leadership (id INTEGER PRIMARY KEY CHECK (id = 1), term INTEGER NOT NULL);
+   INSERT INTO leadership VALUES (1, 0);`,
+];
+
+/**
+ * Opens or creates the SQLite store at `path`.
+ * @throws StartError when the file is damaged, not ours, or written by a newer Cacophony. It is left as it was.
+ */
+export function openSqliteStore(path: string): Store {
+  const existed = existsSync(path);
+  let db: Database | undefined;
+  try {
+    db = new Database(path, { create: true, readwrite: true });
+    if (existed) refuseUnusable(db, path);
+    // FULL: a commit is on the disk before it is acknowledged, also when the machine loses power.
+    db.run("PRAGMA journal_mode = WAL");
+    db.run("PRAGMA synchronous = FULL");
+    migrate(db);
+    return new SqliteStore(db, path);
+  } catch (error) {
+    db?.close();
+    if (error instanceof StartError) throw error;
+    throw new StartError(`cannot open the cluster state in ${path} (nothing was changed): ${message(error)}`, {
+      cause: error,
+    });
+  }
+}
+
+function refuseUnusable(db: Database, path: string): void {
+  let faults: string[];
+  try {
+    faults = db
+      .query<{ quick_check: string }, []>("PRAGMA quick_check(3)")
+      .all()
+      .map((row) => row.quick_check);
+  } catch (error) {
+    faults = [message(error)];
+  }
+  if (faults.join() !== "ok") {
+    throw new StartError(
+      `the cluster state in ${path} is damaged (${faults.join("; ")}); it was left untouched: restore it from a backup, or move it away to begin anew`,
+    );
+  }
+  const tables = db.query<{ n: number }, []>("SELECT count(*) AS n FROM sqlite_schema").get()?.n ?? 0;
+  if (tables > 0 && pragma(db, "application_id") !== APPLICATION_ID) {
+    throw new StartError(`${path} is a database of another program; it was left untouched: choose another --data-dir`);
+  }
+  const version = pragma(db, "user_version");
+  if (version > MIGRATIONS.length) {
+    throw new StartError(
+      `the cluster state in ${path} has schema version ${version}, this cacophony knows up to ${MIGRATIONS.length}; it was left untouched: run the newer cacophony`,
+    );
+  }
+}
+
+function migrate(db: Database): void {
+  for (let version = pragma(db, "user_version"); version < MIGRATIONS.length; version++) {
+    db.transaction(() => {
+      db.run(MIGRATIONS[version] ?? "");
+      db.run(`PRAGMA user_version = ${version + 1}`);
+      db.run(`PRAGMA application_id = ${APPLICATION_ID}`);
+    }).immediate();
+  }
+}
+
+function pragma(db: Database, name: "user_version" | "application_id"): number {
+  return Object.values(db.query<Record<string, number>, []>(`PRAGMA ${name}`).get() ?? {})[0] ?? 0;
+}
+
+class SqliteStore implements Store {
+  readonly #db: Database;
+  readonly #path: string;
+
+  constructor(db: Database, path: string) {
+    this.#db = db;
+    this.#path = path;
+  }
+
+  async beginTerm(): Promise<number> {
+    return this.#attempt(() => {
+      this.#db.run("UPDATE leadership SET term = term + 1");
+      return this.#term();
+    });
+  }
+
+  async load(): Promise<StoredState> {
+    const state: StoredState = { cluster: [], job: [], spec: [], node: [], allocation: [], home: [], removal: [] };
+    const rows = this.#db.query<{ kind: string; key: string; value: string }, []>(
+      "SELECT kind, key, value FROM record",
+    );
+    for (const row of rows.iterate()) {
+      try {
+        parseInto(state, row.kind, JSON.parse(row.value));
+      } catch (error) {
+        throw new StartError(`the record ${row.kind} ${row.key} in ${this.#path} cannot be read: ${message(error)}`, {
+          cause: error,
+        });
+      }
+    }
+    return state;
+  }
+
+  async commit(term: number, changes: readonly Change[]): Promise<void> {
+    this.#attempt(() => {
+      const newest = this.#term();
+      if (newest !== term) throw new StoreError("fenced", `term ${term} is over, the store is at term ${newest}`);
+      const put = this.#db.query(
+        "INSERT INTO record (kind, key, value) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?3",
+      );
+      const remove = this.#db.query("DELETE FROM record WHERE kind = ?1 AND key = ?2");
+      for (const change of changes) {
+        if (change.op === "put") put.run(change.kind, keyOf(change), JSON.stringify(change.record));
+        else remove.run(change.kind, change.key);
+      }
+    });
+  }
+
+  async close(): Promise<void> {
+    this.#db.close();
+  }
+
+  #term(): number {
+    return this.#db.query<{ term: number }, []>("SELECT term FROM leadership").get()?.term ?? 0;
+  }
+
+  #attempt<T>(work: () => T): T {
+    try {
+      return this.#db.transaction(work).immediate();
+    } catch (error) {
+      if (error instanceof StoreError) throw error;
+      throw new StoreError("failed", `cannot write the cluster state to ${this.#path}: ${message(error)}`, {
+        cause: error,
+      });
+    }
+  }
+}
+
+function parseInto(state: StoredState, kind: string, value: unknown): void {
+  if (!(kind in RECORD_KINDS)) throw new Error(`unknown kind of record '${kind}'`);
+  const known = kind as RecordKind;
+  const list = state[known] as RecordOf<RecordKind>[];
+  list.push(v.parse(RECORD_KINDS[known].schema, value));
+}
+
+function message(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

@@ -1,0 +1,135 @@
+/**
+ * @module The network: one port that carries the HTTP API and the sessions of nodes (WebSockets), and the calls to other nodes.
+ * Knows nothing of what is said.
+ */
+import { createConnection } from "node:net";
+import * as v from "valibot";
+import type { Address } from "./address.ts";
+import { formatAddress } from "./address.ts";
+import type { PeerInfo } from "./model.ts";
+import { peerInfo, StartError } from "./model.ts";
+
+export const SESSION_PATH = "/internal/session";
+export const PEER_PATH = "/internal/peer";
+
+/** A node that does not accept a connection or answer a small question within this time counts as unreachable. */
+const REACH_TIMEOUT_MS = 1_500;
+/** Above the largest document, so that the API can say what is too large; Bun itself answers without a body. */
+const MAX_REQUEST_BYTES = 16 * 2 ** 20;
+/** A node's assignments hold its containers' specs; a full set of a large node stays far below. */
+const MAX_MESSAGE_BYTES = 64 * 2 ** 20;
+/** Seconds without a byte after which an HTTP connection is closed; sessions have heartbeats. */
+const IDLE_TIMEOUT_S = 60;
+
+/** One end of an open session connection. */
+export interface Channel {
+  send(text: string): void;
+  close(): void;
+}
+
+/** How a node reaches other nodes. Both reject when the address does not answer within their own timeout. */
+export interface Transport {
+  /** `GET /internal/peer` of a node. */
+  askPeer(address: string): Promise<PeerInfo>;
+  /** Opens a session connection; `onClose` is called once, at the end. */
+  dial(address: string, handlers: { onMessage: (text: string) => void; onClose: () => void }): Promise<Channel>;
+}
+
+/** What the listener does with an incoming session connection; undefined: this node is no master, the call is refused. */
+export type SessionHandler = (channel: Channel) => { onMessage: (text: string) => void; onClose: () => void };
+
+export type Listener = { stop(): Promise<void> };
+
+type SocketData = { handlers?: ReturnType<SessionHandler> };
+
+/**
+ * Listens on one address for the API and for sessions.
+ * @throws StartError when the address is taken or not of this machine.
+ */
+export function listen(
+  { host, port }: Address,
+  {
+    fetch,
+    session,
+  }: { fetch: (request: Request) => Response | Promise<Response>; session: () => SessionHandler | undefined },
+): Listener {
+  try {
+    const server = Bun.serve<SocketData>({
+      hostname: host,
+      port,
+      maxRequestBodySize: MAX_REQUEST_BYTES,
+      idleTimeout: IDLE_TIMEOUT_S,
+      async fetch(request, self) {
+        if (new URL(request.url).pathname !== SESSION_PATH) return fetch(request);
+        if (!session()) return new Response("this node is not the master\n", { status: 421 });
+        if (self.upgrade(request, { data: {} })) return undefined;
+        return new Response("a WebSocket is expected here\n", { status: 400 });
+      },
+      websocket: {
+        maxPayloadLength: MAX_MESSAGE_BYTES,
+        // Dead peers are noticed by missing heartbeats; a socket must not end because both sides had nothing to say.
+        idleTimeout: 0,
+        open(socket) {
+          const handler = session();
+          if (!handler) return socket.close();
+          socket.data.handlers = handler({ send: (text) => void socket.send(text), close: () => socket.terminate() });
+        },
+        message: (socket, text) => socket.data.handlers?.onMessage(String(text)),
+        close: (socket) => socket.data.handlers?.onClose(),
+      },
+    });
+    return { stop: () => server.stop(true) };
+  } catch (error) {
+    throw new StartError(listenFault({ host, port }, error), { cause: error });
+  }
+}
+
+function listenFault(address: Address, error: unknown): string {
+  const code = (error as { code?: string }).code;
+  const at = formatAddress(address);
+  if (code === "EADDRINUSE")
+    return `the address ${at} is taken by another process: stop it, or choose another --bind-addr`;
+  if (code === "EADDRNOTAVAIL") return `the address ${at} is not one of this machine: choose another --bind-addr`;
+  return `cannot listen on ${at}: ${error instanceof Error ? error.message : String(error)}`;
+}
+
+/** Reaches other nodes over HTTP and WebSockets. */
+export const networkTransport: Transport = {
+  async askPeer(address) {
+    const response = await fetch(`http://${address}${PEER_PATH}`, { signal: AbortSignal.timeout(REACH_TIMEOUT_MS) });
+    if (!response.ok) throw new Error(`${address} answered ${response.status}: is it a Cacophony node?`);
+    return v.parse(peerInfo, await response.json());
+  },
+  dial(address, { onMessage, onClose }) {
+    return new Promise((resolve, reject) => {
+      const socket = new WebSocket(`ws://${address}${SESSION_PATH}`);
+      const timer = setTimeout(() => socket.terminate(), REACH_TIMEOUT_MS);
+      let opened = false;
+      socket.onopen = () => {
+        opened = true;
+        clearTimeout(timer);
+        resolve({ send: (text) => socket.send(text), close: () => socket.terminate() });
+      };
+      socket.onmessage = ({ data }) => onMessage(String(data));
+      socket.onclose = () => {
+        clearTimeout(timer);
+        if (opened) onClose();
+        else reject(new Error(`cannot open a session with ${address}`));
+      };
+    });
+  },
+};
+
+/** The local address from which the kernel reaches `peer`; undefined when it does not answer. */
+export function localAddressTowards({ host, port }: Address): Promise<string | undefined> {
+  return new Promise((resolve) => {
+    const socket = createConnection({ host, port, timeout: REACH_TIMEOUT_MS });
+    const done = (address?: string) => {
+      socket.destroy();
+      resolve(address);
+    };
+    socket.once("connect", () => done(socket.localAddress));
+    socket.once("timeout", () => done());
+    socket.once("error", () => done());
+  });
+}

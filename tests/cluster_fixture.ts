@@ -1,0 +1,61 @@
+/** @module Small parts of clusters for tests of the pure floor: specs, nodes as placement sees them, a seeded random source. */
+import type { Resources, ServiceSpec } from "../src/model.ts";
+import type { Candidate } from "../src/placement.ts";
+
+export const GIB = 2 ** 30;
+
+/** A service that says nothing but its image. */
+export function spec(more: Partial<ServiceSpec> = {}): ServiceSpec {
+  return {
+    image: "busybox",
+    environment: [],
+    labels: [],
+    stop_grace_period_ms: 10_000,
+    ports: [],
+    mounts: [],
+    restart: { condition: "always", max_attempts: 0, compose: "" },
+    limits: {},
+    reservations: {},
+    ...more,
+  };
+}
+
+/** Readings of an idle machine of 2 CPUs and 8 GiB. */
+export function idleMachine(more: Partial<Resources> = {}): Resources {
+  return {
+    total_memory: 8 * GIB,
+    used_memory: 0,
+    available_memory: 8 * GIB,
+    cpus: 2,
+    used_cpus: 0,
+    taken_ports: [],
+    ...more,
+  };
+}
+
+export function candidate(node_id: string, resources: Partial<Resources> = {}, refusal?: string): Candidate {
+  const zero = () => ({ cpus: 0, memory: 0 });
+  return {
+    node_id,
+    refusal,
+    resources: idleMachine(resources),
+    reserved: zero(),
+    reservedStarting: zero(),
+    planned: zero(),
+    plannedStarting: zero(),
+    claims: [],
+    allocations: 0,
+    perJob: new Map(),
+  };
+}
+
+/** Numbers in [0, 1) that depend on the seed alone (mulberry32, public domain). */
+export function seeded(seed: number): () => number {
+  let a = seed >>> 0;
+  return () => {
+    a = (a + 0x6d2b79f5) | 0;
+    let t = Math.imul(a ^ (a >>> 15), 1 | a);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}

@@ -1,0 +1,248 @@
+/** @module Placement as a table of cases and as properties that hold for every cluster. */
+import { describe, expect, test } from "bun:test";
+import fc from "fast-check";
+import type { ServiceSpec } from "../src/model.ts";
+import type { Candidate, PlacementRequest } from "../src/placement.ts";
+import { chooseRemovals, MAX_JOB_CONTAINERS, place } from "../src/placement.ts";
+import { candidate, GIB, seeded, spec } from "./cluster_fixture.ts";
+
+function request(service: ServiceSpec = spec(), more: Partial<PlacementRequest> = {}): PlacementRequest {
+  return { job_id: "job", spec: service, own: new Map(), ...more };
+}
+
+function spread(
+  service: PlacementRequest,
+  { nodes, count }: { nodes: Candidate[]; count: number },
+): Record<string, number> {
+  const random = seeded(1);
+  for (let i = 0; i < count; i++) place(service, nodes, random);
+  return Object.fromEntries(service.own);
+}
+
+describe("place()", () => {
+  test("spreads 30 replicas 10/10/10 on equal nodes, also when their readings differ a little", () => {
+    const nodes = [
+      candidate("a"),
+      candidate("b", { used_cpus: 0.03 }),
+      candidate("c", { available_memory: 7.9 * GIB }),
+    ];
+    expect(spread(request(), { nodes, count: 30 })).toEqual({ a: 10, b: 10, c: 10 });
+  });
+
+  test("spreads in proportion to what is available, the tighter of memory and CPU", () => {
+    const nodes = [
+      candidate("big", { cpus: 8, total_memory: 16 * GIB, available_memory: 16 * GIB }),
+      candidate("half", { cpus: 4, total_memory: 16 * GIB, available_memory: 16 * GIB }),
+      candidate("small", { cpus: 8, total_memory: 1 * GIB, available_memory: 1 * GIB }),
+    ];
+    expect(spread(request(), { nodes, count: 34 })).toEqual({ big: 20, half: 10, small: 4 });
+  });
+
+  test("gives every eligible node a first replica before any gets a second", () => {
+    const nodes = [
+      candidate("huge", { cpus: 64 }),
+      candidate("tiny", { cpus: 0.2 }),
+      candidate("full", { used_cpus: 2 }),
+    ];
+    expect(spread(request(), { nodes, count: 3 })).toEqual({ huge: 1, tiny: 1, full: 1 });
+  });
+
+  test("counts what is placed but does not run yet against the measured reading", () => {
+    const busy = candidate("busy");
+    busy.plannedStarting.memory = 7 * GIB;
+    busy.planned.memory = 7 * GIB;
+    expect(spread(request(), { nodes: [busy, candidate("idle")], count: 1 })).toEqual({ idle: 1 });
+  });
+
+  test("refuses a memory reservation that other processes leave no room for", () => {
+    const nodes = [
+      candidate("a", { available_memory: GIB }),
+      candidate("b", { total_memory: GIB, available_memory: GIB }),
+    ];
+    const service = spec({ reservations: { memory_bytes: 2 * GIB } });
+    expect(place(request(service), nodes, seeded(1))).toEqual({
+      reasons: ["2 nodes: reservation of 2 GiB memory does not fit"],
+    });
+  });
+
+  test("fills CPU reservations to the brim and not beyond", () => {
+    const nodes = [candidate("a", { cpus: 0.3 })];
+    const service = request(spec({ reservations: { cpus: 0.1 } }));
+    const answers = [1, 2, 3, 4].map(() => place(service, nodes, seeded(1)));
+    expect(answers.slice(0, 3).every((answer) => "node_id" in answer)).toBe(true);
+    expect(answers[3]).toEqual({ reasons: ["1 node: reservation of 0.1 CPU does not fit"] });
+  });
+
+  test("a fixed host port is given once a node, and says so when all are taken", () => {
+    const nodes = [candidate("a"), candidate("b"), candidate("c")];
+    const service = request(
+      spec({ ports: [{ container_port: 80, protocol: "tcp", host_ip: "", host_port: { first: 8080, last: 8080 } }] }),
+    );
+    expect(spread(service, { nodes, count: 3 })).toEqual({ a: 1, b: 1, c: 1 });
+    expect(place(service, nodes, seeded(1))).toEqual({ reasons: ["3 nodes: host port 8080 taken"] });
+  });
+
+  test.each([
+    ["the same port of another protocol", "", "udp", true],
+    ["the same port on all addresses", "", "tcp", false],
+    ["the same port on the same address", "10.0.0.1", "tcp", false],
+    ["the same port on another address", "10.0.0.2", "tcp", true],
+  ] as const)("%s beside 10.0.0.1:8080/tcp: %s %s", (_, host_ip, protocol, fits) => {
+    const node = candidate("a");
+    node.claims.push({ protocol: "tcp", host_ip: "10.0.0.1", first: 8080, last: 8080 });
+    const service = spec({
+      ports: [{ container_port: 80, protocol, host_ip, host_port: { first: 8080, last: 8080 } }],
+    });
+    expect("node_id" in place(request(service), [node], seeded(1))).toBe(fits);
+  });
+
+  test("a port that a foreign process holds is taken; a range needs one free port", () => {
+    const node = candidate("a", { taken_ports: ["tcp/8000"] });
+    const range = (last: number) =>
+      spec({ ports: [{ container_port: 80, protocol: "tcp", host_ip: "", host_port: { first: 8000, last } }] });
+    expect(place(request(range(8000)), [node], seeded(1))).toEqual({ reasons: ["1 node: host port 8000 taken"] });
+    expect("node_id" in place(request(range(8001)), [node], seeded(1))).toBe(true);
+  });
+
+  test("names each kind of refusal with the number of its nodes, the commonest first", () => {
+    const nodes = [candidate("a", {}, "down"), candidate("b", {}, "down"), candidate("c", {}, "draining")];
+    expect(place(request(), nodes, seeded(1))).toEqual({ reasons: ["2 nodes: down", "1 node: draining"] });
+  });
+
+  test("a pinned slot waits for its node and says why", () => {
+    const nodes = [candidate("a"), candidate("b", {}, "down")];
+    const pinned = { node_id: "b", reason: "the data of slot 1 are on node b" };
+    expect(place(request(spec(), { pinned }), nodes, seeded(1))).toEqual({
+      reasons: ["the data of slot 1 are on node b; 1 node: down"],
+    });
+  });
+
+  test("keeps a job's containers on a node within the job's network", () => {
+    const nodes = [candidate("a", { cpus: 100 })];
+    expect(spread(request(), { nodes, count: MAX_JOB_CONTAINERS + 5 })).toEqual({ a: MAX_JOB_CONTAINERS });
+  });
+
+  test("says that a cluster without nodes has none", () => {
+    expect(place(request(), [], seeded(1))).toEqual({ reasons: ["the cluster has no nodes"] });
+  });
+});
+
+describe("chooseRemovals()", () => {
+  test("takes from the fullest node first, and there the newest", () => {
+    const candidates = [candidate("a"), candidate("b")];
+    const replica = (slot: number, node_id: string) => ({ slot, node_id, created_at: slot });
+    const replicas = [replica(1, "a"), replica(2, "b"), replica(3, "a"), replica(4, "a")];
+    const own = new Map([
+      ["a", 3],
+      ["b", 1],
+    ]);
+    const removed = chooseRemovals(replicas, { count: 3, request: request(spec(), { own }), candidates });
+    expect(removed.map(({ slot }) => slot)).toEqual([4, 3, 2]);
+  });
+});
+
+// ---- Properties -------------------------------------------------------------------------------------------------------
+
+const nodeShape = fc.record({
+  cpus: fc.integer({ min: 1, max: 64 }),
+  usedShare: fc.double({ min: 0, max: 1, noNaN: true }),
+  gibibytes: fc.integer({ min: 1, max: 256 }),
+  availableShare: fc.double({ min: 0, max: 1, noNaN: true }),
+  ready: fc.boolean(),
+});
+const serviceShape = fc.record({
+  cpus: fc.option(
+    fc.integer({ min: 1, max: 8 }).map((n) => n / 4),
+    { nil: undefined },
+  ),
+  memory: fc.option(
+    fc.integer({ min: 1, max: 4096 }).map((n) => n * 2 ** 20),
+    { nil: undefined },
+  ),
+  port: fc.option(fc.integer({ min: 8000, max: 8002 }), { nil: undefined }),
+  replicas: fc.integer({ min: 0, max: 20 }),
+});
+
+function build(shapes: readonly (typeof nodeShape extends fc.Arbitrary<infer T> ? T : never)[]): Candidate[] {
+  return shapes.map(({ cpus, usedShare, gibibytes, availableShare, ready }, i) => {
+    const total_memory = gibibytes * GIB;
+    const available_memory = Math.floor(total_memory * availableShare);
+    return candidate(
+      `n${i}`,
+      { cpus, used_cpus: cpus * usedShare, total_memory, available_memory },
+      ready ? undefined : "down",
+    );
+  });
+}
+
+function run(
+  shapes: Parameters<typeof build>[0],
+  services: readonly (typeof serviceShape extends fc.Arbitrary<infer T> ? T : never)[],
+) {
+  const nodes = build(shapes);
+  const random = seeded(7);
+  const placed = services.flatMap(({ cpus, memory, port, replicas }, i) => {
+    const ports =
+      port === undefined
+        ? []
+        : [{ container_port: 80, protocol: "tcp" as const, host_ip: "", host_port: { first: port, last: port } }];
+    const reservations = {
+      ...(cpus === undefined ? {} : { cpus }),
+      ...(memory === undefined ? {} : { memory_bytes: memory }),
+    };
+    const asked = request(spec({ ports, reservations }), { job_id: `job${i}` });
+    return Array.from({ length: replicas }, () => ({ port, answer: place(asked, nodes, random) }));
+  });
+  return { nodes, placed };
+}
+
+describe("every placement", () => {
+  test("stays within capacity, gives a host port once, and puts nothing on a node that is not ready", () => {
+    fc.assert(
+      fc.property(
+        fc.array(nodeShape, { maxLength: 6 }),
+        fc.array(serviceShape, { maxLength: 6 }),
+        (shapes, services) => {
+          const { nodes, placed } = run(shapes, services);
+          const ports = placed.flatMap(({ port, answer }) =>
+            port !== undefined && "node_id" in answer ? [`${answer.node_id}:${port}`] : [],
+          );
+          expect(new Set(ports).size).toBe(ports.length);
+          for (const node of nodes) {
+            expect(node.reserved.cpus).toBeLessThanOrEqual((node.resources?.cpus ?? 0) + 1e-9);
+            expect(node.reserved.memory).toBeLessThanOrEqual(node.resources?.available_memory ?? 0);
+            if (node.refusal !== undefined) expect(node.allocations).toBe(0);
+          }
+          for (const { answer } of placed) if ("reasons" in answer) expect(answer.reasons.length).toBeGreaterThan(0);
+        },
+      ),
+    );
+  });
+
+  test("is the same for the same seed, byte for byte", () => {
+    fc.assert(
+      fc.property(
+        fc.array(nodeShape, { maxLength: 6 }),
+        fc.array(serviceShape, { maxLength: 6 }),
+        (shapes, services) => {
+          expect(JSON.stringify(run(shapes, services).placed)).toBe(JSON.stringify(run(shapes, services).placed));
+        },
+      ),
+    );
+  });
+
+  test("never leaves an eligible node without a replica while another has two", () => {
+    fc.assert(
+      fc.property(
+        fc.array(nodeShape, { minLength: 1, maxLength: 6 }),
+        fc.integer({ min: 1, max: 40 }),
+        (shapes, count) => {
+          const nodes = build(shapes);
+          const own = spread(request(), { nodes, count });
+          const eligible = nodes.filter((node) => node.refusal === undefined).map((node) => own[node.node_id] ?? 0);
+          if (eligible.length > 0 && Math.max(...eligible) > 1) expect(Math.min(...eligible)).toBeGreaterThan(0);
+        },
+      ),
+    );
+  });
+});

@@ -1,0 +1,140 @@
+/** @module One contract suite that every Store runs, and what only the SQLite file has to stand. */
+import { Database } from "bun:sqlite";
+import { afterAll, describe, expect, test } from "bun:test";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { Change } from "../src/model.ts";
+import type { Store } from "../src/store.ts";
+import { openSqliteStore } from "../src/store.ts";
+
+const root = mkdtempSync(join(tmpdir(), "cacophony-store-"));
+afterAll(() => rmSync(root, { recursive: true }));
+let files = 0;
+const freshPath = () => join(root, `${++files}.db`);
+
+const node = (id: string): Change => ({
+  op: "put",
+  kind: "node",
+  record: {
+    node_id: id,
+    node_name: id,
+    address: "10.0.0.1:9000",
+    role: "worker",
+    availability: "active",
+    labels: [["__proto__", "x"]],
+    joined_at: 1,
+  },
+});
+
+function contract(name: string, open: () => { store: Store; reopen: () => Store }): void {
+  describe(`the Store contract, kept by ${name}`, () => {
+    test("a fresh store is empty and its first term is 1", async () => {
+      const { store } = open();
+      expect(await store.beginTerm()).toBe(1);
+      expect(Object.values(await store.load()).flat()).toEqual([]);
+    });
+
+    test("what was committed is there after opening again, and terms go on rising", async () => {
+      const { store, reopen } = open();
+      const term = await store.beginTerm();
+      await store.commit(term, [node("a"), node("b")]);
+      await store.commit(term, [{ op: "delete", kind: "node", key: "a" }]);
+      await store.close();
+      const again = reopen();
+      expect((await again.load()).node).toEqual([(node("b") as { record: unknown }).record as never]);
+      expect(await again.beginTerm()).toBe(term + 1);
+    });
+
+    test("a commit of an older term is refused and changes nothing", async () => {
+      const { store } = open();
+      const old = await store.beginTerm();
+      await store.beginTerm();
+      expect(store.commit(old, [node("a")])).rejects.toMatchObject({ code: "fenced" });
+      expect((await store.load()).node).toEqual([]);
+    });
+
+    test("a put of the same key replaces the record; a delete of an unknown key is no error", async () => {
+      const { store } = open();
+      const term = await store.beginTerm();
+      await store.commit(term, [node("a")]);
+      await store.commit(term, [node("a"), { op: "delete", kind: "home", key: "nothing" }]);
+      expect((await store.load()).node).toHaveLength(1);
+    });
+
+    test("service names and labels called __proto__ and constructor survive", async () => {
+      const { store } = open();
+      const term = await store.beginTerm();
+      const services = ["__proto__", "constructor"].map((service_name) => ({ service_name, spec_hash: "h", scale: 1 }));
+      const record = {
+        state: "live" as const,
+        job_id: "j",
+        version: 1,
+        incarnation: "i",
+        document: '{"__proto__":1}',
+        services,
+        created_at: 1,
+        updated_at: 1,
+      };
+      await store.commit(term, [{ op: "put", kind: "job", record }]);
+      expect((await store.load()).job).toEqual([record]);
+    });
+  });
+}
+
+contract("SQLite", () => {
+  const path = freshPath();
+  return { store: openSqliteStore(path), reopen: () => openSqliteStore(path) };
+});
+
+describe("openSqliteStore()", () => {
+  test("refuses a file that is no database, and leaves every byte of it", () => {
+    const path = freshPath();
+    writeFileSync(path, "these are not the bytes of a database ".repeat(200));
+    const before = readFileSync(path);
+    expect(() => openSqliteStore(path)).toThrow(/damaged .*left untouched/);
+    expect(readFileSync(path)).toEqual(before);
+  });
+
+  test("refuses a database with damaged pages", async () => {
+    const path = freshPath();
+    const store = openSqliteStore(path);
+    const term = await store.beginTerm();
+    await store.commit(
+      term,
+      Array.from({ length: 500 }, (_, i) => node(`node-${i}`)),
+    );
+    await store.close();
+    const bytes = readFileSync(path);
+    bytes.fill(0x5a, 4096, 4096 * 4);
+    writeFileSync(path, bytes);
+    expect(() => openSqliteStore(path)).toThrow(/damaged/);
+    expect(readFileSync(path)).toEqual(bytes);
+  });
+
+  test("refuses a newer schema version, saying both", () => {
+    const path = freshPath();
+    openSqliteStore(path).close();
+    const db = new Database(path);
+    db.run("PRAGMA user_version = 99");
+    db.close();
+    expect(() => openSqliteStore(path)).toThrow(/schema version 99, this cacophony knows up to 1/);
+  });
+
+  test("refuses another program's database", () => {
+    const path = freshPath();
+    const db = new Database(path);
+    db.run("CREATE TABLE bookmarks (url TEXT)");
+    db.close();
+    expect(() => openSqliteStore(path)).toThrow(/another program/);
+  });
+
+  test("names the record that it cannot read", async () => {
+    const path = freshPath();
+    await openSqliteStore(path).close();
+    const db = new Database(path);
+    db.run("INSERT INTO record VALUES ('node', 'n1', '{\"node_id\": 5}')");
+    db.close();
+    expect(openSqliteStore(path).load()).rejects.toThrow(/record node n1 .* cannot be read/);
+  });
+});
