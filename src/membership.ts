@@ -276,6 +276,7 @@ export class Membership {
     for (const id of report.gone) view.statuses.delete(id);
     if (report.applied) view.applied = report.applied;
     this.#state.touch(nodeId);
+    this.#judge(nodeId, view);
     const records = [...changed].flatMap((id) => this.#state.allocations.get(id) ?? []);
     this.#options.scheduler.wake(records.map(serviceKey));
     const done = report.removals_done.filter((id) => this.#state.removals.has(id));

@@ -205,7 +205,6 @@ export class Node implements LocalNode {
       meter: new HostMeter({
         engine,
         clock: systemClock,
-        dockerHost,
         caps: { memoryBytes: settings.memory_bytes, cpus: settings.cpus },
       }),
       clock: systemClock,

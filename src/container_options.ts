@@ -1,0 +1,385 @@
+/**
+ * @module A service's spec -> the body of the Engine's `POST /containers/create`, as compose sends it (docker/compose,
+ * pkg/compose/create.go; field names of the Engine API). Also the names of containers and volumes. Pure; sends nothing. The
+ * executor changes one field of the body before it sends it: RestartPolicy, since it owns restarts.
+ */
+import { LABELS, type MountSpec, type ServiceSpec, type VolumeSpec } from "./model.ts";
+
+export type ContainerContext = {
+  clusterId: string;
+  nodeId: string;
+  jobId: string;
+  serviceName: string;
+  slot: number;
+  allocationId: string;
+  /** The job's network on the node. */
+  networkName: string;
+  /** Absolute; relative sources of bind mounts are resolved against it. */
+  projectDir: string;
+};
+
+export type PortBinding = { HostIp: string; HostPort: string };
+
+export type Mount = {
+  Type: "bind" | "volume" | "tmpfs";
+  Source?: string;
+  Target: string;
+  ReadOnly?: boolean;
+  BindOptions?: { Propagation?: string; NonRecursive?: boolean; CreateMountpoint?: boolean };
+  VolumeOptions?: { NoCopy: boolean };
+  TmpfsOptions?: { SizeBytes?: number; Mode?: number };
+};
+
+export type DeviceRequest = {
+  Driver?: string;
+  Count?: number;
+  DeviceIDs?: string[];
+  Capabilities: string[][];
+  Options?: Record<string, string>;
+};
+
+type Rate = { Path: string; Rate: number };
+
+/** Engine API 1.41 (Docker 20.10): HostConfig, the members that compose sets. */
+export type HostConfig = {
+  NetworkMode: string;
+  RestartPolicy: { Name: string; MaximumRetryCount: number };
+  Binds?: string[];
+  Mounts?: Mount[];
+  Tmpfs?: Record<string, string>;
+  PortBindings?: Record<string, PortBinding[]>;
+  Memory?: number;
+  MemoryReservation?: number;
+  MemorySwap?: number;
+  MemorySwappiness?: number;
+  NanoCpus?: number;
+  PidsLimit?: number;
+  CpuCount?: number;
+  CpuPercent?: number;
+  CpuPeriod?: number;
+  CpuQuota?: number;
+  CpuRealtimePeriod?: number;
+  CpuRealtimeRuntime?: number;
+  CpuShares?: number;
+  CpusetCpus?: string;
+  OomKillDisable?: boolean;
+  OomScoreAdj?: number;
+  Privileged?: boolean;
+  ReadonlyRootfs?: boolean;
+  Init?: boolean;
+  CapAdd?: string[];
+  CapDrop?: string[];
+  CgroupnsMode?: string;
+  CgroupParent?: string;
+  Dns?: string[];
+  DnsOptions?: string[];
+  DnsSearch?: string[];
+  ExtraHosts?: string[];
+  GroupAdd?: string[];
+  IpcMode?: string;
+  PidMode?: string;
+  UTSMode?: string;
+  UsernsMode?: string;
+  Isolation?: string;
+  Runtime?: string;
+  SecurityOpt?: string[];
+  MaskedPaths?: string[];
+  ReadonlyPaths?: string[];
+  ShmSize?: number;
+  StorageOpt?: Record<string, string>;
+  Sysctls?: Record<string, string>;
+  Annotations?: Record<string, string>;
+  LogConfig?: { Type: string; Config: Record<string, string> };
+  Ulimits?: { Name: string; Soft: number; Hard: number }[];
+  Devices?: { PathOnHost: string; PathInContainer: string; CgroupPermissions: string }[];
+  DeviceCgroupRules?: string[];
+  DeviceRequests?: DeviceRequest[];
+  BlkioWeight?: number;
+  BlkioWeightDevice?: { Path: string; Weight: number }[];
+  BlkioDeviceReadBps?: Rate[];
+  BlkioDeviceReadIOps?: Rate[];
+  BlkioDeviceWriteBps?: Rate[];
+  BlkioDeviceWriteIOps?: Rate[];
+};
+
+export type CreateBody = {
+  Image: string;
+  Labels: Record<string, string>;
+  Env: string[];
+  StopTimeout: number;
+  Cmd?: string[];
+  Entrypoint?: string[];
+  User?: string;
+  WorkingDir?: string;
+  Hostname?: string;
+  Domainname?: string;
+  MacAddress?: string;
+  StopSignal?: string;
+  Tty?: boolean;
+  OpenStdin?: boolean;
+  ExposedPorts?: Record<string, Record<string, never>>;
+  Healthcheck?: {
+    Test?: string[];
+    Interval?: number;
+    Timeout?: number;
+    StartPeriod?: number;
+    StartInterval?: number;
+    Retries?: number;
+  };
+  HostConfig: HostConfig;
+  NetworkingConfig?: { EndpointsConfig: Record<string, { Aliases: string[] }> };
+};
+
+/** The body for one container of a service; RestartPolicy is compose's. */
+export function containerOptions(spec: ServiceSpec, context: ContainerContext): CreateBody {
+  const network = spec.network_mode;
+  const aliases = [context.serviceName, ...(spec.network_aliases ?? []).filter((alias) => alias !== context.serviceName)];
+  return {
+    Image: spec.image,
+    Labels: labels(spec, context),
+    Env: [...spec.environment],
+    StopTimeout: Math.trunc(spec.stop_grace_period_ms / 1000),
+    ...present({
+      Cmd: spec.command,
+      Entrypoint: spec.entrypoint,
+      User: spec.user,
+      WorkingDir: spec.working_dir,
+      Hostname: spec.hostname,
+      Domainname: spec.domainname,
+      MacAddress: spec.mac_address,
+      StopSignal: spec.stop_signal,
+      Tty: spec.tty,
+      OpenStdin: spec.stdin_open,
+      ExposedPorts: exposedPorts(spec),
+      Healthcheck: spec.healthcheck && healthcheck(spec.healthcheck),
+    }),
+    HostConfig: hostConfig(spec, context),
+    ...(network ? {} : { NetworkingConfig: { EndpointsConfig: record([[context.networkName, { Aliases: aliases }]]) } }),
+  };
+}
+
+/** `job-service-slot-1a2b3c4d`: readable, and no two allocations share it. Only characters that Docker allows. */
+export function containerName({ jobId, serviceName, slot, allocationId }: ContainerContext): string {
+  const name = `${jobId}-${serviceName}-${slot}-${allocationId.slice(0, 8)}`;
+  return name.replaceAll(/[^a-zA-Z0-9_.-]/g, "_").replace(/^[^a-zA-Z0-9]/, "c");
+}
+
+/** What a named volume is called on the node: its own name where it has one, else `<job>_<key>`. */
+export function volumeName(volume: VolumeSpec, jobId: string): string {
+  return volume.name ?? (volume.external ? volume.key : `${jobId}_${volume.key}`);
+}
+
+function labels(spec: ServiceSpec, context: ContainerContext): Record<string, string> {
+  const { condition, max_attempts } = spec.restart;
+  return record([
+    ...spec.labels,
+    [LABELS.cluster, context.clusterId],
+    [LABELS.node, context.nodeId],
+    [LABELS.job, context.jobId],
+    [LABELS.service, context.serviceName],
+    [LABELS.slot, String(context.slot)],
+    [LABELS.allocation, context.allocationId],
+    [LABELS.restart, condition === "on-failure" && max_attempts > 0 ? `on-failure:${max_attempts}` : condition],
+    [LABELS.grace, String(spec.stop_grace_period_ms)],
+  ]);
+}
+
+function exposedPorts({ ports, expose = [] }: ServiceSpec): Record<string, Record<string, never>> | undefined {
+  const names = [
+    ...ports.map((port) => `${port.container_port}/${port.protocol}`),
+    ...expose.flatMap((entry) => {
+      const [range = "", protocol = "tcp"] = entry.split("/");
+      const [first = 0, last = first] = range.split("-").map(Number);
+      return Array.from({ length: Math.max(0, last - first + 1) }, (_, index) => `${first + index}/${protocol}`);
+    }),
+  ];
+  return names.length === 0 ? undefined : record(names.map((name) => [name, {}]));
+}
+
+function healthcheck(check: NonNullable<ServiceSpec["healthcheck"]>): NonNullable<CreateBody["Healthcheck"]> {
+  return present({
+    Test: check.test,
+    Interval: check.interval_ns,
+    Timeout: check.timeout_ns,
+    StartPeriod: check.start_period_ns,
+    StartInterval: check.start_interval_ns,
+    Retries: check.retries,
+  });
+}
+
+function hostConfig(spec: ServiceSpec, context: ContainerContext): HostConfig {
+  const { blkio_config: blkio } = spec;
+  return {
+    NetworkMode: spec.network_mode ?? context.networkName,
+    RestartPolicy: restartPolicy(spec),
+    ...mounts(spec, context),
+    ...present({
+      PortBindings: portBindings(spec),
+      Tmpfs: spec.tmpfs && record(spec.tmpfs),
+      Memory: spec.limits.memory_bytes,
+      MemoryReservation: spec.reservations.memory_bytes,
+      MemorySwap: spec.memswap_limit_bytes,
+      MemorySwappiness: spec.mem_swappiness,
+      NanoCpus: spec.limits.cpus === undefined ? undefined : Math.round(spec.limits.cpus * 1e9),
+      PidsLimit: spec.limits.pids,
+      CpuCount: spec.cpu_count,
+      CpuPercent: spec.cpu_percent === undefined ? undefined : Math.trunc(spec.cpu_percent * 100),
+      CpuPeriod: spec.cpu_period,
+      CpuQuota: spec.cpu_quota,
+      CpuRealtimePeriod: spec.cpu_rt_period,
+      CpuRealtimeRuntime: spec.cpu_rt_runtime,
+      CpuShares: spec.cpu_shares,
+      CpusetCpus: spec.cpuset,
+      OomKillDisable: spec.oom_kill_disable,
+      OomScoreAdj: spec.oom_score_adj,
+      Privileged: spec.privileged,
+      ReadonlyRootfs: spec.read_only,
+      Init: spec.init,
+      CapAdd: spec.cap_add,
+      CapDrop: spec.cap_drop,
+      CgroupnsMode: spec.cgroup,
+      CgroupParent: spec.cgroup_parent,
+      Dns: spec.dns,
+      DnsOptions: spec.dns_opt,
+      DnsSearch: spec.dns_search,
+      ExtraHosts: spec.extra_hosts,
+      GroupAdd: spec.group_add,
+      IpcMode: spec.ipc,
+      PidMode: spec.pid,
+      UTSMode: spec.uts,
+      UsernsMode: spec.userns_mode,
+      Isolation: spec.isolation,
+      Runtime: spec.runtime,
+      ShmSize: spec.shm_size_bytes,
+      StorageOpt: spec.storage_opt && record(spec.storage_opt),
+      Sysctls: spec.sysctls && record(spec.sysctls),
+      Annotations: spec.annotations && record(spec.annotations),
+      LogConfig: spec.logging && { Type: spec.logging.driver, Config: record(spec.logging.options) },
+      Ulimits: spec.ulimits?.map(({ name, soft, hard }) => ({ Name: name, Soft: soft, Hard: hard })),
+      DeviceCgroupRules: spec.device_cgroup_rules,
+      BlkioWeight: blkio?.weight,
+      BlkioWeightDevice: blkio?.weight_device?.map(({ path, weight }) => ({ Path: path, Weight: weight })),
+      BlkioDeviceReadBps: blkio?.device_read_bps?.map(rate),
+      BlkioDeviceReadIOps: blkio?.device_read_iops?.map(rate),
+      BlkioDeviceWriteBps: blkio?.device_write_bps?.map(rate),
+      BlkioDeviceWriteIOps: blkio?.device_write_iops?.map(rate),
+    }),
+    ...securityOptions(spec),
+    ...devices(spec),
+  };
+}
+
+function rate({ path, rate: value }: { path: string; rate: number }): Rate {
+  return { Path: path, Rate: value };
+}
+
+function restartPolicy({ restart }: ServiceSpec): HostConfig["RestartPolicy"] {
+  return { Name: restart.compose, MaximumRetryCount: restart.max_attempts };
+}
+
+function portBindings({ ports }: ServiceSpec): Record<string, PortBinding[]> | undefined {
+  if (ports.length === 0) return undefined;
+  const bindings = new Map<string, PortBinding[]>();
+  for (const { container_port, protocol, host_ip, host_port: host } of ports) {
+    const key = `${container_port}/${protocol}`;
+    const HostPort = host ? (host.first === host.last ? String(host.first) : `${host.first}-${host.last}`) : "";
+    bindings.set(key, [...(bindings.get(key) ?? []), { HostIp: host_ip, HostPort }]);
+  }
+  return record([...bindings]);
+}
+
+/** `systempaths=unconfined` is a word of the docker command line, which stands for two fields of the API. */
+function securityOptions({ security_opt: all }: ServiceSpec): Pick<HostConfig, "SecurityOpt" | "MaskedPaths" | "ReadonlyPaths"> {
+  if (!all) return {};
+  const rest = all.filter((option) => option !== "systempaths=unconfined");
+  return {
+    ...(rest.length > 0 ? { SecurityOpt: rest } : {}),
+    ...(rest.length < all.length ? { MaskedPaths: [], ReadonlyPaths: [] } : {}),
+  };
+}
+
+/** `vendor.com/class=name`: a device by its CDI name, which is asked for and not mapped. */
+const CDI_NAME = /^[a-zA-Z][a-zA-Z0-9_.-]*\/[a-zA-Z][a-zA-Z0-9_-]*=[a-zA-Z0-9][a-zA-Z0-9_.:-]*$/;
+
+function devices(spec: ServiceSpec): Pick<HostConfig, "Devices" | "DeviceRequests"> {
+  const all = spec.devices ?? [];
+  const isCdi = ({ source, target }: { source: string; target: string }) => source === target && CDI_NAME.test(source);
+  const cdi = all.filter(isCdi).map(({ source }) => source);
+  const mapped = all
+    .filter((device) => !isCdi(device))
+    .map(({ source, target, permissions }) => ({ PathOnHost: source, PathInContainer: target, CgroupPermissions: permissions }));
+  const requests: DeviceRequest[] = (spec.device_requests ?? []).map((request) => ({
+    ...present({ Driver: request.driver, Count: request.count, DeviceIDs: request.device_ids }),
+    Capabilities: [request.capabilities],
+    ...(request.options.length > 0 ? { Options: record(request.options) } : {}),
+  }));
+  if (cdi.length > 0) requests.unshift({ Driver: "cdi", DeviceIDs: cdi, Capabilities: [] });
+  return {
+    ...(mapped.length > 0 ? { Devices: mapped } : {}),
+    ...(requests.length > 0 ? { DeviceRequests: requests } : {}),
+  };
+}
+
+/** As compose: the older `Binds` where they can say it, since only they make a missing source directory on every Engine. */
+function mounts(spec: ServiceSpec, context: ContainerContext): Pick<HostConfig, "Binds" | "Mounts"> {
+  const binds: string[] = [];
+  const mounts: Mount[] = [];
+  for (const mount of spec.mounts) {
+    const bind = bindText(mount, context);
+    if (bind === undefined) mounts.push(mountOf(mount, context));
+    else binds.push(bind);
+  }
+  return { ...(binds.length > 0 ? { Binds: binds } : {}), ...(mounts.length > 0 ? { Mounts: mounts } : {}) };
+}
+
+function bindText(mount: MountSpec, context: ContainerContext): string | undefined {
+  if (mount.type === "tmpfs" || (mount.type === "volume" && !mount.volume)) return undefined;
+  if (mount.type === "bind" && (!mount.create_host_path || mount.non_recursive)) return undefined;
+  const source = sourceOf(mount, context);
+  if (source.includes(":") || mount.target.includes(":")) return undefined;
+  const options =
+    mount.type === "bind" ? [mount.selinux, mount.propagation] : [mount.nocopy ? "nocopy" : undefined];
+  return `${source}:${mount.target}:${[mount.read_only ? "ro" : "rw", ...options.filter(Boolean)].join(",")}`;
+}
+
+function mountOf(mount: MountSpec, context: ContainerContext): Mount {
+  const base = { Type: mount.type, Target: mount.target, ...(mount.read_only ? { ReadOnly: true } : {}) };
+  if (mount.type === "tmpfs") {
+    const options = present({ SizeBytes: mount.size_bytes, Mode: mount.mode });
+    return { ...base, ...(Object.keys(options).length > 0 ? { TmpfsOptions: options } : {}) };
+  }
+  const source = sourceOf(mount, context);
+  const sourced = { ...base, ...(source === "" ? {} : { Source: source }) };
+  if (mount.type === "volume") return { ...sourced, ...(mount.nocopy ? { VolumeOptions: { NoCopy: true } } : {}) };
+  const { propagation, non_recursive, create_host_path } = mount;
+  const options = present({
+    Propagation: propagation,
+    NonRecursive: non_recursive,
+    CreateMountpoint: create_host_path || undefined,
+  });
+  return { ...sourced, ...(Object.keys(options).length > 0 ? { BindOptions: options } : {}) };
+}
+
+/** On the node: a path, a volume's name, or empty for an anonymous volume. */
+function sourceOf(mount: Exclude<MountSpec, { type: "tmpfs" }>, { jobId, projectDir }: ContainerContext): string {
+  if (mount.type === "volume") return mount.volume ? volumeName(mount.volume, jobId) : "";
+  if (mount.source.startsWith("/")) return mount.source;
+  const base = projectDir.replace(/\/+$/, "");
+  return mount.source === "." ? base : `${base}/${mount.source}`;
+}
+
+/** An object for JSON with keys that users chose: `__proto__` is one of them, and must be a key like any other. */
+function record<T>(pairs: readonly (readonly [string, T])[]): Record<string, T> {
+  const object: Record<string, T> = {};
+  for (const [key, value] of pairs) {
+    Object.defineProperty(object, key, { value, enumerable: true, writable: true, configurable: true });
+  }
+  return object;
+}
+
+/** The members that are there. */
+function present<T extends object>(members: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(members).filter(([, value]) => value !== undefined)) as {
+    [K in keyof T]?: Exclude<T[K], undefined>;
+  };
+}

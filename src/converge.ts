@@ -1,0 +1,260 @@
+/**
+ * @module What one node does next: assignments x observed containers x memory x now -> actions, statuses, new memory. Pure.
+ *
+ * Owns the rules of one allocation's life on its node: which container is its own, when it is started again, when an end is
+ * final, when a container goes, and how all that is reported. Knows no Docker calls: `executor.ts` carries the actions out
+ * and tells the outcomes back with `afterStart` and `afterFailure`.
+ *
+ * The rules lean one way: without assignments nothing is removed, and what is running is never touched for lack of knowledge.
+ */
+import { type Backoff, backoffMs } from "./clock.ts";
+import { type AllocationStatus, LABELS, type PublishedPort } from "./model.ts";
+
+/** A container as Docker describes it. Times are milliseconds since 1970. */
+export type Container = {
+  id: string;
+  name: string;
+  labels: ReadonlyMap<string, string>;
+  state: "created" | "running" | "paused" | "restarting" | "removing" | "exited" | "dead";
+  ports: readonly PublishedPort[];
+  createdAt: number;
+  /** Absent in lists, so an ended container without it is one not looked at closely yet. */
+  exitCode?: number;
+  /** What Docker says went wrong with its last start or run. */
+  error?: string;
+  startedAt?: number;
+  finishedAt?: number;
+};
+
+/** What the executor knows of an allocation beyond what Docker tells. */
+export type Memory = {
+  /** Starts after the first one. */
+  restarts: number;
+  /** Whether a container of this allocation ever ran: the next start is then a restart. */
+  ran: boolean;
+  /** Ends in a row after less than `STABLE_MS` each: the exponent of the backoff, and what `on-failure:N` counts. */
+  ends: number;
+  /** The ended run (container and start time) that `ends` counts already. */
+  counted?: string;
+  /** Tries in a row that Docker refused, and the last refusal in plain words. */
+  failures: number;
+  error?: string;
+  /** Not started before this time. */
+  startAt: number;
+  /** Not stopped or removed before this time, after a try that failed. */
+  removeAt: number;
+  /** What the executor is doing for it right now; it gets one thing to do at a time. */
+  work?: "checking" | "pulling" | "starting" | "stopping";
+  /** A call's outcome is unknown (a timeout): nothing is done before the next full look at Docker. */
+  unsure: boolean;
+};
+
+export type View = {
+  /** What the master wants, by allocation id; undefined while this process has not heard from one. */
+  assigned: ReadonlyMap<string, "run" | "stop"> | undefined;
+  /** Allocations that must wait for something else on the node (the removal of their job's old volumes). */
+  held: ReadonlySet<string>;
+  /** Without assignments, nothing that ended is started before this time: see `REVIVE_AFTER_MS`. */
+  reviveAt: number;
+  /** Every container of this cluster and node. */
+  containers: Iterable<Container>;
+  memories: ReadonlyMap<string, Memory>;
+  now: number;
+  random: () => number;
+};
+
+export type Action =
+  /** Starts `container`; with none, creates it first. */
+  | { type: "start"; allocation_id: string; container?: Container }
+  /** Stops `container` within its grace period if it runs, then removes it with its anonymous volumes. */
+  | { type: "remove"; allocation_id: string; container: Container };
+
+export type Decision = {
+  actions: Action[];
+  /** All allocations that this node has or should have, those on their way out included. */
+  statuses: AllocationStatus[];
+  memories: Map<string, Memory>;
+  /** When to decide again if nothing happens before: milliseconds since 1970. */
+  wakeAt?: number;
+};
+
+/** A container that ran this long counts as sound: its next end starts a new backoff (Docker resets after 10 s, too). */
+export const STABLE_MS = 10_000;
+/** From "a crash is not noticed" to "a crash loop costs little". */
+const RESTART_BACKOFF: Backoff = { firstMs: 100, capMs: 30_000 };
+/**
+ * A node without assignments cannot tell what crashed from what was stopped on purpose just before the process ended. A
+ * master answers within a second or two; where none does, what ended is revived after this.
+ */
+export const REVIVE_AFTER_MS = 5_000;
+
+/** Decides what to do for every allocation on the node. Same input, same decision. */
+export function converge(view: View): Decision {
+  const containersOf = group(view.containers);
+  const ids = new Set([...(view.assigned?.keys() ?? []), ...[...containersOf.keys()].sort()]);
+  // What is being worked on stays reported even where Docker shows no container yet: one may be about to appear.
+  for (const [id, memory] of view.memories) if (memory.work !== undefined || memory.unsure) ids.add(id);
+
+  const decision: Decision = { actions: [], statuses: [], memories: new Map() };
+  for (const id of ids) {
+    const containers = containersOf.get(id) ?? [];
+    const wanted = view.assigned === undefined ? "unknown" : (view.assigned.get(id) ?? "stop");
+    const memory = countEnd(view.memories.get(id) ?? firstMemory(containers[0], view), containers[0], view);
+    if (wanted === "stop" && containers.length === 0 && memory.work === undefined && !memory.unsure) continue; // gone
+    const next = decide({ id, wanted, containers, memory }, view);
+    decision.memories.set(id, memory);
+    decision.statuses.push(statusOf({ id, wanted, container: containers[0], memory }));
+    if (next === undefined) continue;
+    if (next.at > view.now) decision.wakeAt = Math.min(decision.wakeAt ?? Infinity, next.at);
+    else decision.actions.push(next.action);
+  }
+  return decision;
+}
+
+/** Memory of an allocation whose container was just started. */
+export function afterStart(memory: Memory): Memory {
+  const { error: _error, ...rest } = memory;
+  return { ...rest, restarts: memory.restarts + (memory.ran ? 1 : 0), ran: true, failures: 0 };
+}
+
+/** Memory of an allocation whose start or removal failed; `retryMs` from now it is tried again. */
+export function afterFailure(memory: Memory, failure: { error: string; retryAt: number; unsure: boolean }): Memory {
+  const { error, retryAt, unsure } = failure;
+  return { ...memory, error, failures: memory.failures + 1, startAt: retryAt, removeAt: retryAt, unsure };
+}
+
+type Subject = {
+  id: string;
+  wanted: "run" | "stop" | "unknown";
+  /** The one to keep first; there is more than one only if someone copied a container. */
+  containers: readonly Container[];
+  memory: Memory;
+};
+
+function decide(subject: Subject, view: View): { action: Action; at: number } | undefined {
+  const { id, wanted, containers, memory } = subject;
+  if (memory.work !== undefined || memory.unsure) return undefined;
+  const container = containers[0];
+  const remove = (target: Container) => ({
+    action: { type: "remove", allocation_id: id, container: target } as const,
+    at: memory.removeAt,
+  });
+  const start = (at: number) => ({
+    action: { type: "start", allocation_id: id, ...(container && { container }) } as const,
+    at,
+  });
+
+  if (wanted === "stop") return container && container.state !== "removing" ? remove(container) : undefined;
+  if (wanted === "unknown") {
+    if (!container || !isEnded(container, memory)) return undefined;
+    return start(Math.max(memory.startAt, view.reviveAt));
+  }
+  const double = containers.at(-1);
+  if (double && containers.length > 1 && double.state !== "removing") return remove(double);
+  if (container?.state === "dead") return remove(container);
+  if (view.held.has(id)) return undefined;
+  return !container || isEnded(container, memory) ? start(memory.startAt) : undefined;
+}
+
+/** Whether `container` is one to start: it never ran, or it ended and its policy lets it run again. */
+function isEnded(container: Container, memory: Memory): boolean {
+  if (container.state === "created") return true;
+  return container.state === "exited" && container.exitCode !== undefined && !isFinal(container, memory);
+}
+
+/** Whether the restart policy in the container's label leaves an ended container as it is. */
+function isFinal(container: Container, memory: Memory): boolean {
+  if (container.state !== "exited" || container.exitCode === undefined) return false;
+  const [condition, attempts] = (container.labels.get(LABELS.restart) ?? "always").split(":");
+  if (condition === "no") return true;
+  if (condition !== "on-failure") return false;
+  return container.exitCode === 0 || (Number(attempts) > 0 && memory.ends > Number(attempts));
+}
+
+function firstMemory(container: Container | undefined, { now }: View): Memory {
+  return {
+    restarts: 0,
+    ran: container?.startedAt !== undefined || container?.state === "running",
+    ends: 0,
+    failures: 0,
+    startAt: now,
+    removeAt: now,
+    unsure: false,
+  };
+}
+
+/** Takes note of an end that was not counted yet, and sets the time of the next start. */
+function countEnd(memory: Memory, container: Container | undefined, { now, random }: View): Memory {
+  if (container?.state === "running" && !memory.ran) return { ...memory, ran: true };
+  if (container?.state !== "exited" || container.exitCode === undefined || container.startedAt === undefined) {
+    return memory;
+  }
+  const run = `${container.id} ${container.startedAt}`;
+  if (memory.counted === run) return memory;
+  const ranMs = (container.finishedAt ?? now) - container.startedAt;
+  const ends = ranMs >= STABLE_MS ? 1 : memory.ends + 1;
+  const startAt = now + backoffMs(ends, { ...RESTART_BACKOFF, random });
+  return { ...memory, ran: true, ends, counted: run, startAt };
+}
+
+function statusOf({
+  id,
+  wanted,
+  container,
+  memory,
+}: Omit<Subject, "containers"> & { container: Container | undefined }) {
+  const final = container !== undefined && isFinal(container, memory);
+  const status: AllocationStatus = {
+    allocation_id: id,
+    state: stateOf({ wanted, container, memory }),
+    final: final && wanted !== "stop",
+    ports: container?.state === "running" ? [...container.ports] : [],
+    restarts: memory.restarts,
+  };
+  if (container) status.container_id = container.id;
+  if (container?.startedAt !== undefined) status.started_at = container.startedAt;
+  if (container?.state === "exited") {
+    if (container.exitCode !== undefined) status.exit_code = container.exitCode;
+    if (container.finishedAt !== undefined) status.finished_at = container.finishedAt;
+  }
+  const error = memory.failures > 0 ? memory.error : container?.state === "exited" ? container.error : undefined;
+  if (error !== undefined && error !== "") status.error = error;
+  return status;
+}
+
+function stateOf(subject: {
+  wanted: string;
+  container: Container | undefined;
+  memory: Memory;
+}): AllocationStatus["state"] {
+  const { wanted, container, memory } = subject;
+  if (wanted === "stop" || memory.work === "stopping") return "stopping";
+  if (memory.work === "pulling" || memory.work === "starting") return memory.work;
+  switch (container?.state) {
+    case "running":
+    case "paused":
+    case "restarting":
+      return "running";
+    case "exited":
+      return memory.failures > 0 ? "failed" : "exited";
+    default:
+      return memory.failures > 0 ? "failed" : "pending";
+  }
+}
+
+/** Containers by allocation, the one to keep first: a running one, else the oldest. */
+function group(containers: Iterable<Container>): Map<string, Container[]> {
+  const groups = new Map<string, Container[]>();
+  for (const container of containers) {
+    const id = container.labels.get(LABELS.allocation);
+    if (id === undefined || id === "") continue;
+    const group = groups.get(id);
+    if (group) group.push(container);
+    else groups.set(id, [container]);
+  }
+  const rank = (container: Container) => (container.state === "running" ? 0 : container.state === "removing" ? 2 : 1);
+  for (const list of groups.values()) {
+    list.sort((a, b) => rank(a) - rank(b) || a.createdAt - b.createdAt || (a.id < b.id ? -1 : 1));
+  }
+  return groups;
+}

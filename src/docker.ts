@@ -1,0 +1,605 @@
+/**
+ * @module One Docker Engine as the executor needs it: the `Engine` interface, its errors, and its implementation with dockerode.
+ *
+ * Owns the words of the Docker API: paths, options, how answers and error texts are read. Every call settles: it answers or
+ * throws an `EngineError` within its time limit. A call that timed out may still take effect in Docker; whoever made it looks
+ * again before it acts. What is gone already counts as removed. Works with API 1.41 (Docker 20.10) and later: requests name
+ * no version, so the Engine uses its newest.
+ */
+import type { Readable } from "node:stream";
+import Docker from "dockerode";
+import type { CreateBody } from "./container_options.ts";
+import type { Container } from "./converge.ts";
+import { type PublishedPort, StartError } from "./model.ts";
+
+export type EngineErrorCode =
+  | "not_found"
+  | "conflict"
+  | "port_in_use"
+  | "pool_overlap"
+  | "image_not_found"
+  | "denied"
+  | "unreachable_registry"
+  | "unavailable"
+  | "timeout"
+  | "aborted"
+  | "bad_request"
+  | "other";
+
+/** Docker said no, or nothing. The message is Docker's own. */
+export class EngineError extends Error {
+  readonly code: EngineErrorCode;
+  /** The host port of a `port_in_use`, where Docker's message names it. */
+  readonly port: number | undefined;
+  constructor(code: EngineErrorCode, message: string, options: { port?: number; cause?: unknown } = {}) {
+    super(message, "cause" in options ? { cause: options.cause } : undefined);
+    this.name = "EngineError";
+    this.code = code;
+    this.port = options.port;
+  }
+}
+
+export type EngineInfo = {
+  engineId: string;
+  dockerVersion: string;
+  apiVersion: string;
+  cpus: number;
+  memoryBytes: number;
+};
+
+export type EngineNetwork = { id: string; name: string; labels: ReadonlyMap<string, string>; subnets: string[] };
+export type EngineVolume = { name: string; labels: ReadonlyMap<string, string> };
+/** What a container uses: bytes without reclaimable page cache, and CPU nanoseconds since its start. */
+export type ContainerUsage = { memoryBytes: number; cpuNs: number };
+export type EngineEvent = { containerId: string; action: string };
+
+export interface Engine {
+  /** As it was given: `unix:///var/run/docker.sock`. */
+  readonly host: string;
+  /** Whether the Engine is on another machine, so that this machine's /proc says nothing about it. */
+  readonly remote: boolean;
+  info(): Promise<EngineInfo>;
+  /** All containers, ended ones too; without exit codes and times. */
+  list(): Promise<Container[]>;
+  /** One container by id or name, in full; undefined if there is none. */
+  inspect(idOrName: string): Promise<Container | undefined>;
+  /** Creates a container and returns its id. A name that is taken is a `conflict`. */
+  create(name: string, body: CreateBody): Promise<string>;
+  /** Starts a container; one that runs already is left as it is. */
+  start(id: string): Promise<void>;
+  /** Sends the container's stop signal, then SIGKILL after `graceMs` (rounded up to seconds); returns once it has ended. */
+  stop(id: string, options: { graceMs: number; signal?: AbortSignal }): Promise<void>;
+  /** Removes a container, running or not, with its anonymous volumes. */
+  remove(id: string): Promise<void>;
+  /** One sample, undefined if the container does not run. */
+  usage(id: string): Promise<ContainerUsage | undefined>;
+  hasImage(image: string): Promise<boolean>;
+  pull(image: string, options: { signal?: AbortSignal; onProgress?: (line: PullProgress) => void }): Promise<void>;
+  networks(): Promise<EngineNetwork[]>;
+  /** Creates a bridge network and returns its id. */
+  createNetwork(network: { name: string; subnet: string; labels: Record<string, string> }): Promise<string>;
+  removeNetwork(id: string): Promise<void>;
+  /** The volumes that carry all of `labels` (`key=value`). */
+  volumes(labels: string[]): Promise<EngineVolume[]>;
+  volume(name: string): Promise<EngineVolume | undefined>;
+  createVolume(volume: NewVolume): Promise<void>;
+  removeVolume(name: string): Promise<void>;
+  /**
+   * Calls `onEvent` for each change of a container that carries all of `labels` (`key=value`), and `onOpen` once the stream
+   * stands. Resolves when the stream ends or `signal` aborts.
+   */
+  watch(options: WatchOptions): Promise<void>;
+}
+
+export type PullProgress = { layer?: string; status: string; currentBytes?: number; totalBytes?: number };
+export type NewVolume = {
+  name: string;
+  driver?: string;
+  driverOpts: Record<string, string>;
+  labels: Record<string, string>;
+};
+export type WatchOptions = {
+  labels: string[];
+  onOpen: () => void;
+  onEvent: (event: EngineEvent) => void;
+  signal: AbortSignal;
+};
+
+/** Time limits in milliseconds. A probe must be quick: it decides whether the node counts as ready. */
+const PROBE_TIMEOUT_MS = 5_000;
+/** Reads answer in milliseconds; more than this means that Docker hangs. */
+const READ_TIMEOUT_MS = 15_000;
+/** Creates and starts wait for disks, volume plugins and NFS servers. */
+const WRITE_TIMEOUT_MS = 120_000;
+/** On top of the grace period: Docker waits up to 10 s more for a killed container, and is busy when many end. */
+const STOP_MARGIN_MS = 30_000;
+/** A pull may take hours, but not silently: Docker reports progress several times a second. */
+const PULL_IDLE_MS = 120_000;
+/** One line of a progress or event stream; Docker's are under 4 KiB. */
+const MAX_LINE_CHARS = 1_048_576;
+
+/** The events after which a container may look different. Others (exec, attach, health probes) are many and change nothing. */
+const EVENTS = ["create", "start", "die", "destroy", "pause", "unpause", "rename", "restart", "stop"];
+
+/**
+ * Opens an Engine at `unix:///path` or `tcp://host:port`; nothing is dialled yet.
+ * @throws {StartError} if `dockerHost` is neither.
+ */
+export function openEngine(dockerHost: string): Engine {
+  return new DockerodeEngine(dockerHost, parseHost(dockerHost));
+}
+
+type Address = { socketPath: string } | { host: string; port: number };
+
+function parseHost(dockerHost: string): Address {
+  const socket = /^unix:\/\/(\/.+)$/.exec(dockerHost)?.[1];
+  if (socket !== undefined) return { socketPath: socket };
+  const tcp = /^tcp:\/\/(\[[0-9a-fA-F:.]+\]|[^/:@]+):(\d{1,5})\/?$/.exec(dockerHost);
+  const [, host, port] = tcp ?? [];
+  if (host !== undefined && Number(port) >= 1 && Number(port) <= 65535) return { host, port: Number(port) };
+  throw new StartError(`bad Docker host "${dockerHost}": write unix:///path/to/docker.sock or tcp://host:port`);
+}
+
+function isLoopback(host: string): boolean {
+  return host === "localhost" || host === "[::1]" || /^127\.\d+\.\d+\.\d+$/.test(host);
+}
+
+class DockerodeEngine implements Engine {
+  readonly host: string;
+  readonly remote: boolean;
+  readonly #docker: Docker;
+
+  constructor(host: string, address: Address) {
+    this.host = host;
+    this.remote = "host" in address && !isLoopback(address.host);
+    // dockerode fills what is absent from DOCKER_HOST in the environment, so all is said here.
+    const none = { host: undefined, port: undefined, socketPath: undefined, protocol: "http" };
+    // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- its types know no explicit undefined
+    this.#docker = new Docker({ ...none, ...address } as unknown as Docker.DockerOptions);
+  }
+
+  async info(): Promise<EngineInfo> {
+    // The types leave out that both calls take a signal.
+    const system = this.#docker as unknown as SystemCalls;
+    const [info, version] = await Promise.all([
+      this.#call(PROBE_TIMEOUT_MS, (abortSignal) => system.info({ abortSignal })),
+      this.#call(PROBE_TIMEOUT_MS, (abortSignal) => system.version({ abortSignal })),
+    ]);
+    if (typeof info?.ID !== "string" || typeof version?.Version !== "string") {
+      throw new EngineError("unavailable", `what answers on ${this.host} is no Docker Engine`);
+    }
+    return {
+      engineId: info.ID,
+      dockerVersion: version.Version,
+      apiVersion: version.ApiVersion,
+      cpus: info.NCPU,
+      memoryBytes: info.MemTotal,
+    };
+  }
+
+  async list(): Promise<Container[]> {
+    const all = await this.#call(READ_TIMEOUT_MS, (abortSignal) =>
+      this.#docker.listContainers({ all: true, abortSignal }),
+    );
+    return all.map((entry) => ({
+      id: entry.Id,
+      name: containerName(entry.Names[0] ?? entry.Id),
+      labels: asMap(entry.Labels),
+      state: containerState(entry.State),
+      ports: publishedPorts(
+        (entry.Ports ?? []).map((port) => ({
+          key: `${port.PrivatePort}/${port.Type}`,
+          ip: port.IP,
+          port: port.PublicPort,
+        })),
+      ),
+      createdAt: entry.Created * 1000,
+    }));
+  }
+
+  async inspect(idOrName: string): Promise<Container | undefined> {
+    const found = await this.#find((abortSignal) =>
+      this.#docker.getContainer(encodeURIComponent(idOrName)).inspect({ abortSignal }),
+    );
+    if (!found) return undefined;
+    const { State: state } = found;
+    const ports = Object.entries(found.NetworkSettings.Ports ?? {}).flatMap(([key, bindings]) =>
+      (bindings ?? []).map((binding) => ({ key, ip: binding.HostIp, port: Number(binding.HostPort) })),
+    );
+    const container: Container = {
+      id: found.Id,
+      name: containerName(found.Name),
+      labels: asMap(found.Config.Labels),
+      state: containerState(state.Status),
+      ports: publishedPorts(ports),
+      createdAt: time(found.Created) ?? 0,
+      exitCode: state.ExitCode,
+    };
+    const startedAt = time(state.StartedAt);
+    const finishedAt = time(state.FinishedAt);
+    if (startedAt !== undefined) container.startedAt = startedAt;
+    if (finishedAt !== undefined) container.finishedAt = finishedAt;
+    const error = state.OOMKilled ? "killed: it used more memory than it may" : state.Error;
+    if (error) container.error = error;
+    return container;
+  }
+
+  async create(name: string, body: CreateBody): Promise<string> {
+    // Said apart, so that dockerode does not repeat the whole body in the query string.
+    const options = { _query: { name }, _body: body };
+    const created = await this.#call(WRITE_TIMEOUT_MS, (abortSignal) =>
+      this.#docker.createContainer({ ...options, abortSignal }),
+    );
+    return created.id;
+  }
+
+  async start(id: string): Promise<void> {
+    await this.#call(WRITE_TIMEOUT_MS, (abortSignal) => this.#docker.getContainer(id).start({ abortSignal })).catch(
+      unlessStatus(304),
+    );
+  }
+
+  async stop(id: string, { graceMs, signal }: { graceMs: number; signal?: AbortSignal }): Promise<void> {
+    const t = Math.ceil(graceMs / 1000);
+    await this.#call(
+      t * 1000 + STOP_MARGIN_MS,
+      (abortSignal) => this.#docker.getContainer(id).stop({ t, abortSignal }),
+      signal,
+    ).catch(unlessStatus(304, 404));
+  }
+
+  async remove(id: string): Promise<void> {
+    await this.#call(WRITE_TIMEOUT_MS, (abortSignal) =>
+      this.#docker.getContainer(id).remove({ v: true, force: true, abortSignal }),
+    ).catch(unlessStatus(404));
+  }
+
+  async usage(id: string): Promise<ContainerUsage | undefined> {
+    const stats = await this.#find((abortSignal) => {
+      const options = { stream: false, "one-shot": true, abortSignal } as const;
+      return this.#docker.getContainer(id).stats(options);
+    });
+    const memory = stats?.memory_stats;
+    if (!stats || memory?.usage === undefined) return undefined;
+    // What `docker stats` subtracts: page cache that the kernel takes back first (cgroup v1, then v2).
+    const cache = memory.stats?.total_inactive_file ?? memory.stats?.inactive_file ?? 0;
+    return { memoryBytes: Math.max(0, memory.usage - cache), cpuNs: stats.cpu_stats.cpu_usage.total_usage };
+  }
+
+  async hasImage(image: string): Promise<boolean> {
+    return (await this.#find(() => this.#docker.getImage(asPath(image)).inspect())) !== undefined;
+  }
+
+  async pull(
+    image: string,
+    options: { signal?: AbortSignal; onProgress?: (line: PullProgress) => void },
+  ): Promise<void> {
+    const { signal, onProgress } = options;
+    try {
+      const stream = await this.#call(
+        PULL_IDLE_MS,
+        (abortSignal) => this.#docker.createImage({ ...splitImage(image), abortSignal }),
+        signal,
+      );
+      await readLines(asReadable(stream), { idleMs: PULL_IDLE_MS, ...(signal && { signal }) }, (line) => {
+        const { id, status, error, progressDetail: detail } = line as PullLine;
+        if (error !== undefined) throw new EngineError("other", error);
+        onProgress?.({
+          status: status ?? "",
+          ...(id !== undefined && { layer: id }),
+          ...(detail?.current !== undefined && { currentBytes: detail.current }),
+          ...(detail?.total !== undefined && { totalBytes: detail.total }),
+        });
+      });
+    } catch (cause) {
+      throw pullError(this.#translate(cause));
+    }
+  }
+
+  async networks(): Promise<EngineNetwork[]> {
+    const all = await this.#call(READ_TIMEOUT_MS, (abortSignal) => this.#docker.listNetworks({ abortSignal }));
+    return all.map((network) => ({
+      id: network.Id,
+      name: network.Name,
+      labels: asMap(network.Labels),
+      subnets: (network.IPAM?.Config ?? []).flatMap(({ Subnet }) => (Subnet ? [Subnet] : [])),
+    }));
+  }
+
+  async createNetwork(network: { name: string; subnet: string; labels: Record<string, string> }): Promise<string> {
+    const created = await this.#call(WRITE_TIMEOUT_MS, (abortSignal) =>
+      this.#docker.createNetwork({
+        Name: network.name,
+        // Engines before 25 allow two networks of one name unless told so; later ones never do.
+        CheckDuplicate: true,
+        Driver: "bridge",
+        IPAM: { Driver: "default", Config: [{ Subnet: network.subnet }] },
+        Labels: network.labels,
+        abortSignal,
+      }),
+    );
+    return created.id;
+  }
+
+  async removeNetwork(id: string): Promise<void> {
+    await this.#call(WRITE_TIMEOUT_MS, (abortSignal) =>
+      this.#docker.getNetwork(encodeURIComponent(id)).remove({ abortSignal }),
+    ).catch(unlessStatus(404));
+  }
+
+  async volumes(labels: string[]): Promise<EngineVolume[]> {
+    const answer = await this.#call(READ_TIMEOUT_MS, (abortSignal) =>
+      this.#docker.listVolumes({ filters: { label: labels }, abortSignal }),
+    );
+    return (answer.Volumes ?? []).map((volume) => ({ name: volume.Name, labels: asMap(volume.Labels) }));
+  }
+
+  async volume(name: string): Promise<EngineVolume | undefined> {
+    const found = await this.#find((abortSignal) =>
+      this.#docker.getVolume(encodeURIComponent(name)).inspect({ abortSignal }),
+    );
+    return found && { name: found.Name, labels: asMap(found.Labels) };
+  }
+
+  async createVolume(volume: NewVolume): Promise<void> {
+    await this.#call(WRITE_TIMEOUT_MS, (abortSignal) =>
+      this.#docker.createVolume({
+        Name: volume.name,
+        ...(volume.driver !== undefined && { Driver: volume.driver }),
+        DriverOpts: volume.driverOpts,
+        Labels: volume.labels,
+        abortSignal,
+      }),
+    );
+  }
+
+  async removeVolume(name: string): Promise<void> {
+    await this.#call(WRITE_TIMEOUT_MS, (abortSignal) =>
+      this.#docker.getVolume(encodeURIComponent(name)).remove({ abortSignal }),
+    ).catch(unlessStatus(404));
+  }
+
+  async watch({ labels, onOpen, onEvent, signal }: WatchOptions): Promise<void> {
+    const filters = { type: ["container" as const], label: labels, event: EVENTS };
+    try {
+      const stream = await this.#call(
+        READ_TIMEOUT_MS,
+        (abortSignal) => this.#docker.getEvents({ filters, abortSignal }),
+        signal,
+      );
+      onOpen();
+      await readLines(asReadable(stream), { signal }, (line) => {
+        const event = line as { Action?: string; Actor?: { ID?: string } };
+        if (event.Actor?.ID) onEvent({ containerId: event.Actor.ID, action: event.Action ?? "" });
+      });
+    } catch (cause) {
+      if (!signal.aborted) throw this.#translate(cause);
+    }
+  }
+
+  /** As `#call` for a read; what is not there is undefined. */
+  #find<T>(run: (signal: AbortSignal) => Promise<T>): Promise<T | undefined> {
+    return this.#call(READ_TIMEOUT_MS, run).catch((error: unknown) => {
+      if (error instanceof EngineError && statusOf(error) === 404) return undefined;
+      throw error;
+    });
+  }
+
+  /** Makes one request; settles within `timeoutMs` or when `signal` aborts, whatever Docker and dockerode do. */
+  async #call<T>(timeoutMs: number, run: (signal: AbortSignal) => Promise<T>, signal?: AbortSignal): Promise<T> {
+    const controller = new AbortController();
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    let onAbort: (() => void) | undefined;
+    const stopped = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => {
+        reject(new EngineError("timeout", `Docker did not answer on ${this.host} within ${timeoutMs / 1000} s`));
+      }, timeoutMs);
+      onAbort = () =>
+        reject(new EngineError("aborted", "given up: the process stops or the work is not wanted any more"));
+      if (signal?.aborted) onAbort();
+      else signal?.addEventListener("abort", onAbort, { once: true });
+    });
+    try {
+      return await Promise.race([run(controller.signal), stopped]);
+    } catch (cause) {
+      controller.abort();
+      throw this.#translate(cause);
+    } finally {
+      clearTimeout(timer);
+      if (onAbort) signal?.removeEventListener("abort", onAbort);
+    }
+  }
+
+  #translate(cause: unknown): EngineError {
+    if (cause instanceof EngineError) return cause;
+    const { statusCode, code } = cause as { statusCode?: number; code?: string };
+    if (statusCode !== undefined) return apiError(statusCode, cause as Error);
+    const why = UNAVAILABLE[code ?? ""] ?? (cause instanceof Error ? cause.message : String(cause));
+    return new EngineError("unavailable", `Docker does not answer on ${this.host}: ${why}; is dockerd running?`, {
+      cause,
+    });
+  }
+}
+
+const UNAVAILABLE: Record<string, string> = {
+  ENOENT: "no such file",
+  ECONNREFUSED: "connection refused",
+  ECONNRESET: "connection reset",
+  EACCES: "permission denied (root and the group docker may use it)",
+  ENOTFOUND: "no such host",
+  ETIMEDOUT: "timed out",
+};
+
+type SystemCalls = {
+  info(options: { abortSignal: AbortSignal }): Promise<{ ID: string; NCPU: number; MemTotal: number }>;
+  version(options: { abortSignal: AbortSignal }): Promise<{ Version: string; ApiVersion: string }>;
+};
+type PullLine = { id?: string; status?: string; error?: string; progressDetail?: { current?: number; total?: number } };
+
+function statusOf(error: EngineError): number | undefined {
+  return (error.cause as { statusCode?: number } | undefined)?.statusCode;
+}
+
+function unlessStatus(...statuses: number[]): (error: unknown) => void {
+  return (error) => {
+    const status = error instanceof EngineError ? statusOf(error) : undefined;
+    if (status === undefined || !statuses.includes(status)) throw error;
+  };
+}
+
+/** Reads Docker's error answer. Docker has no error codes beyond the status, so some kinds are told by their text. */
+function apiError(statusCode: number, cause: Error): EngineError {
+  // dockerode wraps the message: "(HTTP code 404) no such container - No such image: x ".
+  const message = /^\(HTTP code \d+\) .*? - ([^]*)$/.exec(cause.message)?.[1]?.trim() || cause.message;
+  if (/port is already allocated|address already in use|failed to bind (host )?port/.test(message)) {
+    const port = /(?:Bind for|listen \w+|bind (?:host )?port) \S*?:(\d+)\b/.exec(message)?.[1];
+    return new EngineError("port_in_use", message, { cause, ...(port !== undefined && { port: Number(port) }) });
+  }
+  if (/^Pool overlaps|invalid pool request: Pool overlaps/.test(message)) {
+    return new EngineError("pool_overlap", message, { cause });
+  }
+  if (statusCode === 404 && /^no such image/i.test(message))
+    return new EngineError("image_not_found", message, { cause });
+  const code: EngineErrorCode =
+    statusCode === 404
+      ? "not_found"
+      : statusCode === 409 || /has active endpoints/.test(message)
+        ? "conflict"
+        : statusCode === 401 || statusCode === 403
+          ? "denied"
+          : statusCode === 400
+            ? "bad_request"
+            : "other";
+  return new EngineError(code, message, { cause });
+}
+
+/** Tells the kinds of failed pulls apart; Docker passes on what the registry or the Go network library said. */
+function pullError(error: EngineError): EngineError {
+  if (["timeout", "aborted", "unavailable"].includes(error.code)) return error;
+  const { message } = error;
+  const is = (code: EngineErrorCode) => new EngineError(code, message, { cause: error });
+  if (/denied|unauthorized|authentication required|no basic auth/i.test(message)) return is("denied");
+  if (/not found|unknown: |no such image|does not exist/i.test(message)) return is("image_not_found");
+  if (
+    /dial |lookup |refused|timeout|deadline|canceled|unreachable|no route|EOF|x509|tls: |HTTP response to HTTPS|reset by peer|50[234]/i.test(
+      message,
+    )
+  ) {
+    return is("unreachable_registry");
+  }
+  return error;
+}
+
+/** An image's name as part of an API path; dockerode puts it there as it is. */
+function asPath(image: string): string {
+  if (image.split("/").some((part) => part === "" || part === "." || part === "..")) {
+    throw new EngineError("bad_request", `invalid reference format: "${image}" is no image name`);
+  }
+  return image.split("/").map(encodeURIComponent).join("/");
+}
+
+/** Docker pulls every tag of an image named without one, so the tag that people mean is said. */
+function splitImage(image: string): { fromImage: string; tag: string } {
+  const digest = image.indexOf("@");
+  if (digest > 0) return { fromImage: image.slice(0, digest), tag: image.slice(digest + 1) };
+  const colon = image.lastIndexOf(":");
+  if (colon > image.lastIndexOf("/")) return { fromImage: image.slice(0, colon), tag: image.slice(colon + 1) };
+  return { fromImage: image, tag: "latest" };
+}
+
+function containerName(name: string): string {
+  return name.replace(/^\//, "");
+}
+
+const STATES: readonly string[] = ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
+
+function containerState(state: string): Container["state"] {
+  // A state that Docker may invent later is not one to act on.
+  return STATES.includes(state) ? (state as Container["state"]) : "removing";
+}
+
+/**
+ * Published ports, each once: where Docker binds one port on all IPv4 and all IPv6 addresses, that is one published port
+ * to its user.
+ */
+function publishedPorts(bindings: readonly { key: string; ip?: string; port?: number }[]): PublishedPort[] {
+  const ports: PublishedPort[] = [];
+  for (const { key, ip, port } of bindings) {
+    const [containerPort, protocol] = key.split("/");
+    if (!port || (protocol !== "tcp" && protocol !== "udp" && protocol !== "sctp")) continue;
+    const entry = { container_port: Number(containerPort), protocol, host_ip: ip ?? "", host_port: port } as const;
+    const twin = ports.find((other) => isSamePort(other, entry) && isAnyAddress(other) && isAnyAddress(entry));
+    if (!twin) ports.push(entry);
+    else if (entry.host_ip === "0.0.0.0") twin.host_ip = entry.host_ip;
+  }
+  return ports.sort((a, b) => a.container_port - b.container_port || a.host_port - b.host_port);
+}
+
+function isSamePort(a: PublishedPort, b: PublishedPort): boolean {
+  return a.container_port === b.container_port && a.protocol === b.protocol && a.host_port === b.host_port;
+}
+
+function isAnyAddress({ host_ip }: PublishedPort): boolean {
+  return host_ip === "" || host_ip === "0.0.0.0" || host_ip === "::";
+}
+
+function asMap(labels: Record<string, string> | null | undefined): ReadonlyMap<string, string> {
+  return new Map(Object.entries(labels ?? {}));
+}
+
+/** Milliseconds since 1970; undefined for Go's zero time, year 1, which stands for "never". */
+function time(text: string): number | undefined {
+  const ms = Date.parse(text);
+  return ms > 0 ? ms : undefined;
+}
+
+function asReadable(stream: NodeJS.ReadableStream): Readable {
+  // dockerode hands out the HTTP response, typed by the smaller interface.
+  return stream as Readable;
+}
+
+/** Parses a stream of JSON lines; `onLine` may throw to end it. Ends quietly when `signal` aborts. */
+function readLines(
+  stream: Readable,
+  { idleMs, signal }: { idleMs?: number; signal?: AbortSignal },
+  onLine: (line: unknown) => void,
+): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const decoder = new TextDecoder();
+    let rest = "";
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const finish = (error?: unknown) => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", onAbort);
+      stream.removeAllListeners("data");
+      stream.destroy();
+      if (error === undefined) resolve();
+      else reject(error);
+    };
+    const onAbort = () =>
+      finish(new EngineError("aborted", "given up: the process stops or the work is not wanted any more"));
+    const watchIdle = () => {
+      clearTimeout(timer);
+      if (idleMs === undefined) return;
+      timer = setTimeout(() => finish(new EngineError("timeout", `no progress in ${idleMs / 1000} s`)), idleMs);
+    };
+    stream.on("data", (chunk: Uint8Array) => {
+      watchIdle();
+      rest += decoder.decode(chunk, { stream: true });
+      const lines = rest.split("\n");
+      rest = lines.pop() ?? "";
+      try {
+        for (const line of lines) if (line.trim() !== "") onLine(JSON.parse(line));
+        if (rest.length > MAX_LINE_CHARS) throw new EngineError("other", "Docker sent a line without an end");
+      } catch (error) {
+        finish(error);
+      }
+    });
+    stream.on("error", finish);
+    stream.on("end", () => finish());
+    stream.on("close", () => finish());
+    watchIdle();
+    if (signal?.aborted) onAbort();
+    else signal?.addEventListener("abort", onAbort, { once: true });
+  });
+}

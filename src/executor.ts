@@ -1,0 +1,591 @@
+/**
+ * @module The executor: makes one node's Docker Engine run what the master assigned to the node, and says what runs.
+ *
+ * Owns the loop (look at Docker, converge, act, report), the connection to the Engine, the fencing of assignments, and what is
+ * remembered of each allocation. `converge.ts` decides, `executor_worker.ts` carries out. Level, not edge: Docker's events only
+ * cause a closer look, and a full look every 30 s makes lost events harmless.
+ *
+ * What it knows comes from Docker's labels, so a new process takes over where the old one ended. The one thing that Docker
+ * can't keep is how often an allocation was started again; `executor_counts.ts` keeps that in a small file.
+ */
+import { existsSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import { backoffMs, type Clock, sleep, type Timer } from "./clock.ts";
+import {
+  type Action,
+  afterFailure,
+  afterStart,
+  type Container,
+  converge,
+  type Memory,
+  REVIVE_AFTER_MS,
+} from "./converge.ts";
+import { type Engine, EngineError, type EngineEvent } from "./docker.ts";
+import { RestartCounts } from "./executor_counts.ts";
+import { Slots } from "./executor_slots.ts";
+import { removeVolumes } from "./executor_volumes.ts";
+import { type Owner, type Wanted, Worker } from "./executor_worker.ts";
+import type { Log } from "./log.ts";
+import {
+  type AllocationStatus,
+  type Assignments,
+  type EngineStatus,
+  type ForeignContainer,
+  isOlder,
+  LABELS,
+  type Order,
+  type Resources,
+} from "./model.ts";
+import type { Meter } from "./resources.ts";
+
+export type ExecutorOptions = {
+  engine: Engine;
+  meter: Meter;
+  clock: Clock;
+  random: () => number;
+  log: Log;
+  /** The node's data directory; projects and restart counts live there. */
+  dataDir: string;
+  /** Called whenever `snapshot()` or `engineStatus()` may differ from before. */
+  onChange: () => void;
+  /** The newest term this node ever saw: assignments of older ones are stale. */
+  seenTerm: number;
+};
+
+export type Snapshot = { applied?: Order; allocations: AllocationStatus[]; removals_done: string[] };
+
+/** Events can get lost; this is how long that can matter. */
+const LOOK_INTERVAL_MS = 30_000;
+/** Between two looks that something asked for (a lost answer, a broken stream), so that trouble cannot become a busy loop. */
+const LOOK_PAUSE_MS = 200;
+/** Docker is asked again soon: a node that cannot work is worth a request every other second. */
+const PROBE_BACKOFF = { firstMs: 200, capMs: 2_000 };
+/** An Engine that is fine is asked for its identity this often while the node does not belong to a cluster yet. */
+const IDLE_PROBE_MS = 5_000;
+/** `start()` waits this long for the first answer: a process that starts has better to do than wait for Docker. */
+const FIRST_PROBE_MS = 2_000;
+/** `stop()` waits this long for calls that are under way. */
+const STOP_MS = 800;
+/** Containers looked at closely at once: reads are quick, but one that hangs must not hold up the others. */
+const INSPECTIONS_AT_ONCE = 16;
+/** A job's volumes may be in use by a container that is not ours; nothing is urgent about them. */
+const REMOVAL_RETRY_MS = 5_000;
+
+type Task = { controller: AbortController; wanted: boolean; done: Promise<void> };
+type Inspection = { again: boolean; done: Promise<void> };
+
+export class Executor {
+  readonly #options: ExecutorOptions;
+  readonly #engine: Engine;
+  readonly #clock: Clock;
+  readonly #log: Log;
+
+  #status: EngineStatus = { state: "unready", reason: "Docker has not been asked yet" };
+  #engineId: string | undefined;
+  /** Aborts when the connection to the Engine is given up; a new one begins with a probe. */
+  #connection = new AbortController();
+  readonly #stopped = new AbortController();
+  #loop: Promise<void> = Promise.resolve();
+
+  #owner: Owner | undefined;
+  #worker: Worker | undefined;
+  #counts: RestartCounts | undefined;
+  #adopted: () => void = () => {};
+
+  #assignments: Assignments | undefined;
+  #wanted = new Map<string, Wanted>();
+  #newest: Order;
+
+  /** Whether Docker was looked at completely once; before, nothing is reported and nothing done. */
+  #looked = false;
+  #reviveAt = 0;
+  readonly #containers = new Map<string, Container>();
+  #others: Container[] = [];
+  readonly #inspections = new Map<string, Inspection>();
+  readonly #inspectionSlots = new Slots(INSPECTIONS_AT_ONCE);
+  /** Containers whose last inspection failed. */
+  readonly #unclear = new Set<string>();
+  #wakeLook: () => void = () => {};
+  #lookWanted = false;
+
+  #memories = new Map<string, Memory>();
+  readonly #jobOf = new Map<string, string>();
+  readonly #tasks = new Map<string, Task>();
+  readonly #removalsDone = new Set<string>();
+  readonly #removalsUnderWay = new Set<string>();
+  #statuses: AllocationStatus[] = [];
+  #published = "";
+  #deciding = false;
+  #alarm: Timer | undefined;
+
+  constructor(options: ExecutorOptions) {
+    this.#options = options;
+    this.#engine = options.engine;
+    this.#clock = options.clock;
+    this.#log = options.log;
+    this.#newest = { term: options.seenTerm, revision: 0 };
+  }
+
+  /** Begins to probe the Engine; resolves after the first answer, or 2 s. */
+  async start(): Promise<void> {
+    const first = Promise.withResolvers<void>();
+    this.#loop = this.#run(first.resolve);
+    await Promise.race([first.promise, sleep(this.#clock, FIRST_PROBE_MS, this.#stopped.signal)]);
+  }
+
+  /** From here on the containers of this cluster and node are looked after. Nothing of Docker's is touched before. */
+  adopt({ clusterId, nodeId }: { clusterId: string; nodeId: string }): void {
+    if (this.#owner) {
+      if (this.#owner.clusterId === clusterId && this.#owner.nodeId === nodeId) return;
+      throw new Error(`the executor belongs to node ${this.#owner.nodeId} and cannot become ${nodeId}`);
+    }
+    const owner = { clusterId, nodeId };
+    const { random, meter, dataDir } = this.#options;
+    this.#owner = owner;
+    this.#worker = new Worker({
+      engine: this.#engine,
+      clock: this.#clock,
+      random,
+      owner,
+      routes: () => meter.routes(),
+      projectDirOf: (jobId) => this.#projectDirOf(jobId),
+    });
+    this.#counts = new RestartCounts({ path: join(dataDir, "restarts.json"), clock: this.#clock, log: this.#log });
+    this.#memories = this.#counts.load();
+    this.#adopted();
+  }
+
+  /** Takes in all that the node must run; `stale` if newer assignments were seen before. */
+  assign(assignments: Assignments): "accepted" | "stale" {
+    if (isOlder(assignments.order, this.#newest)) return "stale";
+    this.#newest = assignments.order;
+    this.#assignments = assignments;
+    const specs = new Map(assignments.specs.map(({ spec_hash, spec }) => [spec_hash, spec]));
+    this.#wanted = new Map();
+    for (const allocation of assignments.allocations) {
+      const spec = specs.get(allocation.spec_hash);
+      this.#jobOf.set(allocation.allocation_id, allocation.job_id);
+      if (allocation.desired !== "run") continue;
+      if (spec) this.#wanted.set(allocation.allocation_id, { allocation, spec, networkPool: assignments.network_pool });
+      else this.#log.error("assignments lack a definition", { spec_hash: allocation.spec_hash });
+    }
+    this.#worker?.images.keepOnly(new Set(assignments.specs.map(({ spec }) => spec.image)));
+    const asked = new Set(assignments.removals.map(({ removal_id }) => removal_id));
+    for (const id of this.#removalsDone) if (!asked.has(id)) this.#removalsDone.delete(id);
+    // At once, so that the next snapshot speaks of these assignments.
+    this.#decide();
+    return "accepted";
+  }
+
+  engineStatus(): EngineStatus {
+    return this.#status;
+  }
+
+  /** What runs, as last seen; undefined until Docker was looked at completely once. */
+  snapshot(): Snapshot | undefined {
+    if (!this.#looked) return undefined;
+    return {
+      ...(this.#assignments && { applied: this.#assignments.order }),
+      allocations: this.#statuses,
+      removals_done: [...this.#removalsDone],
+    };
+  }
+
+  heartbeat(): { resources?: Resources; engine: EngineStatus; foreign: ForeignContainer[] } {
+    const publish = (containers: Iterable<Container>) =>
+      [...containers].flatMap(({ ports }) => ports.map(({ protocol, host_port }) => `${protocol}/${host_port}`));
+    const running = [...this.#containers.values()].filter(({ state }) => state === "running");
+    const resources = this.#options.meter.read({
+      containers: running.map(({ id }) => id),
+      ownPorts: publish(running),
+      otherPorts: publish(this.#others),
+    });
+    const foreign = this.#others.flatMap(({ id, name, labels }) => {
+      const cluster = labels.get(LABELS.cluster);
+      return cluster === undefined ? [] : [{ container_id: id, name, cluster_id: cluster }];
+    });
+    return { ...(resources && { resources }), engine: this.#status, foreign };
+  }
+
+  /** Ends within a second. Containers keep running, and calls that are under way end by themselves. */
+  async stop(): Promise<void> {
+    this.#stopped.abort();
+    this.#connection.abort();
+    this.#alarm?.cancel();
+    this.#counts?.save();
+    for (const task of this.#tasks.values()) task.controller.abort();
+    const underWay = [this.#loop, ...[...this.#tasks.values()].map(({ done }) => done)];
+    await Promise.race([Promise.all(underWay), sleep(this.#clock, STOP_MS)]);
+  }
+
+  // ---- The connection to the Engine ---------------------------------------------------------------------------------
+
+  async #run(onFirstProbe: () => void): Promise<void> {
+    const { signal } = this.#stopped;
+    let failures = 0;
+    while (!signal.aborted) {
+      this.#connection = new AbortController();
+      try {
+        await this.#probe();
+        failures = 0;
+        onFirstProbe();
+        await (this.#owner ? this.#attend(this.#connection) : this.#awaitOwner());
+      } catch (error) {
+        this.#lose(error);
+        onFirstProbe();
+        const delay = backoffMs(++failures, { ...PROBE_BACKOFF, random: this.#options.random });
+        await sleep(this.#clock, delay, signal);
+      }
+    }
+  }
+
+  async #probe(): Promise<void> {
+    const info = await this.#engine.info();
+    this.#engineId ??= info.engineId;
+    if (info.engineId !== this.#engineId) {
+      throw new Error(
+        `another Docker Engine answers on ${this.#engine.host}: its id is ${info.engineId} and was ${this.#engineId}; ` +
+          "bring the old one back, or restart cacophony to use this one",
+      );
+    }
+    this.#setStatus({
+      state: "ready",
+      engine_id: info.engineId,
+      docker_version: info.dockerVersion,
+      api_version: info.apiVersion,
+    });
+  }
+
+  async #awaitOwner(): Promise<void> {
+    const wake = new AbortController();
+    this.#adopted = () => wake.abort();
+    await sleep(this.#clock, IDLE_PROBE_MS, AbortSignal.any([wake.signal, this.#stopped.signal]));
+  }
+
+  /** Follows the Engine until the connection breaks. */
+  async #attend(connection: AbortController): Promise<void> {
+    const { signal } = connection;
+    const owner = this.#owner;
+    if (!owner) return;
+    const watch = this.#engine
+      .watch({
+        labels: [`${LABELS.cluster}=${owner.clusterId}`, `${LABELS.node}=${owner.nodeId}`],
+        signal,
+        onOpen: () => this.#requestLook(),
+        onEvent: (event) => this.#onEvent(event),
+      })
+      .catch((error: unknown) => this.#log.debug("event stream of Docker broke", { error }))
+      .finally(() => connection.abort());
+    try {
+      while (!signal.aborted) {
+        this.#lookWanted = false;
+        await this.#look();
+        await sleep(this.#clock, LOOK_PAUSE_MS, signal);
+        if (!this.#lookWanted) await this.#sleepUntilLook(signal);
+      }
+    } finally {
+      connection.abort();
+    }
+    await watch;
+  }
+
+  async #sleepUntilLook(signal: AbortSignal): Promise<void> {
+    const wake = new AbortController();
+    this.#wakeLook = () => wake.abort();
+    await sleep(this.#clock, LOOK_INTERVAL_MS, AbortSignal.any([signal, wake.signal]));
+  }
+
+  #requestLook(): void {
+    this.#lookWanted = true;
+    this.#wakeLook();
+  }
+
+  #lose(error: unknown): void {
+    if (this.#stopped.signal.aborted) return;
+    const reason = error instanceof Error ? error.message : String(error);
+    this.#setStatus({ state: "unready", reason, ...(this.#engineId !== undefined && { engine_id: this.#engineId }) });
+  }
+
+  #setStatus(status: EngineStatus): void {
+    if (JSON.stringify(status) === JSON.stringify(this.#status)) return;
+    this.#status = status;
+    if (status.state === "ready") this.#log.info("Docker is ready", status);
+    else this.#log.warn("Docker is not ready", { reason: status.reason });
+    this.#options.onChange();
+    this.#wake();
+  }
+
+  /** A call found the Engine gone: everything starts over with a probe. */
+  #noticeTrouble(error: unknown): void {
+    if (error instanceof EngineError && error.code === "unavailable") this.#connection.abort();
+  }
+
+  // ---- What Docker has ----------------------------------------------------------------------------------------------
+
+  /** Looks at all containers. Only those that are new or look different are inspected. */
+  async #look(): Promise<void> {
+    const unsure = [...this.#memories].filter(([, memory]) => memory.unsure).map(([id]) => id);
+    const [all] = await Promise.all([this.#engine.list(), this.#worker?.networks.look()]);
+    const own = new Map(
+      all.filter((container) => this.#isOwn(container)).map((container) => [container.id, container]),
+    );
+    this.#others = all.filter(({ id }) => !own.has(id));
+    for (const [id, listed] of own) {
+      const known = this.#containers.get(id);
+      if (!known) this.#containers.set(id, listed);
+      if (!known || this.#unclear.has(id) || looksDifferent(known, listed)) this.#inspectSoon(id);
+    }
+    // A list may be older than what a call has told since: whether a container is gone, only a look at that one can tell.
+    for (const id of this.#containers.keys()) if (!own.has(id)) this.#inspectSoon(id);
+    for (const id of unsure) this.#change(id, (memory) => ({ ...memory, unsure: false }));
+    if (!this.#looked) this.#reviveAt = this.#clock.now() + REVIVE_AFTER_MS;
+    this.#looked = true;
+    this.#wake();
+  }
+
+  #onEvent({ containerId }: EngineEvent): void {
+    this.#inspectSoon(containerId);
+  }
+
+  #inspectSoon(id: string): void {
+    this.#inspect(id).catch((error: unknown) => {
+      this.#unclear.add(id);
+      this.#log.debug("container could not be inspected", { container_id: id, error });
+      this.#noticeTrouble(error);
+    });
+  }
+
+  /** Resolves once an inspection that began after this call has been taken in. */
+  #inspect(id: string): Promise<void> {
+    const current = this.#inspections.get(id);
+    if (current) {
+      current.again = true;
+      return current.done;
+    }
+    const inspection: Inspection = { again: false, done: Promise.resolve() };
+    const run = async () => {
+      try {
+        do {
+          inspection.again = false;
+          // oxlint-disable-next-line no-await-in-loop -- one after the other is the point: the last answer is the newest
+          const found = await this.#inspectionSlots.run(() => this.#engine.inspect(id));
+          if (found && this.#isOwn(found)) this.#containers.set(id, found);
+          else this.#containers.delete(id);
+        } while (inspection.again);
+        this.#unclear.delete(id);
+      } finally {
+        this.#inspections.delete(id);
+      }
+      this.#wake();
+    };
+    this.#inspections.set(id, inspection);
+    inspection.done = run();
+    return inspection.done;
+  }
+
+  #isOwn({ labels }: Container): boolean {
+    const owner = this.#owner;
+    return (
+      owner !== undefined &&
+      labels.get(LABELS.cluster) === owner.clusterId &&
+      labels.get(LABELS.node) === owner.nodeId &&
+      Boolean(labels.get(LABELS.allocation))
+    );
+  }
+
+  // ---- What to do ---------------------------------------------------------------------------------------------------
+
+  /** Decides soon; many calls in a row make one decision. */
+  #wake(): void {
+    if (this.#deciding || this.#stopped.signal.aborted) return;
+    this.#deciding = true;
+    this.#clock.after(0, () => {
+      this.#deciding = false;
+      this.#decide();
+    });
+  }
+
+  #decide(): void {
+    if (!this.#looked || this.#stopped.signal.aborted) return;
+    const assigned =
+      this.#assignments &&
+      new Map(this.#assignments.allocations.map(({ allocation_id, desired }) => [allocation_id, desired]));
+    for (const container of this.#containers.values()) {
+      this.#jobOf.set(container.labels.get(LABELS.allocation) ?? "", container.labels.get(LABELS.job) ?? "");
+    }
+    const { actions, statuses, memories, wakeAt } = converge({
+      assigned,
+      held: this.#held(),
+      reviveAt: this.#reviveAt,
+      containers: this.#containers.values(),
+      memories: this.#memories,
+      now: this.#clock.now(),
+      random: this.#options.random,
+    });
+    this.#memories = memories;
+    this.#statuses = statuses;
+    for (const id of this.#jobOf.keys()) if (!memories.has(id)) this.#jobOf.delete(id);
+    for (const [id, task] of this.#tasks) if (task.wanted && assigned && !this.#wanted.has(id)) task.controller.abort();
+    if (this.#status.state === "ready") {
+      for (const action of actions) this.#begin(action);
+      if (assigned) this.#tidy();
+    }
+    this.#alarm?.cancel();
+    if (wakeAt !== undefined) {
+      this.#alarm = this.#clock.after(Math.max(0, wakeAt - this.#clock.now()), () => this.#wake());
+    }
+    this.#publish();
+  }
+
+  #publish(): void {
+    this.#counts?.keep(this.#memories);
+    const published = JSON.stringify([this.#newest, this.#statuses, [...this.#removalsDone]]);
+    if (published === this.#published) return;
+    this.#published = published;
+    this.#options.onChange();
+  }
+
+  #begin(action: Action): void {
+    const id = action.allocation_id;
+    const controller = new AbortController();
+    this.#change(id, (memory) => ({ ...memory, work: action.type === "start" ? "checking" : "stopping" }));
+    const done = this.#perform(action, controller.signal)
+      .catch((error: unknown) => this.#fail(action, error))
+      .finally(() => {
+        this.#tasks.delete(id);
+        this.#change(id, ({ work: _work, ...memory }) => memory);
+        this.#wake();
+      });
+    this.#tasks.set(id, { controller, wanted: action.type === "start", done });
+  }
+
+  async #perform(action: Action, signal: AbortSignal): Promise<void> {
+    const worker = this.#worker;
+    if (!worker) return;
+    const id = action.allocation_id;
+    const at = (work: "pulling" | "starting") => {
+      this.#change(id, (memory) => ({ ...memory, work }));
+      this.#wake();
+    };
+    if (action.type === "remove") {
+      await worker.remove(action.container, signal);
+      this.#log.info("container removed", { allocation_id: id, container: action.container.name });
+      await this.#inspect(action.container.id);
+      return;
+    }
+    const wanted = this.#wanted.get(id);
+    let containerId: string;
+    if (action.container) {
+      containerId = action.container.id;
+      await worker.start(action.container, { wanted, signal, at });
+    } else {
+      if (!wanted) return;
+      containerId = await worker.create(wanted, { signal, at });
+    }
+    this.#change(id, afterStart);
+    this.#log.info("container started", { allocation_id: id, container_id: containerId.slice(0, 12) });
+    await this.#inspect(containerId);
+  }
+
+  async #fail(action: Action, error: unknown): Promise<void> {
+    const id = action.allocation_id;
+    const memory = this.#memories.get(id);
+    if (this.#stopped.signal.aborted || !memory || !this.#worker) return;
+    if (error instanceof EngineError && error.code === "aborted") {
+      // Between create and start Docker has a container that nobody has looked at yet.
+      if (memory.work === "starting") this.#doubt(id);
+      return;
+    }
+    const image = this.#wanted.get(id)?.spec.image ?? "";
+    const failure = await this.#worker.explain(error, { image, failures: memory.failures });
+    this.#log.warn(action.type === "start" ? "start failed" : "removal failed", {
+      allocation_id: id,
+      reason: failure.error,
+      error: failure.cause,
+    });
+    this.#noticeTrouble(failure.cause);
+    if (failure.unsure) this.#doubt(id);
+    // An Engine that is gone is the node's trouble, not the allocation's.
+    if (failure.cause instanceof EngineError && failure.cause.code === "unavailable") return;
+    this.#change(id, (latest) => afterFailure(latest, { ...failure, unsure: latest.unsure }));
+  }
+
+  /** Nothing more is done for the allocation before Docker was looked at again. */
+  #doubt(id: string): void {
+    this.#change(id, (memory) => ({ ...memory, unsure: true }));
+    this.#requestLook();
+  }
+
+  #change(id: string, change: (memory: Memory) => Memory): void {
+    const memory = this.#memories.get(id);
+    if (memory) this.#memories.set(id, change(memory));
+  }
+
+  // ---- What jobs leave behind ---------------------------------------------------------------------------------------
+
+  /** Removes the networks of jobs that have nothing on this node any more, and the volumes of deleted ones. */
+  #tidy(): void {
+    const inUse = new Set([...this.#memories.keys()].map((id) => this.#jobOf.get(id)));
+    this.#worker?.networks
+      .prune((jobId) => inUse.has(jobId))
+      .catch((error: unknown) => this.#log.warn("job network could not be removed", { error }));
+    for (const { removal_id, job_id } of this.#pendingRemovals()) {
+      const allocations = [...this.#memories.keys()].filter((id) => this.#jobOf.get(id) === job_id);
+      const running = new Set([...this.#containers.values()].map(({ labels }) => labels.get(LABELS.allocation)));
+      if (allocations.some((id) => this.#wanted.has(id) && running.has(id))) {
+        // A container of the job's next life: it was held until the removal was done, so that was in an earlier process.
+        this.#removalsDone.add(removal_id);
+      } else if (allocations.every((id) => this.#wanted.has(id) && !this.#tasks.has(id))) {
+        void this.#remove(removal_id, job_id);
+      }
+    }
+  }
+
+  async #remove(removalId: string, jobId: string): Promise<void> {
+    if (this.#removalsUnderWay.has(removalId) || !this.#owner) return;
+    this.#removalsUnderWay.add(removalId);
+    try {
+      await removeVolumes(this.#engine, { jobId, owner: this.#owner });
+      const projectDir = this.#projectDirOf(jobId);
+      if (existsSync(projectDir)) await rm(projectDir, { recursive: true, force: true });
+      this.#removalsDone.add(removalId);
+      this.#log.info("volumes of a deleted job removed", { job_id: jobId });
+    } catch (error) {
+      this.#log.warn("volumes of a deleted job could not be removed", { job_id: jobId, error });
+      this.#noticeTrouble(error);
+      await sleep(this.#clock, REMOVAL_RETRY_MS, this.#stopped.signal);
+    } finally {
+      this.#removalsUnderWay.delete(removalId);
+      this.#wake();
+    }
+  }
+
+  #pendingRemovals() {
+    return (this.#assignments?.removals ?? []).filter(({ removal_id }) => !this.#removalsDone.has(removal_id));
+  }
+
+  /**
+   * What may not start yet. A job that was deleted with its volumes and came back starts with new ones, so it waits until the
+   * old ones are gone.
+   */
+  #held(): Set<string> {
+    const jobs = new Set(this.#pendingRemovals().map(({ job_id }) => job_id));
+    const held = (this.#assignments?.allocations ?? []).filter(
+      ({ allocation_id, job_id }) => jobs.has(job_id) || !this.#wanted.has(allocation_id),
+    );
+    return new Set(held.map(({ allocation_id }) => allocation_id));
+  }
+
+  #projectDirOf(jobId: string): string {
+    return join(this.#options.dataDir, "projects", jobId);
+  }
+}
+
+/** Whether a listed container differs from what is known of it, as far as a list tells. */
+function looksDifferent(known: Container, listed: Container): boolean {
+  return (
+    known.state !== listed.state ||
+    (listed.state === "running" && JSON.stringify(known.ports) !== JSON.stringify(listed.ports))
+  );
+}

@@ -1,0 +1,194 @@
+/**
+ * @module The steps that bring one allocation's container up or down: image, network, volumes, create, start; stop, remove.
+ *
+ * Owns the order of the steps, how many run at once on one Engine, and what the outcome means in words. Knows neither when nor
+ * why: `converge.ts` decides, `executor.ts` remembers. Every step is safe to repeat. A container's name is unique in Docker and
+ * holds the allocation's id, so however answers get lost there is never a second container for one allocation.
+ */
+import { type Backoff, backoffMs, type Clock } from "./clock.ts";
+import { containerName, type ContainerContext, containerOptions } from "./container_options.ts";
+import type { Container } from "./converge.ts";
+import { type Engine, EngineError } from "./docker.ts";
+import { Images, PullError } from "./executor_images.ts";
+import { JobNetworks } from "./executor_networks.ts";
+import { Slots } from "./executor_slots.ts";
+import { ensureVolumes } from "./executor_volumes.ts";
+import { inWords, portInUse, Refusal } from "./executor_words.ts";
+import { type AllocationRecord, LABELS, type ServiceSpec } from "./model.ts";
+
+/** Four starts at once measured best on 2 cores: runc and iptables are what they wait for. */
+const STARTS_AT_ONCE = 4;
+/**
+ * Stops mostly wait for grace periods, so they don't share slots with starts, and there are many. The limit keeps the process
+ * below Bun's 256 requests at a time, with room for everything else.
+ */
+const STOPS_AT_ONCE = 100;
+/** A start that Docker refused (port in use, path missing): soon again at first, since most such causes go away by themselves. */
+const FAILURE_BACKOFF: Backoff = { firstMs: 1_000, capMs: 60_000 };
+/** Compose's default grace period, for a container whose label does not say. */
+const DEFAULT_GRACE_MS = 10_000;
+
+export type Owner = { clusterId: string; nodeId: string };
+
+/** What to run: the allocation with its definition, and the range its job's network comes from. */
+export type Wanted = { allocation: AllocationRecord; spec: ServiceSpec; networkPool: string };
+
+/** A step failed: in words, when to try again, and whether Docker may have done it nevertheless. */
+export type Failure = { error: string; retryAt: number; unsure: boolean; cause: unknown };
+
+export class Worker {
+  readonly images: Images;
+  readonly networks: JobNetworks;
+  readonly #engine: Engine;
+  readonly #clock: Clock;
+  readonly #random: () => number;
+  readonly #owner: Owner;
+  readonly #projectDirOf: (jobId: string) => string;
+  readonly #starts = new Slots(STARTS_AT_ONCE);
+  readonly #stops = new Slots(STOPS_AT_ONCE);
+
+  constructor(options: {
+    engine: Engine;
+    clock: Clock;
+    random: () => number;
+    owner: Owner;
+    routes: () => string[];
+    projectDirOf: (jobId: string) => string;
+  }) {
+    this.#engine = options.engine;
+    this.#clock = options.clock;
+    this.#random = options.random;
+    this.#owner = options.owner;
+    this.#projectDirOf = options.projectDirOf;
+    this.images = new Images(options);
+    this.networks = new JobNetworks(options);
+  }
+
+  /** Creates and starts the container of `wanted`, pulling its image if need be; returns the container's id. */
+  async create(wanted: Wanted, { signal, at }: { signal: AbortSignal; at: (step: "pulling" | "starting") => void }) {
+    const { image } = wanted.spec;
+    for (;;) {
+      const id = await this.#starts.run(async () => {
+        throwIfAborted(signal);
+        if (!(await this.images.isPresent(image))) return undefined;
+        at("starting");
+        return this.#createAndStart(wanted, signal);
+      });
+      if (id !== undefined) return id;
+      at("pulling");
+      await this.images.pull(image, signal);
+    }
+  }
+
+  /** Starts a container that exists. `wanted` is known unless the node has no assignments. */
+  async start(
+    container: Container,
+    options: { wanted: Wanted | undefined; signal: AbortSignal; at: (step: "starting") => void },
+  ) {
+    const { wanted, signal, at } = options;
+    await this.#starts.run(async () => {
+      throwIfAborted(signal);
+      at("starting");
+      await this.#start(container.id, wanted);
+    });
+  }
+
+  /** Stops a container within its grace period, and removes it. */
+  async remove(container: Container, signal: AbortSignal): Promise<void> {
+    const label = Number(container.labels.get(LABELS.grace));
+    const graceMs = label >= 0 ? label : DEFAULT_GRACE_MS;
+    await this.#stops.run(async () => {
+      throwIfAborted(signal);
+      const isUp = ["running", "paused", "restarting"].includes(container.state);
+      if (isUp) await this.#engine.stop(container.id, { graceMs, signal });
+      throwIfAborted(signal);
+      await this.#engine.remove(container.id);
+    });
+  }
+
+  /** Says what an error of the steps above means; `failures` counts those in a row before it. */
+  async explain(error: unknown, { image, failures }: { image: string; failures: number }): Promise<Failure> {
+    const pull = error instanceof PullError ? error : undefined;
+    const cause = pull?.error ?? error;
+    const backoff = backoffMs(failures + 1, { ...FAILURE_BACKOFF, random: this.#random });
+    const retryAt = pull?.retryAt ?? this.#clock.now() + backoff;
+    const unsure = cause instanceof EngineError && (cause.code === "timeout" || cause.code === "unavailable");
+    if (cause instanceof EngineError && cause.code === "port_in_use") {
+      return { error: portInUse(cause.port, await this.#holderOf(cause.port)), retryAt, unsure, cause };
+    }
+    return { error: inWords(cause, { image }), retryAt, unsure, cause };
+  }
+
+  async #createAndStart(wanted: Wanted, signal: AbortSignal): Promise<string> {
+    const { allocation, spec, networkPool } = wanted;
+    const { job_id: jobId } = allocation;
+    if (!spec.network_mode) await this.networks.ensure(jobId, networkPool);
+    await ensureVolumes(this.#engine, { spec, jobId, owner: this.#owner });
+    const context: ContainerContext = {
+      ...this.#owner,
+      jobId,
+      serviceName: allocation.service_name,
+      slot: allocation.slot,
+      allocationId: allocation.allocation_id,
+      networkName: JobNetworks.nameOf(jobId),
+      projectDir: this.#projectDirOf(jobId),
+    };
+    const options = containerOptions(spec, context);
+    const body = {
+      ...options,
+      HostConfig: { ...options.HostConfig, RestartPolicy: { Name: "no", MaximumRetryCount: 0 } },
+    };
+    throwIfAborted(signal);
+    const id = await this.#createOrAdopt(containerName(context), { body, allocation });
+    throwIfAborted(signal);
+    await this.#start(id, wanted);
+    return id;
+  }
+
+  /** A name that is taken by this very allocation's container means that an earlier answer was lost. */
+  async #createOrAdopt(
+    name: string,
+    { body, allocation }: { body: ReturnType<typeof containerOptions>; allocation: AllocationRecord },
+  ): Promise<string> {
+    try {
+      return await this.#engine.create(name, body);
+    } catch (error) {
+      if (!(error instanceof EngineError) || error.code !== "conflict") throw error;
+      const found = await this.#engine.inspect(name);
+      if (!found) throw error;
+      const isOurs =
+        found.labels.get(LABELS.allocation) === allocation.allocation_id &&
+        found.labels.get(LABELS.cluster) === this.#owner.clusterId &&
+        found.labels.get(LABELS.node) === this.#owner.nodeId;
+      if (isOurs) return found.id;
+      throw new Refusal(
+        `a container named ${name} exists on this node and is not this allocation's; rename or remove it`,
+        {
+          cause: error,
+        },
+      );
+    }
+  }
+
+  async #start(id: string, wanted: Wanted | undefined): Promise<void> {
+    try {
+      await this.#engine.start(id);
+    } catch (error) {
+      // A container is bound to its network for good: when that was removed by hand, only a new one can start.
+      if (wanted && error instanceof EngineError && error.code === "not_found" && /network/.test(error.message)) {
+        this.networks.forget(wanted.allocation.job_id);
+        await this.#engine.remove(id);
+      }
+      throw error;
+    }
+  }
+
+  async #holderOf(port: number | undefined): Promise<string | undefined> {
+    const all = await this.#engine.list().catch(() => []);
+    return all.find(({ ports }) => ports.some(({ host_port }) => host_port === port))?.name;
+  }
+}
+
+function throwIfAborted(signal: AbortSignal): void {
+  if (signal.aborted) throw new EngineError("aborted", "the work is not wanted any more");
+}

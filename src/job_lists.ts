@@ -1,0 +1,188 @@
+/**
+ * @module The two lists of a compose service with a short and a long form: `ports` and `volumes`. Gives what each entry means,
+ * still without the document's top level (which volume a name stands for) and without the node (where a relative path lies).
+ */
+import * as v from "valibot";
+import {
+  isIp,
+  PROPAGATIONS,
+  readPort,
+  readPortRange,
+  readProtocol,
+  readVolume,
+  Refusal,
+  show,
+  type PortText,
+} from "./job_grammar.ts";
+import {
+  bytes,
+  fields,
+  fileMode,
+  flag,
+  honoured,
+  integer,
+  kindOf,
+  listOf,
+  namesAndTexts,
+  oneOf,
+  reads,
+  readsText,
+  refused,
+  text,
+  type Schema,
+  type Table,
+} from "./job_schema.ts";
+import type { PortSpec } from "./model.ts";
+
+/** Ports of one entry. A range this long is already more than Docker's proxy and iptables rules make usable. */
+const MAX_RANGE = 10_000;
+
+const PORT = {
+  target: honoured(integer({ least: 1, most: 65_535 })),
+  published: honoured(reads((value) => (typeof value === "bigint" ? String(value) : typeof value === "string" ? value : new Refusal(`must be a port or a range, not ${kindOf(value)}`)))),
+  protocol: honoured(readsText(readProtocol)),
+  host_ip: honoured(readsText((ip) => (ip === "" || isIp(ip) ? ip : new Refusal(`is ${show(ip)}, which is no IP address`)))),
+  mode: honoured(oneOf(["host", "ingress"])),
+  name: honoured(text),
+  app_protocol: honoured(text),
+} satisfies Table;
+
+const longPort: Schema<PortSpec[]> = v.pipe(
+  fields(PORT),
+  v.rawTransform(({ dataset, addIssue, NEVER }) => {
+    const { target, published = "", protocol = "tcp", host_ip = "" } = dataset.value;
+    const range = published === "" ? { first: 0, last: 0 } : readPortRange(published, { least: 0 });
+    if (target === undefined || range instanceof Refusal) {
+      addIssue({ message: range instanceof Refusal ? range.message : "has no target: name the container's port" });
+      return NEVER;
+    }
+    const container = { first: target, last: target };
+    return portSpecs(range.last === 0 ? { container, protocol, host_ip } : { container, protocol, host_ip, host: range });
+  }),
+);
+
+const shortPort: Schema<PortSpec[]> = reads((value) => {
+  if (typeof value !== "string" && typeof value !== "bigint") {
+    return new Refusal(`must be a port, as "8080:80", or a mapping with target and published, not ${kindOf(value)}`);
+  }
+  const port = readPort(String(value));
+  if (port instanceof Refusal) return port;
+  const length = port.container.last - port.container.first + 1;
+  return length > MAX_RANGE ? new Refusal(`is a range of ${length} ports; at most ${MAX_RANGE} are taken`) : portSpecs(port);
+});
+
+/** A range of container ports is paired with the host's one by one; one container port takes any free one of a host range. */
+function portSpecs({ container, protocol, host_ip, host }: PortText): PortSpec[] {
+  const ports: PortSpec[] = [];
+  for (let port = container.first; port <= container.last; port++) {
+    const pair = host && container.first !== container.last ? host.first + port - container.first : undefined;
+    const host_port = pair === undefined ? host : { first: pair, last: pair };
+    ports.push({ container_port: port, protocol, host_ip, ...(host_port ? { host_port } : {}) });
+  }
+  return ports;
+}
+
+/** Ports of a service, each with the index of the entry that it comes from. */
+export const portsSchema: Schema<{ port: PortSpec; entry: number }[]> = v.pipe(
+  listOf(
+    v.lazy((value): Schema<PortSpec[]> => (value instanceof Map ? longPort : shortPort)),
+    { unique: true },
+  ),
+  v.transform((entries) => entries.flatMap((ports, entry) => ports.map((port) => ({ port, entry })))),
+);
+
+export type ParsedMount = {
+  type: "bind" | "volume" | "tmpfs";
+  /** Empty for tmpfs and anonymous volumes. */
+  source: string;
+  target: string;
+  read_only: boolean;
+  long: boolean;
+  create_host_path: boolean;
+  propagation?: string;
+  selinux?: "z" | "Z";
+  non_recursive?: boolean;
+  nocopy: boolean;
+  size_bytes?: number;
+  mode?: number;
+  ignored: string[];
+};
+
+const BIND = {
+  propagation: honoured(oneOf([...PROPAGATIONS, ""])),
+  create_host_path: honoured(flag),
+  selinux: honoured(oneOf(["z", "Z"])),
+  recursive: honoured(
+    readsText((value) =>
+      value === "enabled" || value === "disabled"
+        ? value
+        : new Refusal(`is ${show(value)}; enabled and disabled are supported, readonly and writable need newer engines than all nodes may have`),
+    ),
+  ),
+} satisfies Table;
+const VOLUME = {
+  nocopy: honoured(flag),
+  subpath: refused("is not supported yet, since older engines would mount the whole volume: mount it all, or use a volume of its own"),
+  labels: honoured(namesAndTexts),
+} satisfies Table;
+const TMPFS = { size: honoured(bytes), mode: honoured(fileMode) } satisfies Table;
+const MOUNT = {
+  type: honoured(
+    readsText((value): ParsedMount["type"] | Refusal => {
+      if (value === "bind" || value === "volume" || value === "tmpfs") return value;
+      const known = value === "cluster" || value === "npipe" || value === "image";
+      return new Refusal(`is ${show(value)}${known ? ", which is not supported" : ""}; allowed are bind, volume and tmpfs`);
+    }),
+  ),
+  source: honoured(text),
+  target: honoured(text),
+  read_only: honoured(flag),
+  consistency: honoured(text),
+  bind: honoured(fields(BIND)),
+  volume: honoured(fields(VOLUME)),
+  tmpfs: honoured(fields(TMPFS)),
+  image: refused("is not supported: images cannot be mounted; leave it out"),
+} satisfies Table;
+
+const longMount: Schema<ParsedMount> = v.pipe(
+  fields(MOUNT),
+  v.rawTransform(({ dataset, addIssue, NEVER }) => {
+    const { type, source = "", target, read_only = false, bind = {}, volume = {}, tmpfs = {} } = dataset.value;
+    const fault = (message: string) => {
+      addIssue({ message });
+      return NEVER;
+    };
+    if (type === undefined) return fault("has no type: bind, volume or tmpfs");
+    if (target === undefined) return fault("has no target: name the path in the container");
+    if (type === "bind" && source === "") return fault("is a bind mount without a source: name a path of the node");
+    const foreign = (["bind", "volume", "tmpfs"] as const).filter((key) => key !== type && dataset.value[key] !== undefined);
+    return {
+      type,
+      source: type === "tmpfs" ? "" : source,
+      target,
+      read_only,
+      long: true,
+      create_host_path: bind.create_host_path ?? true,
+      ...(bind.propagation ? { propagation: bind.propagation } : {}),
+      ...(bind.selinux ? { selinux: bind.selinux } : {}),
+      ...(bind.recursive === "disabled" ? { non_recursive: true } : {}),
+      nocopy: volume.nocopy ?? false,
+      ...(tmpfs.size ? { size_bytes: tmpfs.size } : {}),
+      ...(tmpfs.mode ? { mode: tmpfs.mode } : {}),
+      ignored: [...foreign, ...(volume.labels ? ["volume.labels"] : [])],
+    };
+  }),
+);
+
+const shortMount: Schema<ParsedMount> = readsText((written) => {
+  const read = readVolume(written);
+  if (read instanceof Refusal) return read;
+  const isPath = /^[./~]|^\\\\|^[a-zA-Z]:/.test(read.source);
+  return { ...read, type: isPath ? "bind" : "volume", long: false, create_host_path: true };
+});
+
+/** The mounts of a service, in order. */
+export const mountsSchema: Schema<ParsedMount[]> = listOf(
+  v.lazy((value): Schema<ParsedMount> => (value instanceof Map ? longMount : shortMount)),
+  { unique: true },
+);

@@ -1,0 +1,355 @@
+/**
+ * @module Valibot schemas for the kinds of values that compose has: each takes a value of the document after interpolation
+ * (mappings are `Map`s, integers `bigint`s) and gives what it means, cast as compose casts (`"5"` for a number, `yes` for a
+ * flag) and refused where compose refuses. Also `fields`, the schema of a mapping whose keys are rows of a table.
+ */
+import * as v from "valibot";
+import { readBytes, readDuration, Refusal, show } from "./job_grammar.ts";
+import type { Scalar, Tree } from "./job_yaml.ts";
+import { nearest } from "./nearest.ts";
+
+export type Value = Scalar | readonly Value[] | ReadonlyMap<string, Value>;
+export type Schema<T> = v.GenericSchema<unknown, T>;
+
+/** What becomes of a key of a compose document. */
+export type Row<T> =
+  /** As compose has it. */
+  | { fate: "honoured"; schema: Schema<T>; table?: Table }
+  /** As compose has it, but for what `limit` says. */
+  | { fate: "limited"; schema: Schema<T>; limit: string; table?: Table }
+  /** Checked, then left out, which `effect` tells the sender. */
+  | { fate: "warned"; schema: Schema<T>; effect: string; table?: Table }
+  /** Refused unless it is empty or off, since leaving it out would change what runs; `reason` ends with what to do. */
+  | { fate: "refused"; reason: string };
+
+/** Rows by key; `table` of a row is that of the mapping below it, or of each mapping in the list or mapping below it. */
+export type Table = Readonly<Record<string, Row<unknown>>>;
+
+/** What `fields(table)` gives. */
+export type Fields<T extends Table> = {
+  [K in keyof T as T[K] extends { fate: "refused" } ? never : K]?: T[K] extends { schema: Schema<infer O> } ? O : never;
+};
+
+export function honoured<T>(schema: Schema<T>): { fate: "honoured"; schema: Schema<T> } {
+  return { fate: "honoured", schema };
+}
+
+export function limited<T>(schema: Schema<T>, limit: string): { fate: "limited"; schema: Schema<T>; limit: string } {
+  return { fate: "limited", schema, limit };
+}
+
+export function warned<T>(schema: Schema<T>, effect: string): { fate: "warned"; schema: Schema<T>; effect: string } {
+  return { fate: "warned", schema, effect };
+}
+
+export function refused(reason: string): { fate: "refused"; reason: string } {
+  return { fate: "refused", reason };
+}
+
+/** A mapping below a key, with a table of its own. */
+export function section<T extends Table>(table: T): { fate: "honoured"; schema: Schema<Fields<T>>; table: T } {
+  return { fate: "honoured", schema: fields(table), table };
+}
+
+/** The value of a tree, as the schemas take it. */
+export function valueOf(tree: Tree): Value {
+  if (tree.kind === "scalar") return tree.value;
+  if (tree.kind === "list") return tree.items.map(valueOf);
+  return new Map(Array.from(tree.entries, ([key, entry]) => [key, valueOf(entry.value)]));
+}
+
+/** A mapping with the keys of `table` and `x-…`; every fault of every key is reported. */
+export function fields<T extends Table>(table: T): Schema<Fields<T>> {
+  return v.pipe(
+    mapping,
+    v.rawTransform(({ dataset, addIssue, NEVER }) => {
+      const { output, issues } = readFields(table, dataset.value);
+      for (const issue of issues) addIssue(issue);
+      return issues.length === 0 ? output : NEVER;
+    }),
+  );
+}
+
+type Issue = { message: string; path: [Step, ...Step[]] };
+
+/** As `fields`, but gives what is sound beside the issues, for checks that go on. */
+export function readFields<T extends Table>(table: T, input: ReadonlyMap<string, Value>): { output: Fields<T>; issues: Issue[] } {
+  const output: Record<string, unknown> = {};
+  const issues: Issue[] = [];
+  for (const [key, value] of input) {
+    if (key.startsWith("x-")) continue;
+    const row = Object.hasOwn(table, key) ? table[key] : undefined;
+    if (!row) issues.push({ message: unknownKey(key, table), path: [step(key, "key")] });
+    else if (row.fate === "refused") {
+      if (!isEmpty(value)) issues.push({ message: row.reason, path: [step(key, "key")] });
+    } else {
+      const result = v.safeParse(row.schema, value);
+      if (result.success) output[key] = result.output;
+      else for (const { message, path } of result.issues) issues.push({ message, path: [step(key), ...stepsOf(path)] });
+    }
+  }
+  return { output: output as Fields<T>, issues };
+}
+
+function unknownKey(key: string, table: Table): string {
+  const near = nearest(key.toLowerCase(), Object.keys(table));
+  return near === undefined
+    ? `is not a key that compose has here; keys of your own start with x-`
+    : `is not a key that compose has here: did you mean ${near}?`;
+}
+
+/** Whether a value asks for nothing. */
+function isEmpty(value: Value): boolean {
+  if (Array.isArray(value)) return value.length === 0;
+  if (value instanceof Map) return value.size === 0;
+  return value === null || value === false || value === "";
+}
+
+type Step = v.UnknownPathItem;
+
+/** One step of an issue's path. `origin` "key": the key itself is at fault, not its value. */
+function step(key: string | number, origin: "key" | "value" = "value"): Step {
+  // Valibot's type of a hand-made step knows only "value"; issues carry what they are given.
+  return { type: "unknown", origin: origin as "value", input: undefined, key, value: undefined };
+}
+
+function stepsOf(path: readonly v.IssuePathItem[] | undefined): Step[] {
+  return (path ?? []).map(({ key, origin }) => step(key as string | number, origin));
+}
+
+/** Keys and indexes of an issue's path, and whether its last key itself is at fault. */
+export function placeOf(path: readonly v.IssuePathItem[]): { path: (string | number)[]; key: boolean } {
+  const steps = stepsOf(path);
+  return { path: steps.map(({ key }) => key as string | number), key: (steps.at(-1)?.origin as string) === "key" };
+}
+
+/** What a value is, for messages. */
+export function kindOf(value: unknown): string {
+  if (value === null || value === undefined) return "nothing: give it a value or leave the key out";
+  if (Array.isArray(value)) return "a list";
+  if (value instanceof Map) return "a mapping";
+  if (typeof value === "string") return show(value);
+  return `the ${typeof value === "boolean" ? "boolean" : "number"} ${String(value)}`;
+}
+
+/** A schema made of one function: its answer, or its Refusal as an issue. */
+export function reads<T>(read: (value: unknown) => T | Refusal): Schema<T> {
+  return v.pipe(
+    v.unknown(),
+    v.rawTransform(({ dataset, addIssue, NEVER }) => {
+      const result = read(dataset.value);
+      if (!(result instanceof Refusal)) return result;
+      const [first, ...rest] = result.at.map((key) => step(key));
+      addIssue({ message: result.message, ...(first ? { path: [first, ...rest] as [Step, ...Step[]] } : {}) });
+      return NEVER;
+    }),
+  );
+}
+
+/** A text that `read` understands. */
+export function readsText<T>(read: (text: string) => T | Refusal): Schema<T> {
+  return reads((value) => (typeof value === "string" ? read(value) : new Refusal(notText(value))));
+}
+
+function notText(value: unknown): string {
+  const quotable = typeof value === "bigint" || typeof value === "number" || typeof value === "boolean";
+  return `must be text, not ${kindOf(value)}${quotable ? ": put it in quotes" : ""}`;
+}
+
+const mapping = v.custom<ReadonlyMap<string, Value>>(
+  (value) => value instanceof Map,
+  (issue) => `must be a mapping (key: value), not ${kindOf(issue.input)}`,
+);
+
+export const text: Schema<string> = v.string((issue) => notText(issue.input));
+export const anything: Schema<unknown> = v.unknown();
+
+export function textMatching(pattern: RegExp, expected: string): Schema<string> {
+  return readsText((value) => (pattern.test(value) ? value : new Refusal(`is ${show(value)}; ${expected}`)));
+}
+
+export function oneOf<const T extends string>(names: readonly T[]): Schema<T> {
+  return readsText((value) => {
+    const found = names.find((name) => name === value);
+    if (found !== undefined) return found;
+    const near = nearest(value, names);
+    return new Refusal(`is ${show(value)}; allowed are ${names.join(", ")}${near ? `: did you mean ${near}?` : ""}`);
+  });
+}
+
+type Bounds = { least?: number; most?: number };
+
+/** A whole number, or text that is one. */
+export function integer(bounds: Bounds = {}): Schema<number> {
+  return number("a whole number", /^[-+]?[0-9]+$/, { ...bounds, whole: true });
+}
+
+/** A number, or text that is one. */
+export function decimal(bounds: Bounds = {}): Schema<number> {
+  return number("a number", /^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$/, { ...bounds, whole: false });
+}
+
+function number(kind: string, pattern: RegExp, { least, most, whole }: Bounds & { whole: boolean }): Schema<number> {
+  return reads((value) => {
+    const isNumber = typeof value === "bigint" || typeof value === "number";
+    if (!isNumber && !(typeof value === "string" && pattern.test(value))) {
+      return new Refusal(`must be ${kind}, not ${kindOf(value)}`);
+    }
+    const result = Number(value);
+    if (whole ? !Number.isSafeInteger(result) : !Number.isFinite(result)) {
+      return new Refusal(`must be ${kind}, not ${String(value)}`);
+    }
+    if (least !== undefined && result < least) return new Refusal(`is ${result}; it must be at least ${least}`);
+    if (most !== undefined && result > most) return new Refusal(`is ${result}; it must be at most ${most}`);
+    return result;
+  });
+}
+
+/** A boolean, or one of the words that YAML 1.1 took for one (compose still takes them). */
+export const flag: Schema<boolean> = reads((value) => {
+  if (typeof value === "boolean") return value;
+  const word = typeof value === "string" ? value.toLowerCase() : "";
+  if (["true", "yes", "y", "on"].includes(word)) return true;
+  if (["false", "no", "n", "off"].includes(word)) return false;
+  return new Refusal(`must be true or false, not ${kindOf(value)}`);
+});
+
+/** Nanoseconds. Compose refuses a plain number here, since it would have no unit. */
+export const duration: Schema<number> = reads((value) => {
+  if (typeof value === "string") return readDuration(value);
+  return new Refusal(`must be a duration with its unit, as 90s or 1m30s, not ${kindOf(value)}`);
+});
+
+/** Bytes: a whole number of them, or a size such as `64m`. */
+export const bytes: Schema<number> = reads((value) => {
+  if (typeof value === "string") return readBytes(value);
+  const isNumber = typeof value === "bigint" || typeof value === "number";
+  if (!isNumber || !Number.isSafeInteger(Number(value))) {
+    return new Refusal(`must be a size, as 64m or a number of bytes, not ${kindOf(value)}`);
+  }
+  return value < 0 ? new Refusal(`is the size ${value}, which is below 0`) : Number(value);
+});
+
+/** A file mode. YAML has read `0440` as octal already; a text is octal as it stands. */
+export const fileMode: Schema<number> = reads((value) => {
+  if (typeof value === "string" && /^(0o)?[0-7]{1,5}$/.test(value)) return Number.parseInt(value.replace("0o", ""), 8);
+  if (typeof value === "bigint" && value >= 0n && value <= 0o7777n) return Number(value);
+  return new Refusal(`must be a file mode in octal, as 0440, not ${kindOf(value)}`);
+});
+
+/** A list; `unique` where compose's JSON schema says uniqueItems. */
+export function listOf<T>(item: Schema<T>, { unique = false }: { unique?: boolean } = {}): Schema<T[]> {
+  const items = v.array(item, (issue) => `must be a list, not ${kindOf(issue.input)}`);
+  if (!unique) return items;
+  return v.pipe(
+    v.unknown(),
+    v.rawTransform(({ dataset, addIssue, NEVER }) => {
+      const result = v.safeParse(items, dataset.value);
+      const repeats = Array.isArray(dataset.value) ? findRepeats(dataset.value) : [];
+      for (const { message, path } of result.issues ?? []) {
+        const [first, ...rest] = stepsOf(path);
+        addIssue({ message, ...(first ? { path: [first, ...rest] as [Step, ...Step[]] } : {}) });
+      }
+      for (const { index, message } of repeats) addIssue({ message, path: [step(index)] });
+      return result.success && repeats.length === 0 ? result.output : NEVER;
+    }),
+  );
+}
+
+function findRepeats(items: readonly unknown[]): { index: number; message: string }[] {
+  const seen = new Map<unknown, number>();
+  const repeats: { index: number; message: string }[] = [];
+  for (const [index, item] of items.entries()) {
+    if (typeof item === "object") continue;
+    const first = seen.get(item);
+    if (first === undefined) seen.set(item, index);
+    else repeats.push({ index, message: `is ${kindOf(item)} once more: entry ${first} says so already` });
+  }
+  return repeats;
+}
+
+export const uniqueTexts: Schema<string[]> = listOf(text, { unique: true });
+
+/** The schema that `pick` names for a value, where a key has several forms. */
+export function byForm<T>(pick: (value: unknown) => Schema<T>): Schema<T> {
+  return v.lazy(pick);
+}
+
+/** Takes any value and means `result`. */
+export function meaning<T>(result: T): Schema<T> {
+  return v.pipe(
+    v.unknown(),
+    v.transform(() => result),
+  );
+}
+
+/** One item, or a list of them. */
+export function oneOrMore<T>(item: Schema<T>): Schema<T[]> {
+  const one: Schema<T[]> = v.pipe(
+    item,
+    v.transform((value) => [value]),
+  );
+  const more = listOf(item, { unique: true });
+  return byForm((value) => (Array.isArray(value) ? more : one));
+}
+
+export const textOrTexts: Schema<string[]> = oneOrMore(text);
+
+/** A mapping from names of the user's to values of one kind; sorted by name, because its order means nothing. */
+export function mapOf<T>(value: Schema<T>): Schema<[string, T][]> {
+  return v.pipe(
+    v.map(v.string(), value, (issue) => `must be a mapping (key: value), not ${kindOf(issue.input)}`),
+    v.transform((entries) => sorted([...entries])),
+  );
+}
+
+function sorted<T>(pairs: [string, T][]): [string, T][] {
+  return pairs.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
+}
+
+/** A text, number, boolean or nothing, as the text that compose makes of it. */
+const scalarText: Schema<string | undefined> = reads((value) => {
+  if (value instanceof Map || Array.isArray(value))
+    return new Refusal(`must be a text, number or boolean, not ${kindOf(value)}`);
+  return value === null ? undefined : writeScalar(value as Scalar);
+});
+
+/** As Go's fmt prints it, which compose uses: fractions and what is written as one (`1000000.0`) take exponent form from 1e+06
+ * and below 0.0001; whole numbers never. */
+function writeScalar(value: Scalar): string {
+  if (typeof value !== "number") return String(value);
+  if (Number.isNaN(value)) return "NaN";
+  if (!Number.isFinite(value)) return value > 0 ? "+Inf" : "-Inf";
+  const [digits = "", exponent = ""] = value.toExponential().split("e");
+  const power = Number(exponent);
+  if (power >= -4 && power < 6) return String(value);
+  return `${digits}e${power < 0 ? "-" : "+"}${String(Math.abs(power)).padStart(2, "0")}`;
+}
+
+/** Names with texts, as a mapping or a list of `NAME=text`; a name alone has none. Sorted by name; the last one of a name wins. */
+export const namesWithTexts: Schema<[string, string | undefined][]> = v.lazy((value) =>
+  Array.isArray(value) ? assignmentList : mapOf(scalarText),
+);
+
+const assignmentList: Schema<[string, string | undefined][]> = v.pipe(
+  listOf(
+    readsText((item): [string, string | undefined] => {
+      const equals = item.indexOf("=");
+      return equals < 0 ? [item, undefined] : [item.slice(0, equals), item.slice(equals + 1)];
+    }),
+    { unique: true },
+  ),
+  v.transform((entries) => sorted([...new Map(entries)])),
+);
+
+/** As `namesWithTexts`, where nothing and an empty text are the same. */
+export const namesAndTexts: Schema<[string, string][]> = v.pipe(
+  namesWithTexts,
+  v.transform((entries) => entries.map(([name, value]): [string, string] => [name, value ?? ""])),
+);
+
+/** A mapping from names to texts or numbers, as drivers take for options. */
+export const options: Schema<[string, string][]> = v.pipe(
+  mapOf(scalarText),
+  v.transform((entries) => entries.map(([name, value]): [string, string] => [name, value ?? ""])),
+);

@@ -1,0 +1,317 @@
+/**
+ * @module One service of a compose document, its keys checked one by one, -> the spec of its container. Owns the rules that
+ * tie keys to each other and to the rest of the document (limits against reservations, ports against network mode, names of
+ * volumes and networks), and where compose and Cacophony differ in effect.
+ */
+import { show } from "./job_grammar.ts";
+import type { DeviceRequestFields, NetworkFields, ServiceFields, VolumeFields } from "./job_keys.ts";
+import type { ParsedMount } from "./job_lists.ts";
+import type { Path } from "./job_yaml.ts";
+import type { DeviceRequestSpec, HealthcheckSpec, MountSpec, PortSpec, RestartSpec, ServiceSpec, VolumeSpec } from "./model.ts";
+import { nearest } from "./nearest.ts";
+
+/** Takes in what is wrong with a service, and what its sender should know; paths are below the service. */
+export type Report = {
+  fault(path: Path, message: string): void;
+  warn(path: Path, message: string): void;
+  /** The path of a name in a section that may be a list or a mapping. */
+  member(section: string, name: string): Path;
+};
+
+/** What a service needs to know of the document around it. */
+export type Surroundings = {
+  volumes: ReadonlyMap<string, VolumeFields>;
+  networks: ReadonlyMap<string, NetworkFields>;
+  /** Names that other services' `links` give this one. */
+  linkedAs: readonly string[];
+  report: Report;
+};
+
+/** Compose's default time between the stop signal and SIGKILL. */
+const STOP_GRACE_PERIOD_MS = 10_000;
+
+/** Containers of a service that its document asks for; undefined where it says nothing. */
+export function scaleOf(service: ServiceFields): number | undefined {
+  return service.scale ?? service.deploy?.replicas;
+}
+
+/** The spec of a service's containers. Where faults are reported, it stands for nothing. */
+export function buildService(service: ServiceFields, around: Surroundings): ServiceSpec {
+  const { report } = around;
+  checkImage(service, report);
+  checkScale(service, report);
+  const words = (key: "command" | "entrypoint") => {
+    const command = service[key];
+    if (!command) return {};
+    if (command.operator) {
+      report.warn([key], `has an unquoted ${command.operator}, which is passed on as a word: no shell runs this; for one write sh -c "…"`);
+    }
+    return { [key]: command.words };
+  };
+  return {
+    image: service.image ?? "",
+    ...words("entrypoint"),
+    ...words("command"),
+    environment: environment(service, report),
+    labels: labels(service, report),
+    stop_grace_period_ms: Math.ceil((service.stop_grace_period ?? STOP_GRACE_PERIOD_MS * 1e6) / 1e6),
+    ports: ports(service, report),
+    mounts: mounts(service, around),
+    restart: restart(service),
+    ...resources(service, report),
+    ...network(service, around),
+    ...passedOn(service),
+  };
+}
+
+function checkImage(service: ServiceFields, report: Report): void {
+  if (service.build === undefined || service.build === null) return;
+  if (service.image !== undefined) report.warn(["build"], `is left out: ${service.image} is run as the registry or the node has it`);
+}
+
+function checkScale(service: ServiceFields, report: Report): void {
+  const replicas = service.deploy?.replicas;
+  if (service.scale !== undefined && replicas !== undefined && service.scale !== replicas) {
+    report.fault(["scale"], `is ${service.scale}, but deploy.replicas is ${replicas}; keep one`);
+  }
+  if (service.container_name !== undefined && (scaleOf(service) ?? 1) > 1) {
+    report.fault(["container_name"], `names one container, but the service has ${scaleOf(service)}; leave it out`);
+  }
+}
+
+function environment({ environment: entries = [] }: ServiceFields, report: Report): string[] {
+  for (const [name] of entries) {
+    if (name === "" || /\s$|\0/.test(name)) {
+      report.fault(["environment"], `has the variable name ${show(name)}; a name is not empty and does not end with a space`);
+    }
+  }
+  return entries.map(([name, value]) => (value === undefined ? name : `${name}=${value}`));
+}
+
+function labels({ labels: entries = [] }: ServiceFields, report: Report): [string, string][] {
+  for (const [name] of entries) {
+    if (name.startsWith("cacophony.")) report.fault(["labels", name], "is a label of Cacophony's own: choose a name without cacophony.");
+  }
+  return entries;
+}
+
+function ports({ ports: entries = [], network_mode: mode }: ServiceFields, report: Report): PortSpec[] {
+  if (mode === "host" || mode === "none") {
+    if (entries.length > 0) report.warn(["ports"], `is left out, as Docker does with network_mode ${mode}`);
+    return [];
+  }
+  const taken = new Map<string, number>();
+  for (const { port, entry } of entries) {
+    if (port.host_port?.first !== port.host_port?.last || !port.host_port) continue;
+    const key = `${port.host_ip} ${port.host_port.first}/${port.protocol}`;
+    const other = taken.get(key);
+    if (other !== undefined && other !== entry) {
+      report.fault(["ports", entry], `publishes host port ${port.host_port.first}/${port.protocol}, which entry ${other} publishes already`);
+    }
+    taken.set(key, entry);
+  }
+  return entries.map(({ port }) => port);
+}
+
+function mounts({ volumes = [], tmpfs = [] }: ServiceFields, { volumes: known, report }: Surroundings): MountSpec[] {
+  const targets = new Map<string, string>();
+  const claim = (target: string, path: Path): string => {
+    const clean = cleanPath(target);
+    const other = targets.get(clean);
+    if (!clean.startsWith("/")) report.fault(path, `has the container path ${show(target)}, which is not absolute: start it with /`);
+    else if (clean === "/") report.fault(path, "would cover the whole container: mount to a path below /");
+    else if (other !== undefined) report.fault(path, `mounts to ${show(clean)}, as ${other} does already`);
+    targets.set(clean, `${path[0]} entry ${Number(path[1])}`);
+    return clean;
+  };
+  for (const [index, entry] of tmpfs.entries()) claim(entry.split(":", 1)[0] ?? "", ["tmpfs", index]);
+  return volumes.map((mount, index) => {
+    const path = ["volumes", index];
+    for (const option of mount.ignored) report.warn(path, `has the option ${show(option)}, which is left out, as compose does`);
+    const { read_only } = mount;
+    const target = claim(mount.target, path);
+    if (mount.type === "volume") {
+      const volume = mount.source === "" ? undefined : namedVolume(mount.source, { known, report, path });
+      return { type: "volume", ...(volume ? { volume } : {}), target, read_only, nocopy: mount.nocopy, long: mount.long };
+    }
+    if (mount.type === "tmpfs") {
+      const { size_bytes, mode } = mount;
+      return { type: "tmpfs", target, read_only, ...present({ size_bytes, mode }) };
+    }
+    const { create_host_path, propagation, selinux, non_recursive } = mount;
+    const source = hostPath(mount, { report, path });
+    return { type: "bind", source, target, read_only, create_host_path, ...present({ propagation, selinux, non_recursive }) };
+  });
+}
+
+function namedVolume(
+  key: string,
+  { known, report, path }: { known: ReadonlyMap<string, VolumeFields>; report: Report; path: Path },
+): VolumeSpec | undefined {
+  const definition = known.get(key);
+  if (!definition) {
+    const near = nearest(key, [...known.keys()]);
+    report.fault(path, `names the volume ${show(key)}, which is not under the top-level volumes${near ? `: did you mean ${near}?` : "; add it there, or start a path with / or ./"}`);
+    return undefined;
+  }
+  const { name, driver, driver_opts = [], labels: own = [], external = false } = definition;
+  return { key, ...present({ name, driver }), external, driver_opts, labels: own };
+}
+
+/** Absolute as it is; relative without its `./`, inside of the job's project directory. */
+function hostPath({ source }: ParsedMount, { report, path }: { report: Report; path: Path }): string {
+  if (source.startsWith("~")) {
+    report.fault(path, `has the source ${show(source)}: whose home is meant differs by node; write the path out`);
+    return source;
+  }
+  if (/^\\\\|^[a-zA-Z]:/.test(source)) {
+    report.fault(path, `has the source ${show(source)}, a path of Windows; nodes run Linux`);
+    return source;
+  }
+  const clean = cleanPath(source);
+  if (clean === ".." || clean.startsWith("../")) {
+    report.fault(path, `has the source ${show(source)}, which leaves the job's project directory: write an absolute path, or one below ./`);
+  }
+  return clean;
+}
+
+/** The path without `.`, `//` and, as far as it goes, `..`; "." where nothing is left. */
+function cleanPath(path: string): string {
+  const parts: string[] = [];
+  for (const part of path.split("/")) {
+    if (part === "" || part === ".") continue;
+    if (part === ".." && parts.length > 0 && parts.at(-1) !== "..") parts.pop();
+    else if (part !== ".." || !path.startsWith("/")) parts.push(part);
+  }
+  return path.startsWith("/") ? `/${parts.join("/")}` : parts.join("/") || ".";
+}
+
+/** `deploy.restart_policy` replaces `restart`, as in compose. A service that says nothing is kept running. */
+function restart({ restart: simple, deploy }: ServiceFields): RestartSpec {
+  const policy = deploy?.restart_policy;
+  if (policy) {
+    const compose = ({ none: "no", any: "always" } as const)[policy.condition as "none" | "any"] ?? policy.condition ?? "";
+    return { condition: conditionOf(compose), max_attempts: policy.max_attempts ?? 0, compose: compose as RestartSpec["compose"] };
+  }
+  const name = simple?.name ?? "";
+  return { condition: conditionOf(name), max_attempts: simple?.attempts ?? 0, compose: name };
+}
+
+function conditionOf(name: string): RestartSpec["condition"] {
+  return name === "no" || name === "on-failure" ? name : "always";
+}
+
+type Resources = Pick<ServiceSpec, "limits" | "reservations" | "memswap_limit_bytes">;
+
+function resources(service: ServiceFields, report: Report): Resources {
+  const { limits = {}, reservations = {} } = service.deploy?.resources ?? {};
+  const one = (key: keyof ServiceFields & string, own: number | undefined, deployed: number | undefined, where: string) => {
+    if (own !== undefined && deployed !== undefined && own !== deployed) {
+      report.fault([key], `is ${own}, but deploy.resources.${where} is ${deployed}; keep one`);
+    }
+    // Docker and compose read 0 as "says nothing".
+    return deployed || own || undefined;
+  };
+  const memory = one("mem_limit", service.mem_limit, limits.memory, "limits.memory");
+  const reserved = one("mem_reservation", service.mem_reservation, reservations.memory, "reservations.memory");
+  const cpus = one("cpus", service.cpus, limits.cpus, "limits.cpus");
+  const pids = one("pids_limit", service.pids_limit, limits.pids, "limits.pids");
+  const reservedCpus = reservations.cpus || undefined;
+  const below = (path: Path, limit: number | undefined, reservation: number | undefined) => {
+    if (limit === undefined || reservation === undefined || reservation <= limit) return;
+    report.fault(path, `is ${limit}, below the ${reservation} that is reserved; raise the limit or lower the reservation`);
+  };
+  below(limits.memory === undefined ? ["mem_limit"] : ["deploy", "resources", "limits", "memory"], memory, reserved);
+  below(limits.cpus === undefined ? ["cpus"] : ["deploy", "resources", "limits", "cpus"], cpus, reservedCpus);
+  if (cpus !== undefined && (service.cpu_quota || service.cpu_period)) {
+    report.fault([service.cpu_quota ? "cpu_quota" : "cpu_period"], "says again what cpus says; Docker takes one of them");
+  }
+  const swap = service.memswap_limit || undefined;
+  if (swap !== undefined && swap > 0 && memory === undefined) {
+    report.fault(["memswap_limit"], "is memory and swap together, and needs mem_limit beside it");
+  } else if (swap !== undefined && memory !== undefined && swap > 0 && swap < memory) {
+    report.fault(["memswap_limit"], `is ${swap}, below the memory limit of ${memory}; it is memory and swap together`);
+  }
+  return {
+    limits: present({ memory_bytes: memory, cpus, pids }),
+    reservations: present({ memory_bytes: reserved, cpus: reservedCpus }),
+    ...present({ memswap_limit_bytes: swap }),
+  };
+}
+
+function network(service: ServiceFields, around: Surroundings): Pick<ServiceSpec, "network_mode" | "network_aliases"> {
+  const { network_mode: mode, networks = [], container_name: name } = service;
+  const { report } = around;
+  if (mode && networks.length > 0) report.fault(["network_mode"], "excludes networks; keep one");
+  for (const [key] of networks) {
+    if (key === "default" || around.networks.has(key)) continue;
+    const near = nearest(key, [...around.networks.keys()]);
+    report.fault(report.member("networks", key), `is not under the top-level networks${near ? `: did you mean ${near}?` : "; add it there"}`);
+  }
+  if (mode) return { network_mode: mode };
+  const aliases = networks.flatMap(([, { aliases: own = [] }]) => own);
+  const all = new Set([...aliases, ...around.linkedAs, ...(name === undefined ? [] : [name])]);
+  return all.size === 0 ? {} : { network_aliases: [...all].toSorted() };
+}
+
+/** Keys whose checked value is the spec's, unless it is off or empty. */
+const AS_THEY_ARE = [
+  "user", "working_dir", "hostname", "domainname", "stop_signal", "mac_address", "platform", "pull_policy", "tty", "stdin_open",
+  "privileged", "read_only", "expose", "annotations", "dns", "dns_opt", "dns_search", "extra_hosts", "cap_add", "cap_drop",
+  "security_opt", "group_add", "sysctls", "storage_opt", "devices", "device_cgroup_rules", "cgroup", "cgroup_parent", "ipc",
+  "pid", "uts", "userns_mode", "isolation", "runtime", "oom_kill_disable", "oom_score_adj", "cpu_count", "cpu_percent",
+  "cpu_period", "cpu_quota", "cpu_rt_period", "cpu_rt_runtime", "cpu_shares", "cpuset", "mem_swappiness",
+] as const satisfies (keyof ServiceFields & keyof ServiceSpec)[];
+
+function passedOn(service: ServiceFields): Partial<ServiceSpec> {
+  const same = AS_THEY_ARE.map((key) => [key, service[key]] as const).filter(
+    ([, value]) => value && !(Array.isArray(value) && value.length === 0),
+  );
+  const { init, logging, tmpfs = [], ulimits = [], shm_size, blkio_config, healthcheck } = service;
+  const requests = [
+    ...(service.gpus ?? []).map((request) => deviceRequest(request, ["gpu"])),
+    ...(service.deploy?.resources?.reservations?.devices ?? []).map((request) => deviceRequest(request, [])),
+  ];
+  return {
+    ...(Object.fromEntries(same) as Pick<ServiceSpec, (typeof AS_THEY_ARE)[number]>),
+    ...present({ init, blkio_config: blkio_config as ServiceSpec["blkio_config"] }),
+    ...(logging ? { logging: { driver: logging.driver ?? "", options: logging.options ?? [] } } : {}),
+    ...(tmpfs.length > 0 ? { tmpfs: tmpfs.map(splitTmpfs) } : {}),
+    ...(ulimits.length > 0 ? { ulimits: ulimits.map(([name, limit]) => ({ name, ...limit })) } : {}),
+    ...(shm_size ? { shm_size_bytes: shm_size } : {}),
+    ...(healthcheck ? { healthcheck: health(healthcheck) } : {}),
+    ...(requests.length > 0 ? { device_requests: requests } : {}),
+  };
+}
+
+function splitTmpfs(entry: string): [string, string] {
+  const colon = entry.indexOf(":");
+  return colon < 0 ? [entry, ""] : [entry.slice(0, colon), entry.slice(colon + 1)];
+}
+
+function deviceRequest(request: DeviceRequestFields, more: string[]): DeviceRequestSpec {
+  const { driver, device_ids, capabilities = [], options = [] } = request;
+  // Compose: without a number or names, all devices are meant.
+  const count = request.count ?? (device_ids === undefined ? -1 : undefined);
+  return { ...present({ driver, count, device_ids }), capabilities: [...new Set([...capabilities, ...more])], options };
+}
+
+function health(check: NonNullable<ServiceFields["healthcheck"]>): HealthcheckSpec {
+  if (check.disable) return { test: ["NONE"] };
+  const { test, interval, timeout, start_period, start_interval, retries } = check;
+  return present({
+    test,
+    interval_ns: interval,
+    timeout_ns: timeout,
+    start_period_ns: start_period,
+    start_interval_ns: start_interval,
+    retries,
+  });
+}
+
+/** The members that are there: the spec has no `undefined`. */
+function present<T extends object>(members: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(members).filter(([, value]) => value !== undefined)) as {
+    [K in keyof T]?: Exclude<T[K], undefined>;
+  };
+}

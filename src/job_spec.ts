@@ -1,0 +1,381 @@
+/**
+ * @module Compose text -> validated job: the front door of the compose reading. Reads the text (`job_yaml.ts`), puts in the
+ * variables (`job_interpolate.ts`), checks every key by the table (`job_keys.ts`), builds each service's spec
+ * (`job_service.ts`), and owns what concerns the document as a whole: its limits, names, references between services,
+ * networks, and the list of all faults with their places. Knows nothing of Docker's API (`container_options.ts`) or nodes.
+ */
+import type { IssuePathItem } from "valibot";
+import { show } from "./job_grammar.ts";
+import { escapeVariables, interpolate } from "./job_interpolate.ts";
+import { DOCUMENT_KEYS, SERVICE_KEYS, type NetworkFields, type ServiceFields, type VolumeFields } from "./job_keys.ts";
+import { placeOf, readFields, valueOf, type Table, type Value } from "./job_schema.ts";
+import { buildService, scaleOf } from "./job_service.ts";
+import { locate, readYaml, treeAt, type Fault, type MapTree, type Path, type Tree } from "./job_yaml.ts";
+import type { Detail, ServiceSpec } from "./model.ts";
+import { nearest } from "./nearest.ts";
+
+export type ParsedService = {
+  service_name: string;
+  spec: ServiceSpec;
+  /** Set only when the document says `deploy.replicas` or `scale`. */
+  scale?: number;
+};
+
+export type ParsedJob = {
+  /**
+   * The document after interpolation as JSON text, in the user's own form, anchors and merge keys written out. A `$` is
+   * doubled, so that the text, sent again, means the same.
+   */
+  document: string;
+  /** In document order. */
+  services: ParsedService[];
+  warnings: Detail[];
+};
+
+export type ParseResult =
+  | { ok: true; job: ParsedJob }
+  | { ok: false; code: "unparseable" | "invalid_document"; details: Detail[] };
+
+/** Bytes of a document: far above any real one, low enough to be read within a second. */
+export const MAX_DOCUMENT_BYTES = 1024 * 1024;
+/** Ports of a job: each is a rule or process on a node, and a range writes thousands of them in a few letters. */
+const MAX_PORTS = 20_000;
+/** Faults in one answer: enough for all of a real document; garbage could have one on each line. */
+const MAX_FAULTS = 500;
+
+/** Reads a compose document, YAML or JSON. `env`: variables that the sender gave. Never throws; lists every fault. */
+export function parseJob(
+  body: Uint8Array | string,
+  { jobId, env }: { jobId: string; env: ReadonlyMap<string, string> },
+): ParseResult {
+  const text = decode(body);
+  if (typeof text !== "string") return { ok: false, code: text.code, details: [{ path: "", message: text.message }] };
+  const yaml = readYaml(text);
+  if (yaml.state !== "parsed") {
+    const code = yaml.state === "unparseable" ? "unparseable" : "invalid_document";
+    return { ok: false, code, details: toDetails(yaml.faults, { text, root: undefined }) };
+  }
+  const variables = new Map([["COMPOSE_PROJECT_NAME", jobId], ...env]);
+  const { root, faults, warnings } = interpolate(yaml.root, variables);
+  const reading = new Reading(root, { faults: [...yaml.faults, ...faults], warnings });
+  const services = reading.document(jobId);
+  const place = { text, root };
+  if (reading.faults.length > 0) {
+    return { ok: false, code: "invalid_document", details: toDetails(reading.faults, place) };
+  }
+  return { ok: true, job: { document: print(root), services, warnings: toDetails(reading.warnings, place) } };
+}
+
+function decode(body: Uint8Array | string): string | { code: "unparseable" | "invalid_document"; message: string } {
+  if (body.length > MAX_DOCUMENT_BYTES) {
+    return { code: "invalid_document", message: `the document is over ${MAX_DOCUMENT_BYTES} bytes long` };
+  }
+  if (typeof body === "string") return body.replace(/^\uFEFF/, "");
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(body);
+  } catch {
+    return { code: "unparseable", message: "the document is not UTF-8: save it in that encoding" };
+  }
+}
+
+type Definitions = {
+  volumes: ReadonlyMap<string, VolumeFields>;
+  networks: ReadonlyMap<string, NetworkFields>;
+};
+
+/** One document on its way from tree to specs; collects faults and warnings. */
+class Reading {
+  readonly faults: Fault[];
+  readonly warnings: Fault[];
+  readonly #root: Tree;
+  /** Places that are at fault already: what follows from that is not worth telling. */
+  readonly #broken: ReadonlySet<string>;
+
+  constructor(root: Tree, found: { faults: Fault[]; warnings: Fault[] }) {
+    this.#root = root;
+    this.#broken = new Set(found.faults.map(({ path }) => writePath(path)));
+    this.faults = found.faults;
+    this.warnings = found.warnings;
+  }
+
+  document(jobId: string): ParsedService[] {
+    if (this.#root.kind !== "map") {
+      const empty = this.#root.kind === "scalar" && this.#root.value === null;
+      this.#fault([], empty ? "is empty: a job has at least services" : "must be a mapping with the key services");
+      return [];
+    }
+    const top = this.#checked(DOCUMENT_KEYS, this.#root, []);
+    if (top.name !== undefined && top.name !== jobId) {
+      this.#warn(["name"], `is left out: the job is called ${jobId}, as in the address that it was sent to`);
+    }
+    const services = this.#root.entries.get("services")?.value;
+    if (!services) this.#fault([], "has no services, so there is nothing to run");
+    if (services?.kind !== "map") return [];
+    if (services.entries.size === 0) this.#fault(["services"], "is empty, so there is nothing to run");
+    const checked = this.#services(services);
+    this.#references(checked);
+    const definitions = { volumes: new Map(top.volumes), networks: new Map(top.networks) };
+    this.#networks(checked, definitions.networks);
+    return this.#built(checked, definitions);
+  }
+
+  #services(services: MapTree): Map<string, ServiceFields> {
+    const checked = new Map<string, ServiceFields>();
+    for (const [name, { value }] of services.entries) {
+      const path = ["services", name];
+      if (name.startsWith("x-") && value.kind !== "map") continue;
+      if (!/^[a-zA-Z0-9._-]+$/.test(name)) {
+        this.#fault(path, "is no name for a service: use letters, digits, '.', '_' and '-'", { key: true });
+      }
+      if (value.kind !== "map") this.#fault(path, "must be a mapping with at least image");
+      else {
+        checked.set(name, this.#checked(SERVICE_KEYS, value, path));
+        if (!value.entries.has("image")) this.#noImage(path, value);
+      }
+    }
+    return checked;
+  }
+
+  #noImage(path: Path, service: MapTree): void {
+    if (service.entries.has("extends") || service.entries.has("provider")) return;
+    if (service.entries.has("build")) {
+      this.#fault([...path, "build"], "needs image beside it: nodes build nothing; push the image, or load it on the nodes, and name it", { key: true });
+    } else this.#fault(path, "has no image: name one, as busybox:1.36", { key: true });
+  }
+
+  /** What is sound of a mapping; its faults and its rows' warnings are reported. */
+  #checked<T extends Table>(table: T, tree: MapTree, path: Path): ReturnType<typeof readFields<T>>["output"] {
+    const { output, issues } = readFields(table, valueOf(tree) as ReadonlyMap<string, Value>);
+    for (const issue of issues) {
+      const place = placeOf(issue.path as IssuePathItem[]);
+      this.#fault([...path, ...place.path], issue.message, { key: place.key });
+    }
+    this.#rowWarnings(table, tree, path);
+    return output;
+  }
+
+  #rowWarnings(table: Table, tree: MapTree, path: Path): void {
+    for (const [key, { value }] of tree.entries) {
+      const row = Object.hasOwn(table, key) ? table[key] : undefined;
+      if (!row || row.fate === "refused") continue;
+      if (row.fate === "warned" && !isNothing(value)) this.#warn([...path, key], row.effect);
+      if (row.table && value.kind === "map") this.#rowWarnings(row.table, value, [...path, key]);
+    }
+  }
+
+  /** Services that name each other: `depends_on` and `links`. */
+  #references(services: ReadonlyMap<string, ServiceFields>): void {
+    const needs = new Map<string, string[]>();
+    for (const [name, service] of services) {
+      const path = ["services", name];
+      const known = (other: string, at: Path, required = true): boolean => {
+        if (services.has(other) || !required) return services.has(other);
+        const near = nearest(other, [...services.keys()]);
+        this.#fault(at, `names the service ${show(other)}, which the document does not have${near ? `: did you mean ${near}?` : ""}`);
+        return false;
+      };
+      const ordered = (service.depends_on ?? []).filter(({ service: other, required }) =>
+        known(other, this.#member([...path, "depends_on"], other), required),
+      );
+      for (const [index, link] of (service.links ?? []).entries()) known(link.split(":", 1)[0] ?? "", [...path, "links", index]);
+      needs.set(name, ordered.map(({ service: other }) => other));
+    }
+    const cycle = findCycle(needs);
+    if (cycle) this.#fault(["services", cycle[0] ?? "", "depends_on"], `goes in a circle: ${cycle.join(" needs ")}`, { key: true });
+  }
+
+  /** The path of `name` in the collection at `path`: a key of a mapping, or a text in a list. */
+  #member(path: Path, name: string): Path {
+    const collection = treeAt(this.#root, path);
+    if (collection?.kind !== "list") return [...path, name];
+    return [...path, collection.items.findIndex((item) => item.kind === "scalar" && item.value === name)];
+  }
+
+  /** Compose's networks come down to one network per job and node; says what that loses, and refuses where it would hurt. */
+  #networks(services: ReadonlyMap<string, ServiceFields>, networks: ReadonlyMap<string, NetworkFields>): void {
+    const used = new Set<string>();
+    const sets = new Set<string>();
+    for (const { networks: own = [], network_mode: mode } of services.values()) {
+      if (mode) continue;
+      const names = own.length > 0 ? own.map(([name]) => name) : ["default"];
+      sets.add(names.join(" "));
+      for (const name of names) used.add(name);
+    }
+    if (sets.size > 1) {
+      this.#warn(["networks"], "become one network per node, shared by all services of the job: they are not kept apart");
+    }
+    for (const name of used) {
+      const network = networks.get(name);
+      if (network) this.#network(["networks", name], network);
+    }
+  }
+
+  #network(path: Path, network: NetworkFields): void {
+    const { external, internal, driver, name, attachable, labels, driver_opts, ipam, enable_ipv6 } = network;
+    const refuse = (key: string, reason: string) => this.#fault([...path, key], `${reason}, which is not supported yet`);
+    if (external) refuse("external", "asks for a network made outside of the job");
+    if (internal) refuse("internal", "asks for a network without a way out");
+    if (driver !== undefined && !["", "default", "bridge", "overlay"].includes(driver)) refuse("driver", `asks for the driver ${show(driver)}`);
+    const lost = Object.entries({ name, attachable, labels, driver_opts, ipam, enable_ipv6 }).filter(([, value]) => value);
+    if (lost.length > 0 && !external) {
+      const keys = lost.map(([key]) => key);
+      this.#warn([...path, keys[0] ?? ""], `is left out${keys.length > 1 ? ` (${keys.join(", ")})` : ""}: each node makes the job's network by itself`);
+    }
+    if (driver === "overlay") this.#warn([...path, "driver"], "is left out: names reach the job's containers on the same node");
+  }
+
+  #built(services: ReadonlyMap<string, ServiceFields>, definitions: Definitions): ParsedService[] {
+    const names = linkedNames(services, (path, message) => this.#fault(path, message));
+    const built: ParsedService[] = [];
+    let portCount = 0;
+    for (const [service_name, service] of services) {
+      const path = ["services", service_name];
+      const report = {
+        fault: (at: Path, message: string) => this.#fault([...path, ...at], message),
+        warn: (at: Path, message: string) => this.#warn([...path, ...at], message),
+        member: (section: string, name: string) => this.#member([...path, section], name).slice(path.length),
+      };
+      const spec = buildService(service, { ...definitions, linkedAs: names.get(service_name) ?? [], report });
+      portCount += spec.ports.length;
+      if (portCount > MAX_PORTS) {
+        this.#fault([...path, "ports"], `brings the job to over ${MAX_PORTS} ports; use network_mode: host for so many`);
+        break;
+      }
+      if (service.profiles && service.profiles.length > 0) {
+        this.#warn([...path, "profiles"], "keeps the service from running, as compose does where no profile is chosen");
+        continue;
+      }
+      const scale = scaleOf(service);
+      built.push({ service_name, spec, ...(scale === undefined ? {} : { scale }) });
+    }
+    return built;
+  }
+
+  #fault(path: Path, message: string, { key = false }: { key?: boolean } = {}): void {
+    if (this.#broken.has(writePath(path))) return;
+    this.faults.push({ path, message, at: locate(this.#root, path, { key }) });
+  }
+
+  #warn(path: Path, message: string): void {
+    this.warnings.push({ path, message, at: locate(this.#root, path, { key: true }) });
+  }
+}
+
+/** Whether a value asks for nothing, so that leaving it out loses nothing. */
+function isNothing(tree: Tree): boolean {
+  if (tree.kind === "scalar") return tree.value === null || tree.value === false || tree.value === "";
+  return tree.kind === "list" ? tree.items.length === 0 : tree.entries.size === 0;
+}
+
+/** Names that `links` give to services (`db:database`): a further name on the job's network, so one name has one meaning. */
+function linkedNames(
+  services: ReadonlyMap<string, ServiceFields>,
+  fault: (path: Path, message: string) => void,
+): Map<string, string[]> {
+  const meanings = new Map<string, string>();
+  const names = new Map<string, string[]>();
+  for (const [name, { links = [] }] of services) {
+    for (const [index, link] of links.entries()) {
+      const [target = "", alias = target] = link.split(":");
+      if (alias === target) continue;
+      const other = meanings.get(alias) ?? (services.has(alias) ? alias : target);
+      if (other !== target) {
+        fault(["services", name, "links", index], `calls ${target} ${alias}, which means ${other} elsewhere in the job; choose another name`);
+      } else if (!meanings.has(alias)) names.set(target, [...(names.get(target) ?? []), alias]);
+      meanings.set(alias, other);
+    }
+  }
+  return names;
+}
+
+/** A circle among services that need each other, as the names along it, or undefined. */
+function findCycle(needs: ReadonlyMap<string, readonly string[]>): string[] | undefined {
+  const done = new Set<string>();
+  for (const start of needs.keys()) {
+    // An own stack: a chain of a thousand services must not exhaust the engine's.
+    const trail: { name: string; next: number }[] = [{ name: start, next: 0 }];
+    const onTrail = new Set([start]);
+    while (trail.length > 0) {
+      const top = trail.at(-1);
+      if (!top) break;
+      const other = done.has(top.name) ? undefined : needs.get(top.name)?.[top.next++];
+      if (other === undefined) {
+        done.add(top.name);
+        onTrail.delete(top.name);
+        trail.pop();
+      } else if (onTrail.has(other)) {
+        const names = trail.map(({ name }) => name);
+        return [...names.slice(names.indexOf(other)), other];
+      } else if (!done.has(other)) {
+        trail.push({ name: other, next: 0 });
+        onTrail.add(other);
+      }
+    }
+  }
+  return undefined;
+}
+
+/** Faults in the order of the text, each with the path as people write it. */
+function toDetails(faults: readonly Fault[], { text, root }: { text: string; root: Tree | undefined }): Detail[] {
+  const starts = [0];
+  for (let at = text.indexOf("\n"); at >= 0; at = text.indexOf("\n", at + 1)) starts.push(at + 1);
+  const placed = faults.map((fault) => ({ fault, at: fault.at ?? (root ? locate(root, fault.path) : 0) }));
+  placed.sort((a, b) => a.at - b.at);
+  const seen = new Set<string>();
+  const details: Detail[] = [];
+  for (const { fault, at } of placed) {
+    const path = writePath(fault.path);
+    const key = `${path} ${fault.message}`;
+    if (seen.has(key)) continue;
+    seen.add(key);
+    const line = lineOf(starts, at);
+    details.push({ path, message: fault.message, line, column: at - (starts[line - 1] ?? 0) + 1 });
+    if (details.length === MAX_FAULTS) {
+      const more = placed.length - details.length;
+      if (more > 0) details.push({ path: "", message: `${more} more are not listed` });
+      break;
+    }
+  }
+  return details;
+}
+
+/** The line, from 1, that an offset is on; `starts` are the offsets of all lines. */
+function lineOf(starts: readonly number[], at: number): number {
+  let low = 0;
+  let high = starts.length;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if ((starts[middle] ?? 0) <= at) low = middle;
+    else high = middle;
+  }
+  return low + 1;
+}
+
+/** `services.app.ports[0]`; a key with other characters in it stands in brackets and quotes. */
+function writePath(path: Path): string {
+  return path
+    .map((key, index) => {
+      if (typeof key === "number") return `[${key}]`;
+      if (!/^[a-zA-Z0-9_-]+$/.test(key)) return `[${JSON.stringify(key)}]`;
+      return index === 0 ? key : `.${key}`;
+    })
+    .join("");
+}
+
+/** The tree as JSON text. Made by hand: an object would lose `__proto__`, the order of numeric keys, and digits. */
+function print(tree: Tree): string {
+  if (tree.kind === "list") return `[${tree.items.map(print).join(",")}]`;
+  if (tree.kind === "map") {
+    return `{${Array.from(tree.entries, ([key, { value }]) => `${quote(key)}:${print(value)}`).join(",")}}`;
+  }
+  const { value } = tree;
+  if (typeof value === "string") return quote(escapeVariables(value));
+  if (typeof value !== "number") return String(value);
+  if (!Number.isFinite(value)) return quote(Number.isNaN(value) ? "NaN" : value > 0 ? "+Inf" : "-Inf");
+  // A fraction that happens to be whole stays a fraction when it is read again.
+  return Number.isInteger(value) ? value.toExponential() : String(value);
+}
+
+function quote(text: string): string {
+  return JSON.stringify(text).replaceAll("\x7f", "\\u007f");
+}

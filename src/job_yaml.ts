@@ -1,0 +1,349 @@
+/**
+ * @module Text of a compose document -> a tree that knows where each part stands. The only importer of `yaml`, which lexes,
+ * parses and composes; this file owns what a scalar means (as compose's own reader, go-yaml, has it), anchors, merge keys,
+ * duplicate keys, tags and the limits that keep hostile input cheap. It knows nothing of compose's keys.
+ *
+ * The package's own schemas are not used: they read `0440` as decimal, lose digits of large numbers, compare every key with
+ * every other (quadratic) and look each alias up by walking the document.
+ */
+import { Composer, isAlias, isMap, isScalar, isSeq, Lexer, LineCounter, Parser, type Document } from "yaml";
+
+/** Keys and indexes from the root of the document. */
+export type Path = readonly (string | number)[];
+
+/** `at`: offset into the text, where it differs from the place that `path` names or the path does not exist. */
+export type Fault = { path: Path; message: string; at?: number };
+
+/** Integers are `bigint` and other numbers `number`, so that each can be written back as it was meant. */
+export type Scalar = string | bigint | number | boolean | null;
+
+type Base = {
+  /** Offset into the text. */
+  at: number;
+  /** Nodes in this tree, each alias counted as often as it is used. */
+  size: number;
+  depth: number;
+};
+export type ScalarTree = Base & { kind: "scalar"; value: Scalar };
+export type ListTree = Base & { kind: "list"; items: readonly Tree[] };
+export type MapTree = Base & { kind: "map"; entries: ReadonlyMap<string, MapEntry> };
+export type MapEntry = { keyAt: number; value: Tree };
+export type Tree = ScalarTree | ListTree | MapTree;
+
+/**
+ * `unparseable`: no YAML at all; `refused`: beyond a limit, so nothing of it is known. Else `root` is as whole as the faults
+ * leave it, so that later checks can add theirs.
+ */
+export type YamlResult =
+  | { state: "unparseable" | "refused"; faults: Fault[] } | { state: "parsed"; root: Tree; faults: Fault[] };
+
+/** Levels of lists and mappings. Compose itself needs nine; each level costs stack in every reader that comes after. */
+export const MAX_DEPTH = 64;
+/** UTF-16 units of one value: Linux takes no longer argument or variable (MAX_ARG_STRLEN, 128 KiB). */
+export const MAX_TEXT_LENGTH = 128 * 1024;
+/** Uses of anchors. A surveyed file has 142; an alias is cheap here, what it stands for is counted by MAX_NODES. */
+export const MAX_ALIASES = 10_000;
+/** Values in the document once aliases stand for their contents: what a full 1 MiB of short values comes to. */
+export const MAX_NODES = 300_000;
+/** Pieces of the text that are not yet values: more cannot be a job and would hold up the node for seconds. */
+const MAX_TOKENS = 1_200_000;
+
+const TOO_DEEP = `is nested more than ${MAX_DEPTH} levels deep`;
+
+/** Reads one YAML (or JSON) document; see YamlResult. Never throws. */
+export function readYaml(text: string): YamlResult {
+  const control = /[\0-\x08\x0b\x0c\x0e-\x1f\x7f]/.exec(text);
+  if (control) {
+    const code = control[0].charCodeAt(0).toString(16).padStart(2, "0");
+    const message = `has the control character 0x${code}, which YAML does not allow`;
+    return { state: "unparseable", faults: [{ path: [], message, at: control.index }] };
+  }
+  const documents = compose(text);
+  if ("state" in documents) return documents;
+  const [first, second] = documents;
+  const errors = documents.flatMap((document) => document.errors);
+  if (errors.length > 0) {
+    return { state: "unparseable", faults: errors.map((e) => ({ path: [], message: plainMessage(e), at: e.pos[0] })) };
+  }
+  const reader = new TreeReader();
+  const root = first ? reader.read(first.contents) : scalar(null, 0);
+  if (!root) return { state: "refused", faults: reader.faults };
+  if (second) {
+    reader.faults.push({
+      path: [],
+      message: "is more than one YAML document: send one job at a time, without a further `---`",
+      at: second.range[0],
+    });
+  }
+  return { state: "parsed", root, faults: reader.faults };
+}
+
+/** The part of `root` that `path` names, where there is one. */
+export function treeAt(root: Tree, path: Path): Tree | undefined {
+  let tree: Tree | undefined = root;
+  for (const step of path) tree = tree && child(tree, step)?.value;
+  return tree;
+}
+
+/** Offset of the place that `path` names in `root`, or of the deepest part of it that exists. */
+export function locate(root: Tree, path: Path, { key = false }: { key?: boolean } = {}): number {
+  let tree = root;
+  let at = root.at;
+  for (const [index, step] of path.entries()) {
+    const next = child(tree, step);
+    if (!next) break;
+    tree = next.value;
+    at = key && index === path.length - 1 ? next.keyAt : tree.at;
+  }
+  return at;
+}
+
+function child(tree: Tree, step: string | number): MapEntry | undefined {
+  if (tree.kind === "map") return tree.entries.get(String(step));
+  const item = tree.kind === "list" && typeof step === "number" ? tree.items[step] : undefined;
+  return item && { keyAt: item.at, value: item };
+}
+
+export function scalar(value: Scalar, at: number): ScalarTree {
+  return { kind: "scalar", value, at, size: 1, depth: 0 };
+}
+
+export function list(items: readonly Tree[], at: number): ListTree {
+  return { kind: "list", items, at, ...measure(items) };
+}
+
+export function map(entries: ReadonlyMap<string, MapEntry>, at: number): MapTree {
+  return { kind: "map", entries, at, ...measure(Array.from(entries.values(), (entry) => entry.value)) };
+}
+
+function measure(children: readonly Tree[]): { size: number; depth: number } {
+  let size = 1;
+  let depth = 0;
+  for (const child of children) {
+    size += child.size;
+    depth = Math.max(depth, child.depth);
+  }
+  return { size, depth: depth + 1 };
+}
+
+/** The package's messages go on over several lines with a picture; the first line says it. */
+function plainMessage(error: { message: string }): string {
+  return `is not valid YAML: ${(error.message.split("\n")[0] ?? "").replace(/ at line \d+, column \d+:?$/, "")}`;
+}
+
+/** Drives the package token by token, so that depth and length are refused before anything is built of them. */
+function compose(text: string): Document.Parsed[] | Exclude<YamlResult, { state: "parsed" }> {
+  const lines = new LineCounter();
+  const parser = new Parser(lines.addNewLine);
+  const composer = new Composer({
+    schema: "failsafe",
+    merge: false,
+    uniqueKeys: false,
+    prettyErrors: false,
+    logLevel: "silent",
+    lineCounter: lines,
+  });
+  const documents: Document.Parsed[] = [];
+  let tokens = 0;
+  let offset = 0;
+  try {
+    for (const lexeme of new Lexer().lex(text)) {
+      for (const token of parser.next(lexeme)) documents.push(...composer.next(token));
+      offset = parser.offset;
+      // A level takes up to two places on the parser's stack: a collection and the item that is being read.
+      if (parser.stack.length > 2 * MAX_DEPTH) return refused(TOO_DEEP, offset);
+      if (++tokens > MAX_TOKENS) return refused(`has over ${MAX_TOKENS} parts`, offset);
+      if (documents.length > 2) break;
+    }
+    for (const token of parser.end()) documents.push(...composer.next(token));
+    documents.push(...composer.end());
+    return documents;
+  } catch (error) {
+    if (error instanceof RangeError) return refused(TOO_DEEP, offset);
+    const message = `is not valid YAML: ${error instanceof Error ? error.message : error}`;
+    return { state: "unparseable", faults: [{ path: [], message, at: offset }] };
+  }
+}
+
+function refused(message: string, at: number): { state: "refused"; faults: Fault[] } {
+  return { state: "refused", faults: [{ path: [], message, at }] };
+}
+
+/** Thrown to leave a document whose limits are passed; caught in `read`. */
+class LimitReached extends Error {}
+
+class TreeReader {
+  readonly faults: Fault[] = [];
+  readonly #anchors = new Map<string, Tree>();
+  /** Anchors whose contents are being read: an alias to one of them would contain itself. */
+  readonly #open = new Set<string>();
+  #aliases = 0;
+
+  /** Undefined when a limit is passed; the last fault says which. */
+  read(node: unknown): Tree | undefined {
+    try {
+      return this.#node(node, 0, []);
+    } catch (error) {
+      if (error instanceof LimitReached) return undefined;
+      throw error;
+    }
+  }
+
+  #node(node: unknown, at: number, path: Path): Tree {
+    if (isAlias(node)) return this.#alias(node.source, node.range?.[0] ?? at, path);
+    const anchor = isMap(node) || isSeq(node) || isScalar(node) ? node.anchor : undefined;
+    if (anchor !== undefined) this.#open.add(anchor);
+    const tree = this.#contents(node, at, path);
+    if (tree.size > MAX_NODES) this.#limit(`stands for over ${MAX_NODES} values`, tree.at, path);
+    if (tree.depth > MAX_DEPTH) this.#limit(TOO_DEEP, tree.at, path);
+    if (anchor !== undefined) {
+      this.#open.delete(anchor);
+      this.#anchors.set(anchor, tree);
+    }
+    return tree;
+  }
+
+  #contents(node: unknown, at: number, path: Path): Tree {
+    if (isMap(node)) {
+      const start = node.range?.[0] ?? at;
+      this.#tag(node.tag, { expected: "map", at: start, path });
+      return this.#map(node.items, start, path);
+    }
+    if (isSeq(node)) {
+      const start = node.range?.[0] ?? at;
+      this.#tag(node.tag, { expected: "seq", at: start, path });
+      const items = node.items.map((item, index) => this.#node(item, start, [...path, index]));
+      return list(items, start);
+    }
+    if (!isScalar(node)) return scalar(null, at);
+    const start = node.range?.[0] ?? at;
+    const text = typeof node.value === "string" ? node.value : "";
+    if (text.length > MAX_TEXT_LENGTH) {
+      this.#limit(`is a text of ${text.length} characters; at most ${MAX_TEXT_LENGTH} are taken`, start, path);
+    }
+    return scalar(this.#scalarValue(text, { tag: node.tag, plain: node.type === "PLAIN", at: start, path }), start);
+  }
+
+  #scalarValue(
+    text: string,
+    { tag, plain, at, path }: { tag: string | undefined; plain: boolean; at: number; path: Path },
+  ): Scalar {
+    if (tag === undefined) return plain ? resolvePlain(text) : text;
+    if (tag === "!") return text;
+    const name = this.#tag(tag, { expected: "scalar", at, path });
+    if (name === undefined || name === "str" || name === "timestamp") return text;
+    const value = resolvePlain(text);
+    const fits = {
+      int: typeof value === "bigint",
+      float: typeof value === "number" || typeof value === "bigint",
+      bool: typeof value === "boolean",
+      null: value === null,
+    }[name];
+    if (!fits) this.faults.push({ path, message: `is tagged !!${name} but ${JSON.stringify(text)} is none`, at });
+    return value;
+  }
+
+  /** The short name of a tag that means something here; others are a fault, and nothing is ever made of them. */
+  #tag(
+    tag: string | undefined,
+    { expected, at, path }: { expected: "map" | "seq" | "scalar"; at: number; path: Path },
+  ) {
+    const scalars = ["str", "int", "float", "bool", "null", "timestamp"] as const;
+    const name = tag?.startsWith("tag:yaml.org,2002:") ? tag.slice("tag:yaml.org,2002:".length) : undefined;
+    if (tag === undefined || tag === "!" || name === expected) return undefined;
+    const known = expected === "scalar" ? scalars.find((candidate) => candidate === name) : undefined;
+    if (known) return known;
+    const message =
+      tag === "!reset" || tag === "!override"
+        ? `has the tag ${tag}, which changes an earlier file; a job is one document: leave the tag out`
+        : `has the tag ${name === undefined ? tag : `!!${name}`}, which has no meaning in a compose document: leave it out`;
+    this.faults.push({ path, message, at });
+    return undefined;
+  }
+
+  #alias(name: string, at: number, path: Path): Tree {
+    if (++this.#aliases > MAX_ALIASES)
+      this.#limit(`is alias number ${this.#aliases}; at most ${MAX_ALIASES} are taken`, at, path);
+    if (this.#open.has(name))
+      this.faults.push({ path, message: `is the alias *${name} inside of what &${name} names`, at });
+    else {
+      const target = this.#anchors.get(name);
+      if (target) return target;
+      this.faults.push({ path, message: `is the alias *${name}, but nothing before it has the anchor &${name}`, at });
+    }
+    return scalar(null, at);
+  }
+
+  #map(pairs: readonly { key: unknown; value: unknown }[], at: number, path: Path): MapTree {
+    const entries = new Map<string, MapEntry>();
+    const merged: { tree: Tree; path: Path }[] = [];
+    for (const pair of pairs) {
+      const keyTree = this.#node(pair.key, at, path);
+      if (keyTree.kind !== "scalar") {
+        this.faults.push({ path, message: "has a key that is a list or a mapping; keys are text", at: keyTree.at });
+        continue;
+      }
+      const key = isScalar(pair.key) ? String(pair.key.value ?? "") : String(keyTree.value ?? "");
+      const here = [...path, key];
+      const value = this.#node(pair.value, keyTree.at, here);
+      if (entries.has(key)) {
+        this.faults.push({ path: here, message: "is given twice: keep one", at: keyTree.at });
+      }
+      entries.set(key, { keyAt: keyTree.at, value });
+      if (key === "<<" && isScalar(pair.key) && pair.key.type === "PLAIN") merged.push({ tree: value, path: here });
+    }
+    if (merged.length > 0) entries.delete("<<");
+    for (const source of merged) this.#merge(entries, source);
+    return map(entries, at);
+  }
+
+  /** YAML 1.1 merge key: own keys win over merged ones, an earlier source over a later one, nothing is merged deeper. */
+  #merge(entries: Map<string, MapEntry>, { tree, path }: { tree: Tree; path: Path }): void {
+    for (const source of tree.kind === "list" ? tree.items : [tree]) {
+      if (source.kind !== "map") {
+        this.faults.push({
+          path,
+          message: "merges something that is no mapping: name an anchor of a mapping, or a list of them",
+          at: source.at,
+        });
+        continue;
+      }
+      for (const [key, entry] of source.entries) if (!entries.has(key)) entries.set(key, entry);
+    }
+  }
+
+  #limit(message: string, at: number, path: Path): never {
+    this.faults.push({ path, message, at });
+    throw new LimitReached();
+  }
+}
+
+const INTEGER = /^([-+]?)(0[bB][01]+|0[xX][0-9a-fA-F]+|0[oO]?[0-7]+|0|[1-9][0-9]*)$/;
+const FLOAT = /^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$/;
+const MAX_UINT64 = 2n ** 64n - 1n;
+const WORDS = new Map<string, Scalar>([
+  ...["", "~", "null", "Null", "NULL"].map((word) => [word, null] as const),
+  ...["true", "True", "TRUE"].map((word) => [word, true] as const),
+  ...["false", "False", "FALSE"].map((word) => [word, false] as const),
+  ...[".nan", ".NaN", ".NAN"].map((word) => [word, Number.NaN] as const),
+  ...[".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"].map((word) => [word, Number.POSITIVE_INFINITY] as const),
+  ...["-.inf", "-.Inf", "-.INF"].map((word) => [word, Number.NEGATIVE_INFINITY] as const),
+]);
+
+/**
+ * A plain scalar as go-yaml v3 reads it, which compose uses: YAML 1.2's core schema, but `0440` is octal and `1_000` a number.
+ * `yes`, `on` and `2222:22` stay text; so do dates.
+ */
+function resolvePlain(text: string): Scalar {
+  const word = WORDS.get(text);
+  if (word !== undefined) return word;
+  if (!/^[-+.0-9]/.test(text)) return text;
+  const digits = text.replaceAll("_", "");
+  const integer = INTEGER.exec(digits);
+  if (integer) {
+    const [, sign, body = ""] = integer;
+    const value = BigInt(/^0[0-7]/.test(body) ? `0o${body.slice(1)}` : body.toLowerCase());
+    if (value <= MAX_UINT64) return sign === "-" ? -value : value;
+  }
+  return FLOAT.test(digits) ? Number(digits) : text;
+}

@@ -1,0 +1,428 @@
+/** @module The executor and its Engine adapter on a real dockerd, on a lab host of their own. */
+import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { systemClock } from "../src/clock.ts";
+import { type Engine, EngineError, openEngine } from "../src/docker.ts";
+import { Executor } from "../src/executor.ts";
+import { silentLog } from "../src/log.ts";
+import { LABELS, type RemovalRecord, type ServiceSpec } from "../src/model.ts";
+import { HostMeter } from "../src/resources.ts";
+import { Lab, type LabHost } from "./lab.ts";
+import { waitUntil } from "./wait.ts";
+
+setDefaultTimeout(90_000);
+
+const OWNER = { clusterId: "cluster-1", nodeId: "node-1" };
+/** Ends at once on SIGTERM, which busybox as process 1 would ignore. */
+const POLITE = ["sh", "-c", "trap 'exit 0' TERM; sleep 100000 & wait"];
+
+let lab: Lab;
+let host: LabHost;
+let engine: Engine;
+let executor: Executor;
+let dataDir: string;
+let revision = 0;
+
+beforeAll(async () => {
+  lab = await Lab.start({ hosts: 1 });
+  host = lab.host(1);
+  await host.importImage("busybox:latest");
+  engine = openEngine(`unix://${host.dockerSocket}`);
+  dataDir = mkdtempSync(join(tmpdir(), "docker-test-"));
+  executor = await begin();
+});
+
+afterEach(async () => {
+  assign([]);
+  await settled([]);
+});
+
+afterAll(async () => {
+  await executor?.stop();
+  await lab?.stop();
+  if (dataDir) rmSync(dataDir, { recursive: true, force: true });
+});
+
+/** A new executor, as a new process would have it. */
+async function begin(): Promise<Executor> {
+  const made = new Executor({
+    engine,
+    meter: new HostMeter({ engine, clock: systemClock, caps: { memoryBytes: undefined, cpus: undefined } }),
+    clock: systemClock,
+    random: Math.random,
+    log: silentLog,
+    dataDir,
+    onChange: () => {},
+    seenTerm: 0,
+  });
+  await made.start();
+  made.adopt(OWNER);
+  return made;
+}
+
+type Item = { id: string; job?: string; spec?: Partial<ServiceSpec> };
+
+function assign(items: readonly Item[], removals: RemovalRecord[] = []): void {
+  const accepted = executor.assign({
+    type: "assignments",
+    order: { term: 1, revision: ++revision },
+    network_pool: "10.210.0.0/16",
+    specs: items.map(({ id, spec }) => ({
+      spec_hash: id,
+      spec: {
+        image: "busybox:latest",
+        command: POLITE,
+        environment: [],
+        labels: [],
+        stop_grace_period_ms: 10_000,
+        ports: [],
+        mounts: [],
+        restart: { condition: "always", max_attempts: 0, compose: "" },
+        limits: {},
+        reservations: {},
+        ...spec,
+      },
+    })),
+    allocations: items.map(({ id, job = "job" }) => ({
+      allocation_id: id,
+      job_id: job,
+      incarnation: "1",
+      service_name: "web",
+      slot: 1,
+      node_id: OWNER.nodeId,
+      spec_hash: id,
+      job_version: 1,
+      desired: "run",
+      created_at: 0,
+    })),
+    removals,
+  });
+  expect(accepted).toBe("accepted");
+}
+
+function names(prefix: string, count: number): Item[] {
+  return Array.from({ length: count }, (_, n) => ({ id: `${prefix}${n}` }));
+}
+
+function statusOf(id: string) {
+  return executor.snapshot()?.allocations.find(({ allocation_id }) => allocation_id === id);
+}
+
+function errorOf(id: string): Promise<string> {
+  return waitUntil(
+    `${id} to fail`,
+    () => (statusOf(id)?.state === "failed" ? (statusOf(id)?.error ?? "") : undefined!),
+    {
+      timeoutMs: 30_000,
+    },
+  );
+}
+
+/** Waits until exactly `items` run: as the executor says, and as Docker says. Returns the milliseconds that took. */
+async function settled(items: readonly Item[], timeoutMs = 60_000): Promise<number> {
+  const start = performance.now();
+  const wanted = items.map(({ id }) => id).sort();
+  await waitUntil(
+    `exactly ${wanted.length} allocations to run`,
+    () =>
+      executor
+        .snapshot()
+        ?.allocations.map(({ allocation_id, state, error }) => `${allocation_id} ${state} ${error ?? ""}`.trim())
+        .sort() ?? [],
+    {
+      until: (seen) =>
+        Bun.deepEquals(
+          seen,
+          wanted.map((id) => `${id} running`),
+        ),
+      timeoutMs,
+      intervalMs: 10,
+    },
+  );
+  const took = performance.now() - start;
+  const own = (await engine.list()).filter(({ labels }) => labels.get(LABELS.cluster) === OWNER.clusterId);
+  expect(own.map(({ labels, state }) => `${labels.get(LABELS.allocation)} ${state}`).sort()).toEqual(
+    wanted.map((id) => `${id} running`),
+  );
+  return took;
+}
+
+function port(first: number): Partial<ServiceSpec> {
+  return { ports: [{ container_port: 80, protocol: "tcp", host_ip: "", host_port: { first, last: first } }] };
+}
+
+describe("openEngine()", () => {
+  test("takes unix and tcp addresses and refuses others", () => {
+    expect(openEngine("unix:///run/x.sock")).toMatchObject({ host: "unix:///run/x.sock", remote: false });
+    expect(openEngine("tcp://127.0.0.1:2375").remote).toBe(false);
+    expect(openEngine("tcp://10.0.0.7:2375").remote).toBe(true);
+    for (const bad of [
+      "",
+      "ssh://me@there",
+      "/var/run/docker.sock",
+      "unix://",
+      "tcp://there",
+      "tcp://there:0",
+      "http://a:1",
+    ]) {
+      expect(() => openEngine(bad)).toThrow(`bad Docker host "${bad}"`);
+    }
+  });
+
+  test("says in plain words that nothing answers", async () => {
+    const nowhere = openEngine("unix:///nowhere/docker.sock").info();
+    await expect(nowhere).rejects.toThrow(
+      "Docker does not answer on unix:///nowhere/docker.sock: no such file; is dockerd running?",
+    );
+    await expect(openEngine("tcp://127.0.0.1:1").info()).rejects.toThrow("connection refused");
+  });
+});
+
+describe("Engine", () => {
+  test("reads what the Engine is", async () => {
+    const info = await engine.info();
+    expect(info.engineId).not.toBe("");
+    expect(info.dockerVersion).toMatch(/^\d+\./);
+    expect(info.cpus).toBeGreaterThan(0);
+    expect(info.memoryBytes).toBeGreaterThan(2 ** 20);
+  });
+
+  test("tells of changes by label, and of what a container uses", async () => {
+    const events: string[] = [];
+    const watch = new AbortController();
+    const { promise: open, resolve: onOpen } = Promise.withResolvers<void>();
+    const watching = engine.watch({
+      labels: ["tell=yes"],
+      onOpen,
+      onEvent: ({ containerId, action }) => events.push(`${action} ${containerId}`),
+      signal: watch.signal,
+    });
+    await open;
+    const id = await host.docker("run", "-d", "--name", "told", "--label", "tell=yes", "busybox", "sleep", "1000");
+    await host.docker("run", "-d", "--name", "untold", "busybox", "sleep", "1000");
+    const usage = await engine.usage(id);
+    expect(usage?.memoryBytes).toBeGreaterThan(10_000);
+    expect(usage?.cpuNs).toBeGreaterThan(0);
+    await host.docker("rm", "-f", "told", "untold");
+    await waitUntil("the events to arrive", () => events.length >= 4);
+    expect(events).toEqual(["create", "start", "die", "destroy"].map((action) => `${action} ${id}`));
+    watch.abort();
+    await watching;
+    expect(await engine.inspect(id)).toBeUndefined();
+    await engine.remove(id);
+    await expect(engine.start(id)).rejects.toThrow(EngineError);
+  });
+
+  test("gives up a stop when it is told to", async () => {
+    const id = await host.docker("run", "-d", "busybox", "sleep", "1000");
+    const controller = new AbortController();
+    const stopping = engine.stop(id, { graceMs: 3_000, signal: controller.signal });
+    setTimeout(() => controller.abort(), 100);
+    await expect(stopping).rejects.toMatchObject({ code: "aborted" });
+    await host.docker("rm", "-f", id);
+  });
+});
+
+describe("Executor on a real Engine", () => {
+  test("starts 30 containers, hands them to a new executor, and brings back what is killed or removed", async () => {
+    const items = names("many", 30);
+    assign(items);
+    console.log(`docker: 30 starts took ${Math.round(await settled(items))} ms`);
+    expect(statusOf("many0")).toMatchObject({ restarts: 0, ports: [] });
+
+    await executor.stop();
+    const start = performance.now();
+    executor = await begin();
+    await settled(items);
+    console.log(`docker: a new executor knew all of them after ${Math.round(performance.now() - start)} ms`);
+    assign(items);
+    await settled(items);
+    const [first = "", second = ""] = ["many0", "many1"].map((id) => statusOf(id)?.container_id);
+    await Promise.all([host.docker("kill", first), host.docker("rm", "-f", second)]);
+    await waitUntil("both to be back", () => statusOf("many0")?.restarts === 1 && statusOf("many1")?.restarts === 1);
+    await settled(items);
+    expect(statusOf("many0")?.container_id).toBe(first);
+    expect(statusOf("many1")?.container_id).not.toBe(second);
+    const policy = await host.docker("inspect", "--format", "{{.HostConfig.RestartPolicy.Name}}", first);
+    expect(policy).toBe("no");
+  });
+
+  test("reports the host ports that Docker chose, each once", async () => {
+    assign([{ id: "chosen", spec: { ports: [{ container_port: 80, protocol: "tcp", host_ip: "" }] } }]);
+    await settled([{ id: "chosen" }]);
+    const ports = statusOf("chosen")?.ports ?? [];
+    expect(ports).toHaveLength(1);
+    const shown = await host.docker("port", statusOf("chosen")?.container_id ?? "", "80/tcp");
+    expect(shown.split("\n")[0]).toBe(`0.0.0.0:${ports[0]?.host_port}`);
+  });
+
+  test("says who uses a port, and starts once it is free", async () => {
+    await host.docker("run", "-d", "--name", "someones-web", "-p", "8080:80", "busybox", "sleep", "1000");
+    const listener = host.spawn("listener", ["busybox", "nc", "-l", "-k", "-p", "9090", "-e", "true"]);
+    assign([
+      { id: "byother", spec: port(8080) },
+      { id: "byprocess", spec: port(9090) },
+    ]);
+    expect(await errorOf("byother")).toBe("port 8080 is in use on this node by container someones-web");
+    expect(await errorOf("byprocess")).toBe("port 9090 is in use on this node by another process");
+    await host.docker("rm", "-f", "someones-web");
+    await listener.kill();
+    await settled([{ id: "byother" }, { id: "byprocess" }]);
+  });
+
+  test("says what stands in the way of a start", async () => {
+    const bind = {
+      type: "bind",
+      source: "/no/such/path",
+      target: "/x",
+      read_only: false,
+      create_host_path: false,
+    } as const;
+    assign([
+      { id: "nopath", spec: { mounts: [bind] } },
+      { id: "noprogram", spec: { command: ["no-such-program"] } },
+      { id: "lowmemory", spec: { limits: { memory_bytes: 1000 } } },
+    ]);
+    expect(await errorOf("nopath")).toBe("path /no/such/path does not exist on this node");
+    expect(await errorOf("noprogram")).toBe('program "no-such-program" not found in image busybox:latest');
+    expect(await errorOf("lowmemory")).toStartWith("Minimum memory limit");
+  });
+
+  test("pulls from a registry, and says which image is missing or which registry cannot be reached", async () => {
+    const registry = await lab.addRegistry();
+    const image = await registry.push(host, "busybox:latest");
+    const missing = `${registry.address}/no/such:1`;
+    const nobody = `${host.address}:5999/x:1`;
+    assign([
+      ...names("pulled", 3).map((item) => ({ ...item, spec: { image } })),
+      { id: "missing", spec: { image: missing } },
+      { id: "nobody", spec: { image: nobody } },
+    ]);
+    expect(await errorOf("missing")).toBe(`image ${missing} not found`);
+    expect(await errorOf("nobody")).toStartWith(`registry ${host.address}:5999 cannot be reached: `);
+    await waitUntil("the pulled ones to run", () =>
+      names("pulled", 3).every(({ id }) => statusOf(id)?.state === "running"),
+    );
+  });
+
+  test("a stop that takes its grace period holds up nothing else", async () => {
+    const stubborn = names("stubborn", 8).map((item) => ({
+      ...item,
+      spec: {
+        command: ["sh", "-c", "trap '' TERM; sleep 100000 & while :; do wait; done"],
+        stop_grace_period_ms: 6_000,
+      },
+    }));
+    assign(stubborn);
+    await settled(stubborn);
+    const start = performance.now();
+    assign(names("prompt", 4));
+    await waitUntil("the others to run", () => names("prompt", 4).every(({ id }) => statusOf(id)?.state === "running"));
+    const took = Math.round(performance.now() - start);
+    expect(stubborn.map(({ id }) => statusOf(id)?.state)).toEqual(stubborn.map(() => "stopping"));
+    expect(took).toBeLessThan(5_000);
+    console.log(`docker: 4 starts took ${took} ms beside 8 stops that waited 6 s`);
+    await settled(names("prompt", 4), 15_000);
+  });
+
+  test("settles without a double after dockerd was killed and started again", async () => {
+    const items = names("survivor", 10);
+    assign(items);
+    await settled(items);
+    await host.killDocker();
+    const reason = await waitUntil("the executor to notice", () => {
+      const status = executor.engineStatus();
+      return status.state === "unready" ? status.reason : undefined!;
+    });
+    expect(reason).toContain("Docker does not answer on");
+    expect(executor.snapshot()?.allocations).toHaveLength(10);
+    const start = performance.now();
+    await host.restartDocker();
+    await settled(items);
+    console.log(
+      `docker: 10 containers were back ${Math.round(performance.now() - start)} ms after dockerd began again`,
+    );
+    expect(executor.engineStatus().state).toBe("ready");
+  });
+
+  test("runs 40 jobs, each on a network of its own, and leaves none behind", async () => {
+    const items = Array.from({ length: 40 }, (_, n) => ({ id: `wide${n}`, job: `job${n}` }));
+    assign(items);
+    console.log(`docker: 40 jobs with their networks took ${Math.round(await settled(items))} ms`);
+    const subnets = (await engine.networks())
+      .filter(({ name }) => /^job\d+_default$/.test(name))
+      .flatMap((n) => n.subnets);
+    expect(new Set(subnets).size).toBe(40);
+    assign([]);
+    await settled([]);
+    await waitUntil("the networks to be gone", async () => (await engine.networks()).map(({ name }) => name).sort(), {
+      until: (seen) => Bun.deepEquals(seen, ["bridge", "host", "none"]),
+    });
+  });
+
+  test("containers of one job reach each other by the service's name", async () => {
+    const serve = [
+      "sh",
+      "-c",
+      "trap 'exit 0' TERM; mkdir /www; echo hello >/www/index.html; httpd -f -p 80 -h /www & wait",
+    ];
+    assign([{ id: "server", spec: { command: serve } }]);
+    await settled([{ id: "server" }]);
+    const got = await waitUntil("the page", () =>
+      host.docker("exec", statusOf("server")?.container_id ?? "", "wget", "-q", "-O", "-", "http://web/"),
+    );
+    expect(got).toBe("hello");
+  });
+
+  test("a container whose network was removed by hand is made anew", async () => {
+    assign([{ id: "netless", spec: { restart: { condition: "always", max_attempts: 0, compose: "" } } }]);
+    await settled([{ id: "netless" }]);
+    const before = statusOf("netless")?.container_id ?? "";
+    await host.docker("network", "disconnect", "-f", "job_default", before);
+    await host.docker("network", "rm", "job_default");
+    await host.docker("kill", before);
+    await waitUntil("another container", () => statusOf("netless")?.container_id !== before);
+    await settled([{ id: "netless" }]);
+  });
+
+  test("volumes outlive their job unless the job's data is removed", async () => {
+    const volume = { key: "data", external: false, driver_opts: [], labels: [] };
+    const mounts: ServiceSpec["mounts"] = [
+      { type: "volume", volume, target: "/data", read_only: false, nocopy: false, long: false },
+      { type: "volume", target: "/scratch", read_only: false, nocopy: false, long: false },
+      { type: "bind", source: "./files", target: "/files", read_only: false, create_host_path: true },
+    ];
+    const item = { id: "keeper", spec: { mounts } };
+    assign([item]);
+    await settled([item]);
+    const project = join(dataDir, "projects", "job");
+    expect(existsSync(join(project, "files"))).toBe(true);
+    writeFileSync(join(project, "files", "x"), "x");
+    assign([]);
+    await settled([]);
+    // The anonymous one went with its container.
+    expect(await host.docker("volume", "ls", "-q")).toBe("job_data");
+    const removals = [{ removal_id: "r1", job_id: "job", node_id: OWNER.nodeId }];
+    assign([], removals);
+    await waitUntil("the removal to be done", () => executor.snapshot()?.removals_done.includes("r1"));
+    expect(await host.docker("volume", "ls", "-q")).toBe("");
+    expect(existsSync(project)).toBe(false);
+  });
+
+  test("never touches a container of another cluster, and lists it", async () => {
+    const labels = Object.entries({ [LABELS.cluster]: "other", [LABELS.node]: OWNER.nodeId, [LABELS.allocation]: "x" });
+    const flags = labels.flatMap(([key, value]) => ["--label", `${key}=${value}`]);
+    const id = await host.docker("run", "-d", "--name", "stranger", ...flags, "busybox", "sleep", "1000");
+    await executor.stop();
+    executor = await begin();
+    assign(names("near", 2));
+    await settled(names("near", 2));
+    expect(executor.heartbeat().foreign).toEqual([{ container_id: id, name: "stranger", cluster_id: "other" }]);
+    assign([]);
+    await settled([]);
+    expect(await host.docker("inspect", "--format", "{{.State.Running}}", id)).toBe("true");
+    await host.docker("rm", "-f", id);
+  });
+});

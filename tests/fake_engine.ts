@@ -1,0 +1,462 @@
+/**
+ * @module A Docker Engine in memory, for simulations: it answers late, loses requests, answers and events, goes down and comes
+ * back, all by a seed and on a virtual clock. It behaves as Docker does where an executor could tell the difference.
+ */
+import { type Clock, sleep } from "../src/clock.ts";
+import type { CreateBody } from "../src/container_options.ts";
+import type { Container } from "../src/converge.ts";
+import {
+  type ContainerUsage,
+  type Engine,
+  EngineError,
+  type EngineInfo,
+  type EngineNetwork,
+  type EngineVolume,
+  type NewVolume,
+  type WatchOptions,
+} from "../src/docker.ts";
+import { LABELS, type PublishedPort } from "../src/model.ts";
+
+/** How the Engine misbehaves: chances from 0 to 1 for each call or event. */
+export type Faults = {
+  /** The request never arrives; the caller hears of a timeout. */
+  loseRequest: number;
+  /** The request takes effect, its answer never arrives. */
+  loseAnswer: number;
+  /** The caller hears of a timeout, and the request takes effect a while later. */
+  lateEffect: number;
+  loseEvent: number;
+};
+
+/** How the containers of an image behave. */
+export type Behaviour = {
+  /** Ends by itself after this long. */
+  exitAfterMs?: number;
+  exitCode?: number;
+  /** Takes this long to end after its stop signal (10 ms); more than the grace period means SIGKILL. */
+  stopMs?: number;
+};
+
+type Bindings = Record<string, { HostIp?: string; HostPort?: string }[] | undefined>;
+type FakeContainer = Container & { image: string; network: string; bindings: Bindings; run: number };
+
+const NO_FAULTS: Faults = { loseRequest: 0, loseAnswer: 0, lateEffect: 0, loseEvent: 0 };
+const TIMEOUT_MS = 15_000;
+const FIRST_FREE_PORT = 32_768;
+
+export class FakeEngine implements Engine {
+  readonly host = "unix:///fake/docker.sock";
+  readonly remote = false;
+  engineId: string;
+  faults: Faults = { ...NO_FAULTS };
+  /** Least and most milliseconds that a call takes each way. */
+  latency: readonly [number, number] = [1, 5];
+  /** Images that are here, and how pulls of others end. */
+  readonly images = new Set<string>(["busybox:latest"]);
+  readonly registry = new Map<string, "found" | "missing" | "unreachable">();
+  pullMs = 500;
+  readonly behaviours = new Map<string, Behaviour>();
+  /** Ports that something outside Docker listens on. */
+  readonly hostPorts = new Set<number>();
+  /** How often each call was made. */
+  readonly calls = new Map<string, number>();
+  /** The most calls of each kind that were under way at once. */
+  readonly mostAtOnce = new Map<string, number>();
+  /** Allocations of which two containers ran at the same time: must stay empty. */
+  readonly doubled = new Set<string>();
+
+  readonly #clock: Clock;
+  readonly #random: () => number;
+  readonly #containers = new Map<string, FakeContainer>();
+  readonly #networks = new Map<string, EngineNetwork>();
+  readonly #volumes = new Map<string, EngineVolume>();
+  readonly #watchers = new Set<{ options: WatchOptions; end: () => void }>();
+  readonly #underWay = new Map<string, number>();
+  #up = true;
+  #ids = 0;
+
+  constructor(options: { clock: Clock; random: () => number; engineId?: string }) {
+    this.#clock = options.clock;
+    this.#random = options.random;
+    this.engineId = options.engineId ?? "ENGINE";
+  }
+
+  // ---- What a test sees and does ------------------------------------------------------------------------------------
+
+  get containers(): readonly Container[] {
+    return [...this.#containers.values()];
+  }
+
+  get networkNames(): string[] {
+    return [...this.#networks.values()].map(({ name }) => name);
+  }
+
+  get volumeNames(): string[] {
+    return [...this.#volumes.keys()];
+  }
+
+  /** The running containers of an allocation. */
+  running(allocationId: string): Container[] {
+    return this.containers.filter(
+      ({ labels, state }) => labels.get(LABELS.allocation) === allocationId && state === "running",
+    );
+  }
+
+  /** dockerd dies, by default with its containers; nothing answers until `comeUp`. */
+  goDown({ containersSurvive = false } = {}): void {
+    this.#up = false;
+    if (!containersSurvive) for (const { id } of this.containers) this.kill(id, 255);
+    for (const { end } of this.#watchers) end();
+  }
+
+  comeUp(): void {
+    this.#up = true;
+  }
+
+  /** A container's process ends. */
+  kill(id: string, exitCode = 137): void {
+    const container = this.#containers.get(id);
+    if (container?.state !== "running") return;
+    Object.assign(container, { state: "exited", exitCode, finishedAt: this.#clock.now(), ports: [] });
+    container.run++;
+    this.#emit(container, "die");
+  }
+
+  /** Someone removes a container behind the executor's back. */
+  removeByHand(id: string): void {
+    const container = this.#containers.get(id);
+    this.kill(id);
+    if (container && this.#containers.delete(id)) this.#emit(container, "destroy");
+  }
+
+  /** Someone else's container, running; returns its id. */
+  runByHand(options: { name: string; labels?: Record<string, string>; hostPort?: number }): string {
+    const { name, labels = {}, hostPort } = options;
+    const bindings: Bindings = hostPort === undefined ? {} : { "80/tcp": [{ HostPort: String(hostPort) }] };
+    const container = this.#add(name, { image: "busybox:latest", network: "bridge", bindings, labels });
+    this.#run(container);
+    return container.id;
+  }
+
+  addNetwork(network: { name: string; subnet: string; labels?: Record<string, string> }): void {
+    const { name, subnet, labels = {} } = network;
+    const id = this.#newId("net");
+    this.#networks.set(id, { id, name, subnets: [subnet], labels: new Map(Object.entries(labels)) });
+  }
+
+  addVolume(name: string, labels: Record<string, string> = {}): void {
+    this.#volumes.set(name, { name, labels: new Map(Object.entries(labels)) });
+  }
+
+  // ---- Engine -------------------------------------------------------------------------------------------------------
+
+  info(): Promise<EngineInfo> {
+    return this.#call("info", () => ({
+      engineId: this.engineId,
+      dockerVersion: "20.10.24",
+      apiVersion: "1.41",
+      cpus: 2,
+      memoryBytes: 8 * 2 ** 30,
+    }));
+  }
+
+  list(): Promise<Container[]> {
+    return this.#call("list", () =>
+      this.containers.map(({ id, name, labels, state, ports, createdAt }) => ({
+        id,
+        name,
+        labels,
+        state,
+        ports: [...ports],
+        createdAt,
+      })),
+    );
+  }
+
+  inspect(idOrName: string): Promise<Container | undefined> {
+    return this.#call("inspect", () => {
+      const found = this.#containers.get(idOrName) ?? this.#byName(idOrName);
+      if (!found) return undefined;
+      const { image: _image, network: _network, bindings: _bindings, run: _run, ...container } = found;
+      return { ...container, ports: [...container.ports] };
+    });
+  }
+
+  create(name: string, body: CreateBody): Promise<string> {
+    return this.#call("create", () => {
+      const image = body.Image ?? "";
+      if (!this.images.has(image)) throw new EngineError("image_not_found", `No such image: ${image}`);
+      const taken = this.#byName(name);
+      if (taken) {
+        throw new EngineError(
+          "conflict",
+          `Conflict. The container name "/${name}" is already in use by container "${taken.id}".`,
+        );
+      }
+      const { HostConfig: host, Labels: labels } = body;
+      const bindings = (host?.PortBindings ?? {}) as Bindings;
+      return this.#add(name, { image, network: host?.NetworkMode ?? "bridge", bindings, labels: labels ?? {} }).id;
+    });
+  }
+
+  start(id: string): Promise<void> {
+    return this.#call("start", () => {
+      const container = this.#get(id);
+      if (container.state === "running") return;
+      if (container.state !== "created" && container.state !== "exited") {
+        throw new EngineError("conflict", `cannot start a container that is ${container.state}`);
+      }
+      const { network } = container;
+      if (network !== "bridge" && !this.networkNames.includes(network)) {
+        throw new EngineError("not_found", `network ${network} not found`);
+      }
+      this.#run(container);
+    });
+  }
+
+  async stop(id: string, { graceMs, signal }: { graceMs: number; signal?: AbortSignal }): Promise<void> {
+    const container = await this.#call("stop", () => this.#containers.get(id));
+    if (container?.state !== "running") return;
+    const { stopMs = 10 } = this.behaviours.get(container.image) ?? {};
+    const { run } = container;
+    const ended = sleep(this.#clock, Math.min(stopMs, graceMs)).then(() => {
+      if (container.run === run) this.kill(id, stopMs > graceMs ? 137 : 0);
+    });
+    await Promise.race([ended, aborted(signal)]);
+    if (signal?.aborted) throw new EngineError("aborted", "given up");
+    this.#mustBeUp();
+  }
+
+  remove(id: string): Promise<void> {
+    return this.#call("remove", () => {
+      const container = this.#containers.get(id);
+      if (!container) return;
+      this.kill(id);
+      this.#containers.delete(id);
+      this.#emit(container, "destroy");
+    });
+  }
+
+  usage(id: string): Promise<ContainerUsage | undefined> {
+    return this.#call("usage", () =>
+      this.#containers.get(id)?.state === "running" ? { memoryBytes: 1_000_000, cpuNs: 0 } : undefined,
+    );
+  }
+
+  hasImage(image: string): Promise<boolean> {
+    return this.#call("hasImage", () => this.images.has(image));
+  }
+
+  async pull(image: string, { signal }: { signal?: AbortSignal }): Promise<void> {
+    await this.#call("pull", async () => {
+      await sleep(this.#clock, this.pullMs, signal);
+      if (signal?.aborted) throw new EngineError("aborted", "given up");
+      switch (this.registry.get(image)) {
+        case "found":
+          this.images.add(image);
+          return;
+        case "unreachable":
+          throw new EngineError("unreachable_registry", "dial tcp 10.0.0.9:5000: connect: connection refused");
+        default:
+          throw new EngineError("image_not_found", `manifest for ${image} not found: manifest unknown`);
+      }
+    });
+  }
+
+  networks(): Promise<EngineNetwork[]> {
+    return this.#call("networks", () => [...this.#networks.values()]);
+  }
+
+  createNetwork({ name, subnet, labels }: { name: string; subnet: string; labels: Record<string, string> }) {
+    return this.#call("createNetwork", () => {
+      const all = [...this.#networks.values()];
+      if (all.some((other) => other.name === name)) {
+        throw new EngineError("conflict", `network with name ${name} already exists`);
+      }
+      if (all.some((other) => other.subnets.includes(subnet))) {
+        throw new EngineError("pool_overlap", "Pool overlaps with other one on this address space");
+      }
+      const id = this.#newId("net");
+      this.#networks.set(id, { id, name, subnets: [subnet], labels: new Map(Object.entries(labels)) });
+      return id;
+    });
+  }
+
+  removeNetwork(id: string): Promise<void> {
+    return this.#call("removeNetwork", () => {
+      const network = this.#networks.get(id);
+      const isInUse = this.containers.some((c) => c.state === "running" && this.#get(c.id).network === network?.name);
+      if (isInUse) throw new EngineError("conflict", `network ${network?.name} has active endpoints`);
+      this.#networks.delete(id);
+    });
+  }
+
+  volumes(labels: string[]): Promise<EngineVolume[]> {
+    return this.#call("volumes", () =>
+      [...this.#volumes.values()].filter((volume) => hasLabels(volume.labels, labels)),
+    );
+  }
+
+  volume(name: string): Promise<EngineVolume | undefined> {
+    return this.#call("volume", () => this.#volumes.get(name));
+  }
+
+  createVolume({ name, labels }: NewVolume): Promise<void> {
+    return this.#call("createVolume", () => {
+      if (!this.#volumes.has(name)) this.addVolume(name, labels);
+    });
+  }
+
+  removeVolume(name: string): Promise<void> {
+    return this.#call("removeVolume", () => void this.#volumes.delete(name));
+  }
+
+  async watch(options: WatchOptions): Promise<void> {
+    await this.#call("watch", () => {});
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const watcher = { options, end: resolve };
+    this.#watchers.add(watcher);
+    options.onOpen();
+    await Promise.race([promise, aborted(options.signal)]);
+    this.#watchers.delete(watcher);
+  }
+
+  // ---- Inside -------------------------------------------------------------------------------------------------------
+
+  async #call<T>(name: string, effect: () => T | Promise<T>): Promise<T> {
+    this.calls.set(name, (this.calls.get(name) ?? 0) + 1);
+    const underWay = (this.#underWay.get(name) ?? 0) + 1;
+    this.#underWay.set(name, underWay);
+    this.mostAtOnce.set(name, Math.max(underWay, this.mostAtOnce.get(name) ?? 0));
+    try {
+      await this.#delay();
+      this.#mustBeUp();
+      if (this.#happens("loseRequest")) await this.#timeOut();
+      if (this.#happens("lateEffect")) {
+        this.#clock.after(TIMEOUT_MS + this.#random() * 60_000, () => {
+          // Nobody hears what became of it.
+          if (this.#up) void (async () => effect())().catch(() => {});
+        });
+        await this.#timeOut();
+      }
+      const result = await effect();
+      await this.#delay();
+      this.#mustBeUp();
+      if (this.#happens("loseAnswer")) await this.#timeOut();
+      return result;
+    } finally {
+      this.#underWay.set(name, (this.#underWay.get(name) ?? 1) - 1);
+    }
+  }
+
+  #happens(fault: keyof Faults): boolean {
+    return this.faults[fault] > 0 && this.#random() < this.faults[fault];
+  }
+
+  async #timeOut(): Promise<never> {
+    await sleep(this.#clock, TIMEOUT_MS);
+    throw new EngineError("timeout", `Docker did not answer on ${this.host} within ${TIMEOUT_MS / 1000} s`);
+  }
+
+  #delay(): Promise<void> {
+    const [least, most] = this.latency;
+    return sleep(this.#clock, least + this.#random() * (most - least));
+  }
+
+  #mustBeUp(): void {
+    if (!this.#up) throw new EngineError("unavailable", `Docker does not answer on ${this.host}: connection refused`);
+  }
+
+  #emit({ id, labels }: Container, action: string): void {
+    for (const { options } of this.#watchers) {
+      if (!hasLabels(labels, options.labels) || this.#happens("loseEvent")) continue;
+      this.#clock.after(this.#random() * this.latency[1], () => {
+        if (!options.signal.aborted) options.onEvent({ containerId: id, action });
+      });
+    }
+  }
+
+  #add(name: string, options: { image: string; network: string; bindings: Bindings; labels: Record<string, string> }) {
+    const { labels, ...rest } = options;
+    const container: FakeContainer = {
+      ...rest,
+      id: this.#newId("container"),
+      name,
+      labels: new Map(Object.entries(labels)),
+      state: "created",
+      ports: [],
+      createdAt: this.#clock.now(),
+      exitCode: 0,
+      run: 0,
+    };
+    this.#containers.set(container.id, container);
+    this.#emit(container, "create");
+    return container;
+  }
+
+  #run(container: FakeContainer): void {
+    const ports = this.#publish(container);
+    Object.assign(container, { state: "running", ports, startedAt: this.#clock.now(), exitCode: 0 });
+    const run = ++container.run;
+    const allocation = container.labels.get(LABELS.allocation);
+    if (allocation !== undefined && this.running(allocation).length > 1) this.doubled.add(allocation);
+    const { exitAfterMs, exitCode = 0 } = this.behaviours.get(container.image) ?? {};
+    if (exitAfterMs !== undefined) {
+      this.#clock.after(exitAfterMs, () => {
+        if (container.run === run) this.kill(container.id, exitCode);
+      });
+    }
+    this.#emit(container, "start");
+  }
+
+  #publish({ bindings }: FakeContainer): PublishedPort[] {
+    const used = new Set([...this.hostPorts, ...this.containers.flatMap(({ ports }) => ports.map((p) => p.host_port))]);
+    return Object.entries(bindings).flatMap(([key, list]) =>
+      (list ?? []).map(({ HostIp = "", HostPort = "" }) => {
+        const [first = FIRST_FREE_PORT, last = first] = HostPort === "" ? [] : HostPort.split("-").map(Number);
+        let port = first;
+        while (used.has(port) && (port < last || HostPort === "")) port++;
+        if (used.has(port)) {
+          const message = `Bind for 0.0.0.0:${port} failed: port is already allocated`;
+          throw new EngineError("port_in_use", message, { port });
+        }
+        used.add(port);
+        const [containerPort, protocol] = key.split("/");
+        return {
+          container_port: Number(containerPort),
+          protocol: protocol as PublishedPort["protocol"],
+          host_ip: HostIp === "" ? "0.0.0.0" : HostIp,
+          host_port: port,
+        };
+      }),
+    );
+  }
+
+  #get(id: string): FakeContainer {
+    const container = this.#containers.get(id);
+    if (!container) throw new EngineError("not_found", `No such container: ${id}`);
+    return container;
+  }
+
+  #byName(name: string): FakeContainer | undefined {
+    return [...this.#containers.values()].find((container) => container.name === name);
+  }
+
+  #newId(kind: string): string {
+    return `${this.engineId.toLowerCase()}-${kind}-${++this.#ids}`;
+  }
+}
+
+function hasLabels(labels: ReadonlyMap<string, string>, wanted: readonly string[]): boolean {
+  return wanted.every((text) => {
+    const at = text.indexOf("=");
+    return labels.get(text.slice(0, at)) === text.slice(at + 1);
+  });
+}
+
+function aborted(signal: AbortSignal | undefined): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal?.aborted) resolve();
+    else signal?.addEventListener("abort", () => resolve(), { once: true });
+  });
+}
