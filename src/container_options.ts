@@ -133,7 +133,10 @@ export type CreateBody = {
 /** The body for one container of a service; RestartPolicy is compose's. */
 export function containerOptions(spec: ServiceSpec, context: ContainerContext): CreateBody {
   const network = spec.network_mode;
-  const aliases = [context.serviceName, ...(spec.network_aliases ?? []).filter((alias) => alias !== context.serviceName)];
+  const aliases = [
+    context.serviceName,
+    ...(spec.network_aliases ?? []).filter((alias) => alias !== context.serviceName),
+  ];
   return {
     Image: spec.image,
     Labels: labels(spec, context),
@@ -154,7 +157,9 @@ export function containerOptions(spec: ServiceSpec, context: ContainerContext): 
       Healthcheck: spec.healthcheck && healthcheck(spec.healthcheck),
     }),
     HostConfig: hostConfig(spec, context),
-    ...(network ? {} : { NetworkingConfig: { EndpointsConfig: record([[context.networkName, { Aliases: aliases }]]) } }),
+    ...(network
+      ? {}
+      : { NetworkingConfig: { EndpointsConfig: record([[context.networkName, { Aliases: aliases }]]) } }),
   };
 }
 
@@ -289,7 +294,9 @@ function portBindings({ ports }: ServiceSpec): Record<string, PortBinding[]> | u
 }
 
 /** `systempaths=unconfined` is a word of the docker command line, which stands for two fields of the API. */
-function securityOptions({ security_opt: all }: ServiceSpec): Pick<HostConfig, "SecurityOpt" | "MaskedPaths" | "ReadonlyPaths"> {
+function securityOptions({
+  security_opt: all,
+}: ServiceSpec): Pick<HostConfig, "SecurityOpt" | "MaskedPaths" | "ReadonlyPaths"> {
   if (!all) return {};
   const rest = all.filter((option) => option !== "systempaths=unconfined");
   return {
@@ -307,7 +314,11 @@ function devices(spec: ServiceSpec): Pick<HostConfig, "Devices" | "DeviceRequest
   const cdi = all.filter(isCdi).map(({ source }) => source);
   const mapped = all
     .filter((device) => !isCdi(device))
-    .map(({ source, target, permissions }) => ({ PathOnHost: source, PathInContainer: target, CgroupPermissions: permissions }));
+    .map(({ source, target, permissions }) => ({
+      PathOnHost: source,
+      PathInContainer: target,
+      CgroupPermissions: permissions,
+    }));
   const requests: DeviceRequest[] = (spec.device_requests ?? []).map((request) => ({
     ...present({ Driver: request.driver, Count: request.count, DeviceIDs: request.device_ids }),
     Capabilities: [request.capabilities],
@@ -337,8 +348,7 @@ function bindText(mount: MountSpec, context: ContainerContext): string | undefin
   if (mount.type === "bind" && (!mount.create_host_path || mount.non_recursive)) return undefined;
   const source = sourceOf(mount, context);
   if (source.includes(":") || mount.target.includes(":")) return undefined;
-  const options =
-    mount.type === "bind" ? [mount.selinux, mount.propagation] : [mount.nocopy ? "nocopy" : undefined];
+  const options = mount.type === "bind" ? [mount.selinux, mount.propagation] : [mount.nocopy ? "nocopy" : undefined];
   return `${source}:${mount.target}:${[mount.read_only ? "ro" : "rw", ...options.filter(Boolean)].join(",")}`;
 }
 

@@ -99,7 +99,8 @@ export function converge(view: View): Decision {
   for (const id of ids) {
     const containers = containersOf.get(id) ?? [];
     const wanted = view.assigned === undefined ? "unknown" : (view.assigned.get(id) ?? "stop");
-    const memory = countEnd(view.memories.get(id) ?? firstMemory(containers[0], view), containers[0], view);
+    const known = view.memories.get(id) ?? firstMemory(containers[0], view);
+    const memory = wanted === "stop" ? known : takeNote(known, containers[0], view);
     if (wanted === "stop" && containers.length === 0 && memory.work === undefined && !memory.unsure) continue; // gone
     const next = decide({ id, wanted, containers, memory }, view);
     decision.memories.set(id, memory);
@@ -183,9 +184,12 @@ function firstMemory(container: Container | undefined, { now }: View): Memory {
   };
 }
 
-/** Takes note of an end that was not counted yet, and sets the time of the next start. */
-function countEnd(memory: Memory, container: Container | undefined, { now, random }: View): Memory {
-  if (container?.state === "running" && !memory.ran) return { ...memory, ran: true };
+/** Takes note that a container runs, or of an end that was not counted yet, which sets the time of the next start. */
+function takeNote(memory: Memory, container: Container | undefined, { now, random }: View): Memory {
+  if (container?.state === "running" && (!memory.ran || memory.failures > 0)) {
+    const { error: _error, ...rest } = memory;
+    return { ...rest, ran: true, failures: 0 };
+  }
   if (container?.state !== "exited" || container.exitCode === undefined || container.startedAt === undefined) {
     return memory;
   }

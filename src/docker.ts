@@ -69,7 +69,7 @@ export interface Engine {
   start(id: string): Promise<void>;
   /** Sends the container's stop signal, then SIGKILL after `graceMs` (rounded up to seconds); returns once it has ended. */
   stop(id: string, options: { graceMs: number; signal?: AbortSignal }): Promise<void>;
-  /** Removes a container, running or not, with its anonymous volumes. */
+  /** Removes a container, running or not, with its anonymous volumes; one that is being removed already is left to that. */
   remove(id: string): Promise<void>;
   /** One sample, undefined if the container does not run. */
   usage(id: string): Promise<ContainerUsage | undefined>;
@@ -119,7 +119,7 @@ const PULL_IDLE_MS = 120_000;
 const MAX_LINE_CHARS = 1_048_576;
 
 /** The events after which a container may look different. Others (exec, attach, health probes) are many and change nothing. */
-const EVENTS = ["create", "start", "die", "destroy", "pause", "unpause", "rename", "restart", "stop"];
+const EVENTS = ["create", "start", "die", "destroy", "pause", "unpause"];
 
 /**
  * Opens an Engine at `unix:///path` or `tcp://host:port`; nothing is dialled yet.
@@ -249,9 +249,14 @@ class DockerodeEngine implements Engine {
   }
 
   async remove(id: string): Promise<void> {
-    await this.#call(WRITE_TIMEOUT_MS, (abortSignal) =>
-      this.#docker.getContainer(id).remove({ v: true, force: true, abortSignal }),
-    ).catch(unlessStatus(404));
+    try {
+      await this.#call(WRITE_TIMEOUT_MS, (abortSignal) =>
+        this.#docker.getContainer(id).remove({ v: true, force: true, abortSignal }),
+      ).catch(unlessStatus(404));
+    } catch (error) {
+      if (!(error instanceof EngineError) || !/removal of container .* is already in progress/.test(error.message))
+        throw error;
+    }
   }
 
   async usage(id: string): Promise<ContainerUsage | undefined> {

@@ -65,7 +65,7 @@ export class JobNetworks {
       idle.map((jobId) =>
         this.#inTurn(jobId, async () => {
           const network = this.#known.get(jobId);
-          if (!network || inUse(jobId)) return;
+          if (!network) return;
           this.#known.delete(jobId);
           await this.#engine.removeNetwork(network.id);
         }),

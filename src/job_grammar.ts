@@ -45,7 +45,7 @@ export function readDuration(text: string): number | Refusal {
   const body = text.replace(/^\+/, "");
   let total = 0;
   let used = 0;
-  for (const [part, digits = "", unit = ""] of body.matchAll(/([0-9]+\.?[0-9]*|\.[0-9]+)([^0-9.]+)/g)) {
+  for (const [part, digits = "", unit = ""] of body.matchAll(/([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([^0-9.]+)/g)) {
     const factor = Object.hasOwn(NANOSECONDS, unit) ? NANOSECONDS[unit] : undefined;
     if (factor === undefined) return new Refusal(`is the duration ${show(text)}, which has no known unit: ${help}`);
     total += Number(digits) * factor;
@@ -58,7 +58,7 @@ export function readDuration(text: string): number | Refusal {
 
 /** Bytes of a size such as `64m`, `1.5gb`, `512KiB` or `1024`: powers of 1024 in either case (Compose: "byte values"). */
 export function readBytes(text: string): number | Refusal {
-  const match = /^([0-9]+\.?[0-9]*(?:[eE][0-9]+)?|\.[0-9]+) ?([kmgtp]?)(i?)(b?)$/i.exec(text);
+  const match = /^([0-9]+(?:\.[0-9]*)?(?:[eE][0-9]+)?|\.[0-9]+) ?([kmgtp]?)(i?)(b?)$/i.exec(text);
   const [, digits = "", prefix = "", binary = "", b = ""] = match ?? [];
   if (!match || (binary !== "" && (prefix === "" || b === ""))) {
     return new Refusal(
@@ -191,6 +191,7 @@ export const PROPAGATIONS = ["private", "rprivate", "shared", "rshared", "slave"
 /** `[source:]target[:options]` (Compose: "volumes", short syntax). */
 export function readVolume(text: string): VolumeText | Refusal {
   if (text === "") return new Refusal("is empty: write a target path, or source:target");
+  if (/^[a-zA-Z]:[\\/]/.test(text)) return new Refusal(`is ${show(text)}, a path of Windows; nodes run Linux`);
   const parts = text.split(":");
   if (parts.length > 3)
     return new Refusal(`is ${show(text)}, which has too many colons: write source:target:options, or the long form`);

@@ -55,7 +55,9 @@ const memory: Schema<number> = v.pipe(
 
 /** A size that compose takes as text only, under `deploy`. */
 function quoted(size: Schema<number>): Schema<number> {
-  return byForm((value) => (typeof value === "string" ? size : reads<number>(() => new Refusal('must be a size in quotes, as "50M"'))));
+  return byForm((value) =>
+    typeof value === "string" ? size : reads<number>(() => new Refusal('must be a size in quotes, as "50M"')),
+  );
 }
 
 /** A namespace of the node or of the container's own. */
@@ -73,12 +75,12 @@ function namespace<const T extends string>(names: readonly T[]): Schema<T> {
   });
 }
 
-const address: Schema<string> = readsText((value) => (isIp(value) ? value : new Refusal(`is ${show(value)}, which is no IP address`)));
+const address: Schema<string> = readsText((value) =>
+  isIp(value) ? value : new Refusal(`is ${show(value)}, which is no IP address`),
+);
 
 /** An empty text is what an unset variable leaves behind; compose takes it for no entry. */
-const addresses: Schema<string[]> = byForm((value) =>
-  value === "" ? meaning<string[]>([]) : oneOrMore(address),
-);
+const addresses: Schema<string[]> = byForm((value) => (value === "" ? meaning<string[]>([]) : oneOrMore(address)));
 
 /** A list of words, or a text that is split into them; `null` is the image's own. */
 const command: Schema<{ words: string[]; operator?: string } | null> = reads((value) => {
@@ -88,23 +90,28 @@ const command: Schema<{ words: string[]; operator?: string } | null> = reads((va
   if (words.success) return { words: words.output };
   const [issue] = words.issues;
   if (!Array.isArray(value)) return new Refusal("must be a text or a list of texts");
-  return new Refusal(issue.message, (issue.path ?? []).map((item) => item.key as number));
+  return new Refusal(
+    issue.message,
+    (issue.path ?? []).map((item) => item.key as number),
+  );
 });
 
-const restart: Schema<{ name: "no" | "always" | "on-failure" | "unless-stopped"; attempts: number }> = reads((value) => {
-  // YAML 1.1 writers turn an unquoted `no` into false.
-  const written = value === false ? "no" : value;
-  if (typeof written !== "string") return new Refusal("must be a text: no, always, on-failure or unless-stopped");
-  const [name, attempts, ...more] = written.split(":");
-  if (name !== "no" && name !== "always" && name !== "on-failure" && name !== "unless-stopped") {
-    return new Refusal(`is ${show(written)}; allowed are no, always, on-failure, on-failure:N and unless-stopped`);
-  }
-  if (attempts === undefined) return { name, attempts: 0 };
-  if (name !== "on-failure" || more.length > 0 || !/^[0-9]{1,9}$/.test(attempts)) {
-    return new Refusal(`is ${show(written)}; a number of attempts is written on-failure:3`);
-  }
-  return { name, attempts: Number(attempts) };
-});
+const restart: Schema<{ name: "no" | "always" | "on-failure" | "unless-stopped"; attempts: number }> = reads(
+  (value) => {
+    // YAML 1.1 writers turn an unquoted `no` into false.
+    const written = value === false ? "no" : value;
+    if (typeof written !== "string") return new Refusal("must be a text: no, always, on-failure or unless-stopped");
+    const [name, attempts, ...more] = written.split(":");
+    if (name !== "no" && name !== "always" && name !== "on-failure" && name !== "unless-stopped") {
+      return new Refusal(`is ${show(written)}; allowed are no, always, on-failure, on-failure:N and unless-stopped`);
+    }
+    if (attempts === undefined) return { name, attempts: 0 };
+    if (name !== "on-failure" || more.length > 0 || !/^[0-9]{1,9}$/.test(attempts)) {
+      return new Refusal(`is ${show(written)}; a number of attempts is written on-failure:3`);
+    }
+    return { name, attempts: Number(attempts) };
+  },
+);
 
 const HOOK = `${NOT_YET}: do it in the image's entrypoint`;
 const extraHosts: Schema<string[]> = byForm((value) =>
@@ -181,7 +188,10 @@ const limitsTable = {
 const reservationsTable = {
   cpus: limited(cpus, "set aside on the node; Docker itself knows no such reservation"),
   memory: honoured(quoted(bytes)),
-  devices: limited(listOf(reservedDevice), "asked of Docker where the container is placed; placement does not look for devices"),
+  devices: limited(
+    listOf(reservedDevice),
+    "asked of Docker where the container is placed; placement does not look for devices",
+  ),
   generic_resources: refused(`${NOT_YET}: placement does not know generic resources; leave them out`),
 } satisfies Table;
 
@@ -195,7 +205,9 @@ const RESTART_POLICY = {
 const PLACEMENT = {
   constraints: refused(`${NOT_YET}: the service could run on nodes that it must not run on`),
   preferences: refused(`${NOT_YET}: replicas are spread by free resources; leave it out`),
-  max_replicas_per_node: refused(`${NOT_YET}: leave it out, or publish a fixed host port, which also keeps replicas apart`),
+  max_replicas_per_node: refused(
+    `${NOT_YET}: leave it out, or publish a fixed host port, which also keeps replicas apart`,
+  ),
 } satisfies Table;
 
 export const DEPLOY_KEYS = {
@@ -215,7 +227,10 @@ export const DEPLOY_KEYS = {
   resources: section({ limits: section(limitsTable), reservations: section(reservationsTable) }),
   restart_policy: section(RESTART_POLICY),
   placement: section(PLACEMENT),
-  labels: warned(namesAndTexts, "is left out: these labels are for the service, and containers do not get them in compose either"),
+  labels: warned(
+    namesAndTexts,
+    "is left out: these labels are for the service, and containers do not get them in compose either",
+  ),
   endpoint_mode: warned(text, "is left out, as compose does: a service's name leads to its containers"),
   update_config: warned(anything, UPDATES),
   rollback_config: warned(anything, UPDATES),
@@ -224,7 +239,9 @@ export const DEPLOY_KEYS = {
 const blkioRate = listOf(fields({ path: honoured(text), rate: honoured(bytes) }));
 const BLKIO = {
   weight: honoured(integer({ least: 0, most: 1000 })),
-  weight_device: honoured(listOf(fields({ path: honoured(text), weight: honoured(integer({ least: 0, most: 1000 })) }))),
+  weight_device: honoured(
+    listOf(fields({ path: honoured(text), weight: honoured(integer({ least: 0, most: 1000 })) })),
+  ),
   device_read_bps: honoured(blkioRate),
   device_read_iops: honoured(blkioRate),
   device_write_bps: honoured(blkioRate),
@@ -269,9 +286,20 @@ const dependency = fields({
 });
 const dependsOn: Schema<{ service: string; required: boolean }[]> = byForm((value) =>
   Array.isArray(value)
-    ? v.pipe(uniqueTexts, v.transform((names) => names.map((service) => ({ service, required: true }))))
+    ? v.pipe(
+        uniqueTexts,
+        v.transform((names) => names.map((service) => ({ service, required: true }))),
+      )
     : v.pipe(
-        mapOf(v.pipe(dependency, v.check((entry) => entry.condition !== undefined, "has no condition, which is required here, as service_started"))),
+        mapOf(
+          v.pipe(
+            dependency,
+            v.check(
+              (entry) => entry.condition !== undefined,
+              "has no condition, which is required here, as service_started",
+            ),
+          ),
+        ),
         v.transform((entries) => entries.map(([service, { required = true }]) => ({ service, required }))),
       ),
 );
@@ -290,14 +318,22 @@ const envFile: Schema<{ required: boolean }> = byForm((value) =>
       ),
 );
 function missingFile(path: string): Refusal {
-  return new Refusal(`names the file ${show(path)}; sending files with a job ${NOT_YET}: write the variables under environment`);
+  return new Refusal(
+    `names the file ${show(path)}; sending files with a job ${NOT_YET}: write the variables under environment`,
+  );
 }
 
 const SERVICE_NETWORK = {
   aliases: honoured(uniqueTexts),
-  ipv4_address: refused(`${NOT_YET}: job networks are given their addresses by the node; use the service's name instead`),
-  ipv6_address: refused(`${NOT_YET}: job networks are given their addresses by the node; use the service's name instead`),
-  link_local_ips: refused(`${NOT_YET}: job networks are given their addresses by the node; use the service's name instead`),
+  ipv4_address: refused(
+    `${NOT_YET}: job networks are given their addresses by the node; use the service's name instead`,
+  ),
+  ipv6_address: refused(
+    `${NOT_YET}: job networks are given their addresses by the node; use the service's name instead`,
+  ),
+  link_local_ips: refused(
+    `${NOT_YET}: job networks are given their addresses by the node; use the service's name instead`,
+  ),
   mac_address: refused(`${NOT_YET} for one network: write mac_address on the service`),
   driver_opts: refused(`${NOT_YET}: leave it out`),
   interface_name: refused(`${NOT_YET}: leave it out`),
@@ -309,14 +345,19 @@ const oneServiceNetwork: Schema<Fields<typeof SERVICE_NETWORK>> = byForm((value)
 );
 const serviceNetworks: Schema<[string, Fields<typeof SERVICE_NETWORK>][]> = byForm((value) =>
   Array.isArray(value)
-    ? v.pipe(uniqueTexts, v.transform((names) => names.map((name): [string, Fields<typeof SERVICE_NETWORK>] => [name, {}])))
+    ? v.pipe(
+        uniqueTexts,
+        v.transform((names) => names.map((name): [string, Fields<typeof SERVICE_NETWORK>] => [name, {}])),
+      )
     : mapOf(oneServiceNetwork),
 );
 
 const securityOption: Schema<string> = readsText((value) => {
   const file = /^seccomp[=:](.*)$/s.exec(value)?.[1];
   if (file !== undefined && file !== "unconfined" && file !== "builtin" && !file.startsWith("{")) {
-    return new Refusal(`names the seccomp profile ${show(file)}; sending files with a job ${NOT_YET}: use unconfined or builtin`);
+    return new Refusal(
+      `names the seccomp profile ${show(file)}; sending files with a job ${NOT_YET}: use unconfined or builtin`,
+    );
   }
   if (value === "no-new-privileges" || /[=:]/.test(value)) return value;
   return new Refusal(`is ${show(value)}; write name=value, as no-new-privileges:true`);
@@ -324,7 +365,8 @@ const securityOption: Schema<string> = readsText((value) => {
 
 const exposedPort: Schema<string> = reads((value) => {
   const written = typeof value === "bigint" ? String(value) : value;
-  if (typeof written === "string" && /^[0-9]{1,5}(-[0-9]{1,5})?(\/(tcp|udp|sctp))?$/i.test(written)) return written.toLowerCase();
+  if (typeof written === "string" && /^[0-9]{1,5}(-[0-9]{1,5})?(\/(tcp|udp|sctp))?$/i.test(written))
+    return written.toLowerCase();
   return new Refusal("must be a port of the container, as 8080 or 53/udp");
 });
 
@@ -338,7 +380,10 @@ export const SERVICE_KEYS = {
   environment: honoured(namesWithTexts),
   ports: honoured(portsSchema),
   volumes: honoured(mountsSchema),
-  restart: limited(restart, "restarts wait longer each time; unless-stopped is always: Cacophony has no stopped containers"),
+  restart: limited(
+    restart,
+    "restarts wait longer each time; unless-stopped is always: Cacophony has no stopped containers",
+  ),
   labels: honoured(namesAndTexts),
   user: honoured(text),
   working_dir: honoured(text),
@@ -377,26 +422,46 @@ export const SERVICE_KEYS = {
   expose: honoured(listOf(exposedPort, { unique: true })),
   extra_hosts: honoured(extraHosts),
   gpus: limited(gpus, "asked of Docker where the container is placed; placement does not look for devices"),
-  group_add: honoured(listOf(reads((value) => (typeof value === "string" || typeof value === "bigint" ? String(value) : new Refusal("must be a group's name or number"))), { unique: true })),
+  group_add: honoured(
+    listOf(
+      reads((value) =>
+        typeof value === "string" || typeof value === "bigint"
+          ? String(value)
+          : new Refusal("must be a group's name or number"),
+      ),
+      { unique: true },
+    ),
+  ),
   healthcheck: section(HEALTHCHECK),
   init: honoured(flag),
   ipc: honoured(namespace(["host", "private", "shareable", "none", ""])),
   isolation: honoured(text),
   links: limited(uniqueTexts, "the name is known to all services of the job on that node, and sets no order of starts"),
   logging: section(LOGGING),
-  mac_address: honoured(textMatching(/^([0-9a-f]{2}[:-]){5}[0-9a-f]{2}$|^$/i, "write a MAC address, as 02:42:ac:11:00:02")),
+  mac_address: honoured(
+    textMatching(/^([0-9a-f]{2}[:-]){5}[0-9a-f]{2}$|^$/i, "write a MAC address, as 02:42:ac:11:00:02"),
+  ),
   network_mode: limited(namespace(["host", "none", "bridge", ""]), "host, none and bridge"),
-  networks: limited(serviceNetworks, "all services of a job share one network per node, whatever their networks are called"),
+  networks: limited(
+    serviceNetworks,
+    "all services of a job share one network per node, whatever their networks are called",
+  ),
   oom_kill_disable: honoured(flag),
   oom_score_adj: honoured(integer({ least: -1000, most: 1000 })),
   pid: honoured(byForm((value) => (value === null ? meaning<"host" | "">("") : namespace(["host", ""])))),
   platform: limited(text, "pulled and created as this platform; placement does not look at a node's own"),
   privileged: honoured(flag),
   profiles: limited(uniqueTexts, "a service with profiles is not run: no profile can be chosen yet"),
-  pull_policy: limited(textMatching(PULLING, "allowed are always, missing, never, build, daily, weekly and every_12h"), "an image is pulled where it is absent"),
+  pull_policy: limited(
+    textMatching(PULLING, "allowed are always, missing, never, build, daily, weekly and every_12h"),
+    "an image is pulled where it is absent",
+  ),
   read_only: honoured(flag),
   runtime: honoured(text),
-  security_opt: limited(listOf(securityOption, { unique: true }), "seccomp profiles: unconfined, builtin, or written out as JSON"),
+  security_opt: limited(
+    listOf(securityOption, { unique: true }),
+    "seccomp profiles: unconfined, builtin, or written out as JSON",
+  ),
   shm_size: honoured(bytes),
   stdin_open: honoured(flag),
   storage_opt: honoured(options),
@@ -413,7 +478,10 @@ export const SERVICE_KEYS = {
     textMatching(/^[a-zA-Z0-9][a-zA-Z0-9_.-]+$/, "a container's name is letters, digits, '_', '.' and '-'"),
     "is left out: containers are named after job, service and slot; the name leads to the service as a further alias",
   ),
-  depends_on: warned(dependsOn, "is left out: services start in no particular order, so let each wait for what it needs"),
+  depends_on: warned(
+    dependsOn,
+    "is left out: services start in no particular order, so let each wait for what it needs",
+  ),
   develop: warned(anything, "is left out: there is no watch mode here"),
   env_file: limited(oneOrMore(envFile), "only with required: false, and then it is taken for absent"),
   pull_refresh_after: warned(text, "is left out: an image is pulled where it is absent"),
@@ -421,7 +489,9 @@ export const SERVICE_KEYS = {
   configs: refused(`${NOT_YET}: put the file into the image, or bind a path that exists on the nodes`),
   secrets: refused(`${NOT_YET}: bind a file that exists on the nodes`),
   extends: refused(`${NOT_YET}: write the service out, or share keys with an anchor and <<`),
-  external_links: refused("names a container outside of the job, which may be on another node: make it a service of this job"),
+  external_links: refused(
+    "names a container outside of the job, which may be on another node: make it a service of this job",
+  ),
   label_file: refused(`${FILES}: write the labels under labels`),
   models: refused(`${NOT_YET}: run the model as a service`),
   post_start: refused(HOOK),
@@ -435,13 +505,21 @@ export const SERVICE_KEYS = {
 export type ServiceFields = Fields<typeof SERVICE_KEYS>;
 
 const external: Schema<boolean> = byForm((value) =>
-  value instanceof Map ? v.pipe(fields({ name: honoured(text) }), v.transform(() => true)) : flag,
+  value instanceof Map
+    ? v.pipe(
+        fields({ name: honoured(text) }),
+        v.transform(() => true),
+      )
+    : flag,
 );
 const VOLUME = {
   name: honoured(textMatching(/^[a-zA-Z0-9][a-zA-Z0-9_.-]*$/, "a volume's name is letters, digits, '_', '.' and '-'")),
   driver: limited(text, "the node must have the driver"),
   driver_opts: honoured(options),
-  external: limited(external, "a volume of that name is taken on the node where the service runs, and made there if it is missing"),
+  external: limited(
+    external,
+    "a volume of that name is taken on the node where the service runs, and made there if it is missing",
+  ),
   labels: honoured(namesAndTexts),
 } satisfies Table;
 export type VolumeFields = Fields<typeof VOLUME>;
@@ -525,7 +603,11 @@ export const DOCUMENT_KEYS = {
   secrets: limited(named("secret", fileObject), "no service can use them yet"),
   name: limited(text, "the job's id is its name"),
   version: honoured(
-    reads((value) => (typeof value === "string" || typeof value === "bigint" || typeof value === "number" ? String(value) : new Refusal("must be a text"))),
+    reads((value) =>
+      typeof value === "string" || typeof value === "bigint" || typeof value === "number"
+        ? String(value)
+        : new Refusal("must be a text"),
+    ),
   ),
   include: refused(`${FILES}: put everything into one document`),
   models: refused(`${NOT_YET}: run the model as a service`),

@@ -15,6 +15,7 @@ import {
   type PortText,
 } from "./job_grammar.ts";
 import {
+  byForm,
   bytes,
   fields,
   fileMode,
@@ -34,20 +35,27 @@ import {
 } from "./job_schema.ts";
 import type { PortSpec } from "./model.ts";
 
-/** Ports of one entry. A range this long is already more than Docker's proxy and iptables rules make usable. */
-const MAX_RANGE = 10_000;
-
 const PORT = {
   target: honoured(integer({ least: 1, most: 65_535 })),
-  published: honoured(reads((value) => (typeof value === "bigint" ? String(value) : typeof value === "string" ? value : new Refusal(`must be a port or a range, not ${kindOf(value)}`)))),
+  published: honoured(
+    reads((value) =>
+      typeof value === "bigint"
+        ? String(value)
+        : typeof value === "string"
+          ? value
+          : new Refusal(`must be a port or a range, not ${kindOf(value)}`),
+    ),
+  ),
   protocol: honoured(readsText(readProtocol)),
-  host_ip: honoured(readsText((ip) => (ip === "" || isIp(ip) ? ip : new Refusal(`is ${show(ip)}, which is no IP address`)))),
+  host_ip: honoured(
+    readsText((ip) => (ip === "" || isIp(ip) ? ip : new Refusal(`is ${show(ip)}, which is no IP address`))),
+  ),
   mode: honoured(oneOf(["host", "ingress"])),
   name: honoured(text),
   app_protocol: honoured(text),
 } satisfies Table;
 
-const longPort: Schema<PortSpec[]> = v.pipe(
+const longPort: Schema<PortText> = v.pipe(
   fields(PORT),
   v.rawTransform(({ dataset, addIssue, NEVER }) => {
     const { target, published = "", protocol = "tcp", host_ip = "" } = dataset.value;
@@ -57,39 +65,34 @@ const longPort: Schema<PortSpec[]> = v.pipe(
       return NEVER;
     }
     const container = { first: target, last: target };
-    return portSpecs(range.last === 0 ? { container, protocol, host_ip } : { container, protocol, host_ip, host: range });
+    return range.last === 0 ? { container, protocol, host_ip } : { container, protocol, host_ip, host: range };
   }),
 );
 
-const shortPort: Schema<PortSpec[]> = reads((value) => {
-  if (typeof value !== "string" && typeof value !== "bigint") {
-    return new Refusal(`must be a port, as "8080:80", or a mapping with target and published, not ${kindOf(value)}`);
-  }
-  const port = readPort(String(value));
-  if (port instanceof Refusal) return port;
-  const length = port.container.last - port.container.first + 1;
-  return length > MAX_RANGE ? new Refusal(`is a range of ${length} ports; at most ${MAX_RANGE} are taken`) : portSpecs(port);
+const shortPort: Schema<PortText> = reads((value) => {
+  if (typeof value === "string" || typeof value === "bigint") return readPort(String(value));
+  return new Refusal(`must be a port, as "8080:80", or a mapping with target and published, not ${kindOf(value)}`);
 });
 
-/** A range of container ports is paired with the host's one by one; one container port takes any free one of a host range. */
-function portSpecs({ container, protocol, host_ip, host }: PortText): PortSpec[] {
-  const ports: PortSpec[] = [];
-  for (let port = container.first; port <= container.last; port++) {
-    const pair = host && container.first !== container.last ? host.first + port - container.first : undefined;
-    const host_port = pair === undefined ? host : { first: pair, last: pair };
-    ports.push({ container_port: port, protocol, host_ip, ...(host_port ? { host_port } : {}) });
-  }
-  return ports;
+/** The entries of `ports`, ranges still ranges: a few letters can stand for 65,535 of them. */
+export const portsSchema: Schema<PortText[]> = listOf(
+  byForm((value) => (value instanceof Map ? longPort : shortPort)),
+  { unique: true },
+);
+
+/** How many ports an entry stands for. */
+export function portCount({ container }: PortText): number {
+  return container.last - container.first + 1;
 }
 
-/** Ports of a service, each with the index of the entry that it comes from. */
-export const portsSchema: Schema<{ port: PortSpec; entry: number }[]> = v.pipe(
-  listOf(
-    v.lazy((value): Schema<PortSpec[]> => (value instanceof Map ? longPort : shortPort)),
-    { unique: true },
-  ),
-  v.transform((entries) => entries.flatMap((ports, entry) => ports.map((port) => ({ port, entry })))),
-);
+/** A range of container ports is paired with the host's one by one; one container port takes any free one of a host range. */
+export function portSpecs({ container, protocol, host_ip, host }: PortText): PortSpec[] {
+  return Array.from({ length: container.last - container.first + 1 }, (_, index) => {
+    const pair = host && container.first !== container.last ? host.first + index : undefined;
+    const host_port = pair === undefined ? host : { first: pair, last: pair };
+    return { container_port: container.first + index, protocol, host_ip, ...(host_port ? { host_port } : {}) };
+  });
+}
 
 export type ParsedMount = {
   type: "bind" | "volume" | "tmpfs";
@@ -116,13 +119,17 @@ const BIND = {
     readsText((value) =>
       value === "enabled" || value === "disabled"
         ? value
-        : new Refusal(`is ${show(value)}; enabled and disabled are supported, readonly and writable need newer engines than all nodes may have`),
+        : new Refusal(
+            `is ${show(value)}; enabled and disabled are supported, readonly and writable need newer engines than all nodes may have`,
+          ),
     ),
   ),
 } satisfies Table;
 const VOLUME = {
   nocopy: honoured(flag),
-  subpath: refused("is not supported yet, since older engines would mount the whole volume: mount it all, or use a volume of its own"),
+  subpath: refused(
+    "is not supported yet, since older engines would mount the whole volume: mount it all, or use a volume of its own",
+  ),
   labels: honoured(namesAndTexts),
 } satisfies Table;
 const TMPFS = { size: honoured(bytes), mode: honoured(fileMode) } satisfies Table;
@@ -131,7 +138,9 @@ const MOUNT = {
     readsText((value): ParsedMount["type"] | Refusal => {
       if (value === "bind" || value === "volume" || value === "tmpfs") return value;
       const known = value === "cluster" || value === "npipe" || value === "image";
-      return new Refusal(`is ${show(value)}${known ? ", which is not supported" : ""}; allowed are bind, volume and tmpfs`);
+      return new Refusal(
+        `is ${show(value)}${known ? ", which is not supported" : ""}; allowed are bind, volume and tmpfs`,
+      );
     }),
   ),
   source: honoured(text),
@@ -155,7 +164,9 @@ const longMount: Schema<ParsedMount> = v.pipe(
     if (type === undefined) return fault("has no type: bind, volume or tmpfs");
     if (target === undefined) return fault("has no target: name the path in the container");
     if (type === "bind" && source === "") return fault("is a bind mount without a source: name a path of the node");
-    const foreign = (["bind", "volume", "tmpfs"] as const).filter((key) => key !== type && dataset.value[key] !== undefined);
+    const foreign = (["bind", "volume", "tmpfs"] as const).filter(
+      (key) => key !== type && dataset.value[key] !== undefined,
+    );
     return {
       type,
       source: type === "tmpfs" ? "" : source,
@@ -183,6 +194,6 @@ const shortMount: Schema<ParsedMount> = readsText((written) => {
 
 /** The mounts of a service, in order. */
 export const mountsSchema: Schema<ParsedMount[]> = listOf(
-  v.lazy((value): Schema<ParsedMount> => (value instanceof Map ? longMount : shortMount)),
+  byForm((value) => (value instanceof Map ? longMount : shortMount)),
   { unique: true },
 );

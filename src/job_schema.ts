@@ -73,13 +73,16 @@ export function fields<T extends Table>(table: T): Schema<Fields<T>> {
 type Issue = { message: string; path: [Step, ...Step[]] };
 
 /** As `fields`, but gives what is sound beside the issues, for checks that go on. */
-export function readFields<T extends Table>(table: T, input: ReadonlyMap<string, Value>): { output: Fields<T>; issues: Issue[] } {
+export function readFields<T extends Table>(
+  table: T,
+  input: ReadonlyMap<string, Value>,
+): { output: Fields<T>; issues: Issue[] } {
   const output: Record<string, unknown> = {};
   const issues: Issue[] = [];
   for (const [key, value] of input) {
     if (key.startsWith("x-")) continue;
     const row = Object.hasOwn(table, key) ? table[key] : undefined;
-    if (!row) issues.push({ message: unknownKey(key, table), path: [step(key, "key")] });
+    if (!row) issues.push({ message: unknownKey(key, table, issues.length), path: [step(key, "key")] });
     else if (row.fate === "refused") {
       if (!isEmpty(value)) issues.push({ message: row.reason, path: [step(key, "key")] });
     } else {
@@ -91,11 +94,12 @@ export function readFields<T extends Table>(table: T, input: ReadonlyMap<string,
   return { output: output as Fields<T>, issues };
 }
 
-function unknownKey(key: string, table: Table): string {
-  const near = nearest(key.toLowerCase(), Object.keys(table));
-  return near === undefined
-    ? `is not a key that compose has here; keys of your own start with x-`
-    : `is not a key that compose has here: did you mean ${near}?`;
+/** Keys for which the nearest known one is looked up: it costs, and further ones are no slips of a finger. */
+const MAX_SUGGESTIONS = 50;
+
+function unknownKey(key: string, table: Table, found: number): string {
+  const near = found < MAX_SUGGESTIONS ? nearest(key.toLowerCase(), Object.keys(table)) : undefined;
+  return `unknown key ${show(key).slice(1, -1)}${near === undefined ? "; keys of your own start with x-" : `: did you mean ${near}?`}`;
 }
 
 /** Whether a value asks for nothing. */
@@ -186,7 +190,7 @@ export function integer(bounds: Bounds = {}): Schema<number> {
 
 /** A number, or text that is one. */
 export function decimal(bounds: Bounds = {}): Schema<number> {
-  return number("a number", /^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$/, { ...bounds, whole: false });
+  return number("a number", /^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$/, { ...bounds, whole: false });
 }
 
 function number(kind: string, pattern: RegExp, { least, most, whole }: Bounds & { whole: boolean }): Schema<number> {

@@ -5,9 +5,17 @@
  */
 import { show } from "./job_grammar.ts";
 import type { DeviceRequestFields, NetworkFields, ServiceFields, VolumeFields } from "./job_keys.ts";
-import type { ParsedMount } from "./job_lists.ts";
+import { portSpecs, type ParsedMount } from "./job_lists.ts";
 import type { Path } from "./job_yaml.ts";
-import type { DeviceRequestSpec, HealthcheckSpec, MountSpec, PortSpec, RestartSpec, ServiceSpec, VolumeSpec } from "./model.ts";
+import type {
+  DeviceRequestSpec,
+  HealthcheckSpec,
+  MountSpec,
+  PortSpec,
+  RestartSpec,
+  ServiceSpec,
+  VolumeSpec,
+} from "./model.ts";
 import { nearest } from "./nearest.ts";
 
 /** Takes in what is wrong with a service, and what its sender should know; paths are below the service. */
@@ -30,6 +38,9 @@ export type Surroundings = {
 /** Compose's default time between the stop signal and SIGKILL. */
 const STOP_GRACE_PERIOD_MS = 10_000;
 
+/** Names among which the nearest to an unknown one is looked for: the search costs, and a document has few. */
+export const MAX_CANDIDATES = 100;
+
 /** Containers of a service that its document asks for; undefined where it says nothing. */
 export function scaleOf(service: ServiceFields): number | undefined {
   return service.scale ?? service.deploy?.replicas;
@@ -44,7 +55,10 @@ export function buildService(service: ServiceFields, around: Surroundings): Serv
     const command = service[key];
     if (!command) return {};
     if (command.operator) {
-      report.warn([key], `has an unquoted ${command.operator}, which is passed on as a word: no shell runs this; for one write sh -c "…"`);
+      report.warn(
+        [key],
+        `has an unquoted ${command.operator}, which is passed on as a word: no shell runs this; for one write sh -c "…"`,
+      );
     }
     return { [key]: command.words };
   };
@@ -66,7 +80,8 @@ export function buildService(service: ServiceFields, around: Surroundings): Serv
 
 function checkImage(service: ServiceFields, report: Report): void {
   if (service.build === undefined || service.build === null) return;
-  if (service.image !== undefined) report.warn(["build"], `is left out: ${service.image} is run as the registry or the node has it`);
+  if (service.image !== undefined)
+    report.warn(["build"], `is left out: ${service.image} is run as the registry or the node has it`);
 }
 
 function checkScale(service: ServiceFields, report: Report): void {
@@ -82,7 +97,10 @@ function checkScale(service: ServiceFields, report: Report): void {
 function environment({ environment: entries = [] }: ServiceFields, report: Report): string[] {
   for (const [name] of entries) {
     if (name === "" || /\s$|\0/.test(name)) {
-      report.fault(["environment"], `has the variable name ${show(name)}; a name is not empty and does not end with a space`);
+      report.fault(
+        ["environment"],
+        `has the variable name ${show(name)}; a name is not empty and does not end with a space`,
+      );
     }
   }
   return entries.map(([name, value]) => (value === undefined ? name : `${name}=${value}`));
@@ -90,7 +108,8 @@ function environment({ environment: entries = [] }: ServiceFields, report: Repor
 
 function labels({ labels: entries = [] }: ServiceFields, report: Report): [string, string][] {
   for (const [name] of entries) {
-    if (name.startsWith("cacophony.")) report.fault(["labels", name], "is a label of Cacophony's own: choose a name without cacophony.");
+    if (name.startsWith("cacophony."))
+      report.fault(["labels", name], "is a label of Cacophony's own: choose a name without cacophony.");
   }
   return entries;
 }
@@ -101,16 +120,23 @@ function ports({ ports: entries = [], network_mode: mode }: ServiceFields, repor
     return [];
   }
   const taken = new Map<string, number>();
-  for (const { port, entry } of entries) {
-    if (port.host_port?.first !== port.host_port?.last || !port.host_port) continue;
-    const key = `${port.host_ip} ${port.host_port.first}/${port.protocol}`;
-    const other = taken.get(key);
-    if (other !== undefined && other !== entry) {
-      report.fault(["ports", entry], `publishes host port ${port.host_port.first}/${port.protocol}, which entry ${other} publishes already`);
+  return entries.flatMap((entry, index) => {
+    const specs = portSpecs(entry);
+    for (const { host_port: host, host_ip, protocol } of specs) {
+      if (!host || host.first !== host.last) continue;
+      const key = `${host_ip} ${host.first}/${protocol}`;
+      const other = taken.get(key);
+      if (other !== undefined) {
+        report.fault(
+          ["ports", index],
+          `publishes host port ${host.first}/${protocol}, which entry ${other} publishes already`,
+        );
+        break;
+      }
+      taken.set(key, index);
     }
-    taken.set(key, entry);
-  }
-  return entries.map(({ port }) => port);
+    return specs;
+  });
 }
 
 function mounts({ volumes = [], tmpfs = [] }: ServiceFields, { volumes: known, report }: Surroundings): MountSpec[] {
@@ -118,7 +144,8 @@ function mounts({ volumes = [], tmpfs = [] }: ServiceFields, { volumes: known, r
   const claim = (target: string, path: Path): string => {
     const clean = cleanPath(target);
     const other = targets.get(clean);
-    if (!clean.startsWith("/")) report.fault(path, `has the container path ${show(target)}, which is not absolute: start it with /`);
+    if (!clean.startsWith("/"))
+      report.fault(path, `has the container path ${show(target)}, which is not absolute: start it with /`);
     else if (clean === "/") report.fault(path, "would cover the whole container: mount to a path below /");
     else if (other !== undefined) report.fault(path, `mounts to ${show(clean)}, as ${other} does already`);
     targets.set(clean, `${path[0]} entry ${Number(path[1])}`);
@@ -127,12 +154,20 @@ function mounts({ volumes = [], tmpfs = [] }: ServiceFields, { volumes: known, r
   for (const [index, entry] of tmpfs.entries()) claim(entry.split(":", 1)[0] ?? "", ["tmpfs", index]);
   return volumes.map((mount, index) => {
     const path = ["volumes", index];
-    for (const option of mount.ignored) report.warn(path, `has the option ${show(option)}, which is left out, as compose does`);
+    for (const option of mount.ignored)
+      report.warn(path, `has the option ${show(option)}, which is left out, as compose does`);
     const { read_only } = mount;
     const target = claim(mount.target, path);
     if (mount.type === "volume") {
       const volume = mount.source === "" ? undefined : namedVolume(mount.source, { known, report, path });
-      return { type: "volume", ...(volume ? { volume } : {}), target, read_only, nocopy: mount.nocopy, long: mount.long };
+      return {
+        type: "volume",
+        ...(volume ? { volume } : {}),
+        target,
+        read_only,
+        nocopy: mount.nocopy,
+        long: mount.long,
+      };
     }
     if (mount.type === "tmpfs") {
       const { size_bytes, mode } = mount;
@@ -140,7 +175,14 @@ function mounts({ volumes = [], tmpfs = [] }: ServiceFields, { volumes: known, r
     }
     const { create_host_path, propagation, selinux, non_recursive } = mount;
     const source = hostPath(mount, { report, path });
-    return { type: "bind", source, target, read_only, create_host_path, ...present({ propagation, selinux, non_recursive }) };
+    return {
+      type: "bind",
+      source,
+      target,
+      read_only,
+      create_host_path,
+      ...present({ propagation, selinux, non_recursive }),
+    };
   });
 }
 
@@ -150,15 +192,18 @@ function namedVolume(
 ): VolumeSpec | undefined {
   const definition = known.get(key);
   if (!definition) {
-    const near = nearest(key, [...known.keys()]);
-    report.fault(path, `names the volume ${show(key)}, which is not under the top-level volumes${near ? `: did you mean ${near}?` : "; add it there, or start a path with / or ./"}`);
+    const near = nearest(key, [...known.keys()].slice(0, MAX_CANDIDATES));
+    report.fault(
+      path,
+      `names the volume ${show(key)}, which is not under the top-level volumes${near ? `: did you mean ${near}?` : "; add it there, or start a path with / or ./"}`,
+    );
     return undefined;
   }
   const { name, driver, driver_opts = [], labels: own = [], external = false } = definition;
   return { key, ...present({ name, driver }), external, driver_opts, labels: own };
 }
 
-/** Absolute as it is; relative without its `./`, inside of the job's project directory. */
+/** An absolute path as it is; a relative one without its `./`, inside of the job's project directory. */
 function hostPath({ source }: ParsedMount, { report, path }: { report: Report; path: Path }): string {
   if (source.startsWith("~")) {
     report.fault(path, `has the source ${show(source)}: whose home is meant differs by node; write the path out`);
@@ -168,9 +213,13 @@ function hostPath({ source }: ParsedMount, { report, path }: { report: Report; p
     report.fault(path, `has the source ${show(source)}, a path of Windows; nodes run Linux`);
     return source;
   }
+  if (source.startsWith("/")) return source;
   const clean = cleanPath(source);
   if (clean === ".." || clean.startsWith("../")) {
-    report.fault(path, `has the source ${show(source)}, which leaves the job's project directory: write an absolute path, or one below ./`);
+    report.fault(
+      path,
+      `has the source ${show(source)}, which leaves the job's project directory: write an absolute path, or one below ./`,
+    );
   }
   return clean;
 }
@@ -190,8 +239,13 @@ function cleanPath(path: string): string {
 function restart({ restart: simple, deploy }: ServiceFields): RestartSpec {
   const policy = deploy?.restart_policy;
   if (policy) {
-    const compose = ({ none: "no", any: "always" } as const)[policy.condition as "none" | "any"] ?? policy.condition ?? "";
-    return { condition: conditionOf(compose), max_attempts: policy.max_attempts ?? 0, compose: compose as RestartSpec["compose"] };
+    const compose =
+      ({ none: "no", any: "always" } as const)[policy.condition as "none" | "any"] ?? policy.condition ?? "";
+    return {
+      condition: conditionOf(compose),
+      max_attempts: policy.max_attempts ?? 0,
+      compose: compose as RestartSpec["compose"],
+    };
   }
   const name = simple?.name ?? "";
   return { condition: conditionOf(name), max_attempts: simple?.attempts ?? 0, compose: name };
@@ -205,7 +259,12 @@ type Resources = Pick<ServiceSpec, "limits" | "reservations" | "memswap_limit_by
 
 function resources(service: ServiceFields, report: Report): Resources {
   const { limits = {}, reservations = {} } = service.deploy?.resources ?? {};
-  const one = (key: keyof ServiceFields & string, own: number | undefined, deployed: number | undefined, where: string) => {
+  const one = (
+    key: keyof ServiceFields & string,
+    own: number | undefined,
+    deployed: number | undefined,
+    where: string,
+  ) => {
     if (own !== undefined && deployed !== undefined && own !== deployed) {
       report.fault([key], `is ${own}, but deploy.resources.${where} is ${deployed}; keep one`);
     }
@@ -219,12 +278,18 @@ function resources(service: ServiceFields, report: Report): Resources {
   const reservedCpus = reservations.cpus || undefined;
   const below = (path: Path, limit: number | undefined, reservation: number | undefined) => {
     if (limit === undefined || reservation === undefined || reservation <= limit) return;
-    report.fault(path, `is ${limit}, below the ${reservation} that is reserved; raise the limit or lower the reservation`);
+    report.fault(
+      path,
+      `is ${limit}, below the ${reservation} that is reserved; raise the limit or lower the reservation`,
+    );
   };
   below(limits.memory === undefined ? ["mem_limit"] : ["deploy", "resources", "limits", "memory"], memory, reserved);
   below(limits.cpus === undefined ? ["cpus"] : ["deploy", "resources", "limits", "cpus"], cpus, reservedCpus);
   if (cpus !== undefined && (service.cpu_quota || service.cpu_period)) {
-    report.fault([service.cpu_quota ? "cpu_quota" : "cpu_period"], "says again what cpus says; Docker takes one of them");
+    report.fault(
+      [service.cpu_quota ? "cpu_quota" : "cpu_period"],
+      "says again what cpus says; Docker takes one of them",
+    );
   }
   const swap = service.memswap_limit || undefined;
   if (swap !== undefined && swap > 0 && memory === undefined) {
@@ -245,8 +310,11 @@ function network(service: ServiceFields, around: Surroundings): Pick<ServiceSpec
   if (mode && networks.length > 0) report.fault(["network_mode"], "excludes networks; keep one");
   for (const [key] of networks) {
     if (key === "default" || around.networks.has(key)) continue;
-    const near = nearest(key, [...around.networks.keys()]);
-    report.fault(report.member("networks", key), `is not under the top-level networks${near ? `: did you mean ${near}?` : "; add it there"}`);
+    const near = nearest(key, [...around.networks.keys()].slice(0, MAX_CANDIDATES));
+    report.fault(
+      report.member("networks", key),
+      `is not under the top-level networks${near ? `: did you mean ${near}?` : "; add it there"}`,
+    );
   }
   if (mode) return { network_mode: mode };
   const aliases = networks.flatMap(([, { aliases: own = [] }]) => own);
@@ -256,11 +324,51 @@ function network(service: ServiceFields, around: Surroundings): Pick<ServiceSpec
 
 /** Keys whose checked value is the spec's, unless it is off or empty. */
 const AS_THEY_ARE = [
-  "user", "working_dir", "hostname", "domainname", "stop_signal", "mac_address", "platform", "pull_policy", "tty", "stdin_open",
-  "privileged", "read_only", "expose", "annotations", "dns", "dns_opt", "dns_search", "extra_hosts", "cap_add", "cap_drop",
-  "security_opt", "group_add", "sysctls", "storage_opt", "devices", "device_cgroup_rules", "cgroup", "cgroup_parent", "ipc",
-  "pid", "uts", "userns_mode", "isolation", "runtime", "oom_kill_disable", "oom_score_adj", "cpu_count", "cpu_percent",
-  "cpu_period", "cpu_quota", "cpu_rt_period", "cpu_rt_runtime", "cpu_shares", "cpuset", "mem_swappiness",
+  "user",
+  "working_dir",
+  "hostname",
+  "domainname",
+  "stop_signal",
+  "mac_address",
+  "platform",
+  "pull_policy",
+  "tty",
+  "stdin_open",
+  "privileged",
+  "read_only",
+  "expose",
+  "annotations",
+  "dns",
+  "dns_opt",
+  "dns_search",
+  "extra_hosts",
+  "cap_add",
+  "cap_drop",
+  "security_opt",
+  "group_add",
+  "sysctls",
+  "storage_opt",
+  "devices",
+  "device_cgroup_rules",
+  "cgroup",
+  "cgroup_parent",
+  "ipc",
+  "pid",
+  "uts",
+  "userns_mode",
+  "isolation",
+  "runtime",
+  "oom_kill_disable",
+  "oom_score_adj",
+  "cpu_count",
+  "cpu_percent",
+  "cpu_period",
+  "cpu_quota",
+  "cpu_rt_period",
+  "cpu_rt_runtime",
+  "cpu_shares",
+  "cpuset",
+  "mem_swappiness",
 ] as const satisfies (keyof ServiceFields & keyof ServiceSpec)[];
 
 function passedOn(service: ServiceFields): Partial<ServiceSpec> {

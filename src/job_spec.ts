@@ -8,8 +8,9 @@ import type { IssuePathItem } from "valibot";
 import { show } from "./job_grammar.ts";
 import { escapeVariables, interpolate } from "./job_interpolate.ts";
 import { DOCUMENT_KEYS, SERVICE_KEYS, type NetworkFields, type ServiceFields, type VolumeFields } from "./job_keys.ts";
+import { portCount } from "./job_lists.ts";
 import { placeOf, readFields, valueOf, type Table, type Value } from "./job_schema.ts";
-import { buildService, scaleOf } from "./job_service.ts";
+import { buildService, MAX_CANDIDATES, scaleOf } from "./job_service.ts";
 import { locate, readYaml, treeAt, type Fault, type MapTree, type Path, type Tree } from "./job_yaml.ts";
 import type { Detail, ServiceSpec } from "./model.ts";
 import { nearest } from "./nearest.ts";
@@ -33,8 +34,7 @@ export type ParsedJob = {
 };
 
 export type ParseResult =
-  | { ok: true; job: ParsedJob }
-  | { ok: false; code: "unparseable" | "invalid_document"; details: Detail[] };
+  { ok: true; job: ParsedJob } | { ok: false; code: "unparseable" | "invalid_document"; details: Detail[] };
 
 /** Bytes of a document: far above any real one, low enough to be read within a second. */
 export const MAX_DOCUMENT_BYTES = 1024 * 1024;
@@ -139,7 +139,11 @@ class Reading {
   #noImage(path: Path, service: MapTree): void {
     if (service.entries.has("extends") || service.entries.has("provider")) return;
     if (service.entries.has("build")) {
-      this.#fault([...path, "build"], "needs image beside it: nodes build nothing; push the image, or load it on the nodes, and name it", { key: true });
+      this.#fault(
+        [...path, "build"],
+        "needs image beside it: nodes build nothing; push the image, or load it on the nodes, and name it",
+        { key: true },
+      );
     } else this.#fault(path, "has no image: name one, as busybox:1.36", { key: true });
   }
 
@@ -170,18 +174,28 @@ class Reading {
       const path = ["services", name];
       const known = (other: string, at: Path, required = true): boolean => {
         if (services.has(other) || !required) return services.has(other);
-        const near = nearest(other, [...services.keys()]);
-        this.#fault(at, `names the service ${show(other)}, which the document does not have${near ? `: did you mean ${near}?` : ""}`);
+        const near = nearest(other, [...services.keys()].slice(0, MAX_CANDIDATES));
+        this.#fault(
+          at,
+          `names the service ${show(other)}, which the document does not have${near ? `: did you mean ${near}?` : ""}`,
+        );
         return false;
       };
       const ordered = (service.depends_on ?? []).filter(({ service: other, required }) =>
         known(other, this.#member([...path, "depends_on"], other), required),
       );
-      for (const [index, link] of (service.links ?? []).entries()) known(link.split(":", 1)[0] ?? "", [...path, "links", index]);
-      needs.set(name, ordered.map(({ service: other }) => other));
+      for (const [index, link] of (service.links ?? []).entries())
+        known(link.split(":", 1)[0] ?? "", [...path, "links", index]);
+      needs.set(
+        name,
+        ordered.map(({ service: other }) => other),
+      );
     }
     const cycle = findCycle(needs);
-    if (cycle) this.#fault(["services", cycle[0] ?? "", "depends_on"], `goes in a circle: ${cycle.join(" needs ")}`, { key: true });
+    if (cycle)
+      this.#fault(["services", cycle[0] ?? "", "depends_on"], `goes in a circle: ${cycle.join(" needs ")}`, {
+        key: true,
+      });
   }
 
   /** The path of `name` in the collection at `path`: a key of a mapping, or a text in a list. */
@@ -202,7 +216,10 @@ class Reading {
       for (const name of names) used.add(name);
     }
     if (sets.size > 1) {
-      this.#warn(["networks"], "become one network per node, shared by all services of the job: they are not kept apart");
+      this.#warn(
+        ["networks"],
+        "become one network per node, shared by all services of the job: they are not kept apart",
+      );
     }
     for (const name of used) {
       const network = networks.get(name);
@@ -212,22 +229,30 @@ class Reading {
 
   #network(path: Path, network: NetworkFields): void {
     const { external, internal, driver, name, attachable, labels, driver_opts, ipam, enable_ipv6 } = network;
-    const refuse = (key: string, reason: string) => this.#fault([...path, key], `${reason}, which is not supported yet`);
+    const refuse = (key: string, reason: string) =>
+      this.#fault([...path, key], `${reason}, which is not supported yet`);
     if (external) refuse("external", "asks for a network made outside of the job");
     if (internal) refuse("internal", "asks for a network without a way out");
-    if (driver !== undefined && !["", "default", "bridge", "overlay"].includes(driver)) refuse("driver", `asks for the driver ${show(driver)}`);
-    const lost = Object.entries({ name, attachable, labels, driver_opts, ipam, enable_ipv6 }).filter(([, value]) => value);
+    if (driver !== undefined && !["", "default", "bridge", "overlay"].includes(driver))
+      refuse("driver", `asks for the driver ${show(driver)}`);
+    const lost = Object.entries({ name, attachable, labels, driver_opts, ipam, enable_ipv6 }).filter(
+      ([, value]) => value,
+    );
     if (lost.length > 0 && !external) {
       const keys = lost.map(([key]) => key);
-      this.#warn([...path, keys[0] ?? ""], `is left out${keys.length > 1 ? ` (${keys.join(", ")})` : ""}: each node makes the job's network by itself`);
+      this.#warn(
+        [...path, keys[0] ?? ""],
+        `is left out${keys.length > 1 ? ` (${keys.join(", ")})` : ""}: each node makes the job's network by itself`,
+      );
     }
-    if (driver === "overlay") this.#warn([...path, "driver"], "is left out: names reach the job's containers on the same node");
+    if (driver === "overlay")
+      this.#warn([...path, "driver"], "is left out: names reach the job's containers on the same node");
   }
 
   #built(services: ReadonlyMap<string, ServiceFields>, definitions: Definitions): ParsedService[] {
     const names = linkedNames(services, (path, message) => this.#fault(path, message));
     const built: ParsedService[] = [];
-    let portCount = 0;
+    let ports = 0;
     for (const [service_name, service] of services) {
       const path = ["services", service_name];
       const report = {
@@ -235,12 +260,12 @@ class Reading {
         warn: (at: Path, message: string) => this.#warn([...path, ...at], message),
         member: (section: string, name: string) => this.#member([...path, section], name).slice(path.length),
       };
-      const spec = buildService(service, { ...definitions, linkedAs: names.get(service_name) ?? [], report });
-      portCount += spec.ports.length;
-      if (portCount > MAX_PORTS) {
-        this.#fault([...path, "ports"], `brings the job to over ${MAX_PORTS} ports; use network_mode: host for so many`);
+      for (const entry of service.ports ?? []) ports += portCount(entry);
+      if (ports > MAX_PORTS) {
+        report.fault(["ports"], `brings the job to over ${MAX_PORTS} ports; use network_mode: host for so many`);
         break;
       }
+      const spec = buildService(service, { ...definitions, linkedAs: names.get(service_name) ?? [], report });
       if (service.profiles && service.profiles.length > 0) {
         this.#warn([...path, "profiles"], "keeps the service from running, as compose does where no profile is chosen");
         continue;
@@ -280,7 +305,10 @@ function linkedNames(
       if (alias === target) continue;
       const other = meanings.get(alias) ?? (services.has(alias) ? alias : target);
       if (other !== target) {
-        fault(["services", name, "links", index], `calls ${target} ${alias}, which means ${other} elsewhere in the job; choose another name`);
+        fault(
+          ["services", name, "links", index],
+          `calls ${target} ${alias}, which means ${other} elsewhere in the job; choose another name`,
+        );
       } else if (!meanings.has(alias)) names.set(target, [...(names.get(target) ?? []), alias]);
       meanings.set(alias, other);
     }
@@ -329,7 +357,8 @@ function toDetails(faults: readonly Fault[], { text, root }: { text: string; roo
     if (seen.has(key)) continue;
     seen.add(key);
     const line = lineOf(starts, at);
-    details.push({ path, message: fault.message, line, column: at - (starts[line - 1] ?? 0) + 1 });
+    const message = path === "" ? `the document ${fault.message}` : fault.message;
+    details.push({ path, message, line, column: at - (starts[line - 1] ?? 0) + 1 });
     if (details.length === MAX_FAULTS) {
       const more = placed.length - details.length;
       if (more > 0) details.push({ path: "", message: `${more} more are not listed` });

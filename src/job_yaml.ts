@@ -35,7 +35,7 @@ export type Tree = ScalarTree | ListTree | MapTree;
  * leave it, so that later checks can add theirs.
  */
 export type YamlResult =
-  | { state: "unparseable" | "refused"; faults: Fault[] } | { state: "parsed"; root: Tree; faults: Fault[] };
+  { state: "unparseable" | "refused"; faults: Fault[] } | { state: "parsed"; root: Tree; faults: Fault[] };
 
 /** Levels of lists and mappings. Compose itself needs nine; each level costs stack in every reader that comes after. */
 export const MAX_DEPTH = 64;
@@ -48,6 +48,8 @@ export const MAX_NODES = 300_000;
 /** Pieces of the text that are not yet values: more cannot be a job and would hold up the node for seconds. */
 const MAX_TOKENS = 1_200_000;
 
+/** Lines such as `%YAML 1.2` before a document. */
+const MAX_DIRECTIVES = 16;
 const TOO_DEEP = `is nested more than ${MAX_DEPTH} levels deep`;
 
 /** Reads one YAML (or JSON) document; see YamlResult. Never throws. */
@@ -145,13 +147,20 @@ function compose(text: string): Document.Parsed[] | Exclude<YamlResult, { state:
   });
   const documents: Document.Parsed[] = [];
   let tokens = 0;
+  let directives = 0;
+  let aliases = 0;
   let offset = 0;
   try {
     for (const lexeme of new Lexer().lex(text)) {
-      for (const token of parser.next(lexeme)) documents.push(...composer.next(token));
+      for (const token of parser.next(lexeme)) {
+        if (token.type === "directive" && ++directives > MAX_DIRECTIVES)
+          return refused("has too many % lines", token.offset);
+        documents.push(...composer.next(token));
+      }
       offset = parser.offset;
       // A level takes up to two places on the parser's stack: a collection and the item that is being read.
       if (parser.stack.length > 2 * MAX_DEPTH) return refused(TOO_DEEP, offset);
+      if (lexeme.startsWith("*") && ++aliases > MAX_ALIASES) return refused(`has over ${MAX_ALIASES} aliases`, offset);
       if (++tokens > MAX_TOKENS) return refused(`has over ${MAX_TOKENS} parts`, offset);
       if (documents.length > 2) break;
     }
@@ -177,7 +186,8 @@ class TreeReader {
   readonly #anchors = new Map<string, Tree>();
   /** Anchors whose contents are being read: an alias to one of them would contain itself. */
   readonly #open = new Set<string>();
-  #aliases = 0;
+  /** Entries that merge keys have brought: each is a copy. */
+  #merged = 0;
 
   /** Undefined when a limit is passed; the last fault says which. */
   read(node: unknown): Tree | undefined {
@@ -262,8 +272,6 @@ class TreeReader {
   }
 
   #alias(name: string, at: number, path: Path): Tree {
-    if (++this.#aliases > MAX_ALIASES)
-      this.#limit(`is alias number ${this.#aliases}; at most ${MAX_ALIASES} are taken`, at, path);
     if (this.#open.has(name))
       this.faults.push({ path, message: `is the alias *${name} inside of what &${name} names`, at });
     else {
@@ -308,6 +316,9 @@ class TreeReader {
         });
         continue;
       }
+      this.#merged += source.entries.size;
+      if (this.#merged > MAX_NODES)
+        this.#limit(`brings the document's merged keys to over ${MAX_NODES}`, source.at, path);
       for (const [key, entry] of source.entries) if (!entries.has(key)) entries.set(key, entry);
     }
   }

@@ -43,6 +43,8 @@ export class Scheduler {
   readonly #dirty = new Set<ServiceKey>();
   readonly #blocked = new Map<ServiceKey, Blocked[]>();
   readonly #senders = new Map<string, (assignments: Assignments) => void>();
+  /** Nodes that the next pass sends their assignments to, also when it changes nothing there. */
+  readonly #untold = new Set<string>();
   /** Revision of the first assignments without an allocation that is to stop: reports from there on can confirm it gone. */
   readonly #stopToldAt = new Map<string, number>();
   #queue: Promise<unknown> = Promise.resolve();
@@ -139,7 +141,9 @@ export class Scheduler {
       const { version, changes } = changesForDelete(this.state, { jobId, volumes, newId: this.#options.newId });
       await this.#commit(changes);
       this.wake(this.state.allocatedServices(jobId).map((service_name) => serviceKey({ job_id: jobId, service_name })));
-      for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
+      // Every node has volumes to remove, but only once the pass has stopped the job's allocations.
+      for (const nodeId of this.#senders.keys()) this.#untold.add(nodeId);
+      this.#schedulePass(PASS_DELAY_MS);
       return version;
     });
   }
@@ -233,7 +237,10 @@ export class Scheduler {
       network_pool: this.cluster.network_pool,
       specs,
       allocations,
-      removals: [...this.state.removals.values()].filter((removal) => removal.node_id === nodeId),
+      // A node takes containers of the job for its next life, whose volumes are to stay: those of this life go first.
+      removals: [...this.state.removals.values()].filter(
+        (removal) => removal.node_id === nodeId && !allocations.some(({ job_id }) => job_id === removal.job_id),
+      ),
     });
   }
 
@@ -271,7 +278,7 @@ export class Scheduler {
     const context = this.#planContext();
     const changes: Change[] = [];
     const blocked = new Map<ServiceKey, Blocked[]>();
-    const nodes = new Set<string>();
+    const nodes = new Set(this.#untold);
     for (const key of keys) {
       const plan = this.#planFor(key, context);
       blocked.set(key, plan.blocked);
@@ -292,7 +299,10 @@ export class Scheduler {
     }
     if (changes.length > 0)
       this.#options.log.debug("scheduling pass", { services: keys.length, changes: changes.length });
-    for (const nodeId of nodes) this.sendAssignments(nodeId);
+    for (const nodeId of nodes) {
+      this.#untold.delete(nodeId);
+      this.sendAssignments(nodeId);
+    }
   }
 
   #planFor(key: ServiceKey, context: PlanContext): Plan {

@@ -4,11 +4,21 @@
  */
 
 type Json = null | string | number | boolean | Json[] | { [key: string]: Json };
-type JsonObject = { [key: string]: Json };
+export type JsonObject = { [key: string]: Json };
 
 const SETS = new Set([
-  "Env", "CapAdd", "CapDrop", "SecurityOpt", "GroupAdd", "ExtraHosts", "Ulimits", "Devices", "DeviceCgroupRules", "Aliases",
-  "Mounts", "DnsOptions",
+  "Env",
+  "CapAdd",
+  "CapDrop",
+  "SecurityOpt",
+  "GroupAdd",
+  "ExtraHosts",
+  "Ulimits",
+  "Devices",
+  "DeviceCgroupRules",
+  "Aliases",
+  "Mounts",
+  "DnsOptions",
 ]);
 const PROPAGATIONS = new Set(["shared", "slave", "private", "rshared", "rslave", "rprivate"]);
 
@@ -106,7 +116,9 @@ function compare(wanted: Json, actual: Json | undefined, path: string): string[]
     if (actual === undefined || !isObject(actual)) {
       return isEmpty(wanted) && isEmpty(actual) ? [] : [`${path}: expected a mapping, got ${show}`];
     }
-    const found = Object.entries(wanted).flatMap(([key, value]) => compare(value, actual[key], path ? `${path}.${key}` : key));
+    const found = Object.entries(wanted).flatMap(([key, value]) =>
+      compare(value, actual[key], path ? `${path}.${key}` : key),
+    );
     const extra = path.endsWith("PortBindings") ? Object.keys(actual).filter((key) => !(key in wanted)) : [];
     return extra.length > 0 ? [...found, `${path}: extra ports ${extra.join(", ")}`] : found;
   }
@@ -131,7 +143,8 @@ function compareSets(wanted: Json[], actual: Json[], { path, key }: { path: stri
     );
     if (hit >= 0) rest.splice(hit, 1);
     // A bare variable name may be left out.
-    else if (key !== "Env" || String(item).includes("=")) found.push(`${path}: no ${JSON.stringify(item)} in ${JSON.stringify(actual)}`);
+    else if (key !== "Env" || String(item).includes("="))
+      found.push(`${path}: no ${JSON.stringify(item)} in ${JSON.stringify(actual)}`);
   }
   const extra = key === "Env" ? rest.filter((item) => String(item).includes("=")) : rest;
   if (extra.length > 0 && key !== "Aliases") found.push(`${path}: not expected ${JSON.stringify(extra)}`);

@@ -404,11 +404,13 @@ describe("Executor", () => {
     node.assign(ids(["a"]));
     await node.until(() => (node.engine.calls.get("create") ?? 0) === 1);
     node.assign([]);
-    await node.until(() => node.engine.containers.length === 1 || node.executor.snapshot()?.allocations.length === 0);
-    while (node.engine.containers.length > 0) {
+    let containers = 0;
+    for (let waited = 0; waited < 300 || node.engine.containers.length > 0; waited += 10) {
       expect(node.states()).toEqual({ a: "stopping" });
       await node.clock.advance(10);
+      containers = Math.max(containers, node.engine.containers.length);
     }
+    expect(containers).toBe(1);
     await node.until(() => node.executor.snapshot()?.allocations.length === 0);
   });
 

@@ -127,7 +127,7 @@ function clear({ prefix, dir }: Ground): void {
 }
 
 function pidsOfNamespace(namespace: string): number[] {
-  return numbers(run(["ip", "netns", "pids", namespace]));
+  return pidsIn(run(["ip", "netns", "pids", namespace]));
 }
 
 /** A cgroup's directory in each hierarchy (version 1), or the one there is (version 2). */
@@ -137,7 +137,7 @@ function cgroupDirs(cgroup: string): string[] {
 }
 
 function pidsOfCgroup(dir: string): number[] {
-  return [...numbers(read(join(dir, "cgroup.procs"))), ...directories(dir).flatMap(pidsOfCgroup)];
+  return [...pidsIn(read(join(dir, "cgroup.procs"))), ...directories(dir).flatMap(pidsOfCgroup)];
 }
 
 function removeCgroup(dir: string): void {
@@ -216,6 +216,10 @@ function directories(path: string): string[] {
     .map((entry) => join(path, entry.name));
 }
 
-function numbers(text: string): number[] {
-  return text.split(/\s+/).filter(Boolean).map(Number);
+/** Process ids in a listing. The kernel writes 0 for one that this process may not see; to kill 0 means oneself. */
+function pidsIn(text: string): number[] {
+  return text
+    .split(/\s+/)
+    .map(Number)
+    .filter((pid) => pid > 0);
 }

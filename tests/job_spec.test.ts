@@ -1,0 +1,850 @@
+import { describe, expect, test } from "bun:test";
+import fc from "fast-check";
+import * as v from "valibot";
+import { parseJob, type ParsedJob, type ParsedService } from "../src/job_spec.ts";
+import { serviceSpec, type Detail, type ServiceSpec } from "../src/model.ts";
+
+type Env = Record<string, string>;
+
+function parse(body: string | Uint8Array, env: Env = {}) {
+  return parseJob(body, { jobId: "shop", env: new Map(Object.entries(env)) });
+}
+
+function job(body: string, env?: Env): ParsedJob {
+  const result = parse(body, env);
+  if (!result.ok) throw new Error(result.details.map(({ path, message }) => `${path}: ${message}`).join("\n"));
+  return result.job;
+}
+
+function faults(body: string, env?: Env): Detail[] {
+  const result = parse(body, env);
+  return result.ok ? [] : result.details;
+}
+
+/** A document with one service, `app`, whose keys are given as lines of YAML. */
+function app(lines: string, rest = ""): string {
+  const body = lines
+    .trim()
+    .split("\n")
+    .map((line) => `    ${line}\n`)
+    .join("");
+  return `services:\n  app:\n    image: busybox:1.36\n${body}${rest}`;
+}
+
+function spec(lines: string, { env, rest }: { env?: Env; rest?: string } = {}): ServiceSpec {
+  const [service] = job(app(lines, rest), env).services;
+  if (!service) throw new Error("no service");
+  return service.spec;
+}
+
+function first(body: string): ParsedService {
+  const [service] = job(body).services;
+  if (!service) throw new Error("no service");
+  return service;
+}
+
+/** Faults as `path: message`. */
+function refusals(lines: string, rest = ""): string {
+  return faults(app(lines, rest))
+    .map(({ path, message }) => `${path}: ${message}`)
+    .join("\n");
+}
+
+describe("parseJob() reads YAML as compose does", () => {
+  const scalars: [yaml: string, variable: string][] = [
+    ["5", "5"],
+    ["007", "7"],
+    ["0440", "288"],
+    ["089", "89"],
+    ["0x1F", "31"],
+    ["0o17", "15"],
+    ["0b101", "5"],
+    ["1_000", "1000"],
+    ["+5", "5"],
+    ["-0", "0"],
+    ["1.10", "1.1"],
+    ["1e3", "1000"],
+    ["1000000.0", "1e+06"],
+    ["1234567.5", "1.2345675e+06"],
+    ["0.0001", "0.0001"],
+    ["0.00001", "1e-05"],
+    ["12345678901234567890", "12345678901234567890"],
+    ["99999999999999999999", "1e+20"],
+    [".inf", "+Inf"],
+    ["true", "true"],
+    ["True", "true"],
+    ["yes", "yes"],
+    ["on", "on"],
+    ["No", "No"],
+    ["2024-01-01", "2024-01-01"],
+    ["22:30", "22:30"],
+    ["1.2.3", "1.2.3"],
+    ['"0440"', "0440"],
+    ["'yes'", "yes"],
+    ["!!str 5", "5"],
+    ['!!int "5"', "5"],
+    ["|\n        two\n        lines", "two\nlines\n"],
+    [">-\n        one\n        line", "one line"],
+  ];
+  test.each(scalars)("%s as a variable's value", (yaml, expected) => {
+    expect(spec(`environment:\n  A: ${yaml}`).environment).toEqual([`A=${expected}`]);
+  });
+
+  test("merge keys fill in what is not there, an earlier source first, and go no deeper", () => {
+    const result = job(`
+x-a: &a {image: busybox, labels: {one: "1"}, tty: true}
+x-b: &b {image: other, user: bob}
+services:
+  app:
+    <<: [*a, *b]
+    labels: {two: "2"}
+`);
+    expect(result.services[0]?.spec).toMatchObject({
+      image: "busybox",
+      user: "bob",
+      tty: true,
+      labels: [["two", "2"]],
+    });
+  });
+
+  test("JSON with tabs is read, with positions", () => {
+    const body = '{\n\t"services": {\n\t\t"app": {\n\t\t\t"image": "busybox",\n\t\t\t"imag": 1\n\t\t}\n\t}\n}';
+    expect(faults(body)).toEqual([
+      { path: "services.app.imag", message: "unknown key imag: did you mean image?", line: 5, column: 4 },
+    ]);
+    expect(job(body.replace(',\n\t\t\t"imag": 1', "")).services[0]?.service_name).toBe("app");
+  });
+
+  test("services called __proto__ and constructor are services, in order, and survive in the document", () => {
+    const body = `{"services":{"constructor":{"image":"a"},"__proto__":{"image":"b","labels":{"__proto__":"x"}},"2":{"image":"c"},"1":{"image":"d"}}}`;
+    const { services, document } = job(body);
+    expect(services.map((service) => service.service_name)).toEqual(["constructor", "__proto__", "2", "1"]);
+    expect(services[1]?.spec.labels).toEqual([["__proto__", "x"]]);
+    expect(document).toBe(body);
+  });
+
+  test("a byte order mark is no part of the document", () => {
+    expect(job("\uFEFFservices: {app: {image: busybox}}").services).toHaveLength(1);
+    expect(parse(new TextEncoder().encode("\uFEFFservices: {app: {image: busybox}}")).ok).toBe(true);
+  });
+
+  const bad: [name: string, yaml: string, code: string, message: string][] = [
+    ["a duplicate key", "services:\n  a: {image: b}\n  a: {image: c}", "invalid_document", "given twice"],
+    ["!reset", "services: {a: {image: b, ports: !reset []}}", "invalid_document", "!reset"],
+    ["a language's tag", "services: {a: {image: !!python/name:os.system x}}", "invalid_document", "no meaning"],
+    ["several documents", "services: {a: {image: b}}\n---\nservices: {}", "invalid_document", "more than one"],
+    ["an unknown alias", "services: {a: {image: *b}}", "invalid_document", "anchor &b"],
+    ["a recursive alias", "x-a: &a [*a]\nservices: {a: {image: b}}", "invalid_document", "inside of what"],
+    ["nothing", "", "invalid_document", "is empty"],
+    ["a comment alone", "# nothing", "invalid_document", "is empty"],
+    ["a list", "[1]", "invalid_document", "must be a mapping"],
+    ["no services", "version: '3'", "invalid_document", "has no services"],
+    ["a NUL byte", 'services: {a: {image: "b\0"}}', "unparseable", "0x00"],
+    ["broken YAML", "services: [", "unparseable", "not valid YAML"],
+  ];
+  test.each(bad)("%s is refused", (_, yaml, code, message) => {
+    const result = parse(yaml);
+    if (result.ok) throw new Error("accepted");
+    expect(result.code).toBe(code as "unparseable");
+    expect(result.details.map((detail) => detail.message).join("\n")).toContain(message);
+  });
+
+  test("bytes that are not UTF-8 are unparseable", () => {
+    expect(parse(new Uint8Array([0x61, 0xff]))).toMatchObject({ ok: false, code: "unparseable" });
+  });
+});
+
+describe("parseJob() puts variables in", () => {
+  const env = { SET: "value", EMPTY: "", N: "3" };
+  const forms: [text: string, expected: string][] = [
+    ["$SET", "value"],
+    ["${SET}", "value"],
+    ["a${SET}b", "avalueb"],
+    ["$SET-$N", "value-3"],
+    ["$$SET", "$SET"],
+    ["$$$SET", "$value"],
+    ["${NONE:-d}", "d"],
+    ["${EMPTY:-d}", "d"],
+    ["${EMPTY-d}", ""],
+    ["${NONE-d}", "d"],
+    ["${SET:-d}", "value"],
+    ["${NONE:-}", ""],
+    ["${SET:+alt}", "alt"],
+    ["${EMPTY:+alt}", ""],
+    ["${EMPTY+alt}", "alt"],
+    ["${NONE+alt}", ""],
+    ["${SET:?no}", "value"],
+    ["${EMPTY?no}", ""],
+    ["${NONE:-${SET}}", "value"],
+    ["${NONE:-${ALSO:-x$SET}}", "xvalue"],
+    ["${NONE:-a}b}", "ab}"],
+    ["${NONE:-{}}", "{}"],
+    ["${NONE:-a:b/c?d=e-f+g}", "a:b/c?d=e-f+g"],
+    ["${NONE:-$$x}", "$x"],
+    ["cost $5", "cost $5"],
+    ["end$", "end$"],
+    ["$(date)", "$(date)"],
+    ["${set}", ""],
+    ["${COMPOSE_PROJECT_NAME}", "shop"],
+  ];
+  test.each(forms)("%s", (text, expected) => {
+    expect(spec(`environment:\n  A: '${text}'`, { env }).environment).toEqual([`A=${expected}`]);
+  });
+
+  test("casts to the key's type come after", () => {
+    const result = spec("read_only: ${RO:-yes}\ncpus: $CPUS\npids_limit: '${N}'\nscale: ${N}", {
+      env: { ...env, CPUS: "0.5" },
+    });
+    expect(result).toMatchObject({ read_only: true, limits: { cpus: 0.5, pids: 3 } });
+  });
+
+  test("an unset variable is empty and named in one warning", () => {
+    const { warnings } = job(app("user: $WHO\nhostname: $WHO"));
+    expect(warnings).toHaveLength(1);
+    expect(warnings[0]).toMatchObject({ path: "services.app.user", line: 4 });
+    expect(warnings[0]?.message).toContain("variable WHO is not set");
+  });
+
+  test("a required variable and a bad name are faults with the reason", () => {
+    expect(refusals("user: ${WHO:?say who}")).toContain("needs variable WHO (say who)");
+    expect(refusals("user: ${1A}")).toContain("services.app.user: has ${1A}, which is no variable");
+    expect(refusals("user: ${A")).toContain("without its closing }");
+  });
+
+  test("keys are left alone; the server's environment is not asked", () => {
+    process.env["CACOPHONY_TEST_LEAK"] = "leaked";
+    expect(spec('environment:\n  "$SET": $CACOPHONY_TEST_LEAK', { env }).environment).toEqual(["$SET="]);
+  });
+
+  test("environment entries without a value take the sender's, in the document too", () => {
+    const body = app("environment: [GIVEN, NOT_GIVEN, X=1]");
+    const { services, document } = job(body, { GIVEN: "a$b" });
+    expect(services[0]?.spec.environment).toEqual(["GIVEN=a$b", "NOT_GIVEN", "X=1"]);
+    expect(JSON.parse(document).services.app.environment).toEqual(["GIVEN=a$$b", "NOT_GIVEN", "X=1"]);
+  });
+});
+
+describe("parseJob() splits words as compose does", () => {
+  const words: [text: string, expected: string[]][] = [
+    ["a b  c", ["a", "b", "c"]],
+    ["'a b' \"c d\"", ["a b", "c d"]],
+    ["a'b'\"c\"", ["abc"]],
+    ["'' \"\"", ["", ""]],
+    ["a\\ b", ["a b"]],
+    ['"a\\"b"', ['a"b']],
+    ["'a\\b'", ["a\\b"]],
+    ['"a\\db"', ["adb"]],
+    ['"a\\nb"', ["a\nb"]],
+    ["a # b", ["a", "#", "b"]],
+    ["sh -c 'x; y && z'", ["sh", "-c", "x; y && z"]],
+    ["`a b` c", ["`a b`", "c"]],
+    ["$$(a b) c", ["$(a b)", "c"]],
+    ["", []],
+    ["--x={a}", ["--x={a}"]],
+  ];
+  test.each(words)("%p", (text, expected) => {
+    expect(spec(`command: ${JSON.stringify(text)}`).command).toEqual(expected);
+  });
+
+  test("a list is taken as it is; null is the image's own", () => {
+    expect(spec('entrypoint: ["a b", "$$c", ""]').entrypoint).toEqual(["a b", "$c", ""]);
+    expect(spec("entrypoint:\ncommand: []")).toMatchObject({ command: [] });
+    expect(spec("entrypoint:\ncommand: []").entrypoint).toBeUndefined();
+  });
+
+  test("an operator stays a word, with a warning that no shell runs it", () => {
+    const { services, warnings } = job(app("command: echo one && echo two"));
+    expect(services[0]?.spec.command).toEqual(["echo", "one", "&&", "echo", "two"]);
+    expect(warnings[0]?.message).toContain("no shell");
+  });
+
+  test.each([["'a"], ['"a'], ["a\\"], ["(a)"], ["$$(a"], ["`a"]])("%p is refused", (text) => {
+    expect(faults(app(`command: ${JSON.stringify(text)}`))).toHaveLength(1);
+  });
+
+  test("a number in a list is refused, as compose does, with the way out", () => {
+    expect(refusals("command: [sleep, 1]")).toContain(
+      "services.app.command[1]: must be text, not the number 1: put it in quotes",
+    );
+  });
+});
+
+describe("parseJob() reads ports", () => {
+  const tcp = (container_port: number, first?: number, last = first, host_ip = "") => ({
+    container_port,
+    protocol: "tcp",
+    host_ip,
+    ...(first === undefined ? {} : { host_port: { first, last } }),
+  });
+  const forms: [yaml: string, expected: object[]][] = [
+    ['"80"', [tcp(80)]],
+    ["80", [tcp(80)]],
+    ['"8080:80"', [tcp(80, 8080)]],
+    ["2222:22", [tcp(22, 2222)]],
+    ['"0:80"', [tcp(80)]],
+    ['":80"', [tcp(80)]],
+    ['"127.0.0.1::80"', [tcp(80, undefined, undefined, "127.0.0.1")]],
+    ['"127.0.0.1:1:80"', [tcp(80, 1, 1, "127.0.0.1")]],
+    ['"[::1]:1:80"', [tcp(80, 1, 1, "::1")]],
+    ['"::1:1:80"', [tcp(80, 1, 1, "::1")]],
+    ['"53:53/UDP"', [{ ...tcp(53, 53), protocol: "udp" }]],
+    ['"80-81"', [tcp(80), tcp(81)]],
+    ['"90-91:80-81"', [tcp(80, 90), tcp(81, 91)]],
+    ['"90-95:80"', [tcp(80, 90, 95)]],
+    ["{target: 80}", [tcp(80)]],
+    ['{target: "80", published: 8080, mode: host, name: web}', [tcp(80, 8080)]],
+    ['{target: 80, published: "90-95", host_ip: 0.0.0.0}', [tcp(80, 90, 95, "0.0.0.0")]],
+    ["{target: 9, protocol: sctp}", [{ ...tcp(9), protocol: "sctp" }]],
+  ];
+  test.each(forms)("%s", (yaml, expected) => {
+    expect<unknown>(spec(`ports: [${yaml}]`).ports).toEqual(expected);
+  });
+
+  const bad: [yaml: string, message: string][] = [
+    ['"0"', "1 to 65535"],
+    ['"70000:80"', "1 to 65535"],
+    ['"90-92:80-81"', "equally long"],
+    ['"81-80"', "ends before"],
+    ['"a:80"', "no number"],
+    ['"1:2:3:4"', "no IP address"],
+    ['"80/icmp"', "tcp, udp and sctp"],
+    ["{published: 80}", "no target"],
+    ["{target: 0}", "at least 1"],
+    ['{target: 80, published: "x"}', "no number"],
+    ["80.5", "must be a port"],
+    ['"8080:80", "8080:81"', "entry 0 publishes already"],
+    ['"80", "80"', "once more"],
+    ["{target: 80, host: 1}", "unknown key host"],
+  ];
+  test.each(bad)("%s is refused", (yaml, message) => {
+    expect(refusals(`ports: [${yaml}]`)).toContain(message);
+  });
+
+  test("they are left out with network_mode host, as Docker does, and a warning says so", () => {
+    const { services, warnings } = job(app('network_mode: host\nports: ["8080:80"]'));
+    expect(services[0]?.spec).toMatchObject({ ports: [], network_mode: "host" });
+    expect(warnings.map((warning) => warning.path)).toEqual(["services.app.ports"]);
+  });
+});
+
+describe("parseJob() reads volumes", () => {
+  const rest =
+    "volumes:\n  data:\n  named: {name: real, driver: local, driver_opts: {o: 1}}\n  out: {external: true}\n";
+  const volume = (key: string, more = {}) => ({ key, external: false, driver_opts: [], labels: [], ...more });
+  const forms: [yaml: string, expected: object][] = [
+    ['"/a:/b"', { type: "bind", source: "/a", target: "/b", read_only: false, create_host_path: true }],
+    ['"/a/../c/:/b/:ro"', { type: "bind", source: "/a/../c/", target: "/b", read_only: true }],
+    ['"./a:/b"', { type: "bind", source: "a" }],
+    ['".:/b"', { type: "bind", source: "." }],
+    ['"./a/./../b:/b"', { source: "b" }],
+    ['"/a:/b:ro,z,rslave"', { selinux: "z", propagation: "rslave", read_only: true }],
+    ['"data:/b"', { type: "volume", volume: volume("data"), nocopy: false, long: false }],
+    ['"data:/b:nocopy,ro"', { nocopy: true, read_only: true }],
+    ['"named:/b"', { volume: volume("named", { name: "real", driver: "local", driver_opts: [["o", "1"]] }) }],
+    ['"out:/b"', { volume: volume("out", { external: true }) }],
+    ['"/b"', { type: "volume", target: "/b" }],
+    ["{type: bind, source: sub/dir, target: /b}", { type: "bind", source: "sub/dir", create_host_path: true }],
+    [
+      "{type: bind, source: /a, target: /b, bind: {create_host_path: false, propagation: shared}}",
+      { create_host_path: false, propagation: "shared" },
+    ],
+    [
+      "{type: volume, source: data, target: /b, volume: {nocopy: true}}",
+      { type: "volume", volume: volume("data"), nocopy: true, long: true },
+    ],
+    ["{type: volume, target: /b}", { type: "volume", target: "/b" }],
+    [
+      "{type: tmpfs, target: /b, tmpfs: {size: 64m, mode: 01777}}",
+      { type: "tmpfs", size_bytes: 67108864, mode: 0o1777 },
+    ],
+    [
+      '{type: tmpfs, target: /b, tmpfs: {size: 1024, mode: "755"}, read_only: true}',
+      { size_bytes: 1024, mode: 0o755, read_only: true },
+    ],
+  ];
+  test.each(forms)("%s", (yaml, expected) => {
+    expect(spec(`volumes: [${yaml}]`, { rest }).mounts[0]).toMatchObject(expected);
+  });
+
+  const bad: [yaml: string, message: string][] = [
+    ['"~/a:/b"', "write the path out"],
+    ['"../a:/b"', "leaves the job's project directory"],
+    ['"./a/../../b:/b"', "leaves"],
+    ['"C:\\\\a:/b"', "a path of Windows"],
+    ['"dat:/b"', "did you mean data?"],
+    ['"/a:b"', "not absolute"],
+    ['"/a:/"', "whole container"],
+    ['"a:b:c:d"', "too many colons"],
+    ['"/a::ro"', "empty part"],
+    ['"/a:/b", "/c:/b/"', "as volumes entry 0 does already"],
+    ["{type: bind, target: /b}", "without a source"],
+    ["{target: /b}", "no type"],
+    ["{type: npipe, source: a, target: /b}", "not supported"],
+    ["{type: volume, source: data, target: /b, volume: {subpath: x}}", "older engines"],
+  ];
+  test.each(bad)("%s is refused", (yaml, message) => {
+    expect(refusals(`volumes: [${yaml}]`, rest)).toContain(message);
+  });
+
+  test("an unknown option is left out with a warning, as compose leaves it out in silence", () => {
+    const { warnings } = job(app('volumes: ["/a:/b:cached"]'));
+    expect(warnings[0]).toMatchObject({ path: "services.app.volumes[0]", message: expect.stringContaining("cached") });
+  });
+
+  test("a tmpfs and a volume in one place are refused", () => {
+    expect(refusals('tmpfs: /run\nvolumes: ["/a:/run"]')).toContain("as tmpfs entry 0 does already");
+  });
+});
+
+describe("parseJob() reads sizes, durations and limits", () => {
+  test.each([
+    ["64m", 67108864],
+    ["64M", 67108864],
+    ["64mb", 67108864],
+    ["64MiB", 67108864],
+    ["0.5g", 536870912],
+    ["1.5gb", 1610612736],
+    ["67108864", 67108864],
+    ["'67108864'", 67108864],
+    ["8000k", 8192000],
+    ["1 gb", 1073741824],
+    ["1t", 1099511627776],
+    ["67108864b", 67108864],
+  ])("mem_limit: %s", (text, bytes) => {
+    expect(spec(`mem_limit: ${text}`).limits.memory_bytes).toBe(bytes);
+  });
+
+  test.each(["lots", "-64m", "-1", "1x", "64mbs", "m", "1ib", "0x10", "1024", "1.5", "''"])(
+    "mem_limit: %s is refused",
+    (text) => {
+      expect(faults(app(`mem_limit: ${text}`))).toHaveLength(1);
+    },
+  );
+
+  test.each([
+    ["10s", 10_000],
+    ["1m30s", 90_000],
+    ["500ms", 500],
+    ["1h5m30s20ms", 3_930_020],
+    ["1500us", 2],
+    ["1.5s", 1500],
+    ["0", 0],
+    ["1d", 86_400_000],
+  ])("stop_grace_period: %s", (text, ms) => {
+    expect(spec(`stop_grace_period: "${text}"`).stop_grace_period_ms).toBe(ms);
+  });
+
+  test.each(["30", "'30'", "-5s", "soon", "5 s", "s", "1x", "1000w"])("stop_grace_period: %s is refused", (text) => {
+    expect(faults(app(`stop_grace_period: ${text}`))).toHaveLength(1);
+  });
+
+  test("limits and reservations come from either place", () => {
+    const deployed = spec(`
+deploy:
+  resources:
+    limits: {cpus: "0.5", memory: 50M, pids: 10}
+    reservations: {cpus: 0.25, memory: 20M}`);
+    expect(deployed.limits).toEqual({ memory_bytes: 52428800, cpus: 0.5, pids: 10 });
+    expect(deployed.reservations).toEqual({ memory_bytes: 20971520, cpus: 0.25 });
+    const own = spec("mem_limit: 50M\nmem_reservation: 20M\ncpus: 0.5\npids_limit: 10");
+    expect(own.limits).toEqual({ memory_bytes: 52428800, cpus: 0.5, pids: 10 });
+    expect(own.reservations).toEqual({ memory_bytes: 20971520 });
+  });
+
+  test.each([
+    ["mem_limit: 64m\nmem_reservation: 128m", "below the 134217728 that is reserved"],
+    ["cpus: 1\ndeploy: {resources: {reservations: {cpus: 2}}}", "services.app.cpus: is 1, below the 2"],
+    ["mem_limit: 64m\ndeploy: {resources: {limits: {memory: 32m}}}", "keep one"],
+    ["memswap_limit: 64m", "needs mem_limit"],
+    ["mem_limit: 64m\nmemswap_limit: 32m", "memory and swap together"],
+    ["scale: 2\ndeploy: {replicas: 3}", "keep one"],
+    ["scale: -1", "at least 0"],
+    ["deploy: {replicas: 100001}", "at most 100000"],
+    ["scale: 2\ncontainer_name: xy", "names one container"],
+    ["deploy: {resources: {limits: {memory: 52428800}}}", "in quotes"],
+    ["cpus: 1\ncpu_quota: 50000", "again what cpus says"],
+  ])("%s is refused", (yaml, message) => {
+    expect(refusals(yaml)).toContain(message);
+  });
+
+  test("a service has a scale only when the document says so", () => {
+    expect(first(app("tty: true"))).not.toHaveProperty("scale");
+    expect(first(app("scale: 0")).scale).toBe(0);
+    expect(first(app("deploy: {replicas: '3'}")).scale).toBe(3);
+    expect(first(app("scale: 3\ndeploy: {replicas: 3}")).scale).toBe(3);
+  });
+});
+
+describe("parseJob() reads restart policies", () => {
+  const restarts: [yaml: string, expected: object][] = [
+    ["tty: true", { condition: "always", max_attempts: 0, compose: "" }],
+    ["restart: no", { condition: "no", max_attempts: 0, compose: "no" }],
+    ["restart: false", { condition: "no", max_attempts: 0, compose: "no" }],
+    ["restart: always", { condition: "always", max_attempts: 0, compose: "always" }],
+    ["restart: unless-stopped", { condition: "always", max_attempts: 0, compose: "unless-stopped" }],
+    ["restart: on-failure:3", { condition: "on-failure", max_attempts: 3, compose: "on-failure" }],
+    ["deploy: {restart_policy: {condition: none}}", { condition: "no", max_attempts: 0, compose: "no" }],
+    [
+      "restart: no\ndeploy: {restart_policy: {condition: any, max_attempts: 2}}",
+      { condition: "always", max_attempts: 2, compose: "always" },
+    ],
+    [
+      "deploy: {restart_policy: {condition: on-failure}}",
+      { condition: "on-failure", max_attempts: 0, compose: "on-failure" },
+    ],
+  ];
+  test.each(restarts)("%s", (yaml, expected) => {
+    expect<object>(spec(yaml).restart).toEqual(expected);
+  });
+
+  test.each(["sometimes", "always:3", "on-failure:x", "on-failure:1:2", "[no]"])("restart: %s is refused", (text) => {
+    expect(faults(app(`restart: ${text}`))).toHaveLength(1);
+  });
+});
+
+describe("parseJob() tells what becomes of each key", () => {
+  test("an unknown key names the nearest known one", () => {
+    expect(refusals("enviroment: {A: b}")).toBe(
+      "services.app.enviroment: unknown key enviroment: did you mean environment?",
+    );
+    expect(refusals("x-mine: {A: b}\nzzzzzz: 1")).toBe(
+      "services.app.zzzzzz: unknown key zzzzzz; keys of your own start with x-",
+    );
+    expect(refusals("constructor: 1")).toContain("unknown key constructor");
+  });
+
+  const warned: [yaml: string, path: string][] = [
+    ["depends_on: [db]", "depends_on"],
+    ["depends_on: {db: {condition: service_healthy}}", "depends_on"],
+    ["container_name: pg", "container_name"],
+    ["build: .", "build"],
+    ["attach: true", "attach"],
+    ["develop: {watch: []}", "develop"],
+    ["deploy: {labels: {a: b}}", "deploy.labels"],
+    ["deploy: {update_config: {parallelism: 2}}", "deploy.update_config"],
+    ["deploy: {restart_policy: {delay: 5s}}", "deploy.restart_policy.delay"],
+    ["deploy: {endpoint_mode: vip}", "deploy.endpoint_mode"],
+    ["pull_refresh_after: 1h", "pull_refresh_after"],
+  ];
+  test.each(warned)("%s is left out with a warning", (yaml, path) => {
+    const { warnings } = job(app(yaml, "  db: {image: busybox}\n"));
+    expect(warnings.map((warning) => warning.path)).toEqual([`services.app.${path}`]);
+    expect(warnings[0]?.line).toBe(4);
+  });
+
+  const refused: [yaml: string, message: string][] = [
+    ["extends: {service: a, file: b}", "write the service out"],
+    ["secrets: [a]", "not supported yet"],
+    ["configs: [a]", "not supported yet"],
+    ["env_file: .env", "write the variables under environment"],
+    ["env_file: [{path: a}]", "write the variables"],
+    ["label_file: a", "write the labels"],
+    ["volumes_from: [a]", "name the volume in both"],
+    ["external_links: [a]", "outside of the job"],
+    ["network_mode: service:db", "different nodes"],
+    ["network_mode: container:x", "may be on another node"],
+    ["network_mode: hosts", "allowed are host, none, bridge"],
+    ["pid: service:db", "different nodes"],
+    ["deploy: {mode: global}", "is global, which is not supported yet"],
+    ["deploy: {mode: globle}", "allowed is replicated"],
+    ["deploy: {placement: {constraints: [node.role == manager]}}", "not supported yet"],
+    ["provider: {type: x}", "not supported yet"],
+    ["post_start: [{command: a}]", "entrypoint"],
+    ["security_opt: [seccomp:./profile.json]", "seccomp profile"],
+    ["security_opt: [bad]", "name=value"],
+    ["networks: {default: {ipv4_address: 10.0.0.2}}", "use the service's name"],
+    ["networks: [nope]", "services.app.networks[0]: is not under"],
+    ["network_mode: host\nnetworks: [default]", "keep one"],
+    ["links: [nope]", "services.app.links[0]"],
+    ["depends_on: [db, nope]", "services.app.depends_on[1]"],
+    ["depends_on: [app]", "circle"],
+    ["labels: {cacophony.job: x}", "Cacophony's own"],
+    ["dns: nine", "no IP address"],
+    ["extra_hosts: [a]", "name:address"],
+    ["cap_add: NET_ADMIN", "must be a list"],
+    ["cap_add: [A, A]", "once more"],
+    ["ulimits: {nofile: {soft: 2, hard: 1}}", "above its hard limit"],
+    ["privileged: sometimes", "true or false"],
+    ["privileged: 1", "true or false"],
+    ["user: 1000", "put it in quotes"],
+    ["hostname:", "nothing"],
+    ["environment: A=b", "must be a mapping"],
+    ["environment: ['A =b']", "variable name"],
+    ["logging: {options: []}", "must be a mapping"],
+    ["healthcheck: {test: [wget]}", "services.app.healthcheck.test[0]"],
+    ["healthcheck: {interval: 30}", "with its unit"],
+    ["devices: ['']", "is empty"],
+    ["gpus: [{count: 1, device_ids: [a]}]", "keep one"],
+    ["deploy: {resources: {reservations: {devices: [{count: 1}]}}}", "no capabilities"],
+    ["pull_policy: sometimes", "allowed are"],
+    ["stop_signal: [a]", "must be text"],
+    ["mac_address: x", "MAC address"],
+    ["image: Upper", "lower case"],
+  ];
+  test.each(refused)("%s is refused", (yaml, message) => {
+    const body = yaml.startsWith("image") ? `services:\n  app:\n    ${yaml}\n` : app(yaml, "  db: {image: busybox}\n");
+    expect(
+      faults(body)
+        .map((fault) => `${fault.path}: ${fault.message}`)
+        .join("\n"),
+    ).toContain(message);
+  });
+
+  test("what is refused may stand there empty or off", () => {
+    expect(spec("secrets: []\nconfigs: []\nuse_api_socket: false\ndeploy: {placement: {constraints: []}}").image).toBe(
+      "busybox:1.36",
+    );
+  });
+
+  test("a service with profiles is checked and not run, as in compose without a profile", () => {
+    const { services, warnings } = job(app("profiles: [debug]", "  db: {image: busybox}\n"));
+    expect(services.map((service) => service.service_name)).toEqual(["db"]);
+    expect(warnings[0]?.path).toBe("services.app.profiles");
+    expect(refusals("profiles: [debug]\nscale: x")).toContain("services.app.scale");
+  });
+
+  test("links and container_name become names on the job's network", () => {
+    const { services } = job(
+      "services:\n  app: {image: a, links: ['db:database', db]}\n  db: {image: b, container_name: pg}\n",
+    );
+    expect(services[1]?.spec.network_aliases).toEqual(["database", "pg"]);
+    expect(
+      faults("services:\n  app: {image: a, links: ['db:c']}\n  db: {image: b}\n  c: {image: d}\n")[0]?.message,
+    ).toContain("means c elsewhere");
+  });
+
+  test("several networks are one, with a warning; external, internal and foreign drivers are refused", () => {
+    const body = (networks: string) =>
+      `services:\n  a: {image: a, networks: [x]}\n  b: {image: b, networks: [x, y]}\nnetworks: ${networks}\n`;
+    expect(job(body("{x: , y: {driver: bridge}}")).warnings.map((warning) => warning.path)).toEqual(["networks"]);
+    expect(faults(body("{x: {external: true}, y: {internal: true}}")).map((fault) => fault.path)).toEqual([
+      "networks.x.external",
+      "networks.y.internal",
+    ]);
+    expect(faults(body("{x: , y: {driver: macvlan}}"))[0]?.message).toContain("macvlan");
+  });
+
+  test("every fault is listed, in the order of the text, with line and column", () => {
+    const body = `services:
+  web:
+    image: nginx
+    ports: ["80:80", "99999:80", "x"]
+    enviroment: {}
+    mem_limit: lots
+  a/b: {image: x}
+  none: {}
+volumes:
+  data: {external: true, driver: local}
+bogus: 1
+`;
+    expect(faults(body).map(({ path, line, column }) => `${path} ${line}:${column}`)).toEqual([
+      "services.web.ports[1] 4:22",
+      "services.web.ports[2] 4:34",
+      "services.web.enviroment 5:5",
+      "services.web.mem_limit 6:16",
+      'services["a/b"] 7:3',
+      "services.none 8:3",
+      "volumes.data 10:9",
+      "bogus 11:1",
+    ]);
+  });
+});
+
+describe("parseJob() is deterministic", () => {
+  test("the order of keys in a mapping makes no difference to the spec", () => {
+    const one = spec(
+      "environment: {A: 1, B: 2}\nlabels: {x: 1, y: 2}\nsysctls: {a: 1, b: 2}\nulimits: {nofile: 1, nproc: 2}\nlogging: {options: {a: 1, b: 2}}",
+    );
+    const two = spec(
+      "logging: {options: {b: 2, a: 1}}\nulimits: {nproc: 2, nofile: 1}\nsysctls: [b=2, a=1]\nlabels: {y: 2, x: 1}\nenvironment: [B=2, A=1]",
+    );
+    expect(JSON.stringify(v.parse(serviceSpec, two))).toBe(JSON.stringify(v.parse(serviceSpec, one)));
+  });
+
+  test("a list and a mapping, a flag that is off and no flag, are the same", () => {
+    const one = spec("tty: false\ncap_add: []\nprivileged: no");
+    expect(JSON.stringify(one)).toBe(JSON.stringify(spec("x-nothing: 1")));
+  });
+});
+
+// ---- Properties ------------------------------------------------------------------------------------------------------
+
+const text = fc.oneof(
+  fc.string(),
+  fc.constantFrom("$A", "${A:-x}", "$$", "0440", "yes", "~", "", "__proto__", "<<", "a: b", "- a", "'", '"', "#"),
+);
+const name = fc.stringMatching(/^[a-zA-Z0-9._-]{1,8}$/);
+const variables = fc.dictionary(
+  fc.stringMatching(/^[A-Za-z_][A-Za-z0-9_]{0,5}$/),
+  fc.oneof(text, fc.integer(), fc.double(), fc.boolean(), fc.constant(null)),
+);
+const service = fc.record(
+  {
+    image: fc.constantFrom("busybox", "registry.example:5000/a/b:1.0"),
+    command: fc.array(text),
+    environment: variables,
+    labels: fc.dictionary(name, text),
+    ports: fc.uniqueArray(fc.integer({ min: 1, max: 65_535 }), { maxLength: 3 }),
+    volumes: fc.uniqueArray(fc.constantFrom("/a:/b:ro", "data:/c", "/d", "./e:/f"), { maxLength: 4 }),
+    restart: fc.constantFrom("no", "always", "on-failure:2", "unless-stopped"),
+    cpus: fc.double({ min: 0.01, max: 8, noNaN: true }),
+    mem_limit: fc.constantFrom("64m", 67108864, "1.5gb"),
+    healthcheck: fc.record(
+      { test: text, interval: fc.constantFrom("5s", "1m30s"), retries: fc.nat(9) },
+      { requiredKeys: [] },
+    ),
+    "x-any": fc.jsonValue(),
+  },
+  { requiredKeys: ["image"] },
+);
+const document = fc.record({
+  services: fc.dictionary(name, service, { minKeys: 1, maxKeys: 4 }),
+  volumes: fc.constant({ data: null }),
+});
+
+describe("properties of parseJob()", () => {
+  test("the document it gives back means the same when it is sent again", () => {
+    fc.assert(
+      fc.property(document, (body) => {
+        const once = parse(JSON.stringify(body), { A: "a value with $B and ${" });
+        if (!once.ok) return;
+        const again = parse(once.job.document);
+        expect(again).toMatchObject({ ok: true, job: { document: once.job.document, services: once.job.services } });
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  test("most generated documents are accepted, and their specs are of the model's schema", () => {
+    const sample = fc.sample(document, { numRuns: 200, seed: 7 }).map((body) => parse(JSON.stringify(body)));
+    const accepted = sample.filter((result) => result.ok);
+    expect(accepted.length).toBeGreaterThan(100);
+    for (const result of accepted) {
+      for (const { spec: built } of result.job.services) expect<object>(v.parse(serviceSpec, built)).toEqual(built);
+    }
+  });
+
+  test("mutated documents never make it throw, and every refusal is well formed", () => {
+    const seeds = [
+      app(
+        "command: sh -c 'a b'\nports: ['80:80', {target: 5}]\nvolumes: [data:/a, ./b:/c]\nenvironment: {A: $B, C: null}\ndeploy: {resources: {limits: {cpus: '1'}}}",
+        "volumes: {data: }\n",
+      ),
+      "x-a: &a {image: b, labels: [c=d]}\nservices:\n  one: {<<: *a}\n  two:\n    <<: [*a]\n    tmpfs: /run\n    healthcheck: {test: x, interval: 1m}\n",
+      '{"services": {"a": {"image": "b", "gpus": "all", "ulimits": {"nofile": 5}, "extra_hosts": ["a:1.2.3.4"]}}}',
+    ];
+    const cuts = fc.array(
+      fc.tuple(
+        fc.nat(400),
+        fc.nat(3),
+        fc.oneof(
+          fc.string({ maxLength: 4 }),
+          fc.constantFrom(
+            "\n",
+            "  ",
+            "&a ",
+            "*a",
+            "<<: ",
+            "[",
+            "{",
+            "!x ",
+            "| ",
+            "$",
+            "${",
+            "\t",
+            "\0",
+            "- ",
+            ": ",
+            "? ",
+            "null",
+            "-1",
+            "%",
+          ),
+        ),
+      ),
+      { minLength: 1, maxLength: 5 },
+    );
+    fc.assert(
+      fc.property(fc.constantFrom(...seeds), cuts, (seed, edits) => {
+        let body = seed;
+        for (const [at, remove, insert] of edits)
+          body = body.slice(0, at % body.length) + insert + body.slice((at % body.length) + remove);
+        const result = parse(body);
+        if (result.ok) return;
+        expect(result.details.length).toBeGreaterThan(0);
+        for (const detail of result.details) {
+          expect(detail.message.length).toBeGreaterThan(0);
+          expect(detail.line ?? 1).toBeGreaterThan(0);
+          expect(detail.column ?? 1).toBeGreaterThan(0);
+        }
+      }),
+      { numRuns: 3000 },
+    );
+  });
+
+  test("any bytes at all are answered", () => {
+    fc.assert(
+      fc.property(fc.uint8Array({ maxLength: 200 }), (bytes) => void parse(bytes)),
+      { numRuns: 1000 },
+    );
+  });
+});
+
+describe("hostile documents are refused within 100 ms", () => {
+  const head = "services:\n  a:\n    image: b\n    command: ";
+  const bomb = Array.from(
+    { length: 20 },
+    (_, i) =>
+      `x-${i}: &a${i} [${
+        i === 0
+          ? "x"
+          : Array(10)
+              .fill(`*a${i - 1}`)
+              .join(",")
+      }]\n`,
+  ).join("");
+  const hostile: [name: string, body: string | Uint8Array][] = [
+    ["alias bomb", `${bomb}services: {a: {image: b}}`],
+    ["recursive alias", "services: &s {a: *s}"],
+    ["lists in lists", `${head}${"[".repeat(500_000)}`],
+    ["closed lists in lists", `${head}${"[".repeat(4000)}${"]".repeat(4000)}`],
+    ["mappings in mappings", '{"a":'.repeat(200_000)],
+    ["dashes", "- ".repeat(500_000)],
+    ["question marks", "? ".repeat(500_000)],
+    ["indentation", Array.from({ length: 1400 }, (_, i) => `${" ".repeat(i)}a:`).join("\n")],
+    ["a long text", `${head}"${"x".repeat(1_000_000)}"`],
+    ["a long plain text", `${head}${"x ".repeat(500_000)}`],
+    ["NUL bytes", "\0".repeat(1_000_000)],
+    ["bad UTF-8", new Uint8Array(1_000_000).fill(0xff)],
+    ["over 1 MiB", "a".repeat(1024 * 1024 + 1)],
+    ["defaults in defaults", `${head}"${"${A:-".repeat(10_000)}${"}".repeat(10_000)}"`],
+    [
+      "a large port range in each entry",
+      `services:\n  a:\n    image: b\n    ports: [${Array.from({ length: 500 }, (_, i) => `"${i + 1}-65000"`).join(",")}]`,
+    ],
+    ["a size without end", `services: {a: {image: b, mem_limit: "${"1".repeat(100_000)}!"}}`],
+    ["a number without end", `services: {a: {image: b, cpus: ${"1".repeat(100_000)}}}`],
+    ["an image name without end", `services: {a: {image: "${"a-".repeat(50_000)}!"}}`],
+    ["a duration without end", `services: {a: {image: b, stop_grace_period: "${"1s".repeat(50_000)}!"}}`],
+    ["documents", "---\n".repeat(200_000)],
+    ["directives", "%a\n".repeat(100_000)],
+  ];
+  parse(head);
+  test.each(hostile)("%s", (_, body) => {
+    const start = performance.now();
+    const result = parse(body);
+    const ms = performance.now() - start;
+    expect(result.ok).toBe(false);
+    expect(ms).toBeLessThan(100);
+  });
+
+  test("merge keys on merge keys, and text from variables, come to an end", () => {
+    const merges = Array.from(
+      { length: 3000 },
+      (_, i) => `x-${i}: &a${i} {${i === 0 ? "" : `<<: *a${i - 1}, `}k${i}: x}\n`,
+    ).join("");
+    expect(faults(`${merges}services: {a: {image: b}}`)[0]?.message).toContain("merged keys");
+    const many = `services: {a: {image: b, labels: {${Array.from({ length: 200 }, (_, i) => `l${i}: "${"$BIG".repeat(10)}"`).join(", ")}}}}`;
+    expect(faults(many, { BIG: "x".repeat(8000) })[0]?.message).toContain("variables");
+  });
+});

@@ -1,0 +1,198 @@
+/**
+ * @module A cluster in the lab: `cacophony` processes on its hosts, and what tests ask of them and of the engines beside them.
+ */
+import type { Lab, LabHost } from "./lab.ts";
+import type { Env, LabProcess } from "./lab_process.ts";
+import { waitUntil } from "./wait.ts";
+
+/** Short times for tests, by option as an operator would set them. */
+const TIMES: Env = {
+  CACOPHONY_HEARTBEAT_INTERVAL: "500ms",
+  CACOPHONY_NODE_TIMEOUT: "20s",
+  CACOPHONY_LOG_LEVEL: "debug",
+};
+
+export type Allocation = {
+  allocation_id: string;
+  job_id: string;
+  service_name: string;
+  slot: number;
+  node_id: string;
+  node_name: string;
+  state: string;
+  container_id: string | null;
+  ports: { container_port: number; protocol: string; host_ip: string; host_port: number }[];
+  restarts: number;
+  exit_code: number | null;
+  error: string | null;
+};
+export type NodeDoc = {
+  node_id: string;
+  node_name: string;
+  address: string;
+  role: string;
+  state: string;
+  reason: string;
+};
+export type ServiceDoc = {
+  scale: number;
+  counts: Record<string, number>;
+  allocations: Allocation[];
+  blocked: { slot: number; reasons: string[] }[];
+};
+export type JobDoc = { job_id: string; version: number; document: unknown; services: Record<string, ServiceDoc> };
+type Answer<T> = { status: number; headers: Headers; body: T };
+
+export class LabCluster {
+  readonly lab: Lab;
+  readonly processes: LabProcess[] = [];
+  readonly #arguments: string[][] = [];
+
+  constructor(lab: Lab) {
+    this.lab = lab;
+  }
+
+  /** Starts a node on host `number` and remembers how, for `restart`. */
+  node(number: number, args: readonly string[]): LabProcess {
+    this.#arguments[number] = [...args];
+    const started = this.lab.host(number).cacophony(args, { env: TIMES });
+    this.processes[number] = started;
+    return started;
+  }
+
+  /** The same command again. */
+  restart(number: number): LabProcess {
+    return this.node(number, this.#arguments[number] ?? []);
+  }
+
+  process(number: number): LabProcess {
+    const found = this.processes[number];
+    if (!found) throw new Error(`no cacophony was started on host ${number}`);
+    return found;
+  }
+
+  async api<T = Record<string, unknown>>(
+    path: string,
+    { on = 1, ...init }: RequestInit & { on?: number; timeoutMs?: number } = {},
+  ): Promise<Answer<T>> {
+    const response = await this.lab.host(on).fetch(path, init);
+    const text = await response.text();
+    return {
+      status: response.status,
+      headers: response.headers,
+      body: (text === "" ? undefined : JSON.parse(text)) as T,
+    };
+  }
+
+  async put(jobId: string, document: unknown, { on = 1, query = "" }: { on?: number; query?: string } = {}) {
+    const body = typeof document === "string" ? document : JSON.stringify(document);
+    return this.api<{
+      version: number;
+      services: Record<string, { scale: number }>;
+      error?: { code: string; message: string };
+    }>(`/cluster/job/${jobId}${query}`, { method: "PUT", body, on });
+  }
+
+  async scale(jobId: string, { service, scale, on = 1 }: { service: string; scale: number; on?: number }) {
+    return this.api<{ version: number }>(`/cluster/job/${jobId}/${service}`, {
+      method: "PUT",
+      body: JSON.stringify({ scale }),
+      on,
+    });
+  }
+
+  async job(jobId: string): Promise<JobDoc> {
+    return (await this.api<JobDoc>(`/cluster/job/${jobId}`)).body;
+  }
+
+  async nodes(on = 1): Promise<NodeDoc[]> {
+    return (await this.api<{ nodes: NodeDoc[] }>("/cluster/node", { on })).body.nodes.toSorted((a, b) =>
+      a.node_name < b.node_name ? -1 : 1,
+    );
+  }
+
+  async allocations(query = ""): Promise<Allocation[]> {
+    return (await this.api<{ allocations: Allocation[] }>(`/cluster/allocation${query}`)).body.allocations;
+  }
+
+  async ready(count: number): Promise<NodeDoc[]> {
+    return waitUntil(`${count} nodes to be ready`, () => this.nodes(), {
+      until: (nodes) => nodes.filter(({ state }) => state === "ready").length === count,
+      timeoutMs: 20_000,
+    });
+  }
+
+  /** Waits until each service of the job runs exactly its scale and nothing of it is on its way out. */
+  async settled(jobId: string, { timeoutMs = 60_000 }: { timeoutMs?: number } = {}): Promise<JobDoc> {
+    return waitUntil(`job ${jobId} to run as it should`, () => this.job(jobId), {
+      until: ({ services }) =>
+        Object.values(services ?? { none: undefined }).every((service) => {
+          const { running = 0, ...others } = service?.counts ?? {};
+          return running === service?.scale && Object.keys(others).length === 0;
+        }),
+      timeoutMs,
+    });
+  }
+
+  /** Containers of ours per host, as its engine lists them: `state name`. */
+  async containers(
+    host: LabHost,
+  ): Promise<{ id: string; name: string; state: string; labels: Record<string, string> }[]> {
+    const filters = encodeURIComponent(JSON.stringify({ label: ["cacophony.allocation"] }));
+    const list = (await (await host.engine(`/containers/json?all=1&filters=${filters}`)).json()) as {
+      Id: string;
+      Names: string[];
+      State: string;
+      Labels: Record<string, string>;
+    }[];
+    return list.map(({ Id, Names, State, Labels }) => ({
+      id: Id,
+      name: (Names[0] ?? "").slice(1),
+      state: State,
+      labels: Labels,
+    }));
+  }
+
+  /** Containers of ours on all hosts must be exactly the allocations that run: none missing, none too many, each once. */
+  async exactSet(): Promise<void> {
+    await waitUntil(
+      "the engines to run exactly the allocations",
+      async () => {
+        const wanted = (await this.allocations())
+          .filter(({ state }) => state === "running")
+          .map((one) => one.allocation_id);
+        const found = (await Promise.all(this.lab.hosts.map((host) => this.containers(host)))).flat();
+        return {
+          wanted: wanted.toSorted(),
+          running: found.map(({ labels }) => labels["cacophony.allocation"] ?? "").toSorted(),
+          odd: found.filter(({ state }) => state !== "running"),
+        };
+      },
+      { until: ({ wanted, running, odd }) => odd.length === 0 && Bun.deepEquals(wanted, running), timeoutMs: 30_000 },
+    );
+  }
+
+  /** Deletes every job and waits until the engines hold nothing of ours. */
+  async clear(): Promise<void> {
+    for (const jobId of Object.keys((await this.api("/cluster/job")).body)) {
+      await this.api(`/cluster/job/${jobId}?volumes=true`, { method: "DELETE" });
+    }
+    await waitUntil(
+      "all containers to be gone",
+      async () => (await Promise.all(this.lab.hosts.map((host) => this.containers(host)))).flat(),
+      { until: (list) => list.length === 0, timeoutMs: 30_000 },
+    );
+  }
+}
+
+/** A service that runs until it is stopped, and stops at once. */
+export function sleeper(more: Record<string, unknown> = {}): Record<string, unknown> {
+  return { image: "busybox", command: ["sleep", "86400"], stop_signal: "SIGKILL", ...more };
+}
+
+/** Allocations counted per node name. */
+export function perNode(allocations: readonly Allocation[]): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const { node_name } of allocations) counts[node_name] = (counts[node_name] ?? 0) + 1;
+  return counts;
+}
