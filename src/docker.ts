@@ -1,7 +1,7 @@
 /**
- * @module One Docker Engine as the executor needs it: the `Engine` interface, its errors, and its implementation with dockerode.
+ * @module One Docker Engine as the executor needs it: the `Engine` interface and its implementation with dockerode.
  *
- * Owns the words of the Docker API: paths, options, how answers and error texts are read. Every call settles: it answers or
+ * Owns the words of the Docker API: paths, options, how answers are read. Every call settles: it answers or
  * throws an `EngineError` within its time limit. A call that timed out may still take effect in Docker; whoever made it looks
  * again before it acts. What is gone already counts as removed. Works with API 1.41 (Docker 20.10) and later: requests name
  * no version, so the Engine uses its newest.
@@ -10,34 +10,8 @@ import type { Readable } from "node:stream";
 import Docker from "dockerode";
 import type { CreateBody } from "./container_options.ts";
 import type { Container } from "./converge.ts";
+import { apiError, EngineError, pullError, unavailableError } from "./docker_errors.ts";
 import { type PublishedPort, StartError } from "./model.ts";
-
-export type EngineErrorCode =
-  | "not_found"
-  | "conflict"
-  | "port_in_use"
-  | "pool_overlap"
-  | "image_not_found"
-  | "denied"
-  | "unreachable_registry"
-  | "unavailable"
-  | "timeout"
-  | "aborted"
-  | "bad_request"
-  | "other";
-
-/** Docker said no, or nothing. The message is Docker's own. */
-export class EngineError extends Error {
-  readonly code: EngineErrorCode;
-  /** The host port of a `port_in_use`, where Docker's message names it. */
-  readonly port: number | undefined;
-  constructor(code: EngineErrorCode, message: string, options: { port?: number; cause?: unknown } = {}) {
-    super(message, "cause" in options ? { cause: options.cause } : undefined);
-    this.name = "EngineError";
-    this.code = code;
-    this.port = options.port;
-  }
-}
 
 export type EngineInfo = {
   engineId: string;
@@ -59,6 +33,8 @@ export interface Engine {
   /** Whether the Engine is on another machine, so that this machine's /proc says nothing about it. */
   readonly remote: boolean;
   info(): Promise<EngineInfo>;
+  /** Resolves if the Engine answers at all. */
+  ping(): Promise<void>;
   /** All containers, ended ones too; without exit codes and times. */
   list(): Promise<Container[]>;
   /** One container by id or name, in full; undefined if there is none. */
@@ -107,6 +83,8 @@ export type WatchOptions = {
 
 /** Time limits in milliseconds. A probe must be quick: it decides whether the node counts as ready. */
 const PROBE_TIMEOUT_MS = 5_000;
+/** A ping takes no work, so even a machine with too much to do answers within this. */
+const PING_TIMEOUT_MS = 10_000;
 /** Reads answer in milliseconds; more than this means that Docker hangs. */
 const READ_TIMEOUT_MS = 15_000;
 /** Creates and starts wait for disks, volume plugins and NFS servers. */
@@ -175,6 +153,12 @@ class DockerodeEngine implements Engine {
       cpus: info.NCPU,
       memoryBytes: info.MemTotal,
     };
+  }
+
+  async ping(): Promise<void> {
+    // The types leave out that this call takes a signal.
+    const system = this.#docker as unknown as SystemCalls;
+    await this.#call(PING_TIMEOUT_MS, (abortSignal) => system.ping({ abortSignal }));
   }
 
   async list(): Promise<Container[]> {
@@ -417,25 +401,13 @@ class DockerodeEngine implements Engine {
 
   #translate(cause: unknown): EngineError {
     if (cause instanceof EngineError) return cause;
-    const { statusCode, code } = cause as { statusCode?: number; code?: string };
-    if (statusCode !== undefined) return apiError(statusCode, cause as Error);
-    const why = UNAVAILABLE[code ?? ""] ?? (cause instanceof Error ? cause.message : String(cause));
-    return new EngineError("unavailable", `Docker does not answer on ${this.host}: ${why}; is dockerd running?`, {
-      cause,
-    });
+    const { statusCode } = cause as { statusCode?: number };
+    return statusCode === undefined ? unavailableError(this.host, cause) : apiError(statusCode, cause as Error);
   }
 }
 
-const UNAVAILABLE: Record<string, string> = {
-  ENOENT: "no such file",
-  ECONNREFUSED: "connection refused",
-  ECONNRESET: "connection reset",
-  EACCES: "permission denied (root and the group docker may use it)",
-  ENOTFOUND: "no such host",
-  ETIMEDOUT: "timed out",
-};
-
 type SystemCalls = {
+  ping(options: { abortSignal: AbortSignal }): Promise<unknown>;
   info(options: { abortSignal: AbortSignal }): Promise<{ ID: string; NCPU: number; MemTotal: number }>;
   version(options: { abortSignal: AbortSignal }): Promise<{ Version: string; ApiVersion: string }>;
 };
@@ -450,49 +422,6 @@ function unlessStatus(...statuses: number[]): (error: unknown) => void {
     const status = error instanceof EngineError ? statusOf(error) : undefined;
     if (status === undefined || !statuses.includes(status)) throw error;
   };
-}
-
-/** Reads Docker's error answer. Docker has no error codes beyond the status, so some kinds are told by their text. */
-function apiError(statusCode: number, cause: Error): EngineError {
-  // dockerode wraps the message: "(HTTP code 404) no such container - No such image: x ".
-  const message = /^\(HTTP code \d+\) .*? - ([^]*)$/.exec(cause.message)?.[1]?.trim() || cause.message;
-  if (/port is already allocated|address already in use|failed to bind (host )?port/.test(message)) {
-    const port = /(?:Bind for|listen \w+|bind (?:host )?port) \S*?:(\d+)\b/.exec(message)?.[1];
-    return new EngineError("port_in_use", message, { cause, ...(port !== undefined && { port: Number(port) }) });
-  }
-  if (/^Pool overlaps|invalid pool request: Pool overlaps/.test(message)) {
-    return new EngineError("pool_overlap", message, { cause });
-  }
-  if (statusCode === 404 && /^no such image/i.test(message))
-    return new EngineError("image_not_found", message, { cause });
-  const code: EngineErrorCode =
-    statusCode === 404
-      ? "not_found"
-      : statusCode === 409 || /has active endpoints/.test(message)
-        ? "conflict"
-        : statusCode === 401 || statusCode === 403
-          ? "denied"
-          : statusCode === 400
-            ? "bad_request"
-            : "other";
-  return new EngineError(code, message, { cause });
-}
-
-/** Tells the kinds of failed pulls apart; Docker passes on what the registry or the Go network library said. */
-function pullError(error: EngineError): EngineError {
-  if (["timeout", "aborted", "unavailable"].includes(error.code)) return error;
-  const { message } = error;
-  const is = (code: EngineErrorCode) => new EngineError(code, message, { cause: error });
-  if (/denied|unauthorized|authentication required|no basic auth/i.test(message)) return is("denied");
-  if (/not found|unknown: |no such image|does not exist/i.test(message)) return is("image_not_found");
-  if (
-    /dial |lookup |refused|timeout|deadline|canceled|unreachable|no route|EOF|x509|tls: |HTTP response to HTTPS|reset by peer|50[234]/i.test(
-      message,
-    )
-  ) {
-    return is("unreachable_registry");
-  }
-  return error;
 }
 
 /** An image's name as part of an API path; dockerode puts it there as it is. */

@@ -1,8 +1,8 @@
 /**
  * @module The executor: makes one node's Docker Engine run what the master assigned to the node, and says what runs.
  *
- * Owns the loop (look at Docker, converge, act, report), the connection to the Engine, the fencing of assignments, and what is
- * remembered of each allocation. `converge.ts` decides, `executor_worker.ts` carries out. Level, not edge: Docker's events only
+ * Owns the loop (look at Docker, converge, act, report), the fencing of assignments, and what is remembered of each
+ * allocation. `converge.ts` decides, `executor_worker.ts` carries out, `executor_connection.ts` keeps in touch with the Engine. Level, not edge: Docker's events only
  * cause a closer look, and a full look every 30 s makes lost events harmless.
  *
  * What it knows comes from Docker's labels, so a new process takes over where the old one ended. The one thing that Docker
@@ -11,7 +11,7 @@
 import { existsSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { backoffMs, type Clock, sleep, type Timer } from "./clock.ts";
+import { type Clock, sleep, type Timer } from "./clock.ts";
 import {
   type Action,
   afterFailure,
@@ -21,7 +21,9 @@ import {
   type Memory,
   REVIVE_AFTER_MS,
 } from "./converge.ts";
-import { type Engine, EngineError, type EngineEvent } from "./docker.ts";
+import type { Engine } from "./docker.ts";
+import { EngineError } from "./docker_errors.ts";
+import { EngineConnection } from "./executor_connection.ts";
 import { RestartCounts } from "./executor_counts.ts";
 import { Slots } from "./executor_slots.ts";
 import { removeVolumes } from "./executor_volumes.ts";
@@ -55,14 +57,6 @@ export type ExecutorOptions = {
 
 export type Snapshot = { applied?: Order; allocations: AllocationStatus[]; removals_done: string[] };
 
-/** Events can get lost; this is how long that can matter. */
-const LOOK_INTERVAL_MS = 30_000;
-/** Between two looks that something asked for (a lost answer, a broken stream), so that trouble cannot become a busy loop. */
-const LOOK_PAUSE_MS = 200;
-/** Docker is asked again soon: a node that cannot work is worth a request every other second. */
-const PROBE_BACKOFF = { firstMs: 200, capMs: 2_000 };
-/** An Engine that is fine is asked for its identity this often while the node does not belong to a cluster yet. */
-const IDLE_PROBE_MS = 5_000;
 /** `start()` waits this long for the first answer: a process that starts has better to do than wait for Docker. */
 const FIRST_PROBE_MS = 2_000;
 /** `stop()` waits this long for calls that are under way. */
@@ -81,17 +75,13 @@ export class Executor {
   readonly #clock: Clock;
   readonly #log: Log;
 
-  #status: EngineStatus = { state: "unready", reason: "Docker has not been asked yet" };
-  #engineId: string | undefined;
-  /** Aborts when the connection to the Engine is given up; a new one begins with a probe. */
-  #connection = new AbortController();
+  readonly #connection: EngineConnection;
   readonly #stopped = new AbortController();
   #loop: Promise<void> = Promise.resolve();
 
   #owner: Owner | undefined;
   #worker: Worker | undefined;
   #counts: RestartCounts | undefined;
-  #adopted: () => void = () => {};
 
   #assignments: Assignments | undefined;
   #wanted = new Map<string, Wanted>();
@@ -106,8 +96,6 @@ export class Executor {
   readonly #inspectionSlots = new Slots(INSPECTIONS_AT_ONCE);
   /** Containers whose last inspection failed. */
   readonly #unclear = new Set<string>();
-  #wakeLook: () => void = () => {};
-  #lookWanted = false;
 
   #memories = new Map<string, Memory>();
   readonly #jobOf = new Map<string, string>();
@@ -125,12 +113,21 @@ export class Executor {
     this.#clock = options.clock;
     this.#log = options.log;
     this.#newest = { term: options.seenTerm, revision: 0 };
+    this.#connection = new EngineConnection({
+      ...options,
+      onStatus: () => {
+        options.onChange();
+        this.#wake();
+      },
+      look: () => this.#look(),
+      onEvent: (containerId) => this.#inspectSoon(containerId),
+    });
   }
 
   /** Begins to probe the Engine; resolves after the first answer, or 2 s. */
   async start(): Promise<void> {
     const first = Promise.withResolvers<void>();
-    this.#loop = this.#run(first.resolve);
+    this.#loop = this.#connection.run(this.#stopped.signal, first.resolve);
     await Promise.race([first.promise, sleep(this.#clock, FIRST_PROBE_MS, this.#stopped.signal)]);
   }
 
@@ -153,7 +150,7 @@ export class Executor {
     });
     this.#counts = new RestartCounts({ path: join(dataDir, "restarts.json"), clock: this.#clock, log: this.#log });
     this.#memories = this.#counts.load();
-    this.#adopted();
+    this.#connection.follow([`${LABELS.cluster}=${clusterId}`, `${LABELS.node}=${nodeId}`]);
   }
 
   /** Takes in all that the node must run; `stale` if newer assignments were seen before. */
@@ -179,7 +176,7 @@ export class Executor {
   }
 
   engineStatus(): EngineStatus {
-    return this.#status;
+    return this.#connection.status;
   }
 
   /** What runs, as last seen; undefined until Docker was looked at completely once. */
@@ -205,120 +202,17 @@ export class Executor {
       const cluster = labels.get(LABELS.cluster);
       return cluster === undefined ? [] : [{ container_id: id, name, cluster_id: cluster }];
     });
-    return { ...(resources && { resources }), engine: this.#status, foreign };
+    return { ...(resources && { resources }), engine: this.#connection.status, foreign };
   }
 
   /** Ends within a second. Containers keep running, and calls that are under way end by themselves. */
   async stop(): Promise<void> {
     this.#stopped.abort();
-    this.#connection.abort();
     this.#alarm?.cancel();
     this.#counts?.save();
     for (const task of this.#tasks.values()) task.controller.abort();
     const underWay = [this.#loop, ...[...this.#tasks.values()].map(({ done }) => done)];
     await Promise.race([Promise.all(underWay), sleep(this.#clock, STOP_MS)]);
-  }
-
-  // ---- The connection to the Engine ---------------------------------------------------------------------------------
-
-  async #run(onFirstProbe: () => void): Promise<void> {
-    const { signal } = this.#stopped;
-    let failures = 0;
-    while (!signal.aborted) {
-      this.#connection = new AbortController();
-      try {
-        await this.#probe();
-        failures = 0;
-        onFirstProbe();
-        await (this.#owner ? this.#attend(this.#connection) : this.#awaitOwner());
-      } catch (error) {
-        this.#lose(error);
-        onFirstProbe();
-        const delay = backoffMs(++failures, { ...PROBE_BACKOFF, random: this.#options.random });
-        await sleep(this.#clock, delay, signal);
-      }
-    }
-  }
-
-  async #probe(): Promise<void> {
-    const info = await this.#engine.info();
-    this.#engineId ??= info.engineId;
-    if (info.engineId !== this.#engineId) {
-      throw new Error(
-        `another Docker Engine answers on ${this.#engine.host}: its id is ${info.engineId} and was ${this.#engineId}; ` +
-          "bring the old one back, or restart cacophony to use this one",
-      );
-    }
-    this.#setStatus({
-      state: "ready",
-      engine_id: info.engineId,
-      docker_version: info.dockerVersion,
-      api_version: info.apiVersion,
-    });
-  }
-
-  async #awaitOwner(): Promise<void> {
-    const wake = new AbortController();
-    this.#adopted = () => wake.abort();
-    await sleep(this.#clock, IDLE_PROBE_MS, AbortSignal.any([wake.signal, this.#stopped.signal]));
-  }
-
-  /** Follows the Engine until the connection breaks. */
-  async #attend(connection: AbortController): Promise<void> {
-    const { signal } = connection;
-    const owner = this.#owner;
-    if (!owner) return;
-    const watch = this.#engine
-      .watch({
-        labels: [`${LABELS.cluster}=${owner.clusterId}`, `${LABELS.node}=${owner.nodeId}`],
-        signal,
-        onOpen: () => this.#requestLook(),
-        onEvent: (event) => this.#onEvent(event),
-      })
-      .catch((error: unknown) => this.#log.debug("event stream of Docker broke", { error }))
-      .finally(() => connection.abort());
-    try {
-      while (!signal.aborted) {
-        this.#lookWanted = false;
-        await this.#look();
-        await sleep(this.#clock, LOOK_PAUSE_MS, signal);
-        if (!this.#lookWanted) await this.#sleepUntilLook(signal);
-      }
-    } finally {
-      connection.abort();
-    }
-    await watch;
-  }
-
-  async #sleepUntilLook(signal: AbortSignal): Promise<void> {
-    const wake = new AbortController();
-    this.#wakeLook = () => wake.abort();
-    await sleep(this.#clock, LOOK_INTERVAL_MS, AbortSignal.any([signal, wake.signal]));
-  }
-
-  #requestLook(): void {
-    this.#lookWanted = true;
-    this.#wakeLook();
-  }
-
-  #lose(error: unknown): void {
-    if (this.#stopped.signal.aborted) return;
-    const reason = error instanceof Error ? error.message : String(error);
-    this.#setStatus({ state: "unready", reason, ...(this.#engineId !== undefined && { engine_id: this.#engineId }) });
-  }
-
-  #setStatus(status: EngineStatus): void {
-    if (JSON.stringify(status) === JSON.stringify(this.#status)) return;
-    this.#status = status;
-    if (status.state === "ready") this.#log.info("Docker is ready", status);
-    else this.#log.warn("Docker is not ready", { reason: status.reason });
-    this.#options.onChange();
-    this.#wake();
-  }
-
-  /** A call found the Engine gone: everything starts over with a probe. */
-  #noticeTrouble(error: unknown): void {
-    if (error instanceof EngineError && error.code === "unavailable") this.#connection.abort();
   }
 
   // ---- What Docker has ----------------------------------------------------------------------------------------------
@@ -344,15 +238,11 @@ export class Executor {
     this.#wake();
   }
 
-  #onEvent({ containerId }: EngineEvent): void {
-    this.#inspectSoon(containerId);
-  }
-
   #inspectSoon(id: string): void {
     this.#inspect(id).catch((error: unknown) => {
       this.#unclear.add(id);
       this.#log.debug("container could not be inspected", { container_id: id, error });
-      this.#noticeTrouble(error);
+      this.#connection.noticeTrouble(error);
     });
   }
 
@@ -427,7 +317,7 @@ export class Executor {
     this.#statuses = statuses;
     for (const id of this.#jobOf.keys()) if (!memories.has(id)) this.#jobOf.delete(id);
     for (const [id, task] of this.#tasks) if (task.wanted && assigned && !this.#wanted.has(id)) task.controller.abort();
-    if (this.#status.state === "ready") {
+    if (this.#connection.status.state === "ready") {
       for (const action of actions) this.#begin(action);
       if (assigned) this.#tidy();
     }
@@ -504,7 +394,7 @@ export class Executor {
       reason: failure.error,
       error: failure.cause,
     });
-    this.#noticeTrouble(failure.cause);
+    this.#connection.noticeTrouble(failure.cause);
     if (failure.unsure) this.#doubt(id);
     // An Engine that is gone is the node's trouble, not the allocation's.
     if (failure.cause instanceof EngineError && failure.cause.code === "unavailable") return;
@@ -514,7 +404,7 @@ export class Executor {
   /** Nothing more is done for the allocation before Docker was looked at again. */
   #doubt(id: string): void {
     this.#change(id, (memory) => ({ ...memory, unsure: true }));
-    this.#requestLook();
+    this.#connection.requestLook();
   }
 
   #change(id: string, change: (memory: Memory) => Memory): void {
@@ -553,7 +443,7 @@ export class Executor {
       this.#log.info("volumes of a deleted job removed", { job_id: jobId });
     } catch (error) {
       this.#log.warn("volumes of a deleted job could not be removed", { job_id: jobId, error });
-      this.#noticeTrouble(error);
+      this.#connection.noticeTrouble(error);
       await sleep(this.#clock, REMOVAL_RETRY_MS, this.#stopped.signal);
     } finally {
       this.#removalsUnderWay.delete(removalId);

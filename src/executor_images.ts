@@ -5,7 +5,8 @@
  * registry once, not ten times. Knows no allocations.
  */
 import { type Backoff, backoffMs, type Clock } from "./clock.ts";
-import { type Engine, EngineError } from "./docker.ts";
+import type { Engine } from "./docker.ts";
+import { EngineError } from "./docker_errors.ts";
 import { Slots } from "./executor_slots.ts";
 
 /** Two at once: Docker loads three layers of each in parallel, which fills a usual link and two cores with unpacking. */

@@ -5,7 +5,8 @@
  * Owns the choice of subnets: none that another Docker network or a route of the host uses. Docker's own choice ends after
  * about 30 networks.
  */
-import { type Engine, EngineError, type EngineNetwork } from "./docker.ts";
+import type { Engine, EngineNetwork } from "./docker.ts";
+import { EngineError } from "./docker_errors.ts";
 import { Refusal } from "./executor_words.ts";
 import { LABELS } from "./model.ts";
 

@@ -5,7 +5,8 @@
  * Owns whose volume is whose: one made for another job is never mounted nor removed; one without our labels (made by hand, or
  * by compose) is used as it is.
  */
-import { type Engine, EngineError } from "./docker.ts";
+import type { Engine } from "./docker.ts";
+import { EngineError } from "./docker_errors.ts";
 import { volumeName } from "./container_options.ts";
 import { isRefusal, Refusal } from "./executor_words.ts";
 import { LABELS, type ServiceSpec, type VolumeSpec } from "./model.ts";

@@ -1,7 +1,7 @@
 /**
  * @module Why an allocation does not start, in words for the person who reads its `error`. Owns the sentences; decides nothing.
  */
-import { EngineError } from "./docker.ts";
+import { EngineError } from "./docker_errors.ts";
 
 /** Something on this node stands in the way; the message is for people and names it. */
 export class Refusal extends Error {

@@ -8,7 +8,8 @@
 import { type Backoff, backoffMs, type Clock } from "./clock.ts";
 import { containerName, type ContainerContext, containerOptions } from "./container_options.ts";
 import type { Container } from "./converge.ts";
-import { type Engine, EngineError } from "./docker.ts";
+import type { Engine } from "./docker.ts";
+import { EngineError } from "./docker_errors.ts";
 import { Images, PullError } from "./executor_images.ts";
 import { JobNetworks } from "./executor_networks.ts";
 import { Slots } from "./executor_slots.ts";
@@ -89,7 +90,7 @@ export class Worker {
     await this.#starts.run(async () => {
       throwIfAborted(signal);
       at("starting");
-      await this.#start(container.id, wanted);
+      await this.#start(container.id, { wanted, neverRan: container.state === "created" });
     });
   }
 
@@ -141,7 +142,7 @@ export class Worker {
     throwIfAborted(signal);
     const id = await this.#createOrAdopt(containerName(context), { body, allocation });
     throwIfAborted(signal);
-    await this.#start(id, wanted);
+    await this.#start(id, { wanted, neverRan: true });
     return id;
   }
 
@@ -170,15 +171,17 @@ export class Worker {
     }
   }
 
-  async #start(id: string, wanted: Wanted | undefined): Promise<void> {
+  async #start(id: string, { wanted, neverRan }: { wanted: Wanted | undefined; neverRan: boolean }): Promise<void> {
     try {
       await this.#engine.start(id);
     } catch (error) {
+      if (!wanted || !(error instanceof EngineError)) throw error;
       // A container is bound to its network for good: when that was removed by hand, only a new one can start.
-      if (wanted && error instanceof EngineError && error.code === "not_found" && /network/.test(error.message)) {
-        this.networks.forget(wanted.allocation.job_id);
-        await this.#engine.remove(id);
-      }
+      const lostNetwork = error.code === "not_found" && /network/.test(error.message);
+      if (lostNetwork) this.networks.forget(wanted.allocation.job_id);
+      // An Engine that was killed in the middle of a start may hold the id of a container that never ran for taken ("task …
+      // already exists"), for ever. Nothing is in it yet, so a new one takes its place.
+      if (lostNetwork || (neverRan && error.code === "other")) await this.#engine.remove(id);
       throw error;
     }
   }

@@ -3,10 +3,36 @@
  * a warning, refused) and the schema of its value. To treat another key, add or change its row here; what a checked value
  * leads to is in `job_service.ts`. Keys and their types are those of the Compose Specification's JSON schema.
  */
-import { isIp, readDevice, readImage, readWords, Refusal, show } from "./job_grammar.ts";
+import * as v from "valibot";
+import {
+  addresses,
+  build,
+  command,
+  dependsOn,
+  device,
+  envFile,
+  exposedPort,
+  external,
+  extraHosts,
+  gpus,
+  group,
+  healthTest,
+  ipam,
+  memory,
+  namespace,
+  NOT_YET,
+  quoted,
+  reservedDevice,
+  restart,
+  securityOption,
+  ulimit,
+  updates,
+} from "./job_forms.ts";
+import { readImage, Refusal, show } from "./job_grammar.ts";
 import { mountsSchema, portsSchema } from "./job_lists.ts";
 import {
   anything,
+  bareOptions,
   byForm,
   bytes,
   decimal,
@@ -37,111 +63,10 @@ import {
   type Schema,
   type Table,
 } from "./job_schema.ts";
-import * as v from "valibot";
 
-const NOT_YET = "is not supported yet";
 const FILES = `${NOT_YET}, because a job is one document without the files beside it`;
 
-/** Least memory that Docker gives a container (Engine API: HostConfig.Memory). */
-const LEAST_MEMORY = 6 * 1024 * 1024;
-
-const memory: Schema<number> = v.pipe(
-  bytes,
-  v.check(
-    (size) => size === 0 || size >= LEAST_MEMORY,
-    (issue) => `is ${String(issue.input)} bytes; Docker gives a container no less than 6m`,
-  ),
-);
-
-/** A size that compose takes as text only, under `deploy`. */
-function quoted(size: Schema<number>): Schema<number> {
-  return byForm((value) =>
-    typeof value === "string" ? size : reads<number>(() => new Refusal('must be a size in quotes, as "50M"')),
-  );
-}
-
-/** A namespace of the node or of the container's own. */
-function namespace<const T extends string>(names: readonly T[]): Schema<T> {
-  return readsText((value) => {
-    const found = names.find((name) => name === value);
-    if (found !== undefined) return found;
-    const shared = /^(service|container):/.exec(value)?.[1];
-    if (shared === undefined) return new Refusal(`is ${show(value)}; allowed are ${names.filter(Boolean).join(", ")}`);
-    return new Refusal(
-      shared === "service"
-        ? `is ${show(value)}: sharing with another service ${NOT_YET}, since the two may run on different nodes`
-        : `is ${show(value)}: a container that is not part of the job may be on another node; make it a service of this job`,
-    );
-  });
-}
-
-const address: Schema<string> = readsText((value) =>
-  isIp(value) ? value : new Refusal(`is ${show(value)}, which is no IP address`),
-);
-
-/** An empty text is what an unset variable leaves behind; compose takes it for no entry. */
-const addresses: Schema<string[]> = byForm((value) => (value === "" ? meaning<string[]>([]) : oneOrMore(address)));
-
-/** A list of words, or a text that is split into them; `null` is the image's own. */
-const command: Schema<{ words: string[]; operator?: string } | null> = reads((value) => {
-  if (value === null) return null;
-  if (typeof value === "string") return readWords(value);
-  const words = v.safeParse(listOf(text), value);
-  if (words.success) return { words: words.output };
-  const [issue] = words.issues;
-  if (!Array.isArray(value)) return new Refusal("must be a text or a list of texts");
-  return new Refusal(
-    issue.message,
-    (issue.path ?? []).map((item) => item.key as number),
-  );
-});
-
-const restart: Schema<{ name: "no" | "always" | "on-failure" | "unless-stopped"; attempts: number }> = reads(
-  (value) => {
-    // YAML 1.1 writers turn an unquoted `no` into false.
-    const written = value === false ? "no" : value;
-    if (typeof written !== "string") return new Refusal("must be a text: no, always, on-failure or unless-stopped");
-    const [name, attempts, ...more] = written.split(":");
-    if (name !== "no" && name !== "always" && name !== "on-failure" && name !== "unless-stopped") {
-      return new Refusal(`is ${show(written)}; allowed are no, always, on-failure, on-failure:N and unless-stopped`);
-    }
-    if (attempts === undefined) return { name, attempts: 0 };
-    if (name !== "on-failure" || more.length > 0 || !/^[0-9]{1,9}$/.test(attempts)) {
-      return new Refusal(`is ${show(written)}; a number of attempts is written on-failure:3`);
-    }
-    return { name, attempts: Number(attempts) };
-  },
-);
-
 const HOOK = `${NOT_YET}: do it in the image's entrypoint`;
-const extraHosts: Schema<string[]> = byForm((value) =>
-  Array.isArray(value) ? v.pipe(listOf(readsText(readExtraHost), { unique: true }), flattened) : hostMap,
-);
-const hostMap: Schema<string[]> = v.pipe(
-  mapOf(textOrTexts),
-  v.transform((hosts) => hosts.flatMap(([host, ips]) => ips.map((ip) => `${host}:${ip.replace(/^\[(.*)\]$/, "$1")}`))),
-);
-const flattened = v.transform((hosts: string[][]) => hosts.flat().toSorted());
-
-function readExtraHost(entry: string): string[] | Refusal {
-  const separator = entry.indexOf(entry.includes("=") ? "=" : ":");
-  const host = entry.slice(0, Math.max(0, separator));
-  const ips = entry.slice(separator + 1).split(",");
-  if (host === "" || host.includes(":") || ips.includes("")) {
-    return new Refusal(`is ${show(entry)}; write name:address, as db.local:10.0.0.5`);
-  }
-  return ips.map((ip) => `${host}:${ip.replace(/^\[(.*)\]$/, "$1")}`);
-}
-
-const healthTest: Schema<string[]> = reads((value) => {
-  if (typeof value === "string") return ["CMD-SHELL", value];
-  const words = v.safeParse(listOf(text), value);
-  if (!words.success) return new Refusal("must be a text, or a list that starts with CMD, CMD-SHELL or NONE");
-  const [first] = words.output;
-  if (first === undefined || first === "CMD" || first === "CMD-SHELL" || first === "NONE") return words.output;
-  return new Refusal(`is ${show(first)}; a list starts with CMD, CMD-SHELL or NONE`, [0]);
-});
-
 const HEALTHCHECK = {
   test: honoured(healthTest),
   interval: honoured(duration),
@@ -151,31 +76,6 @@ const HEALTHCHECK = {
   retries: honoured(integer({ least: 0 })),
   disable: honoured(flag),
 } satisfies Table;
-
-const count: Schema<number> = byForm((value) => (value === "all" ? meaning(-1) : integer({ least: -1 })));
-const DEVICE_REQUEST = {
-  driver: honoured(text),
-  count: honoured(count),
-  device_ids: honoured(uniqueTexts),
-  capabilities: honoured(uniqueTexts),
-  options: honoured(namesAndTexts),
-} satisfies Table;
-export type DeviceRequestFields = Fields<typeof DEVICE_REQUEST>;
-
-const deviceRequest: Schema<DeviceRequestFields> = v.pipe(
-  fields(DEVICE_REQUEST),
-  v.check(
-    (request) => request.count === undefined || request.device_ids === undefined,
-    "has both count and device_ids; keep one",
-  ),
-);
-const reservedDevice: Schema<DeviceRequestFields> = v.pipe(
-  deviceRequest,
-  v.check((request) => request.capabilities !== undefined, "has no capabilities, which are required here, as [gpu]"),
-);
-const gpus: Schema<DeviceRequestFields[]> = byForm((value) =>
-  value === "all" ? meaning<DeviceRequestFields[]>([{}]) : listOf(deviceRequest),
-);
 
 const replicas = integer({ least: 0, most: 100_000 });
 const cpus = decimal({ least: 0 });
@@ -195,6 +95,7 @@ const reservationsTable = {
   generic_resources: refused(`${NOT_YET}: placement does not know generic resources; leave them out`),
 } satisfies Table;
 
+const PULLING = /^(always|never|build|if_not_present|missing|refresh|daily|weekly|every_([0-9]+[wdhms])+)$/;
 const UPDATES = "is left out: a changed service is replaced replica by replica";
 const RESTART_POLICY = {
   condition: honoured(oneOf(["none", "on-failure", "any", "no", "always", "unless-stopped"])),
@@ -232,8 +133,8 @@ export const DEPLOY_KEYS = {
     "is left out: these labels are for the service, and containers do not get them in compose either",
   ),
   endpoint_mode: warned(text, "is left out, as compose does: a service's name leads to its containers"),
-  update_config: warned(anything, UPDATES),
-  rollback_config: warned(anything, UPDATES),
+  update_config: warned(updates, UPDATES),
+  rollback_config: warned(updates, UPDATES),
 } satisfies Table;
 
 const blkioRate = listOf(fields({ path: honoured(text), rate: honoured(bytes) }));
@@ -248,80 +149,7 @@ const BLKIO = {
   device_write_iops: honoured(blkioRate),
 } satisfies Table;
 
-const LOGGING = { driver: honoured(text), options: honoured(options) } satisfies Table;
-
-const DEVICE = { source: honoured(text), target: honoured(text), permissions: honoured(text) } satisfies Table;
-const device: Schema<{ source: string; target: string; permissions: string }> = byForm((value) =>
-  typeof value === "string"
-    ? readsText(readDevice)
-    : v.pipe(
-        fields(DEVICE),
-        v.check((entry) => Boolean(entry.source), "has no source: name the device's path on the node"),
-        v.transform(({ source = "", target = source, permissions = "rwm" }) => ({ source, target, permissions })),
-      ),
-);
-
-const ULIMIT = { soft: honoured(integer({ least: -1 })), hard: honoured(integer({ least: -1 })) } satisfies Table;
-const ulimit: Schema<{ soft: number; hard: number }> = byForm((value) =>
-  value instanceof Map
-    ? v.pipe(
-        fields(ULIMIT),
-        v.check(({ soft, hard }) => soft !== undefined && hard !== undefined, "needs both soft and hard"),
-        v.transform(({ soft = 0, hard = 0 }) => ({ soft, hard })),
-        v.check(
-          ({ soft, hard }) => hard === -1 || (soft !== -1 && soft <= hard),
-          (issue) => `has a soft limit of ${issue.input.soft}, above its hard limit of ${issue.input.hard}`,
-        ),
-      )
-    : v.pipe(
-        integer({ least: -1 }),
-        v.transform((both) => ({ soft: both, hard: both })),
-      ),
-);
-
-const dependency = fields({
-  condition: honoured(oneOf(["service_started", "service_healthy", "service_completed_successfully"])),
-  restart: honoured(flag),
-  required: honoured(flag),
-});
-const dependsOn: Schema<{ service: string; required: boolean }[]> = byForm((value) =>
-  Array.isArray(value)
-    ? v.pipe(
-        uniqueTexts,
-        v.transform((names) => names.map((service) => ({ service, required: true }))),
-      )
-    : v.pipe(
-        mapOf(
-          v.pipe(
-            dependency,
-            v.check(
-              (entry) => entry.condition !== undefined,
-              "has no condition, which is required here, as service_started",
-            ),
-          ),
-        ),
-        v.transform((entries) => entries.map(([service, { required = true }]) => ({ service, required }))),
-      ),
-);
-
-const envFile: Schema<{ required: boolean }> = byForm((value) =>
-  typeof value === "string"
-    ? reads<{ required: boolean }>(() => missingFile(value))
-    : v.pipe(
-        fields({ path: honoured(text), format: honoured(text), required: honoured(flag) }),
-        v.rawTransform(({ dataset, addIssue, NEVER }) => {
-          const { path = "", required = true } = dataset.value;
-          if (!required) return { required };
-          addIssue({ message: missingFile(path).message });
-          return NEVER;
-        }),
-      ),
-);
-function missingFile(path: string): Refusal {
-  return new Refusal(
-    `names the file ${show(path)}; sending files with a job ${NOT_YET}: write the variables under environment`,
-  );
-}
+const LOGGING = { driver: honoured(text), options: honoured(bareOptions) } satisfies Table;
 
 const SERVICE_NETWORK = {
   aliases: honoured(uniqueTexts),
@@ -352,25 +180,10 @@ const serviceNetworks: Schema<[string, Fields<typeof SERVICE_NETWORK>][]> = byFo
     : mapOf(oneServiceNetwork),
 );
 
-const securityOption: Schema<string> = readsText((value) => {
-  const file = /^seccomp[=:](.*)$/s.exec(value)?.[1];
-  if (file !== undefined && file !== "unconfined" && file !== "builtin" && !file.startsWith("{")) {
-    return new Refusal(
-      `names the seccomp profile ${show(file)}; sending files with a job ${NOT_YET}: use unconfined or builtin`,
-    );
-  }
-  if (value === "no-new-privileges" || /[=:]/.test(value)) return value;
-  return new Refusal(`is ${show(value)}; write name=value, as no-new-privileges:true`);
-});
-
-const exposedPort: Schema<string> = reads((value) => {
-  const written = typeof value === "bigint" ? String(value) : value;
-  if (typeof written === "string" && /^[0-9]{1,5}(-[0-9]{1,5})?(\/(tcp|udp|sctp))?$/i.test(written))
-    return written.toLowerCase();
-  return new Refusal("must be a port of the container, as 8080 or 53/udp");
-});
-
-const PULLING = /^(always|never|build|if_not_present|missing|refresh|daily|weekly|every_([0-9]+[wdhms])+)$/;
+/** A mapping that may be named and nothing more (`data:`): all defaults. */
+function definition<T extends Table>(table: T): Schema<Fields<T>> {
+  return byForm((value) => (value === null ? meaning({} as Fields<T>) : fields(table)));
+}
 
 /** What a service may say. */
 export const SERVICE_KEYS = {
@@ -392,7 +205,7 @@ export const SERVICE_KEYS = {
   stop_grace_period: honoured(duration),
   stop_signal: honoured(textMatching(/^(SIG)?[A-Z0-9+-]+$|^$/i, "write a signal, as SIGTERM or 15")),
   scale: honoured(replicas),
-  deploy: section(DEPLOY_KEYS),
+  deploy: { ...section(DEPLOY_KEYS), schema: definition(DEPLOY_KEYS) },
   mem_limit: honoured(memory),
   mem_reservation: honoured(bytes),
   memswap_limit: honoured(byForm((value) => (value === -1n || value === "-1" ? meaning(-1) : bytes))),
@@ -422,16 +235,7 @@ export const SERVICE_KEYS = {
   expose: honoured(listOf(exposedPort, { unique: true })),
   extra_hosts: honoured(extraHosts),
   gpus: limited(gpus, "asked of Docker where the container is placed; placement does not look for devices"),
-  group_add: honoured(
-    listOf(
-      reads((value) =>
-        typeof value === "string" || typeof value === "bigint"
-          ? String(value)
-          : new Refusal("must be a group's name or number"),
-      ),
-      { unique: true },
-    ),
-  ),
+  group_add: honoured(listOf(group, { unique: true })),
   healthcheck: section(HEALTHCHECK),
   init: honoured(flag),
   ipc: honoured(namespace(["host", "private", "shareable", "none", ""])),
@@ -449,7 +253,7 @@ export const SERVICE_KEYS = {
   oom_kill_disable: honoured(flag),
   oom_score_adj: honoured(integer({ least: -1000, most: 1000 })),
   pid: honoured(byForm((value) => (value === null ? meaning<"host" | "">("") : namespace(["host", ""])))),
-  platform: limited(text, "pulled and created as this platform; placement does not look at a node's own"),
+  platform: warned(text, "is left out: an image is pulled for the platform of the node that runs it"),
   privileged: honoured(flag),
   profiles: limited(uniqueTexts, "a service with profiles is not run: no profile can be chosen yet"),
   pull_policy: limited(
@@ -473,7 +277,7 @@ export const SERVICE_KEYS = {
   uts: honoured(namespace(["host", ""])),
 
   attach: warned(flag, "is left out: nothing is attached to containers here"),
-  build: limited(anything, "an image is needed as well, which is run as it is: nothing is built"),
+  build: limited(build, "an image is needed as well, which is run as it is: nothing is built"),
   container_name: warned(
     textMatching(/^[a-zA-Z0-9][a-zA-Z0-9_.-]+$/, "a container's name is letters, digits, '_', '.' and '-'"),
     "is left out: containers are named after job, service and slot; the name leads to the service as a further alias",
@@ -482,7 +286,7 @@ export const SERVICE_KEYS = {
     dependsOn,
     "is left out: services start in no particular order, so let each wait for what it needs",
   ),
-  develop: warned(anything, "is left out: there is no watch mode here"),
+  develop: warned(definition({ watch: honoured(listOf(anything)) }), "is left out: there is no watch mode here"),
   env_file: limited(oneOrMore(envFile), "only with required: false, and then it is taken for absent"),
   pull_refresh_after: warned(text, "is left out: an image is pulled where it is absent"),
 
@@ -504,30 +308,14 @@ export const SERVICE_KEYS = {
 } satisfies Table;
 export type ServiceFields = Fields<typeof SERVICE_KEYS>;
 
-const external: Schema<boolean> = byForm((value) =>
-  value instanceof Map
-    ? v.pipe(
-        fields({ name: honoured(text) }),
-        v.transform(() => true),
-      )
-    : flag,
-);
 const VOLUME = {
   name: honoured(textMatching(/^[a-zA-Z0-9][a-zA-Z0-9_.-]*$/, "a volume's name is letters, digits, '_', '.' and '-'")),
   driver: limited(text, "the node must have the driver"),
   driver_opts: honoured(options),
-  external: limited(
-    external,
-    "a volume of that name is taken on the node where the service runs, and made there if it is missing",
-  ),
+  external: limited(external, "must exist on the node; placement does not look for it"),
   labels: honoured(namesAndTexts),
 } satisfies Table;
 export type VolumeFields = Fields<typeof VOLUME>;
-
-/** A definition that is named and nothing more (`data:`) is one with all defaults. */
-function definition<T extends Table>(table: T): Schema<Fields<T>> {
-  return byForm((value) => (value === null ? meaning({} as Fields<T>) : fields(table)));
-}
 
 const volume: Schema<VolumeFields> = v.pipe(
   definition(VOLUME),
@@ -541,7 +329,7 @@ const NETWORK = {
   name: honoured(text),
   driver: honoured(text),
   driver_opts: honoured(options),
-  ipam: honoured(anything),
+  ipam: honoured(ipam),
   external: honoured(external),
   internal: honoured(flag),
   attachable: honoured(flag),

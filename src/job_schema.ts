@@ -353,7 +353,14 @@ export const namesAndTexts: Schema<[string, string][]> = v.pipe(
 );
 
 /** A mapping from names to texts or numbers, as drivers take for options. */
-export const options: Schema<[string, string][]> = v.pipe(
-  mapOf(scalarText),
-  v.transform((entries) => entries.map(([name, value]): [string, string] => [name, value ?? ""])),
+export const options: Schema<[string, string][]> = mapOf(reads(readOption));
+
+/** As `options`, where an option may stand without a value. */
+export const bareOptions: Schema<[string, string][]> = mapOf(
+  reads((value) => (value === null ? "" : readOption(value))),
 );
+
+function readOption(value: unknown): string | Refusal {
+  if (typeof value === "string" || typeof value === "bigint" || typeof value === "number") return writeScalar(value);
+  return new Refusal(`must be a text or a number, not ${kindOf(value)}`);
+}

@@ -4,7 +4,8 @@
  * volumes and networks), and where compose and Cacophony differ in effect.
  */
 import { show } from "./job_grammar.ts";
-import type { DeviceRequestFields, NetworkFields, ServiceFields, VolumeFields } from "./job_keys.ts";
+import type { DeviceRequestFields } from "./job_forms.ts";
+import type { NetworkFields, ServiceFields, VolumeFields } from "./job_keys.ts";
 import { portSpecs, type ParsedMount } from "./job_lists.ts";
 import type { Path } from "./job_yaml.ts";
 import type {
@@ -51,6 +52,10 @@ export function buildService(service: ServiceFields, around: Surroundings): Serv
   const { report } = around;
   checkImage(service, report);
   checkScale(service, report);
+  const { pull_policy: policy } = service;
+  if (policy !== undefined && policy !== "missing" && policy !== "if_not_present") {
+    report.warn(["pull_policy"], `is left out: an image is pulled where it is absent`);
+  }
   const words = (key: "command" | "entrypoint") => {
     const command = service[key];
     if (!command) return {};
@@ -199,7 +204,9 @@ function namedVolume(
     );
     return undefined;
   }
-  const { name, driver, driver_opts = [], labels: own = [], external = false } = definition;
+  const { driver, driver_opts = [], labels: own = [], external: outside = false } = definition;
+  const external = outside !== false;
+  const name = definition.name ?? (typeof outside === "object" ? outside.name : undefined);
   return { key, ...present({ name, driver }), external, driver_opts, labels: own };
 }
 

@@ -49,7 +49,8 @@ export function parseJob(
   { jobId, env }: { jobId: string; env: ReadonlyMap<string, string> },
 ): ParseResult {
   const text = decode(body);
-  if (typeof text !== "string") return { ok: false, code: text.code, details: [{ path: "", message: text.message }] };
+  if (typeof text !== "string")
+    return { ok: false, code: text.code, details: [{ path: "", message: `the document ${text.message}` }] };
   const yaml = readYaml(text);
   if (yaml.state !== "parsed") {
     const code = yaml.state === "unparseable" ? "unparseable" : "invalid_document";
@@ -68,13 +69,13 @@ export function parseJob(
 
 function decode(body: Uint8Array | string): string | { code: "unparseable" | "invalid_document"; message: string } {
   if (body.length > MAX_DOCUMENT_BYTES) {
-    return { code: "invalid_document", message: `the document is over ${MAX_DOCUMENT_BYTES} bytes long` };
+    return { code: "invalid_document", message: `is over ${MAX_DOCUMENT_BYTES} bytes long` };
   }
   if (typeof body === "string") return body.replace(/^\uFEFF/, "");
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(body);
   } catch {
-    return { code: "unparseable", message: "the document is not UTF-8: save it in that encoding" };
+    return { code: "unparseable", message: "is not UTF-8: save it in that encoding" };
   }
 }
 
@@ -123,7 +124,6 @@ class Reading {
     const checked = new Map<string, ServiceFields>();
     for (const [name, { value }] of services.entries) {
       const path = ["services", name];
-      if (name.startsWith("x-") && value.kind !== "map") continue;
       if (!/^[a-zA-Z0-9._-]+$/.test(name)) {
         this.#fault(path, "is no name for a service: use letters, digits, '.', '_' and '-'", { key: true });
       }
@@ -173,7 +173,13 @@ class Reading {
     for (const [name, service] of services) {
       const path = ["services", name];
       const known = (other: string, at: Path, required = true): boolean => {
-        if (services.has(other) || !required) return services.has(other);
+        if (services.has(other)) {
+          if (required && runs(service) && !runs(services.get(other))) {
+            this.#fault(at, `names the service ${show(other)}, which has profiles and so does not run`);
+          }
+          return true;
+        }
+        if (!required) return false;
         const near = nearest(other, [...services.keys()].slice(0, MAX_CANDIDATES));
         this.#fault(
           at,
@@ -266,7 +272,7 @@ class Reading {
         break;
       }
       const spec = buildService(service, { ...definitions, linkedAs: names.get(service_name) ?? [], report });
-      if (service.profiles && service.profiles.length > 0) {
+      if (!runs(service)) {
         this.#warn([...path, "profiles"], "keeps the service from running, as compose does where no profile is chosen");
         continue;
       }
@@ -284,6 +290,11 @@ class Reading {
   #warn(path: Path, message: string): void {
     this.warnings.push({ path, message, at: locate(this.#root, path, { key: true }) });
   }
+}
+
+/** A service with profiles runs where one is chosen, and none can be. */
+function runs(service: ServiceFields | undefined): boolean {
+  return (service?.profiles ?? []).length === 0;
 }
 
 /** Whether a value asks for nothing, so that leaving it out loses nothing. */
@@ -405,6 +416,8 @@ function print(tree: Tree): string {
   return Number.isInteger(value) ? value.toExponential() : String(value);
 }
 
+/** JSON's text, with what YAML does not allow as it is escaped as well. */
 function quote(text: string): string {
-  return JSON.stringify(text).replaceAll("\x7f", "\\u007f");
+  const escape = (char: string) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return JSON.stringify(text).replaceAll(/[\x7f-\x84\x86-\x9f\ufffe\uffff]/g, escape);
 }

@@ -45,19 +45,22 @@ export const MAX_TEXT_LENGTH = 128 * 1024;
 export const MAX_ALIASES = 10_000;
 /** Values in the document once aliases stand for their contents: what a full 1 MiB of short values comes to. */
 export const MAX_NODES = 300_000;
-/** Pieces of the text that are not yet values: more cannot be a job and would hold up the node for seconds. */
-const MAX_TOKENS = 1_200_000;
-
+/** Lexemes. Real documents have one for each four characters, so 1 MiB of them stays well below; garbage would take seconds. */
+const MAX_TOKENS = 700_000;
+/** UTF-16 units of one value as it is written, with its escapes and indentation: a value that long is refused unread. */
+const MAX_LEXEME_LENGTH = 2 * MAX_TEXT_LENGTH;
+/** YAML 1.2 section 5.1: printable characters, tab and line breaks. */
+const NOT_YAML = /[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/u;
 /** Lines such as `%YAML 1.2` before a document. */
 const MAX_DIRECTIVES = 16;
 const TOO_DEEP = `is nested more than ${MAX_DEPTH} levels deep`;
 
 /** Reads one YAML (or JSON) document; see YamlResult. Never throws. */
 export function readYaml(text: string): YamlResult {
-  const control = /[\0-\x08\x0b\x0c\x0e-\x1f\x7f]/.exec(text);
+  const control = NOT_YAML.exec(text);
   if (control) {
-    const code = control[0].charCodeAt(0).toString(16).padStart(2, "0");
-    const message = `has the control character 0x${code}, which YAML does not allow`;
+    const code = (control[0].codePointAt(0) ?? 0).toString(16).padStart(4, "0").toUpperCase();
+    const message = `has the character U+${code}, which YAML does not allow`;
     return { state: "unparseable", faults: [{ path: [], message, at: control.index }] };
   }
   const documents = compose(text);
@@ -152,6 +155,9 @@ function compose(text: string): Document.Parsed[] | Exclude<YamlResult, { state:
   let offset = 0;
   try {
     for (const lexeme of new Lexer().lex(text)) {
+      if (lexeme.length > MAX_LEXEME_LENGTH) {
+        return refused(`has a text of ${lexeme.length} characters; at most ${MAX_TEXT_LENGTH} are taken`, offset);
+      }
       for (const token of parser.next(lexeme)) {
         if (token.type === "directive" && ++directives > MAX_DIRECTIVES)
           return refused("has too many % lines", token.offset);

@@ -150,7 +150,7 @@ describe("Executor", () => {
     const node = new Node();
     void node.executor.start();
     await node.clock.advance(60_000);
-    expect([...node.engine.calls.keys()]).toEqual(["info"]);
+    expect([...node.engine.calls.keys()]).toEqual(["info", "ping"]);
     expect(node.executor.engineStatus()).toMatchObject({ state: "ready", engine_id: "ENGINE" });
     expect(node.executor.snapshot()).toBeUndefined();
   });
@@ -349,6 +349,18 @@ describe("Executor", () => {
     node.engine.comeUp();
     await node.until(() => node.isSettled(names(3)), 10_000);
     expect(node.engine.calls.get("create")).toBe(creates as number);
+  });
+
+  test("notices an Engine that hangs, and that it goes on", async () => {
+    const node = await new Node().start();
+    node.assign(ids(["a"]));
+    await node.until(() => node.isSettled(["a"]));
+    node.engine.freeze();
+    await node.until(() => node.executor.engineStatus().state === "unready", 21_000);
+    expect(node.executor.engineStatus()).toHaveProperty("reason", expect.stringContaining("did not answer"));
+    expect(node.states()).toEqual({ a: "running" });
+    node.engine.faults.loseRequest = 0;
+    await node.until(() => node.executor.engineStatus().state === "ready", 20_000);
   });
 
   test("takes no work from another Engine that answers in the place of the old one", async () => {

@@ -5,16 +5,16 @@
 import { type Clock, sleep } from "../src/clock.ts";
 import type { CreateBody } from "../src/container_options.ts";
 import type { Container } from "../src/converge.ts";
-import {
-  type ContainerUsage,
-  type Engine,
-  EngineError,
-  type EngineInfo,
-  type EngineNetwork,
-  type EngineVolume,
-  type NewVolume,
-  type WatchOptions,
+import type {
+  ContainerUsage,
+  Engine,
+  EngineInfo,
+  EngineNetwork,
+  EngineVolume,
+  NewVolume,
+  WatchOptions,
 } from "../src/docker.ts";
+import { EngineError } from "../src/docker_errors.ts";
 import { LABELS, type PublishedPort } from "../src/model.ts";
 
 /** How the Engine misbehaves: chances from 0 to 1 for each call or event. */
@@ -102,6 +102,11 @@ export class FakeEngine implements Engine {
     );
   }
 
+  /** Nothing is answered any more; whoever asks hears of a timeout. */
+  freeze(): void {
+    this.faults.loseRequest = 1;
+  }
+
   /** dockerd dies, by default with its containers; nothing answers until `comeUp`. */
   goDown({ containersSurvive = false } = {}): void {
     this.#up = false;
@@ -158,6 +163,10 @@ export class FakeEngine implements Engine {
       cpus: 2,
       memoryBytes: 8 * 2 ** 30,
     }));
+  }
+
+  ping(): Promise<void> {
+    return this.#call("ping", () => {});
   }
 
   list(): Promise<Container[]> {

@@ -1,0 +1,185 @@
+/**
+ * @module The executor's line to its Docker Engine: probes until it answers, then follows its events, asks now and then whether
+ * it still answers, and says when it is time for a full look.
+ *
+ * Owns the Engine's status, with a reason in plain words while it is not ready, and every wait for the Engine to come back.
+ * Knows no containers. A line that broke begins anew with a probe, so another Engine in the place of the first is noticed.
+ */
+import { backoffMs, type Clock, sleep } from "./clock.ts";
+import type { Engine } from "./docker.ts";
+import { EngineError } from "./docker_errors.ts";
+import type { Log } from "./log.ts";
+import type { EngineStatus } from "./model.ts";
+
+/** Events can get lost; this is how long that can matter. */
+const LOOK_INTERVAL_MS = 30_000;
+/** Between two looks that something asked for (a lost answer, a broken stream), so that trouble cannot become a busy loop. */
+const LOOK_PAUSE_MS = 200;
+/** A dockerd that hangs keeps its connections open; only a question finds that out. */
+const PING_INTERVAL_MS = 5_000;
+/** Docker is asked again soon: a node that cannot work is worth a request every other second. */
+const PROBE_BACKOFF = { firstMs: 200, capMs: 2_000 };
+/** A line that broke sooner than this counts as one more failure: where no event stream stands, looks come by backoff. */
+const SOUND_MS = 5_000;
+
+export type ConnectionOptions = {
+  engine: Engine;
+  clock: Clock;
+  random: () => number;
+  log: Log;
+  onStatus: () => void;
+  /** Takes in all that Docker has; throws if that cannot be read. */
+  look: () => Promise<void>;
+  onEvent: (containerId: string) => void;
+};
+
+export class EngineConnection {
+  readonly #options: ConnectionOptions;
+  #status: EngineStatus = { state: "unready", reason: "Docker has not been asked yet" };
+  #engineId: string | undefined;
+  /** What to follow; undefined while the node belongs to no cluster. */
+  #labels: string[] | undefined;
+  /** Aborts when the present line is given up. */
+  #line = new AbortController();
+  #isLookWanted = false;
+  /** Ends the present wait for something to do. */
+  #wake: () => void = () => {};
+
+  constructor(options: ConnectionOptions) {
+    this.#options = options;
+  }
+
+  get status(): EngineStatus {
+    return this.#status;
+  }
+
+  /** Keeps up the line until `signal` aborts; calls `onAnswer` after the first probe, however it ended. */
+  async run(signal: AbortSignal, onAnswer: () => void): Promise<void> {
+    const { clock, random } = this.#options;
+    let failures = 0;
+    while (!signal.aborted) {
+      const begin = clock.now();
+      const line = new AbortController();
+      const giveUp = () => line.abort();
+      signal.addEventListener("abort", giveUp, { once: true });
+      this.#line = line;
+      try {
+        await this.#probe();
+        onAnswer();
+        await this.#attend(line);
+      } catch (error) {
+        if (!signal.aborted) this.#lose(error);
+        onAnswer();
+      } finally {
+        line.abort();
+        signal.removeEventListener("abort", giveUp);
+      }
+      failures = clock.now() - begin < SOUND_MS || this.#status.state === "unready" ? failures + 1 : 0;
+      if (failures > 0) await sleep(clock, backoffMs(failures, { ...PROBE_BACKOFF, random }), signal);
+    }
+  }
+
+  /** From here on the Engine is looked at, and events of containers with these labels (`key=value`) are passed on. */
+  follow(labels: string[]): void {
+    this.#labels = labels;
+    this.#wake();
+  }
+
+  /** Asks for a full look soon. */
+  requestLook(): void {
+    this.#isLookWanted = true;
+    this.#wake();
+  }
+
+  /** Takes note of an error of any call: if the Engine is gone, everything starts over with a probe. */
+  noticeTrouble(error: unknown): void {
+    if (error instanceof EngineError && error.code === "unavailable") this.#line.abort();
+  }
+
+  async #probe(): Promise<void> {
+    const { engine } = this.#options;
+    const info = await engine.info();
+    this.#engineId ??= info.engineId;
+    if (info.engineId !== this.#engineId) {
+      throw new Error(
+        `another Docker Engine answers on ${engine.host}: its id is ${info.engineId} and was ${this.#engineId}; ` +
+          "bring the old one back, or restart cacophony to use this one",
+      );
+    }
+    this.#setStatus({
+      state: "ready",
+      engine_id: info.engineId,
+      docker_version: info.dockerVersion,
+      api_version: info.apiVersion,
+    });
+  }
+
+  /** Stays with the Engine until the line breaks. */
+  async #attend(line: AbortController): Promise<void> {
+    const { signal } = line;
+    void this.#keepAsking(line);
+    while (!this.#labels && !signal.aborted) await this.#wait(LOOK_INTERVAL_MS, signal);
+    if (this.#labels) void this.#watch(this.#labels, line);
+    while (!signal.aborted) {
+      this.#isLookWanted = false;
+      await this.#options.look();
+      await sleep(this.#options.clock, LOOK_PAUSE_MS, signal);
+      if (!this.#isLookWanted) await this.#wait(LOOK_INTERVAL_MS, signal);
+    }
+  }
+
+  async #watch(labels: string[], line: AbortController): Promise<void> {
+    const { engine, log, onEvent } = this.#options;
+    try {
+      await engine.watch({
+        labels,
+        signal: line.signal,
+        // What happened before the stream stood is seen by a look after.
+        onOpen: () => this.requestLook(),
+        onEvent: ({ containerId }) => onEvent(containerId),
+      });
+    } catch (error) {
+      if (!line.signal.aborted) log.debug("event stream of Docker broke", { error });
+    } finally {
+      line.abort();
+    }
+  }
+
+  async #keepAsking(line: AbortController): Promise<void> {
+    const { clock, engine } = this.#options;
+    while (!line.signal.aborted) {
+      await sleep(clock, PING_INTERVAL_MS, line.signal);
+      if (line.signal.aborted) return;
+      try {
+        await engine.ping();
+      } catch (error) {
+        // An answer about a line that was given up in the meantime says nothing about the present one.
+        if (line.signal.aborted) return;
+        this.#lose(error);
+        line.abort();
+      }
+    }
+  }
+
+  async #wait(limitMs: number, signal: AbortSignal): Promise<void> {
+    const wake = new AbortController();
+    this.#wake = () => wake.abort();
+    signal.addEventListener("abort", this.#wake, { once: true });
+    if (signal.aborted) return;
+    await sleep(this.#options.clock, limitMs, wake.signal);
+    signal.removeEventListener("abort", this.#wake);
+  }
+
+  #lose(error: unknown): void {
+    const reason = error instanceof Error ? error.message : String(error);
+    this.#setStatus({ state: "unready", reason, ...(this.#engineId !== undefined && { engine_id: this.#engineId }) });
+  }
+
+  #setStatus(status: EngineStatus): void {
+    if (JSON.stringify(status) === JSON.stringify(this.#status)) return;
+    this.#status = status;
+    if (status.state === "ready") this.#options.log.info("Docker is ready", status);
+    else this.#options.log.warn("Docker is not ready", { reason: status.reason });
+    this.#options.onStatus();
+  }
+}

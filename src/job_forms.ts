@@ -1,0 +1,325 @@
+/**
+ * @module Schemas for values of a compose service that have a form of their own: a command that is a text or a list, a size
+ * with a least, a namespace, devices, hosts, dependencies. `job_keys.ts` says which key takes which.
+ */
+import * as v from "valibot";
+import { isIp, readDevice, readWords, Refusal, show } from "./job_grammar.ts";
+import {
+  anything,
+  byForm,
+  bytes,
+  decimal,
+  duration,
+  fields,
+  flag,
+  honoured,
+  integer,
+  listOf,
+  mapOf,
+  meaning,
+  namesAndTexts,
+  oneOf,
+  oneOrMore,
+  reads,
+  readsText,
+  text,
+  textOrTexts,
+  uniqueTexts,
+  type Fields,
+  type Schema,
+  type Table,
+} from "./job_schema.ts";
+
+/** What a key that is not supported says of itself. */
+export const NOT_YET = "is not supported yet";
+
+/** Least memory that Docker gives a container (Engine API: HostConfig.Memory). */
+const LEAST_MEMORY = 6 * 1024 * 1024;
+
+export const memory: Schema<number> = v.pipe(
+  bytes,
+  v.check(
+    (size) => size === 0 || size >= LEAST_MEMORY,
+    (issue) => `is ${String(issue.input)} bytes; Docker gives a container no less than 6m`,
+  ),
+);
+
+/** A size that compose takes as text only, under `deploy`. */
+export function quoted(size: Schema<number>): Schema<number> {
+  return byForm((value) =>
+    typeof value === "string" ? size : reads<number>(() => new Refusal('must be a size in quotes, as "50M"')),
+  );
+}
+
+/** A namespace of the node or of the container's own. */
+export function namespace<const T extends string>(names: readonly T[]): Schema<T> {
+  return readsText((value) => {
+    const found = names.find((name) => name === value);
+    if (found !== undefined) return found;
+    const shared = /^(service|container):/.exec(value)?.[1];
+    if (shared === undefined) return new Refusal(`is ${show(value)}; allowed are ${names.filter(Boolean).join(", ")}`);
+    return new Refusal(
+      shared === "service"
+        ? `is ${show(value)}: sharing with another service ${NOT_YET}, since the two may run on different nodes`
+        : `is ${show(value)}: a container that is not part of the job may be on another node; make it a service of this job`,
+    );
+  });
+}
+
+const address: Schema<string> = readsText((value) =>
+  isIp(value) ? value : new Refusal(`is ${show(value)}, which is no IP address`),
+);
+
+/** An empty text is what an unset variable leaves behind; compose takes it for no entry. */
+export const addresses: Schema<string[]> = byForm((value) =>
+  value === "" ? meaning<string[]>([]) : oneOrMore(address),
+);
+
+/** A list of words, or a text that is split into them; `null` is the image's own. */
+export const command: Schema<{ words: string[]; operator?: string } | null> = reads((value) => {
+  if (value === null) return null;
+  if (typeof value === "string") return readWords(value);
+  const words = v.safeParse(listOf(text), value);
+  if (words.success) return { words: words.output };
+  const [issue] = words.issues;
+  if (!Array.isArray(value)) return new Refusal("must be a text or a list of texts");
+  return new Refusal(
+    issue.message,
+    (issue.path ?? []).map((item) => item.key as number),
+  );
+});
+
+export const restart: Schema<{ name: "" | "no" | "always" | "on-failure" | "unless-stopped"; attempts: number }> =
+  reads((value) => {
+    // YAML 1.1 writers turn an unquoted `no` into false.
+    const written = value === false ? "no" : value;
+    if (typeof written !== "string") return new Refusal("must be a text: no, always, on-failure or unless-stopped");
+    if (written === "") return { name: "", attempts: 0 };
+    const [name, attempts, ...more] = written.split(":");
+    if (name !== "no" && name !== "always" && name !== "on-failure" && name !== "unless-stopped") {
+      return new Refusal(`is ${show(written)}; allowed are no, always, on-failure, on-failure:N and unless-stopped`);
+    }
+    if (attempts === undefined) return { name, attempts: 0 };
+    if (name !== "on-failure" || more.length > 0 || !/^[0-9]{1,9}$/.test(attempts)) {
+      return new Refusal(`is ${show(written)}; a number of attempts is written on-failure:3`);
+    }
+    return { name, attempts: Number(attempts) };
+  });
+
+export const extraHosts: Schema<string[]> = byForm((value) =>
+  Array.isArray(value) ? v.pipe(listOf(readsText(readExtraHost), { unique: true }), flattened) : hostMap,
+);
+const hostMap: Schema<string[]> = v.pipe(
+  mapOf(textOrTexts),
+  v.transform((hosts) => hosts.flatMap(([host, ips]) => ips.map((ip) => `${host}:${ip.replace(/^\[(.*)\]$/, "$1")}`))),
+);
+const flattened = v.transform((hosts: string[][]) => hosts.flat().toSorted());
+
+function readExtraHost(entry: string): string[] | Refusal {
+  const separator = entry.indexOf(entry.includes("=") ? "=" : ":");
+  const host = entry.slice(0, Math.max(0, separator));
+  const ips = entry.slice(separator + 1).split(",");
+  if (host === "" || host.includes(":") || ips.includes("")) {
+    return new Refusal(`is ${show(entry)}; write name:address, as db.local:10.0.0.5`);
+  }
+  return ips.map((ip) => `${host}:${ip.replace(/^\[(.*)\]$/, "$1")}`);
+}
+
+export const healthTest: Schema<string[]> = reads((value) => {
+  if (typeof value === "string") return ["CMD-SHELL", value];
+  const words = v.safeParse(listOf(text), value);
+  if (!words.success) return new Refusal("must be a text, or a list that starts with CMD, CMD-SHELL or NONE");
+  const [first] = words.output;
+  if (first === undefined || first === "CMD" || first === "CMD-SHELL" || first === "NONE") return words.output;
+  return new Refusal(`is ${show(first)}; a list starts with CMD, CMD-SHELL or NONE`, [0]);
+});
+
+const count: Schema<number> = byForm((value) => (value === "all" ? meaning(-1) : integer({ least: -1 })));
+const DEVICE_REQUEST = {
+  driver: honoured(text),
+  count: honoured(count),
+  device_ids: honoured(uniqueTexts),
+  capabilities: honoured(uniqueTexts),
+  options: honoured(namesAndTexts),
+} satisfies Table;
+export type DeviceRequestFields = Fields<typeof DEVICE_REQUEST>;
+
+const deviceRequest: Schema<DeviceRequestFields> = v.pipe(
+  fields(DEVICE_REQUEST),
+  v.check(
+    (request) => request.count === undefined || request.device_ids === undefined,
+    "has both count and device_ids; keep one",
+  ),
+);
+export const reservedDevice: Schema<DeviceRequestFields> = v.pipe(
+  deviceRequest,
+  v.check((request) => request.capabilities !== undefined, "has no capabilities, which are required here, as [gpu]"),
+);
+export const gpus: Schema<DeviceRequestFields[]> = byForm((value) =>
+  value === "all" ? meaning<DeviceRequestFields[]>([{}]) : listOf(deviceRequest),
+);
+
+const DEVICE = { source: honoured(text), target: honoured(text), permissions: honoured(text) } satisfies Table;
+export const device: Schema<{ source: string; target: string; permissions: string }> = byForm((value) =>
+  typeof value === "string"
+    ? readsText(readDevice)
+    : v.pipe(
+        fields(DEVICE),
+        v.check((entry) => Boolean(entry.source), "has no source: name the device's path on the node"),
+        v.transform(({ source = "", target = source, permissions = "rwm" }) => ({ source, target, permissions })),
+      ),
+);
+
+const ULIMIT = { soft: honoured(integer({ least: -1 })), hard: honoured(integer({ least: -1 })) } satisfies Table;
+export const ulimit: Schema<{ soft: number; hard: number }> = byForm((value) =>
+  value instanceof Map
+    ? v.pipe(
+        fields(ULIMIT),
+        v.check(({ soft, hard }) => soft !== undefined && hard !== undefined, "needs both soft and hard"),
+        v.transform(({ soft = 0, hard = 0 }) => ({ soft, hard })),
+        v.check(
+          ({ soft, hard }) => hard === -1 || (soft !== -1 && soft <= hard),
+          (issue) => `has a soft limit of ${issue.input.soft}, above its hard limit of ${issue.input.hard}`,
+        ),
+      )
+    : v.pipe(
+        integer({ least: -1 }),
+        v.transform((both) => ({ soft: both, hard: both })),
+      ),
+);
+
+const dependency = fields({
+  condition: honoured(oneOf(["service_started", "service_healthy", "service_completed_successfully"])),
+  restart: honoured(flag),
+  required: honoured(flag),
+});
+export const dependsOn: Schema<{ service: string; required: boolean }[]> = byForm((value) =>
+  Array.isArray(value)
+    ? v.pipe(
+        uniqueTexts,
+        v.transform((names) => names.map((service) => ({ service, required: true }))),
+      )
+    : v.pipe(
+        mapOf(
+          v.pipe(
+            dependency,
+            v.check(
+              (entry) => entry.condition !== undefined,
+              "has no condition, which is required here, as service_started",
+            ),
+          ),
+        ),
+        v.transform((entries) => entries.map(([service, { required = true }]) => ({ service, required }))),
+      ),
+);
+
+export const envFile: Schema<{ required: boolean }> = byForm((value) =>
+  typeof value === "string"
+    ? reads<{ required: boolean }>(() => missingFile(value))
+    : v.pipe(
+        fields({ path: honoured(text), format: honoured(text), required: honoured(flag) }),
+        v.rawTransform(({ dataset, addIssue, NEVER }) => {
+          const { path = "", required = true } = dataset.value;
+          if (!required) return { required };
+          addIssue({ message: missingFile(path).message });
+          return NEVER;
+        }),
+      ),
+);
+function missingFile(path: string): Refusal {
+  return new Refusal(
+    `names the file ${show(path)}; sending files with a job ${NOT_YET}: write the variables under environment`,
+  );
+}
+
+export const securityOption: Schema<string> = readsText((value) => {
+  const file = /^seccomp[=:](.*)$/s.exec(value)?.[1];
+  if (file !== undefined && file !== "unconfined" && file !== "builtin" && !file.startsWith("{")) {
+    return new Refusal(
+      `names the seccomp profile ${show(file)}; sending files with a job ${NOT_YET}: use unconfined or builtin`,
+    );
+  }
+  if (value === "no-new-privileges" || /[=:]/.test(value)) return value;
+  return new Refusal(`is ${show(value)}; write name=value, as no-new-privileges:true`);
+});
+
+export const exposedPort: Schema<string> = reads((value) => {
+  const written = typeof value === "bigint" ? String(value) : value;
+  if (typeof written === "string" && /^[0-9]{1,5}(-[0-9]{1,5})?(\/(tcp|udp|sctp))?$/i.test(written))
+    return written.toLowerCase();
+  return new Refusal("must be a port of the container, as 8080 or 53/udp");
+});
+
+/** A group of the container, by name or number. */
+export const group: Schema<string> = reads((value) =>
+  typeof value === "string" || typeof value === "bigint"
+    ? String(value)
+    : new Refusal("must be a group's name or number"),
+);
+
+/** `external: true`, or the older form with a name, which is then the name on the node. */
+export const external: Schema<boolean | { name: string }> = byForm<boolean | { name: string }>((value) =>
+  value instanceof Map
+    ? v.pipe(
+        fields({ name: honoured(text) }),
+        v.transform(({ name }) => (name === undefined ? true : { name })),
+      )
+    : flag,
+);
+
+const BUILD = {
+  context: honoured(text),
+  dockerfile: honoured(text),
+  dockerfile_inline: honoured(text),
+  entitlements: honoured(listOf(text)),
+  args: honoured(namesAndTexts),
+  ssh: honoured(namesAndTexts),
+  labels: honoured(namesAndTexts),
+  cache_from: honoured(listOf(text)),
+  cache_to: honoured(listOf(text)),
+  no_cache: honoured(flag),
+  no_cache_filter: honoured(textOrTexts),
+  additional_contexts: honoured(namesAndTexts),
+  network: honoured(text),
+  provenance: honoured(anything),
+  sbom: honoured(anything),
+  pull: honoured(flag),
+  target: honoured(text),
+  shm_size: honoured(bytes),
+  extra_hosts: honoured(extraHosts),
+  isolation: honoured(text),
+  privileged: honoured(flag),
+  secrets: honoured(listOf(anything)),
+  tags: honoured(listOf(text)),
+  ulimits: honoured(mapOf(ulimit)),
+  platforms: honoured(listOf(text)),
+} satisfies Table;
+
+/** How compose would build the image; nothing is built here, so all that counts is that it is one. */
+export const build: Schema<unknown> = byForm<unknown>((value) => (typeof value === "string" ? text : fields(BUILD)));
+
+/** How Swarm would replace containers; checked, and left out. */
+export const updates: Schema<unknown> = fields({
+  parallelism: honoured(integer({ least: 0 })),
+  delay: honoured(duration),
+  failure_action: honoured(text),
+  monitor: honoured(duration),
+  max_failure_ratio: honoured(decimal({ least: 0 })),
+  order: honoured(oneOf(["start-first", "stop-first"])),
+});
+
+/** Addresses of a network; checked, and left out. */
+export const ipam: Schema<unknown> = fields({
+  driver: honoured(text),
+  config: honoured(
+    listOf(
+      fields({
+        subnet: honoured(text),
+        ip_range: honoured(text),
+        gateway: honoured(text),
+        aux_addresses: honoured(mapOf(text)),
+      }),
+    ),
+  ),
+  options: honoured(mapOf(text)),
+});
