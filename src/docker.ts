@@ -11,6 +11,7 @@ import Docker from "dockerode";
 import type { CreateBody } from "./container_options.ts";
 import type { Container } from "./converge.ts";
 import { apiError, EngineError, pullError, unavailableError } from "./docker_errors.ts";
+import { endStrays } from "./docker_strays.ts";
 import { type PublishedPort, StartError } from "./model.ts";
 
 export type EngineInfo = {
@@ -47,6 +48,8 @@ export interface Engine {
   stop(id: string, options: { graceMs: number; signal?: AbortSignal }): Promise<void>;
   /** Removes a container, running or not, with its anonymous volumes; one that is being removed already is left to that. */
   remove(id: string): Promise<void>;
+  /** Ends processes of a container that does not run, as Docker says: a killed dockerd can lose sight of some. */
+  endStrays(id: string): void;
   /** One sample, undefined if the container does not run. */
   usage(id: string): Promise<ContainerUsage | undefined>;
   hasImage(image: string): Promise<boolean>;
@@ -241,6 +244,10 @@ class DockerodeEngine implements Engine {
       if (!(error instanceof EngineError) || !/removal of container .* is already in progress/.test(error.message))
         throw error;
     }
+  }
+
+  endStrays(id: string): void {
+    if (!this.remote) endStrays(id);
   }
 
   async usage(id: string): Promise<ContainerUsage | undefined> {

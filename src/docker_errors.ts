@@ -14,6 +14,7 @@ export type EngineErrorCode =
   | "unavailable"
   | "timeout"
   | "aborted"
+  | "lost_track"
   | "bad_request"
   | "other";
 
@@ -56,6 +57,9 @@ export function apiError(statusCode: number, cause: Error): EngineError {
   }
   if (/^Pool overlaps|invalid pool request: Pool overlaps/.test(message)) {
     return new EngineError("pool_overlap", message, { cause });
+  }
+  if (/already exists$|^id already in use|failed to start shim: .*file exists/.test(message)) {
+    return new EngineError("lost_track", message, { cause });
   }
   if (statusCode === 404 && /^no such image/i.test(message))
     return new EngineError("image_not_found", message, { cause });

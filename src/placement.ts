@@ -14,7 +14,10 @@
  *     weight(n) = fit(n) + own(n)                                            own: replicas of this service on n already
  *     score(n)  = weight(n) / (own(n) + 1)
  *
- * `planned` sums the demand of everything placed on the node, `starting` of what is placed but not running yet (what runs is
+ * `available` memory is what the kernel could give to a new process (MemAvailable), not merely what is free. Available CPU is
+ * the share that a newcomer gets of a machine whose `cpus` are used by `used`: `cpus^2 / (cpus + used)`, as a fair scheduler
+ * divides them. A machine that is busy throughout gives half: CPU time is shared where memory is not, and a reading that
+ * comes and goes must not outweigh what is placed. `planned` sums the demand of everything placed on the node, `starting` of what is placed but not running yet (what runs is
  * in the measured `available` already). A replica goes to the eligible node without one first, then to the highest score.
  * This is the highest-averages method of apportionment (Jefferson, D'Hondt): replicas end up in proportion to the weights, one
  * at a time and without ever moving an earlier one; placing one leaves the node's weight as it was (fit - 1, own + 1).
@@ -184,7 +187,7 @@ function weight({ spec, own }: PlacementRequest, node: Candidate): number {
   const demand = demandOf(spec);
   const { total_memory, available_memory, cpus, used_cpus } = node.resources;
   const freeMemory = Math.min(total_memory - node.planned.memory, available_memory - node.plannedStarting.memory);
-  const freeCpus = Math.min(cpus - node.planned.cpus, cpus - used_cpus - node.plannedStarting.cpus);
+  const freeCpus = Math.min(cpus - node.planned.cpus, (cpus * cpus) / (cpus + used_cpus) - node.plannedStarting.cpus);
   const fit = Math.min(
     demand.memory > 0 ? freeMemory / demand.memory : Number.POSITIVE_INFINITY,
     demand.cpus > 0 ? freeCpus / demand.cpus : Number.POSITIVE_INFINITY,

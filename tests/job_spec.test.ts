@@ -595,6 +595,24 @@ describe("parseJob() tells what becomes of each key", () => {
     ).toContain(message);
   });
 
+  test("a build is checked and left out beside an image, and refused without one", () => {
+    expect(job(app("build: {context: ., args: {A: 1}}")).warnings[0]?.path).toBe("services.app.build");
+    expect(refusals("build: {contxt: .}")).toContain("unknown key contxt: did you mean context?");
+    expect(faults("services: {app: {build: .}}")[0]).toMatchObject({ path: "services.app.build", line: 1, column: 18 });
+  });
+
+  test("an external volume goes by its own name, in the older form too", () => {
+    const named = (volume: string) => spec("volumes: ['data:/d']", { rest: `volumes: {data: ${volume}}\n` }).mounts[0];
+    expect(named("{external: true, name: real}")).toMatchObject({ volume: { external: true, name: "real" } });
+    expect(named("{external: {name: real}}")).toMatchObject({ volume: { external: true, name: "real" } });
+    expect(named("{external: false}")).toMatchObject({ volume: { external: false } });
+  });
+
+  test("what a variable left empty says nothing where compose takes it for nothing", () => {
+    const empty = spec("restart: $NONE\nuser: $NONE\nnetwork_mode: $NONE\ndns: $NONE\ndeploy:");
+    expect(JSON.stringify(empty)).toBe(JSON.stringify(spec("x-nothing: 1")));
+  });
+
   test("what is refused may stand there empty or off", () => {
     expect(spec("secrets: []\nconfigs: []\nuse_api_socket: false\ndeploy: {placement: {constraints: []}}").image).toBe(
       "busybox:1.36",
