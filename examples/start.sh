@@ -24,6 +24,7 @@ main() {
     need_engine
     start_node
   fi
+  need_engine
   need_image
   send_example
   wait_until 60 all_run || explain_and_die

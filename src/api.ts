@@ -8,7 +8,7 @@ import { HTTPException } from "hono/http-exception";
 import type { Master } from "./api_forward.ts";
 import { forward, FORWARDED_HEADER } from "./api_forward.ts";
 import { jobRoutes } from "./api_jobs.ts";
-import { queryOf, readPage } from "./api_request.ts";
+import { answer, queryOf, readPage } from "./api_request.ts";
 import { allocationsView, countsView, nodesView, resourcesView } from "./cluster_views.ts";
 import type { Log } from "./log.ts";
 import type { ErrorCode, PeerInfo } from "./model.ts";
@@ -67,12 +67,12 @@ export function createApi(options: ApiOptions): Hono {
   });
   app.use(refuseForeignOrigin);
 
-  app.get("/healthz", (c) => c.json({ status: "ok", node_id: local.nodeId, version: local.version }));
+  app.get("/healthz", (c) => answer(c, { status: "ok", node_id: local.nodeId, version: local.version }));
   app.get("/readyz", (c) => {
     const reasons = local.faults();
-    return c.json({ ready: reasons.length === 0, reasons }, reasons.length === 0 ? 200 : 503);
+    return answer(c, { ready: reasons.length === 0, reasons }, reasons.length === 0 ? 200 : 503);
   });
-  app.get(PEER_PATH, (c) => c.json(local.peerInfo()));
+  app.get(PEER_PATH, (c) => answer(c, local.peerInfo()));
   only(app, ["/healthz", "/readyz", PEER_PATH], "GET");
 
   app.use("/cluster/*", async (c, next) => {
@@ -93,17 +93,17 @@ export function createApi(options: ApiOptions): Hono {
 
 function clusterRoutes({ scheduler, local }: { scheduler: () => Scheduler; local: LocalNode }): Hono {
   const app = new Hono();
-  app.get("/resources", (c) => c.json(resourcesView(scheduler().state)));
-  app.get("/node", (c) => c.json(nodesView(scheduler().state, readPage(queryOf(c, ["limit", "next"])))));
+  app.get("/resources", (c) => answer(c, resourcesView(scheduler().state)));
+  app.get("/node", (c) => answer(c, nodesView(scheduler().state, readPage(queryOf(c, ["limit", "next"])))));
   app.get("/allocation", (c) => {
     const query = queryOf(c, ["job", "service", "node", "state", "limit", "next"]);
     const filter = { job: query["job"], service: query["service"], node: query["node"], state: query["state"] };
-    return c.json(allocationsView(scheduler().state, { filter, page: readPage(query) }));
+    return answer(c, allocationsView(scheduler().state, { filter, page: readPage(query) }));
   });
   app.get("/status", (c) => {
     const { state, cluster, term } = scheduler();
     const { master } = local.peerInfo();
-    return c.json({
+    return answer(c, {
       cluster_id: cluster.cluster_id,
       master: master ?? null,
       term,
@@ -150,7 +150,7 @@ function respondError(c: Context, error: unknown, log: Log): Response {
   const status = STATUS[known.code];
   if (status >= 500) log.warn("a request failed", { method: c.req.method, path: c.req.path, code: known.code, error });
   if (status === 503) c.header("Retry-After", String(RETRY_AFTER_S));
-  return c.json({ error: { code: known.code, message: known.message, details: known.details } }, status);
+  return answer(c, { error: { code: known.code, message: known.message, details: known.details } }, status);
 }
 
 function toCacophonyError(error: unknown): CacophonyError {

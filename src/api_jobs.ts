@@ -2,7 +2,7 @@
 import type { Context } from "hono";
 import { Hono } from "hono";
 import * as v from "valibot";
-import { envOf, queryOf, readBody, readFlag } from "./api_request.ts";
+import { answer, envOf, queryOf, readBody, readFlag } from "./api_request.ts";
 import { jobsView, jobView, scalesView } from "./cluster_views.ts";
 import { containerName, containerOptions } from "./container_options.ts";
 import { etagOf, findJob, MAX_SCALE } from "./job_changes.ts";
@@ -26,29 +26,29 @@ export type JobRoutesOptions = {
 
 export function jobRoutes({ scheduler, dataDir, only }: JobRoutesOptions): Hono {
   const app = new Hono();
-  app.get("/", (c) => c.json(jobsView(scheduler().state)));
+  app.get("/", (c) => answer(c, jobsView(scheduler().state)));
   app.put("/:job_id", async (c) => {
     const jobId = readJobId(c);
     const query = queryOf(c, ["dry_run", "env.NAME"]);
     const dryRun = readFlag(query, "dry_run");
     const wanted = parse(await readBody(c), { jobId, env: envOf(c) });
-    if (dryRun) return c.json(dryRunView(scheduler(), { jobId, wanted, dataDir }));
+    if (dryRun) return answer(c, dryRunView(scheduler(), { jobId, wanted, dataDir }));
     const { outcome, job } = await scheduler().putJob(jobId, { wanted, preconditions: preconditionsOf(c) });
     c.header("ETag", etagOf(job.version));
-    const answer = { job_id: jobId, version: job.version, services: scalesView(job), warnings: wanted.warnings };
-    return c.json(answer, outcome === "created" ? 201 : 200);
+    const done = { job_id: jobId, version: job.version, services: scalesView(job), warnings: wanted.warnings };
+    return answer(c, done, outcome === "created" ? 201 : 200);
   });
   app.get("/:job_id", (c) => {
     const { state } = scheduler();
     const job = findJob(state, c.req.param("job_id"));
     c.header("ETag", etagOf(job.version));
-    return c.json(jobView(job, { state, blockedOf: (key) => scheduler().blockedOf(key) }));
+    return answer(c, jobView(job, { state, blockedOf: (key) => scheduler().blockedOf(key) }));
   });
   app.delete("/:job_id", async (c) => {
     const jobId = c.req.param("job_id");
     const volumes = readFlag(queryOf(c, ["volumes"]), "volumes");
     const version = await scheduler().deleteJob(jobId, { volumes, preconditions: preconditionsOf(c) });
-    return c.json({ job_id: jobId, version }, 202);
+    return answer(c, { job_id: jobId, version }, 202);
   });
   app.put("/:job_id/:service_name", async (c) => {
     queryOf(c, []);
@@ -56,7 +56,7 @@ export function jobRoutes({ scheduler, dataDir, only }: JobRoutesOptions): Hono 
     const { job_id, service_name } = c.req.param();
     const job = await scheduler().scaleService(job_id, { serviceName: service_name, scale });
     c.header("ETag", etagOf(job.version));
-    return c.json({ job_id, service_name, scale, version: job.version });
+    return answer(c, { job_id, service_name, scale, version: job.version });
   });
   only(app, ["/"], "GET");
   only(app, ["/:job_id"], "GET", "PUT", "DELETE");

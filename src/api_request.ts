@@ -1,5 +1,6 @@
-/** @module Reading requests: bodies within limits whatever their Content-Type says, query parameters, pages. */
+/** @module Reading requests (bodies within limits whatever their Content-Type says, query parameters, pages) and answering in JSON. */
 import type { Context } from "hono";
+import type { ContentfulStatusCode } from "hono/utils/http-status";
 import type { Page } from "./cluster_views.ts";
 import { PAGE_SIZE } from "./cluster_views.ts";
 import { CacophonyError } from "./model.ts";
@@ -74,4 +75,9 @@ export function readPage(query: Record<string, string | undefined>): Page {
     throw new CacophonyError("bad_request", `limit=${query["limit"]}: write a whole number from 1 to ${PAGE_SIZE}`);
   }
   return { limit, after: query["next"] };
+}
+
+/** A JSON answer; it ends with a line feed, so that a terminal's next prompt stands on a line of its own. */
+export function answer(c: Context, body: unknown, status: ContentfulStatusCode = 200): Response {
+  return c.body(`${JSON.stringify(body)}\n`, status, { "Content-Type": "application/json" });
 }

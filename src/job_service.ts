@@ -242,17 +242,22 @@ function cleanPath(path: string): string {
   return path.startsWith("/") ? `/${parts.join("/")}` : parts.join("/") || ".";
 }
 
+/** Conditions of `deploy.restart_policy` by Docker's names for them. */
+const DEPLOYED_RESTARTS = {
+  none: "no",
+  no: "no",
+  any: "always",
+  always: "always",
+  "on-failure": "on-failure",
+  "unless-stopped": "unless-stopped",
+} as const;
+
 /** `deploy.restart_policy` replaces `restart`, as in compose. A service that says nothing is kept running. */
 function restart({ restart: simple, deploy }: ServiceFields): RestartSpec {
   const policy = deploy?.restart_policy;
   if (policy) {
-    const compose =
-      ({ none: "no", any: "always" } as const)[policy.condition as "none" | "any"] ?? policy.condition ?? "";
-    return {
-      condition: conditionOf(compose),
-      max_attempts: policy.max_attempts ?? 0,
-      compose: compose as RestartSpec["compose"],
-    };
+    const compose = policy.condition === undefined ? "" : DEPLOYED_RESTARTS[policy.condition];
+    return { condition: conditionOf(compose), max_attempts: policy.max_attempts ?? 0, compose };
   }
   const name = simple?.name ?? "";
   return { condition: conditionOf(name), max_attempts: simple?.attempts ?? 0, compose: name };

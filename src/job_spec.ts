@@ -218,7 +218,7 @@ class Reading {
     for (const { networks: own = [], network_mode: mode } of services.values()) {
       if (mode) continue;
       const names = own.length > 0 ? own.map(([name]) => name) : ["default"];
-      sets.add(names.join(" "));
+      sets.add(names.toSorted().join(" "));
       for (const name of names) used.add(name);
     }
     if (sets.size > 1) {

@@ -8,7 +8,7 @@ import { waitUntil } from "./wait.ts";
 /** Short times for tests, by option as an operator would set them. */
 const TIMES: Env = {
   CACOPHONY_HEARTBEAT_INTERVAL: "500ms",
-  CACOPHONY_NODE_TIMEOUT: "20s",
+  CACOPHONY_NODE_TIMEOUT: "10s",
   CACOPHONY_LOG_LEVEL: "debug",
 };
 

@@ -1,0 +1,366 @@
+/** @module The HTTP API in process: routes, status codes, versions, conditions, limits, and what a worker forwards. */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { Hono } from "hono";
+import { createApi } from "../src/api.ts";
+import { systemClock } from "../src/clock.ts";
+import { silentLog } from "../src/log.ts";
+import { Scheduler } from "../src/scheduler.ts";
+import { openSqliteStore } from "../src/store.ts";
+import { seeded } from "./cluster_fixture.ts";
+
+const root = mkdtempSync(join(tmpdir(), "cacophony-api-"));
+let scheduler: Scheduler;
+let app: Hono;
+let ids = 0;
+
+const DOCUMENT = "services:\n  web:\n    image: busybox\n  db:\n    image: busybox\n    scale: 2\n";
+
+beforeAll(async () => {
+  scheduler = new Scheduler({
+    store: openSqliteStore(join(root, "cluster.db")),
+    clock: systemClock,
+    random: seeded(1),
+    newId: () => `id${++ids}`,
+    log: silentLog,
+    onFenced: () => {},
+  });
+  await scheduler.start({ cluster_id: "c1", created_at: 0, network_pool: "10.210.0.0/16" });
+  app = createApi({
+    local: localNode("master"),
+    scheduler: () => scheduler,
+    dataDir: "/var/lib/cacophony",
+    log: silentLog,
+  });
+});
+
+afterAll(async () => {
+  await scheduler.stop();
+  rmSync(root, { recursive: true });
+});
+
+function localNode(nodeId: string, master?: { address: string | undefined; lost: AbortSignal | undefined }) {
+  return {
+    nodeId,
+    version: "0.0.0",
+    faults: () => (master ? ["no session with the master"] : []),
+    peerInfo: () => ({
+      node_id: nodeId,
+      protocol: 1,
+      version: "0.0.0",
+      peers: [],
+      master: { node_id: "master", address: "10.0.0.1:9000" },
+    }),
+    master: () => master ?? { address: undefined, lost: undefined },
+  };
+}
+
+type ErrorDoc = {
+  error: {
+    code: string;
+    message: string;
+    details: { path: string; message: string; line?: number; column?: number }[];
+  };
+};
+
+async function call<T>(
+  method: string,
+  path: string,
+  { body, headers = {} }: { body?: string | Uint8Array<ArrayBuffer>; headers?: Record<string, string> } = {},
+) {
+  const response = await app.request(path, {
+    method,
+    headers: { host: "localhost", ...headers },
+    ...(body === undefined ? {} : { body }),
+  });
+  const text = await response.text();
+  return { status: response.status, headers: response.headers, text, body: JSON.parse(text) as T };
+}
+
+describe("PUT /cluster/job/:job_id", () => {
+  test("creates with 201, updates with 200, and leaves an equal job at its version", async () => {
+    const first = await call<{ version: number }>("PUT", "/cluster/job/versions", { body: DOCUMENT });
+    expect(first).toMatchObject({
+      status: 201,
+      body: { job_id: "versions", version: 1, services: { web: { scale: 1 }, db: { scale: 2 } }, warnings: [] },
+    });
+    expect(first.headers.get("etag")).toBe('"1"');
+    expect(first.text.endsWith("\n")).toBe(true);
+    expect(await call("PUT", "/cluster/job/versions", { body: `${DOCUMENT}# a comment\n` })).toMatchObject({
+      status: 200,
+      body: { version: 1 },
+    });
+    const changed = DOCUMENT.replace("busybox", "busybox:2");
+    expect(await call("PUT", "/cluster/job/versions", { body: changed })).toMatchObject({
+      status: 200,
+      body: { version: 2 },
+    });
+  });
+
+  test("keeps a scale over an update unless the document sets it", async () => {
+    await call("PUT", "/cluster/job/scales", { body: DOCUMENT });
+    expect(await call("PUT", "/cluster/job/scales/web", { body: '{"scale": 7}' })).toMatchObject({
+      status: 200,
+      body: { job_id: "scales", service_name: "web", scale: 7, version: 2 },
+    });
+    await call("PUT", "/cluster/job/scales/db", { body: '{"scale": 9}' });
+    const { body } = await call<{ services: unknown }>("PUT", "/cluster/job/scales", {
+      body: DOCUMENT.replaceAll("busybox", "other"),
+    });
+    expect(body.services).toEqual({ web: { scale: 7 }, db: { scale: 2 } });
+  });
+
+  test("reads the body whatever its Content-Type says, but for multipart/form-data", async () => {
+    for (const type of ["application/json", "application/x-www-form-urlencoded", "text/plain", "nonsense"]) {
+      expect(
+        (await call("PUT", "/cluster/job/types", { body: DOCUMENT, headers: { "content-type": type } })).status,
+      ).toBeLessThan(300);
+    }
+    const multipart = await call<ErrorDoc>("PUT", "/cluster/job/types", {
+      body: DOCUMENT,
+      headers: { "content-type": "multipart/form-data; boundary=x" },
+    });
+    expect(multipart).toMatchObject({ status: 415, body: { error: { code: "unsupported_media_type" } } });
+  });
+
+  test("lists every fault with its place", async () => {
+    const body = "services:\n  a:\n    image: x\n    ports: ['99999']\n    enviroment: {}\n";
+    const answer = await call<ErrorDoc>("PUT", "/cluster/job/faulty", { body });
+    expect(answer.status).toBe(422);
+    expect(answer.body.error.details.map(({ path, line, column }) => [path, line, column])).toEqual([
+      ["services.a.ports[0]", 4, 13],
+      ["services.a.enviroment", 5, 5],
+    ]);
+    expect((await call("GET", "/cluster/job/faulty")).status).toBe(404);
+  });
+
+  test.each([
+    ["a body that is no YAML", "/cluster/job/x", "services: [", 400, "unparseable"],
+    ["a body that is no UTF-8", "/cluster/job/x", new Uint8Array([0xff, 0xfe, 0x41]), 400, "unparseable"],
+    ["a body over 1 MiB", "/cluster/job/x", "#".repeat(2 ** 20 + 1), 413, "too_large"],
+    ["a job id with a space", "/cluster/job/a%20b", DOCUMENT, 422, "invalid_document"],
+    ["a job id that starts with a dot", "/cluster/job/.a", DOCUMENT, 422, "invalid_document"],
+    ["a job id of 64 letters", `/cluster/job/${"a".repeat(64)}`, DOCUMENT, 422, "invalid_document"],
+    ["a misspelt parameter", "/cluster/job/x?dryrun=true", DOCUMENT, 400, "bad_request"],
+  ])("refuses %s", async (_, path, body, status, code) => {
+    expect(await call("PUT", path, { body })).toMatchObject({ status, body: { error: { code } } });
+  });
+
+  test("takes services called __proto__ and constructor for what they are", async () => {
+    const body = "services:\n  __proto__:\n    image: a\n  constructor:\n    image: b\n";
+    expect((await call("PUT", "/cluster/job/names", { body })).text).toContain(
+      '"services":{"__proto__":{"scale":1},"constructor":{"scale":1}}',
+    );
+    expect((await call("GET", "/cluster/job/names")).text).toContain('"__proto__":{"scale":1');
+    expect(await call("PUT", "/cluster/job/names/__proto__", { body: '{"scale": 3}' })).toMatchObject({
+      status: 200,
+      body: { service_name: "__proto__", scale: 3 },
+    });
+  });
+
+  test("values come from ?env.NAME= and the document, never from the server's environment", async () => {
+    const body = `services:\n  a:\n    image: "x:\${TAG:-none}"\n    environment: ["H=\${HOME}"]\n`;
+    const { body: answer } = await call<{
+      containers: { create: { Image: string; Env: string[] } }[];
+      warnings: { message: string }[];
+    }>("PUT", "/cluster/job/env?dry_run=true&env.TAG=7", { body });
+    expect(answer.containers[0]?.create).toMatchObject({ Image: "x:7", Env: ["H="] });
+    expect(answer.warnings.map(({ message }) => message).join()).toContain("HOME");
+  });
+});
+
+describe("conditions", () => {
+  test("If-None-Match: * creates once, If-Match holds for the named version only", async () => {
+    const create = () =>
+      call<ErrorDoc>("PUT", "/cluster/job/cond", { body: DOCUMENT, headers: { "if-none-match": "*" } });
+    expect((await create()).status).toBe(201);
+    expect(await create()).toMatchObject({
+      status: 412,
+      body: { error: { code: "precondition_failed", message: expect.stringContaining("version 1") } },
+    });
+    const update = (tag: string) =>
+      call("PUT", "/cluster/job/cond", { body: DOCUMENT.replace("busybox", tag), headers: { "if-match": '"1"' } });
+    expect((await update("one")).status).toBe(200);
+    expect((await update("two")).status).toBe(412);
+    expect((await call("DELETE", "/cluster/job/cond", { headers: { "if-match": '"1"' } })).status).toBe(412);
+    expect((await call("DELETE", "/cluster/job/cond", { headers: { "if-match": '"2"' } })).status).toBe(202);
+    expect((await call("PUT", "/cluster/job/cond", { body: DOCUMENT, headers: { "if-match": "*" } })).status).toBe(412);
+  });
+});
+
+describe("a dry run", () => {
+  test("changes nothing and shows every slot with the body of its create call", async () => {
+    const { body } = await call<{
+      containers: { service_name: string; slot: number; name: string; create: object }[];
+      blocked: unknown[];
+      changes: unknown[];
+    }>("PUT", "/cluster/job/dry?dry_run=true", { body: DOCUMENT });
+    expect(body.containers.map(({ service_name, slot }) => `${service_name}-${slot}`)).toEqual([
+      "web-1",
+      "db-1",
+      "db-2",
+    ]);
+    expect(body.containers[0]?.create).toMatchObject({
+      Image: "busybox",
+      Labels: { "cacophony.job": "dry", "cacophony.slot": "1" },
+    });
+    expect(body.blocked).toContainEqual({ service_name: "web", slot: 1, reasons: ["the cluster has no nodes"] });
+    expect(body.changes).toHaveLength(2);
+    expect((await call("GET", "/cluster/job/dry")).status).toBe(404);
+  });
+
+  test("shows 1,000 containers at most and says that there are more", async () => {
+    const { body } = await call<{ containers: unknown[]; truncated: boolean }>("PUT", "/cluster/job/dry?dry_run=true", {
+      body: DOCUMENT.replace("scale: 2", "scale: 5000"),
+    });
+    expect([body.containers.length, body.truncated]).toEqual([1000, true]);
+  });
+});
+
+describe("scaling and deleting", () => {
+  test.each([
+    ["a negative scale", '{"scale": -1}', 422],
+    ["a broken scale", '{"scale": 1.5}', 422],
+    ["a text", '{"scale": "5"}', 422],
+    ["another key", '{"scale": 1, "color": "red"}', 422],
+    ["no JSON", "scale=5", 400],
+    ["nothing", "", 400],
+  ])("refuses %s", async (_, body, status) => {
+    await call("PUT", "/cluster/job/scaling", { body: DOCUMENT });
+    expect((await call("PUT", "/cluster/job/scaling/web", { body })).status).toBe(status);
+  });
+
+  test("names close matches of an unknown job or service", async () => {
+    await call("PUT", "/cluster/job/my-shop", { body: DOCUMENT });
+    const job = await call<ErrorDoc>("DELETE", "/cluster/job/my-shpo");
+    expect([job.status, job.body.error.message]).toEqual([404, "no job 'my-shpo'; did you mean 'my-shop'?"]);
+    const service = await call<ErrorDoc>("PUT", "/cluster/job/my-shop/wbe", { body: '{"scale": 1}' });
+    expect([service.status, service.body.error.message]).toEqual([404, expect.stringContaining("no service 'wbe'")]);
+  });
+
+  test("DELETE answers 202, and the next PUT has a higher version", async () => {
+    await call("PUT", "/cluster/job/gone", { body: DOCUMENT });
+    expect((await call("DELETE", "/cluster/job/gone")).status).toBe(202);
+    expect((await call("GET", "/cluster/job/gone")).status).toBe(404);
+    expect(await call("PUT", "/cluster/job/gone", { body: DOCUMENT })).toMatchObject({
+      status: 201,
+      body: { version: 3 },
+    });
+  });
+});
+
+describe("everything else", () => {
+  test("a wrong method gets 405 with Allow, an unknown path 404", async () => {
+    const answer = await call("POST", "/cluster/job/x");
+    expect([answer.status, answer.headers.get("allow")]).toEqual([405, "GET, PUT, DELETE"]);
+    expect((await call("DELETE", "/cluster/node")).status).toBe(405);
+    expect((await call("GET", "/clutser")).status).toBe(404);
+  });
+
+  test("a write from a page of another host gets 403, from this one it passes", async () => {
+    const put = (origin: string) => call("PUT", "/cluster/job/origin", { body: DOCUMENT, headers: { origin } });
+    expect((await put("http://evil.example")).status).toBe(403);
+    expect((await put("null")).status).toBe(403);
+    expect((await put("http://localhost")).status).toBe(201);
+    expect((await call("GET", "/cluster/job", { headers: { origin: "http://evil.example" } })).status).toBe(200);
+  });
+
+  test("listings are paged", async () => {
+    const all = await call<{ nodes: unknown[]; next: null }>("GET", "/cluster/node");
+    expect(all.body).toEqual({ nodes: [], next: null });
+    expect((await call("GET", "/cluster/allocation?limit=0")).status).toBe(400);
+    expect((await call("GET", "/cluster/allocation?job=x&state=running")).status).toBe(200);
+    expect(await call("GET", "/cluster/status")).toMatchObject({
+      body: { cluster_id: "c1", term: 1, master: { node_id: "master" } },
+    });
+    expect((await call("GET", "/cluster/resources")).body).toEqual({});
+  });
+
+  test("/healthz and /readyz speak of this node alone", async () => {
+    expect((await call("GET", "/healthz")).status).toBe(200);
+    expect((await call("GET", "/readyz")).body).toEqual({ ready: true, reasons: [] });
+  });
+});
+
+describe("a node that is not the master", () => {
+  test("passes a request on with its headers, and the answer back as it is", async () => {
+    const seen: { method: string; path: string; body: string; tag: string | null }[] = [];
+    const master = Bun.serve({
+      port: 0,
+      hostname: "127.0.0.1",
+      async fetch(request) {
+        const url = new URL(request.url);
+        if (url.pathname === "/healthz") return new Response("ok");
+        seen.push({
+          method: request.method,
+          path: url.pathname + url.search,
+          body: await request.text(),
+          tag: request.headers.get("if-match"),
+        });
+        return new Response("teapot\n", { status: 418, headers: { etag: '"9"', "x-more": "yes" } });
+      },
+    });
+    const local = localNode("worker", { address: `127.0.0.1:${master.port}`, lost: undefined });
+    const worker = createApi({ local, scheduler: () => undefined, dataDir: "/", log: silentLog });
+    const response = await worker.request("/cluster/job/a%2Eb?dry_run=true", {
+      method: "PUT",
+      body: DOCUMENT,
+      headers: { "if-match": '"4"' },
+    });
+    expect([
+      response.status,
+      await response.text(),
+      response.headers.get("etag"),
+      response.headers.get("x-more"),
+    ]).toEqual([418, "teapot\n", '"9"', "yes"]);
+    expect(seen).toEqual([{ method: "PUT", path: "/cluster/job/a%2Eb?dry_run=true", body: DOCUMENT, tag: '"4"' }]);
+    await master.stop(true);
+  });
+
+  test("does not send a write twice when the master ends the connection, and calls its outcome unknown", async () => {
+    let writes = 0;
+    const master = Bun.serve({
+      port: 0,
+      hostname: "127.0.0.1",
+      fetch(request, server) {
+        if (new URL(request.url).pathname === "/healthz") return new Response("ok");
+        writes++;
+        void server.stop(true);
+        return new Promise<Response>(() => {});
+      },
+    });
+    const local = localNode("worker", { address: `127.0.0.1:${master.port}`, lost: new AbortController().signal });
+    const worker = createApi({ local, scheduler: () => undefined, dataDir: "/", log: silentLog });
+    const response = await worker.request("/cluster/job/x", { method: "PUT", body: DOCUMENT });
+    expect([response.status, ((await response.json()) as ErrorDoc).error.code, writes]).toEqual([
+      503,
+      "outcome_unknown",
+      1,
+    ]);
+  });
+
+  test("says which address it tried when there is no master, and does not pass on what was passed on to it", async () => {
+    const closed = Bun.serve({ port: 0, hostname: "127.0.0.1", fetch: () => new Response() });
+    const address = `127.0.0.1:${closed.port}`;
+    await closed.stop(true);
+    const worker = createApi({
+      local: localNode("worker", { address, lost: undefined }),
+      scheduler: () => undefined,
+      dataDir: "/",
+      log: silentLog,
+    });
+    for (const method of ["GET", "PUT"]) {
+      const response = await worker.request("/cluster/job/x", {
+        method,
+        ...(method === "PUT" ? { body: DOCUMENT } : {}),
+      });
+      const { error } = (await response.json()) as ErrorDoc;
+      expect([response.status, error.code, response.headers.has("retry-after")]).toEqual([503, "no_master", true]);
+      expect(error.message).toContain(address);
+    }
+    const looped = await worker.request("/cluster/job", { headers: { "x-cacophony-forwarded-by": "other" } });
+    expect(((await looped.json()) as ErrorDoc).error.code).toBe("not_master");
+  });
+});
