@@ -155,7 +155,7 @@ function runnable(text: string): string {
 
 /** A captured body without Compose's names of networks, its labels, and the mounts of secrets. */
 function withoutComposesOwn(sent: JsonObject): JsonObject {
-  const { NetworkingConfig, Labels, HostConfig, ...rest } = sent;
+  const { NetworkingConfig: _, Labels: __, HostConfig, ...rest } = sent;
   const { NetworkMode, Mounts, ...host } = (HostConfig ?? {}) as JsonObject;
   const mounts = ((Mounts ?? []) as JsonObject[]).filter(
     (mount) => !String(mount["Target"]).startsWith("/run/secrets/"),
