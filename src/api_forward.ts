@@ -11,6 +11,8 @@ export const FORWARDED_HEADER = "x-cacophony-forwarded-by";
 const REACH_TIMEOUT_MS = 1_600;
 /** A write without an answer after this time makes the node ask whether the master is alive at all. */
 const DOUBT_AFTER_MS = 700;
+/** A master that reads a large document answers nobody meanwhile: a mebibyte of YAML takes it about a second. */
+const DOUBT_PER_KIB_MS = 3;
 const PROBE_TIMEOUT_MS = 800;
 
 /** Headers that belong to one connection (RFC 9110 section 7.6.1), and what the next connection states anew. */
@@ -51,8 +53,9 @@ export async function forward(request: Request, { master, selfId }: ForwardOptio
   for (const name of CONNECTION_HEADERS) headers.delete(name);
   headers.set(FORWARDED_HEADER, selfId);
   if (request.body) headers.delete("content-length");
+  const sizeKib = Number(request.headers.get("content-length") ?? 0) / 1024;
   const abort = new AbortController();
-  const watch = isWrite ? watchWrite(address, { abort, lost: master.lost }) : watchRead(abort);
+  const watch = isWrite ? watchWrite(address, { abort, lost: master.lost, sizeKib }) : watchRead(abort);
   try {
     const response = await fetch(`http://${address}${pathname}${search}`, {
       method: request.method,
@@ -91,7 +94,7 @@ function watchRead(abort: AbortController): { stop: () => void } {
 /** Gives a write up when the session with the master is lost, or when the master shows no sign of life any more. */
 function watchWrite(
   address: string,
-  { abort, lost }: { abort: AbortController; lost: AbortSignal | undefined },
+  { abort, lost, sizeKib }: { abort: AbortController; lost: AbortSignal | undefined; sizeKib: number },
 ): { stop: () => void } {
   let timer: Timer | undefined;
   const giveUp = () => abort.abort();
@@ -99,7 +102,7 @@ function watchWrite(
     if (!(await answers(address))) return giveUp();
     if (timer !== undefined) timer = setTimeout(doubt, DOUBT_AFTER_MS);
   };
-  timer = setTimeout(doubt, DOUBT_AFTER_MS);
+  timer = setTimeout(doubt, DOUBT_AFTER_MS + sizeKib * DOUBT_PER_KIB_MS);
   lost?.addEventListener("abort", giveUp, { once: true });
   return {
     stop: () => {

@@ -119,7 +119,7 @@ export async function runCli(
     if (invocation.kind === "help") {
       const { command } = invocation;
       const usage = command ? await renderUsage(COMMANDS[command] as CommandDef, ROOT) : await renderUsage(ROOT);
-      console.log(`${process.stdout.isTTY ? usage : Bun.stripANSI(usage)}\n${EXAMPLES}`);
+      console.log(`${process.stdout.isTTY ? usage : Bun.stripANSI(usage)}\n\n${EXAMPLES}`);
       return 0;
     }
     return await runNode(invocation, env);

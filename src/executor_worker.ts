@@ -102,6 +102,7 @@ export class Worker {
       throwIfAborted(signal);
       const isUp = ["running", "paused", "restarting"].includes(container.state);
       if (isUp) await this.#engine.stop(container.id, { graceMs, signal });
+      else this.#engine.endStrays(container.id);
       throwIfAborted(signal);
       await this.#engine.remove(container.id);
     });
@@ -179,9 +180,11 @@ export class Worker {
       // A container is bound to its network for good: when that was removed by hand, only a new one can start.
       const lostNetwork = error.code === "not_found" && /network/.test(error.message);
       if (lostNetwork) this.networks.forget(wanted.allocation.job_id);
-      // An Engine that was killed in the middle of a start may hold the id of a container that never ran for taken ("task …
-      // already exists"), for ever. Nothing is in it yet, so a new one takes its place.
-      if (lostNetwork || (neverRan && error.code === "other")) await this.#engine.remove(id);
+      // An Engine that was killed in the middle of a start can't start that container any more, and what it began may run.
+      const lostTrack = error.code === "lost_track";
+      if (lostTrack) this.#engine.endStrays(id);
+      // Nothing is in a container that never ran: where Docker fails on it, a new one is the better try.
+      if (lostNetwork || lostTrack || (neverRan && error.code === "other")) await this.#engine.remove(id);
       throw error;
     }
   }

@@ -131,7 +131,10 @@ export class Membership {
     if (!view) return;
     view.connected = false;
     this.#judge(nodeId, view);
-    this.#options.log.warn("a node's session ended", { node: nodeId, name: this.#state.nodes.get(nodeId)?.node_name });
+    this.#options.log.warn("a node's session ended", {
+      node: nodeId,
+      node_name: this.#state.nodes.get(nodeId)?.node_name,
+    });
   }
 
   get #state() {
@@ -232,7 +235,7 @@ export class Membership {
     });
     scheduler.attach(nodeId, (assignments) => link.send(assignments));
     this.#judge(nodeId, view);
-    log.info("a node joined the session", { node: nodeId, name: record.node_name, address: record.address });
+    log.info("a node joined the session", { node: nodeId, node_name: record.node_name, address: record.address });
     const peers = this.#peers();
     for (const [id, other] of this.#links) if (id !== nodeId) other.send({ type: "peers", peers });
   }
@@ -312,7 +315,7 @@ export class Membership {
     view.reason = reason;
     if (state === before) return;
     const { log, scheduler } = this.#options;
-    const fields = { node: nodeId, name: this.#state.nodes.get(nodeId)?.node_name, state, reason };
+    const fields = { node: nodeId, node_name: this.#state.nodes.get(nodeId)?.node_name, state, reason };
     if (state === "ready") log.info("a node is ready", fields);
     else log.warn("a node is not ready", fields);
     if (state === "down") this.#links.get(nodeId)?.close();

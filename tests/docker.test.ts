@@ -337,6 +337,12 @@ describe("Executor on a real Engine", () => {
     await settled(items);
     console.log(`docker: 20 containers ran ${Math.round(performance.now() - start)} ms after dockerd began again`);
     expect(executor.engineStatus().state).toBe("ready");
+    // Nor is there a container that Docker does not know: every shim belongs to one that runs.
+    const running = new Set((await engine.list()).map(({ id }) => id));
+    const { stdout } = await host.run(["pgrep", "-fa", `containerd-shim.*${host.dir}/`]);
+    const shims = [...stdout.matchAll(/-id ([0-9a-f]{64})/g)].map(([, id]) => id ?? "");
+    expect(shims.filter((id) => !running.has(id))).toEqual([]);
+    expect(shims).toHaveLength(20);
   });
 
   test("runs 40 jobs, each on a network of its own, and leaves none behind", async () => {

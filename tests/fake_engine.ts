@@ -246,6 +246,8 @@ export class FakeEngine implements Engine {
     });
   }
 
+  endStrays(): void {}
+
   usage(id: string): Promise<ContainerUsage | undefined> {
     return this.#call("usage", () =>
       this.#containers.get(id)?.state === "running" ? { memoryBytes: 1_000_000, cpuNs: 0 } : undefined,
