@@ -150,6 +150,8 @@ async function runNode(
     version: VERSION,
     log,
   });
+  // A fault of ours in one piece of work must not take the node away from the others; the loops look again anyway.
+  process.on("unhandledRejection", (error) => log.error("an error of Cacophony itself", { error }));
   const signal = Promise.withResolvers<undefined>();
   for (const name of ["SIGTERM", "SIGINT"] as const) process.once(name, () => signal.resolve(undefined));
   const failure = await Promise.race([signal.promise, node.failed]);

@@ -332,7 +332,7 @@ export class Membership {
     if (!view.connected) return { state: "unready", reason: "no session with the master" };
     if (silentMs > heartbeatIntervalMs * 2.5) return { state: "unready", reason: silent };
     if (view.engine?.state === "unready") return { state: "unready", reason: view.engine.reason };
-    if (!view.resources) return { state: "unready", reason: "no heartbeat yet" };
+    if (!view.resources) return { state: "unready", reason: "no reading of its resources yet" };
     if (!view.reported) return { state: "unready", reason: "has not reported its containers yet" };
     return { state: "ready", reason: "" };
   }

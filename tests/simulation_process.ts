@@ -207,6 +207,7 @@ export class SimNetwork {
     far.handlers = session(far);
     await this.#travel();
     if (from.life.ended.aborted) near.die(true);
+    if (!near.open) throw new Error(`cannot open a session with ${to}`);
     return near;
   }
 
