@@ -20,8 +20,8 @@ export type MembershipOptions = {
   scheduler: Scheduler;
   clock: Clock;
   log: Log;
-  /** This master's own node id. */
-  selfId: string;
+  /** This master as nodes reach it. Its own record may not be there yet, or be of a former address. */
+  self: Peer;
   /** How often nodes send a heartbeat, and after how long without one a node is down. Milliseconds. */
   heartbeatIntervalMs: number;
   nodeTimeoutMs: number;
@@ -30,6 +30,8 @@ export type MembershipOptions = {
 export class Membership {
   readonly #options: MembershipOptions;
   readonly #links = new Map<string, NodeLink>();
+  /** Nodes whose last report could not be written down, with the removals that it told of. */
+  readonly #unconfirmed = new Map<string, readonly string[]>();
   #sweepTimer: Timer | undefined;
   #roomChanged = false;
 
@@ -192,7 +194,7 @@ export class Membership {
       node_id,
       node_name: this.#freeName(hello.node_name, node_id),
       address: hello.address,
-      role: node_id === this.#options.selfId ? "master" : "worker",
+      role: node_id === this.#options.self.node_id ? "master" : "worker",
       availability: former?.availability ?? "active",
       labels: hello.labels,
       ...(engineId !== undefined ? { engine_id: engineId } : former?.engine_id ? { engine_id: former.engine_id } : {}),
@@ -211,7 +213,7 @@ export class Membership {
   }
 
   #open(record: NodeRecord, { hello, link }: { hello: Hello; link: NodeLink }): void {
-    const { scheduler, log, clock, selfId, heartbeatIntervalMs, nodeTimeoutMs } = this.#options;
+    const { scheduler, log, clock, self, heartbeatIntervalMs, nodeTimeoutMs } = this.#options;
     const nodeId = record.node_id;
     const replaced = this.#links.get(nodeId);
     this.#links.set(nodeId, link);
@@ -221,14 +223,13 @@ export class Membership {
     Object.assign(view, { connected: true, lastSeen: clock.now(), version: hello.version, engine: hello.engine });
     // Of an earlier session: kept for readers, but nothing is concluded from them until the node has reported in full.
     Object.assign(view, { reported: false, applied: undefined });
-    const self = this.#state.nodes.get(selfId) ?? record;
     link.send({
       type: "welcome",
       cluster_id: scheduler.cluster.cluster_id,
       node_id: nodeId,
       node_name: record.node_name,
       term: scheduler.term,
-      master: { node_id: selfId, address: self.address },
+      master: self,
       peers: this.#peers(),
       heartbeat_interval_ms: heartbeatIntervalMs,
       node_timeout_ms: nodeTimeoutMs,
@@ -265,7 +266,10 @@ export class Membership {
       link.close();
       return this.#disconnect(nodeId, link);
     }
-    void this.#write(() => [{ op: "put", kind: "node", record: { ...record, engine_id: engineId } }]);
+    // When this fails, the next heartbeat brings it again.
+    this.#options.scheduler
+      .change(() => [{ op: "put", kind: "node", record: { ...record, engine_id: engineId } }])
+      .catch((error: unknown) => this.#writeFailed(error));
   }
 
   #status(nodeId: string, { view, report }: { view: NodeView; report: StatusReport }): void {
@@ -282,16 +286,23 @@ export class Membership {
     this.#judge(nodeId, view);
     const records = [...changed].flatMap((id) => this.#state.allocations.get(id) ?? []);
     this.#options.scheduler.wake(records.map(serviceKey));
-    const done = report.removals_done.filter((id) => this.#state.removals.has(id));
-    void this.#write(() => done.map((key) => ({ op: "delete", kind: "removal", key }))).then(() => {
-      if (done.length > 0) this.#options.scheduler.wakeBlocked();
-    });
-    this.#options.scheduler.confirmStopped(nodeId).catch((error: unknown) => this.#writeFailed(error));
+    this.#confirm(nodeId, report.removals_done);
   }
 
-  /** A write that no client waits for: when it fails, the next report brings it again. */
-  async #write(change: Parameters<Scheduler["change"]>[0]): Promise<void> {
-    await this.#options.scheduler.change(change).catch((error: unknown) => this.#writeFailed(error));
+  /** Writes down what a report proves gone. A node says nothing twice, so what cannot be written now is tried again later. */
+  #confirm(nodeId: string, removalsDone: readonly string[]): void {
+    const { scheduler } = this.#options;
+    this.#unconfirmed.delete(nodeId);
+    const confirm = async () => {
+      const done = removalsDone.filter((id) => this.#state.removals.has(id));
+      await scheduler.change(() => done.map((key) => ({ op: "delete", kind: "removal", key })));
+      if (done.length > 0) scheduler.wakeBlocked();
+      await scheduler.confirmStopped(nodeId);
+    };
+    confirm().catch((error: unknown) => {
+      this.#writeFailed(error);
+      if (!this.#unconfirmed.has(nodeId)) this.#unconfirmed.set(nodeId, removalsDone);
+    });
   }
 
   #writeFailed(error: unknown): void {
@@ -303,6 +314,7 @@ export class Membership {
   #sweep(): void {
     const { clock, scheduler, heartbeatIntervalMs } = this.#options;
     for (const [nodeId, view] of this.#state.views) this.#judge(nodeId, view);
+    for (const [nodeId, removalsDone] of this.#unconfirmed) this.#confirm(nodeId, removalsDone);
     if (this.#roomChanged) scheduler.wakeBlocked();
     this.#roomChanged = false;
     this.#sweepTimer = clock.after(heartbeatIntervalMs / 2, () => this.#sweep());

@@ -189,7 +189,7 @@ export class Node implements LocalNode {
     this.#membership = new Membership({
       ...common,
       scheduler,
-      selfId: node_id,
+      self: { node_id, address: this.#advertise },
       heartbeatIntervalMs: settings.heartbeat_interval_ms ?? DEFAULT_HEARTBEAT_MS,
       nodeTimeoutMs: settings.node_timeout_ms ?? DEFAULT_NODE_TIMEOUT_MS,
     });

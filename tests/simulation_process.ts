@@ -15,11 +15,15 @@ export class Life {
   /** Timers of the process: late while it is frozen, never after its end. */
   readonly clock: Clock;
   readonly #end = new AbortController();
-  #backlog: (() => void)[] | undefined;
+  readonly #outside: Clock;
+  /** What came in while the process was frozen, and behind it what came since. */
+  readonly #backlog: (() => void)[] = [];
+  #frozen = false;
 
   constructor(clock: VirtualClock) {
+    this.#outside = clock;
     this.clock = {
-      now: () => clock.now(),
+      now: () => Math.floor(clock.now()),
       after: (delayMs, fn) => {
         let cancelled = false;
         const run = () => {
@@ -41,13 +45,13 @@ export class Life {
   }
 
   get isFrozen(): boolean {
-    return this.#backlog !== undefined;
+    return this.#frozen;
   }
 
   /** Runs `fn` in the process: now, or when it is thawed, or never. */
   enter(fn: () => void): void {
     if (this.ended.aborted) return;
-    if (this.#backlog) this.#backlog.push(fn);
+    if (this.#frozen || this.#backlog.length > 0) this.#backlog.push(fn);
     else fn();
   }
 
@@ -63,20 +67,28 @@ export class Life {
 
   /** SIGSTOP. */
   freeze(): void {
-    if (!this.ended.aborted) this.#backlog ??= [];
+    this.#frozen = true;
   }
 
   /** SIGCONT. */
   thaw(): void {
-    const backlog = this.#backlog ?? [];
-    this.#backlog = undefined;
-    for (const fn of backlog) this.enter(fn);
+    if (!this.#frozen) return;
+    this.#frozen = false;
+    this.#catchUp();
   }
 
   /** SIGKILL. */
   kill(): void {
-    this.#backlog = undefined;
     this.#end.abort();
+  }
+
+  /** One thing after the other, and what each one causes before the next, as an event loop does. */
+  #catchUp(): void {
+    const next = this.#frozen || this.ended.aborted ? undefined : this.#backlog[0];
+    if (!next) return;
+    next();
+    this.#backlog.shift();
+    this.#outside.after(0.001, () => this.#catchUp());
   }
 }
 
@@ -180,11 +192,7 @@ export class SimNetwork {
   transport(address: string, life: Life): Transport {
     return {
       askPeer: (to) => life.of(this.#askPeer(address, to)),
-      dial: async (to, handlers) => {
-        const end = await life.of(this.#dial({ address, life }, to));
-        end.handlers = handlers;
-        return end;
-      },
+      dial: (to, handlers) => life.of(this.#dial(to, { address, life, handlers })),
     };
   }
 
@@ -195,7 +203,7 @@ export class SimNetwork {
     return info;
   }
 
-  async #dial(from: { address: string; life: Life }, to: string): Promise<End> {
+  async #dial(to: string, from: { address: string; life: Life; handlers: Handlers }): Promise<End> {
     const host = await this.#reach(from.address, to);
     const session = host.session();
     if (!session) throw new Error(`cannot open a session with ${to}`);
@@ -208,6 +216,7 @@ export class SimNetwork {
     await this.#travel();
     if (from.life.ended.aborted) near.die(true);
     if (!near.open) throw new Error(`cannot open a session with ${to}`);
+    near.handlers = from.handlers;
     return near;
   }
 

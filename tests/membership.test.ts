@@ -1,0 +1,143 @@
+/** @module Membership with a node at the other end of a channel: what the simulation found, as situations of their own. */
+import { expect, test } from "bun:test";
+import { silentLog } from "../src/log.ts";
+import { Membership } from "../src/membership.ts";
+import type { AllocationStatus, Assignments, Hello, MasterMessage, NodeMessage, StatusReport } from "../src/model.ts";
+import { PROTOCOL_VERSION } from "../src/model.ts";
+import { Scheduler } from "../src/scheduler.ts";
+import { openSqliteStore, type Store, StoreError } from "../src/store.ts";
+import { idleMachine, seeded, spec } from "./cluster_fixture.ts";
+import { VirtualClock } from "./virtual_clock.ts";
+
+const SELF = { node_id: "master", address: "10.0.0.1:9000" };
+
+/** A master without a node of its own, and a disk that may be full. */
+class Master {
+  readonly clock = new VirtualClock();
+  readonly scheduler: Scheduler;
+  readonly membership: Membership;
+  isDiskFull = false;
+  #ids = 0;
+
+  constructor() {
+    const common = { clock: this.clock, log: silentLog };
+    this.scheduler = new Scheduler({
+      ...common,
+      store: this.#disk(openSqliteStore(":memory:")),
+      random: seeded(1),
+      newId: () => `id${++this.#ids}`,
+      onFenced: () => {},
+    });
+    this.membership = new Membership({
+      ...common,
+      scheduler: this.scheduler,
+      self: SELF,
+      heartbeatIntervalMs: 2_000,
+      nodeTimeoutMs: 15_000,
+    });
+  }
+
+  async start(): Promise<this> {
+    await this.scheduler.start({ cluster_id: "c", created_at: 0, network_pool: "10.210.0.0/16" });
+    this.membership.start();
+    return this;
+  }
+
+  #disk(store: Store): Store {
+    return {
+      beginTerm: () => store.beginTerm(),
+      load: () => store.load(),
+      commit: async (term, changes) => {
+        if (this.isDiskFull) throw new StoreError("failed", "the disk is full");
+        await store.commit(term, changes);
+      },
+      close: () => store.close(),
+    };
+  }
+}
+
+/** A node that says what the test tells it to. */
+class Peer {
+  readonly heard: MasterMessage[] = [];
+  readonly #handlers: ReturnType<Membership["accept"]>;
+
+  constructor({ membership }: Master) {
+    this.#handlers = membership.accept({ send: (text) => this.heard.push(JSON.parse(text)), close: () => {} });
+  }
+
+  say(message: NodeMessage): void {
+    this.#handlers.onMessage(JSON.stringify(message));
+  }
+
+  hello(nodeId: string): void {
+    const engine = { state: "ready", engine_id: nodeId, docker_version: "20", api_version: "1.41" } as const;
+    const hello: Hello = {
+      type: "hello",
+      protocol: PROTOCOL_VERSION,
+      node_id: nodeId,
+      node_name: nodeId,
+      address: "10.0.0.2:9000",
+      labels: [],
+      engine,
+      version: "0",
+    };
+    this.say(hello);
+  }
+
+  /** A heartbeat, and all there is to report: `running` allocations and `removals_done`. */
+  report({ running = [], ...more }: { running?: string[] } & Partial<StatusReport> = {}): void {
+    const engine = { state: "ready", engine_id: "worker", docker_version: "20", api_version: "1.41" } as const;
+    this.say({ type: "heartbeat", sequence: 1, engine, resources: idleMachine(), foreign: [] });
+    const { order } = this.assignments;
+    const allocations: AllocationStatus[] = running.map((allocation_id) => ({
+      allocation_id,
+      state: "running",
+      final: false,
+      ports: [],
+      restarts: 0,
+    }));
+    this.say({ type: "status", full: true, applied: order, allocations, gone: [], removals_done: [], ...more });
+  }
+
+  /** The newest ones. */
+  get assignments(): Assignments {
+    const found = this.heard.findLast((message) => message.type === "assignments");
+    if (!found) throw new Error("the node got no assignments");
+    return found;
+  }
+}
+
+test("Membership tells a node that comes before the master's own where the master is", async () => {
+  const master = await new Master().start();
+  const worker = new Peer(master);
+  worker.hello("worker");
+  await master.clock.advance(10);
+  expect(worker.heard.find(({ type }) => type === "welcome")).toMatchObject({ master: SELF });
+});
+
+test("Membership writes down later what a node reported while the store failed", async () => {
+  const master = await new Master().start();
+  const { scheduler, clock } = master;
+  const worker = new Peer(master);
+  worker.hello("worker");
+  await clock.advance(10);
+  worker.report();
+  const wanted = { document: "{}", services: [{ service_name: "s", spec: spec() }] };
+  await scheduler.putJob("job", { wanted, preconditions: {} });
+  await clock.advance(10);
+  const running = worker.assignments.allocations.map(({ allocation_id }) => allocation_id);
+  expect(running).toHaveLength(1);
+  worker.report({ running });
+  await scheduler.deleteJob("job", { volumes: true, preconditions: {} });
+  await clock.advance(10);
+  expect(worker.assignments.allocations).toEqual([]);
+  const [removal] = worker.assignments.removals;
+
+  master.isDiskFull = true;
+  worker.report({ removals_done: [removal?.removal_id ?? ""] });
+  await clock.advance(1_000);
+  expect([scheduler.state.allocations.size, scheduler.state.removals.size]).toEqual([1, 1]);
+  master.isDiskFull = false;
+  await clock.advance(2_000);
+  expect([scheduler.state.allocations.size, scheduler.state.removals.size]).toEqual([0, 0]);
+});

@@ -1,0 +1,366 @@
+/**
+ * @module A whole cluster in one process and in virtual time: the real Scheduler, Membership, Sessions, Executors and SQLite
+ * store on machines with fake Docker Engines, while a seeded generator sends requests and breaks everything that can break.
+ *
+ * Then all is healed and the cluster must settle by itself: exactly what the acknowledged requests ask for runs, and nothing
+ * else. While it runs, the rules of `simulation_cluster.ts` must hold. The same seed makes the same run.
+ */
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type Log, silentLog } from "../src/log.ts";
+import { LABELS } from "../src/model.ts";
+import { type Requests, SimClient, VARIANT } from "./simulation_client.ts";
+import { type Machine, SimCluster } from "./simulation_cluster.ts";
+import { seededRandom, VirtualClock } from "./virtual_clock.ts";
+
+export type Report = {
+  seed: number;
+  /** Changes with each step of the run: two runs of one seed must have the same. */
+  trace: string;
+  requests: Requests;
+  commits: number;
+  containers: number;
+  virtualMs: number;
+  /** From the end of all trouble until the last time that something was not as it should be. */
+  settledMs: number;
+};
+
+/** A broken rule or a cluster that did not settle; the message has the seed and the end of the story. */
+export class SimulationError extends Error {
+  readonly seed: number;
+  constructor(seed: number, message: string) {
+    super(message);
+    this.name = "SimulationError";
+    this.seed = seed;
+  }
+}
+
+/** How often the rules are looked at. */
+const CHECK_INTERVAL_MS = 50;
+const ROUNDS = 60;
+/** Lines of the story that a failure shows. */
+const STORY_LINES = 60;
+/** What a fake Engine does late is done by then: 75 s, and some. */
+const LATE_EFFECTS_MS = 80_000;
+/** Backoffs end at a minute, and some trouble takes two of them. */
+const SETTLE_LIMIT_MS = 300_000;
+/** A settled cluster changes nothing for this long: two full looks and two full passes. */
+const CALM_MS = 65_000;
+
+/**
+ * Runs the simulation of one seed.
+ * @throws SimulationError
+ */
+export async function simulate(seed: number, options: { log?: Log } = {}): Promise<Report> {
+  const dir = mkdtempSync(join(tmpdir(), "cacophony-simulation-"));
+  const simulation = new Simulation(seed, { dir, log: options.log ?? silentLog });
+  try {
+    return await simulation.run();
+  } finally {
+    simulation.end();
+    rmSync(dir, { recursive: true });
+  }
+}
+
+class Simulation {
+  readonly #seed: number;
+  readonly #clock = new VirtualClock();
+  readonly #begin = this.#clock.now();
+  readonly #random: () => number;
+  readonly #cluster: SimCluster;
+  readonly #client: SimClient;
+  readonly #story: string[] = [];
+  #storyHash = "";
+
+  constructor(seed: number, { dir, log }: { dir: string; log: Log }) {
+    this.#seed = seed;
+    const random = (part: string) => seededRandom(Number(Bun.hash(`${seed} ${part}`) & 0xffffffffn));
+    this.#random = random("trouble");
+    const machines = 3 + Math.floor(this.#random() * 3);
+    this.#cluster = new SimCluster({ clock: this.#clock, random, machines, dir, log });
+    this.#client = new SimClient(this.#cluster, { random: random("client"), say: (line) => this.#say(line) });
+    for (const { engine } of this.#cluster.machines) {
+      for (const image of ["pulled:1", "pulled:2", "crashing:1", "slow:1", "ending:1"])
+        engine.registry.set(image, "found");
+      engine.behaviours.set("crashing:1", { exitAfterMs: 20_000, exitCode: 1 });
+      engine.behaviours.set("slow:1", { stopMs: 4_000 });
+      engine.behaviours.set("ending:1", { exitAfterMs: 5_000 });
+    }
+  }
+
+  async run(): Promise<Report> {
+    for (const machine of this.#cluster.machines) this.#cluster.start(machine);
+    await this.#pass(2_000);
+    for (let round = 0; round < ROUNDS; round++) {
+      this.#trouble();
+      const requests = Math.floor(this.#random() * 3);
+      for (let n = 0; n < requests; n++) this.#client.act();
+      await this.#pass(this.#pause());
+    }
+    await this.#heal();
+    const settledMs = await this.#settle();
+    const before = this.#running();
+    await this.#pass(CALM_MS);
+    this.#expectSettled();
+    const after = this.#running();
+    if (!Bun.deepEquals(before, after)) {
+      this.#fail(`a settled cluster did not stay as it was: ${JSON.stringify({ before, after })}`);
+    }
+    return {
+      seed: this.#seed,
+      trace: this.#storyHash,
+      requests: this.#client.requests,
+      commits: this.#cluster.commits,
+      containers: after.length,
+      virtualMs: this.#clock.now() - this.#begin,
+      settledMs,
+    };
+  }
+
+  end(): void {
+    for (const machine of this.#cluster.machines) this.#cluster.kill(machine);
+  }
+
+  /** The next thing mostly happens in the middle of what the last one caused; sometimes there is time to give a node up. */
+  #pause(): number {
+    const dice = this.#random();
+    if (dice < 0.3) return this.#random() * 10;
+    return dice < 0.85 ? this.#random() ** 2 * 4_000 : this.#random() * 30_000;
+  }
+
+  // ---- Trouble --------------------------------------------------------------------------------------------------------
+
+  /** One thing that goes wrong, or is repaired. */
+  #trouble(): void {
+    const does = this.#pick(TROUBLES);
+    const { machines, network } = this.#cluster;
+    const isOff = ({ process }: Machine) => does === "start" && !process;
+    const isFrozen = ({ process }: Machine) => does === "thaw" && process?.life.isFrozen === true;
+    const toRepair = machines.filter((one) => isOff(one) || isFrozen(one));
+    // The master has twice its share: the most depends on it.
+    const machine = this.#pick(toRepair) ?? this.#pick([this.#cluster.master, ...machines]);
+    const { engine, name, process } = machine;
+    switch (does) {
+      case "start":
+        if (!process) this.#say(`${name}: starts`);
+        return this.#cluster.start(machine);
+      case "kill":
+        this.#say(`${name}: kill -9`);
+        return this.#cluster.kill(machine);
+      case "power":
+        this.#say(`${name}: power cut`);
+        this.#cluster.kill(machine, { goodbye: false });
+        return engine.goDown();
+      case "terminate":
+        this.#say(`${name}: SIGTERM`);
+        return void this.#cluster.stop(machine);
+      case "freeze":
+        this.#say(`${name}: freezes`);
+        return process?.life.freeze();
+      case "thaw":
+        return process?.life.thaw();
+      case "isolate":
+        this.#say(`${name}: cut off`);
+        return network.isolate(machine.address);
+      case "join":
+        return network.join(machine.address);
+      case "break":
+        this.#say(`${name}: connections break`);
+        return network.breakConnections(machine.address);
+      case "slow network":
+        network.latency = this.#random() < 0.6 ? [1, 10] : [1, 1_500];
+        return;
+      case "full disk":
+        this.#cluster.storeFaults = this.#random() < 0.6 ? 0 : 0.5;
+        return;
+      default:
+        return this.#engineTrouble(machine, does);
+    }
+  }
+
+  #engineTrouble({ engine, name }: Machine, does: EngineTrouble): void {
+    this.#say(`${name}: engine: ${does}`);
+    switch (does) {
+      case "down":
+        return engine.goDown({ containersSurvive: this.#random() < 0.3 });
+      case "up":
+        return engine.comeUp();
+      case "hang":
+        return engine.freeze();
+      case "faults":
+        engine.faults = { loseRequest: 0.05, loseAnswer: 0.05, lateEffect: 0.05, loseEvent: 0.5 };
+        return;
+      case "well":
+        return this.#mend(engine);
+      case "slow":
+        engine.latency = [10, 400];
+        return;
+      case "container dies": {
+        const container = this.#pick(engine.containers);
+        if (!container) return;
+        if (this.#random() < 0.7) engine.kill(container.id);
+        else engine.removeByHand(container.id);
+        return;
+      }
+      case "registry":
+        engine.registry.set("pulled:1", this.#random() < 0.5 ? "found" : "unreachable");
+    }
+  }
+
+  #mend(engine: Machine["engine"]): void {
+    engine.faults = { loseRequest: 0, loseAnswer: 0, lateEffect: 0, loseEvent: 0 };
+    engine.latency = [1, 5];
+  }
+
+  async #heal(): Promise<void> {
+    this.#say("all is healed");
+    this.#cluster.storeFaults = 0;
+    this.#cluster.network.latency = [1, 10];
+    for (const machine of this.#cluster.machines) {
+      this.#cluster.network.join(machine.address);
+      machine.process?.life.thaw();
+      machine.engine.comeUp();
+      this.#mend(machine.engine);
+      machine.engine.registry.set("pulled:1", "found");
+      machine.engine.behaviours.clear();
+    }
+    // What is just stopping is started once it has ended.
+    await this.#pass(2_000);
+    const lost = this.#pick(this.#cluster.machines.filter(({ process, isMaster }) => !process && !isMaster));
+    if (lost) {
+      this.#say(`${lost.name}: has lost its data directory and joins anew`);
+      this.#cluster.loseData(lost);
+    }
+    for (const machine of this.#cluster.machines) this.#cluster.start(machine);
+  }
+
+  // ---- Settled --------------------------------------------------------------------------------------------------------
+
+  /** Waits until nothing is wrong, nor can become so by what an Engine still does late; returns how long that took. */
+  async #settle(): Promise<number> {
+    const begin = this.#clock.now();
+    let lastFault = begin;
+    for (let now = begin; now < begin + LATE_EFFECTS_MS || lastFault === now; now = this.#clock.now()) {
+      if (now > begin + SETTLE_LIMIT_MS) this.#expectSettled();
+      await this.#pass(CHECK_INTERVAL_MS * 10);
+      if (this.#faults().length > 0) lastFault = this.#clock.now();
+    }
+    return lastFault - begin;
+  }
+
+  #expectSettled(): void {
+    const faults = this.#faults();
+    if (faults.length > 0) this.#fail(`did not settle:\n  ${faults.slice(0, 20).join("\n  ")}`);
+  }
+
+  /** All that is not as it should be in the end. */
+  #faults(): string[] {
+    const scheduler = this.#cluster.scheduler;
+    if (!scheduler) return ["there is no master"];
+    if (!this.#client.isAnswered) return ["requests have no answer"];
+    const { state } = scheduler;
+    this.#client.compare([...state.jobs.values()]);
+    const faults = [...state.views].flatMap(([id, view]) =>
+      view.state === "ready" ? [] : [`${id} is ${view.state}: ${view.reason}`],
+    );
+    for (const { allocation_id, desired, node_id } of state.allocations.values()) {
+      if (desired === "stop") faults.push(`allocation ${allocation_id} on ${node_id} is still to stop`);
+    }
+    for (const { job_id, node_id } of state.removals.values()) {
+      faults.push(`volumes of job ${job_id} are still to be removed on ${node_id}`);
+    }
+    return [...faults, ...this.#containerFaults(), ...this.#leftovers()];
+  }
+
+  #containerFaults(): string[] {
+    const wanted = this.#client.wanted();
+    const found = Map.groupBy(
+      this.#cluster.machines.flatMap(({ engine }) => engine.containers),
+      ({ labels }) => `${labels.get(LABELS.job)}/${labels.get(LABELS.service)}`,
+    );
+    const faults: string[] = [];
+    for (const { job, service, variant, scale, fixedPort } of wanted) {
+      const key = `${job}/${service}`;
+      const containers = found.get(key) ?? [];
+      found.delete(key);
+      const expected = fixedPort ? Math.min(scale, this.#cluster.machines.length) : scale;
+      const slots = new Set(containers.map(({ labels }) => labels.get(LABELS.slot)));
+      if (containers.length !== expected || slots.size !== expected) {
+        faults.push(
+          `${key}: ${expected} containers expected, there are slots ${[...slots].join()} in ${containers.length}`,
+        );
+      }
+      for (const { state, labels, name } of containers) {
+        // A task that has ended stays as it is.
+        if (state !== "running" && service !== "task") faults.push(`${key}: container ${name} is ${state}`);
+        if (labels.get(VARIANT) !== variant) {
+          faults.push(`${key}: container ${name} is of ${labels.get(VARIANT)}, wanted is ${variant}`);
+        }
+      }
+    }
+    for (const [key, containers] of found)
+      faults.push(`${key}: nobody wants ${containers.map(({ name }) => name).join()}`);
+    return faults;
+  }
+
+  /** Networks of jobs that have no container on their node, volumes of jobs that were deleted with them. */
+  #leftovers(): string[] {
+    return this.#cluster.machines.flatMap(({ name, engine }) => {
+      const volumes = this.#client
+        .withoutVolumes()
+        .flatMap((job) => engine.volumeNames.filter((one) => one.startsWith(job)));
+      const jobs = new Set(engine.containers.map(({ labels }) => `${labels.get(LABELS.job)}_default`));
+      const networks = engine.networkNames.filter((network) => !jobs.has(network));
+      return [...volumes, ...networks].map((what) => `${what} is left on ${name}`);
+    });
+  }
+
+  #running(): string[] {
+    return this.#cluster.machines
+      .flatMap(({ engine }) => engine.containers)
+      .map(({ id, startedAt }) => `${id} since ${startedAt}`)
+      .toSorted();
+  }
+
+  // ---- The run --------------------------------------------------------------------------------------------------------
+
+  /** Lets time pass, and looks at the rules. */
+  async #pass(ms: number): Promise<void> {
+    for (let left = ms; left > 0; left -= CHECK_INTERVAL_MS) {
+      await this.#clock.advance(Math.min(left, CHECK_INTERVAL_MS));
+      this.#cluster.check();
+      const [broken] = [...this.#cluster.violations, ...this.#client.violations];
+      if (broken !== undefined) this.#fail(broken);
+    }
+  }
+
+  #fail(what: string): never {
+    const story = this.#story.slice(-STORY_LINES).join("\n  ");
+    const hint = `again with: SEED=${this.#seed} bun test tests/simulation.test.ts`;
+    throw new SimulationError(this.#seed, `seed ${this.#seed}: ${what}\n${hint}\nwhat happened last:\n  ${story}`);
+  }
+
+  #say(line: string): void {
+    const at = ((this.#clock.now() - this.#begin) / 1000).toFixed(3);
+    this.#story.push(`${at} ${line}`);
+    this.#storyHash = Bun.hash(`${this.#storyHash} ${at} ${line} ${this.#running().join()}`).toString(16);
+  }
+
+  #pick<T>(list: readonly [T, ...T[]]): T;
+  #pick<T>(list: readonly T[]): T | undefined;
+  #pick<T>(list: readonly T[]): T | undefined {
+    return list[Math.floor(this.#random() * list.length)];
+  }
+}
+
+const ENGINE_TROUBLES = ["down", "up", "hang", "faults", "well", "slow", "container dies", "registry"] as const;
+type EngineTrouble = (typeof ENGINE_TROUBLES)[number];
+/** What is named more often is that much more likely: most of the time, most of the cluster should be able to work. */
+const TROUBLES = [
+  ...(["start", "start", "start", "start", "start", "start", "kill", "power", "terminate"] as const),
+  ...(["freeze", "thaw", "thaw", "thaw", "isolate", "join", "join", "join"] as const),
+  ...(["break", "break", "slow network", "full disk"] as const),
+  ...ENGINE_TROUBLES,
+  ...(["up", "up", "up", "well", "well", "well", "container dies", "container dies"] as const),
+] as const;

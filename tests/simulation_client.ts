@@ -1,0 +1,283 @@
+/**
+ * @module The user of the simulation: sends PUT, scale and DELETE to the master, keeps its own account of what the jobs must be
+ * after each answer, and of what they may be where no answer came.
+ */
+import { specHash, type WantedJob } from "../src/job_changes.ts";
+import { CacophonyError, type JobRecord, type ServiceSpec } from "../src/model.ts";
+import type { Scheduler } from "../src/scheduler.ts";
+import { spec } from "./cluster_fixture.ts";
+import type { SimCluster } from "./simulation_cluster.ts";
+
+/** A job as its user knows it: service name -> hash of its definition and scale. */
+type Known = { services: Map<string, { hash: string; scale: number }> | undefined };
+type Account = {
+  /** What the job may be; one entry unless an answer was lost. */
+  maybe: Known[];
+  version: number;
+  /** Whether the last that is known of the job's volumes is that they go. */
+  volumesGo: boolean;
+  /** Requests without an answer yet, in the order in which they were sent. */
+  underWay: ((before: Known) => Known)[];
+};
+
+export type Requests = { acknowledged: number; refused: number; unanswered: number };
+
+/** What a service of each name is like; each image behaves in its own way (see `simulation.ts`). */
+export const SERVICES = ["app", "db", "task", "web"] as const;
+type ServiceName = (typeof SERVICES)[number];
+const JOBS = ["alpha", "beta", "gamma", "delta"] as const;
+const MOST_REPLICAS = 5;
+/** Label by which a test sees in the Engine which definition a container was made from. */
+export const VARIANT = "variant";
+
+export class SimClient {
+  readonly requests: Requests = { acknowledged: 0, refused: 0, unanswered: 0 };
+  readonly violations: string[] = [];
+  readonly #cluster: SimCluster;
+  readonly #random: () => number;
+  readonly #say: (line: string) => void;
+  readonly #accounts = new Map<string, Account>();
+  readonly #specs = new Map<string, ServiceSpec>();
+  readonly #sent = new Map<string, WantedJob>();
+  #variants = 0;
+
+  constructor(cluster: SimCluster, options: { random: () => number; say: (line: string) => void }) {
+    this.#cluster = cluster;
+    this.#random = options.random;
+    this.#say = options.say;
+    cluster.onMasterGone = () => this.#masterGone();
+    cluster.onLoad = ({ job }) => this.compare(job);
+  }
+
+  /** Sends one request, if a master is there to take it. */
+  act(): void {
+    const scheduler = this.#cluster.scheduler;
+    if (!scheduler) return;
+    const jobId = this.#pick(JOBS);
+    const dice = this.#random();
+    if (dice < 0.5) this.#put(scheduler, jobId);
+    else if (dice < 0.8) this.#scale(scheduler, jobId);
+    else this.#delete(scheduler, { jobId, volumes: this.#random() < 0.5 });
+  }
+
+  /** The jobs must be what this user was told, and versions never go back. Takes what there is for what it knows from now on. */
+  compare(records: readonly JobRecord[]): void {
+    const stored = new Map(records.map((record) => [record.job_id, record]));
+    for (const [jobId, account] of this.#accounts) {
+      const record = stored.get(jobId);
+      const now = knownOf(record);
+      if (!account.maybe.some((known) => Bun.deepEquals(known, now))) {
+        this.violations.push(
+          `job ${jobId} is ${show(now)}, but by the answers it must be ${account.maybe.map(show).join(" or ")}`,
+        );
+      }
+      if ((record?.version ?? 0) < account.version) {
+        this.violations.push(`job ${jobId} went back from version ${account.version} to ${record?.version}`);
+      }
+      account.maybe = [now];
+    }
+  }
+
+  /** What each service must run: by job and service, its variant and scale. */
+  wanted(): { job: string; service: string; variant: string; scale: number; fixedPort: boolean }[] {
+    return [...this.#accounts].flatMap(([job, { maybe }]) =>
+      [...(maybe[0]?.services ?? [])].map(([service, { hash, scale }]) => {
+        const made = this.#specs.get(hash);
+        const variant = made?.labels.find(([key]) => key === VARIANT)?.[1] ?? "";
+        return { job, service, variant, scale, fixedPort: made?.ports.some(({ host_port }) => host_port) ?? false };
+      }),
+    );
+  }
+
+  /** Jobs whose volumes must be gone. */
+  withoutVolumes(): string[] {
+    return [...this.#accounts].flatMap(([job, { maybe, volumesGo }]) =>
+      volumesGo && !maybe[0]?.services ? [job] : [],
+    );
+  }
+
+  get isAnswered(): boolean {
+    return [...this.#accounts.values()].every(({ underWay }) => underWay.length === 0);
+  }
+
+  // ---- Requests -------------------------------------------------------------------------------------------------------
+
+  #put(scheduler: Scheduler, jobId: string): void {
+    const before = this.#sent.get(jobId);
+    const wanted = before && this.#random() < 0.3 ? before : this.#document(jobId, before);
+    this.#sent.set(jobId, wanted);
+    this.#account(jobId).volumesGo = false;
+    const text = wanted.services.map(({ service_name, scale }) => `${service_name}=${scale ?? "kept"}`).join(" ");
+    const effect = ({ services }: Known): Known => ({
+      services: new Map(
+        wanted.services.map(({ service_name, spec: one, scale }) => [
+          service_name,
+          { hash: specHash(one), scale: scale ?? services?.get(service_name)?.scale ?? 1 },
+        ]),
+      ),
+    });
+    this.#send(jobId, {
+      text: `PUT ${jobId}: ${text}`,
+      effect,
+      call: () => scheduler.putJob(jobId, { wanted, preconditions: {} }).then(({ job }) => job.version),
+    });
+  }
+
+  #scale(scheduler: Scheduler, jobId: string): void {
+    const serviceName = this.#pick(SERVICES);
+    const scale = Math.floor(this.#random() * (MOST_REPLICAS + 1));
+    const effect = ({ services }: Known): Known => {
+      const service = services?.get(serviceName);
+      if (!services || !service) return { services };
+      return { services: new Map([...services, [serviceName, { ...service, scale }]]) };
+    };
+    this.#send(jobId, {
+      text: `PUT ${jobId}/${serviceName}: scale ${scale}`,
+      effect,
+      call: () => scheduler.scaleService(jobId, { serviceName, scale }).then(({ version }) => version),
+    });
+  }
+
+  #delete(scheduler: Scheduler, { jobId, volumes }: { jobId: string; volumes: boolean }): void {
+    this.#send(jobId, {
+      text: `DELETE ${jobId}${volumes ? " with volumes" : ""}`,
+      removesVolumes: volumes,
+      effect: () => ({ services: undefined }),
+      call: () => scheduler.deleteJob(jobId, { volumes, preconditions: {} }),
+    });
+  }
+
+  #send(
+    jobId: string,
+    request: {
+      text: string;
+      removesVolumes?: boolean;
+      effect: (before: Known) => Known;
+      call: () => Promise<number>;
+    },
+  ): void {
+    const { text, effect, removesVolumes = false } = request;
+    const account = this.#account(jobId);
+    account.underWay.push(effect);
+    const answered = () => {
+      // Another process has this answer no more: the account was closed when its master ended.
+      const at = account.underWay.indexOf(effect);
+      if (at > 0) this.violations.push(`${text} was answered before requests that came earlier`);
+      if (at >= 0) account.underWay.splice(at, 1);
+      return at >= 0;
+    };
+    this.#say(text);
+    request.call().then(
+      (version) => {
+        if (!answered()) return;
+        this.requests.acknowledged++;
+        account.maybe = account.maybe.map(effect);
+        if (version < account.version)
+          this.violations.push(`${text} was answered with version ${version} after ${account.version}`);
+        account.version = version;
+        // A PUT that was sent meanwhile makes new ones.
+        account.volumesGo = removesVolumes && account.underWay.length === 0;
+        this.#say(`  done: ${text}, version ${version}`);
+      },
+      (error: unknown) => {
+        if (!answered()) return;
+        this.requests.refused++;
+        const code = error instanceof CacophonyError ? error.code : String(error);
+        this.#say(`  refused: ${text}: ${code}`);
+        // A refusal must change nothing; that there is no such job or service must be so.
+        const absent = account.maybe.some(
+          (known) => Bun.deepEquals(effect(known), known) || known.services === undefined,
+        );
+        if (code !== "store_failed" && !(code === "not_found" && absent))
+          this.violations.push(`${text} failed: ${code}`);
+      },
+    );
+  }
+
+  /** What was sent and not answered has happened or has not, in the order in which it was sent. */
+  #masterGone(): void {
+    for (const account of this.#accounts.values()) {
+      for (const effect of account.underWay) {
+        account.maybe = [...account.maybe, ...account.maybe.map(effect)];
+        this.requests.unanswered++;
+      }
+      account.underWay = [];
+    }
+  }
+
+  #account(jobId: string): Account {
+    const known = this.#accounts.get(jobId);
+    if (known) return known;
+    const account: Account = { maybe: [{ services: undefined }], version: 0, volumesGo: false, underWay: [] };
+    this.#accounts.set(jobId, account);
+    return account;
+  }
+
+  // ---- Documents ------------------------------------------------------------------------------------------------------
+
+  /** Some services of the job before as they were, others changed, new or gone. */
+  #document(jobId: string, before: WantedJob | undefined): WantedJob {
+    const names = SERVICES.filter(() => this.#random() < 0.6);
+    const services = (names.length > 0 ? names : [SERVICES[0]]).map((service_name) => {
+      const old = before?.services.find((one) => one.service_name === service_name);
+      const scale = this.#random() < 0.6 ? Math.floor(this.#random() * (MOST_REPLICAS + 1)) : undefined;
+      const one = old && this.#random() < 0.5 ? old.spec : this.#spec(jobId, service_name);
+      return { service_name, spec: one, ...(scale === undefined ? {} : { scale }) };
+    });
+    return { document: JSON.stringify({ services: names }), services };
+  }
+
+  #spec(jobId: string, service: ServiceName): ServiceSpec {
+    const labels: [string, string][] = [[VARIANT, `v${++this.#variants}`]];
+    const made = spec({ labels, ...this.#traits(jobId, service) });
+    this.#specs.set(specHash(made), made);
+    return made;
+  }
+
+  #traits(jobId: string, service: ServiceName): Partial<ServiceSpec> {
+    const tcp = { protocol: "tcp", host_ip: "", container_port: 80 } as const;
+    switch (service) {
+      case "app": {
+        const image = this.#pick(["busybox:latest", "pulled:1", "pulled:2", "crashing:1", "slow:1"]);
+        return { image, ports: this.#random() < 0.3 ? [tcp] : [] };
+      }
+      case "db": {
+        const volume = { key: "data", external: false, driver_opts: [], labels: [] };
+        const mount = {
+          type: "volume",
+          volume,
+          target: "/data",
+          read_only: false,
+          nocopy: false,
+          long: false,
+        } as const;
+        return { image: "busybox:latest", mounts: [mount], reservations: { cpus: 0.05 } };
+      }
+      case "task":
+        return { image: "ending:1", restart: { condition: "no", max_attempts: 0, compose: "no" } };
+      case "web": {
+        const port = 8_000 + JOBS.findIndex((one) => one === jobId);
+        const ports = this.#random() < 0.7 ? [{ ...tcp, host_port: { first: port, last: port } }] : [tcp];
+        return { image: this.#pick(["busybox:latest", "slow:1"]), ports };
+      }
+    }
+  }
+
+  #pick<T>(list: readonly T[]): T {
+    return list[Math.floor(this.#random() * list.length)] as T;
+  }
+}
+
+function knownOf(record: JobRecord | undefined): Known {
+  if (record?.state !== "live") return { services: undefined };
+  return {
+    services: new Map(
+      record.services.map(({ service_name, spec_hash, scale }) => [service_name, { hash: spec_hash, scale }]),
+    ),
+  };
+}
+
+function show({ services }: Known): string {
+  if (!services) return "absent";
+  return [...services].map(([name, { hash, scale }]) => `${name}:${hash}×${scale}`).join(",");
+}

@@ -1,0 +1,483 @@
+/**
+ * @module The cluster of the simulation: machines with a Docker Engine, an identity on disk and a process that comes and goes,
+ * built of the real parts as `node.ts` builds them; and the rules that must hold at every moment.
+ */
+import { mkdirSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { sleep } from "../src/clock.ts";
+import type { Engine } from "../src/docker.ts";
+import { Executor } from "../src/executor.ts";
+import type { Log } from "../src/log.ts";
+import { Membership } from "../src/membership.ts";
+import {
+  type AllocationRecord,
+  type Change,
+  LABELS,
+  type Peer,
+  type PeerInfo,
+  PROTOCOL_VERSION,
+  type RemovalRecord,
+  type StoredState,
+  type Welcome,
+} from "../src/model.ts";
+import { claimsOf } from "../src/placement.ts";
+import { Scheduler } from "../src/scheduler.ts";
+import { Session } from "../src/session.ts";
+import { openSqliteStore, type Store, StoreError } from "../src/store.ts";
+import { idleMachine } from "./cluster_fixture.ts";
+import { FakeEngine } from "./fake_engine.ts";
+import { Life, SimNetwork } from "./simulation_process.ts";
+import type { VirtualClock } from "./virtual_clock.ts";
+
+const CLUSTER_ID = "cluster";
+const HEARTBEAT_INTERVAL_MS = 2_000;
+const NODE_TIMEOUT_MS = 15_000;
+/** SIGTERM: what `node.ts` allows its parts. */
+const STOP_TIMEOUT_MS = 1_500;
+/** Who runs the process starts it again this long after it gave up. */
+const RESTART_DELAY_MS = 3_000;
+
+/** A running `cacophony` with all that it has in memory. */
+type Process = {
+  life: Life;
+  executor: Executor;
+  session: Session;
+  scheduler?: Scheduler;
+  membership?: Membership;
+  store?: Store;
+};
+
+/** What a process keeps in its data directory. */
+type Identity = { cluster_id?: string; node_id: string; seen_term: number; master?: Peer; peers: Peer[] };
+
+export type Machine = {
+  name: string;
+  address: string;
+  isMaster: boolean;
+  dataDir: string;
+  engine: SimEngine;
+  identity: Identity;
+  process: Process | undefined;
+};
+
+export type ClusterOptions = {
+  clock: VirtualClock;
+  /** A source of chance of its own for each part. */
+  random: (part: string) => () => number;
+  machines: number;
+  dir: string;
+  log: Log;
+};
+
+export class SimCluster {
+  readonly machines: Machine[] = [];
+  readonly network: SimNetwork;
+  /** Chance that the disk refuses a commit. */
+  storeFaults = 0;
+  commits = 0;
+  /** Broken rules, in the words of a person who looks for the cause. */
+  readonly violations: string[] = [];
+  /** Allocation records as they are on the master's disk. */
+  readonly allocations = new Map<string, AllocationRecord>();
+  readonly #removals = new Map<string, RemovalRecord>();
+  /** Called with what a master that starts has read from its disk. */
+  onLoad: (state: StoredState) => void = () => {};
+  /** Called when the master's process is gone. */
+  onMasterGone: () => void = () => {};
+  readonly #options: ClusterOptions;
+  readonly #storeRandom: () => number;
+  /** Allocations that were given up while their node was down: theirs may run beside their replacement's. */
+  readonly #givenUp = new Set<string>();
+  #ids = 0;
+
+  constructor(options: ClusterOptions) {
+    this.#options = options;
+    const { clock, random } = options;
+    this.network = new SimNetwork({ clock, random: random("network") });
+    this.#storeRandom = random("store");
+    for (let n = 1; n <= options.machines; n++) this.machines.push(this.#machine(n));
+  }
+
+  get master(): Machine {
+    const [first] = this.machines;
+    if (!first) throw new Error("a cluster has a machine");
+    return first;
+  }
+
+  /** The master's scheduler while its process answers. */
+  get scheduler(): Scheduler | undefined {
+    const process = this.master.process;
+    return process?.life.isFrozen ? undefined : process?.scheduler;
+  }
+
+  // ---- Processes ------------------------------------------------------------------------------------------------------
+
+  start(machine: Machine): void {
+    if (machine.process) return;
+    const { random, log } = this.#options;
+    const life = new Life(this.#options.clock);
+    const { clock } = life;
+    const { name, address, identity } = machine;
+    const common = { clock, random: random(name), log: log.with({ node: name }) };
+    const executor = new Executor({
+      ...common,
+      engine: scoped(machine.engine, life),
+      meter: { read: () => idleMachine(), routes: () => [] },
+      dataDir: machine.dataDir,
+      seenTerm: identity.seen_term,
+      onChange: () => process.session.notify(),
+    });
+    if (identity.cluster_id !== undefined) {
+      executor.adopt({ clusterId: identity.cluster_id, nodeId: identity.node_id });
+    }
+    const session = new Session({
+      ...common,
+      transport: this.network.transport(address, life),
+      executor,
+      hello: () => ({
+        type: "hello",
+        protocol: PROTOCOL_VERSION,
+        ...(identity.cluster_id === undefined ? {} : { cluster_id: identity.cluster_id }),
+        node_id: identity.node_id,
+        node_name: name,
+        address,
+        labels: [],
+        engine: executor.engineStatus(),
+        version: "0.0.0",
+      }),
+      addresses: () => [this.master.address, ...identity.peers.map((peer) => peer.address)],
+      onWelcome: (welcome) => welcomed(machine, { welcome, executor }),
+      onPeers: (peers) => void (identity.peers = peers),
+      onRefused: ({ message }) => this.#fail(machine, message),
+    });
+    const process: Process = { life, executor, session };
+    machine.process = process;
+    this.network.listen(address, {
+      life,
+      peerInfo: () => peerInfo(machine),
+      session: () => {
+        const { membership } = process;
+        return membership && ((channel) => membership.accept(channel));
+      },
+    });
+    const begun = machine.isMaster ? this.#startMaster(machine, process) : Promise.resolve();
+    void begun.then(() => executor.start()).then(() => session.start(identity.master));
+  }
+
+  async #startMaster(machine: Machine, process: Process): Promise<void> {
+    const { random, log } = this.#options;
+    const { life } = process;
+    const common = { clock: life.clock, log: log.with({ node: machine.name }) };
+    process.store = openSqliteStore(join(machine.dataDir, "cluster.db"));
+    const scheduler = new Scheduler({
+      ...common,
+      store: this.#store(process.store, life),
+      random: random("scheduler"),
+      newId: () => `id${++this.#ids}`,
+      onFenced: () => this.violations.push("the only master was fenced"),
+    });
+    try {
+      await scheduler.start({ cluster_id: CLUSTER_ID, created_at: 1, network_pool: "10.210.0.0/16" });
+    } catch (error) {
+      return this.#fail(machine, error);
+    }
+    process.scheduler = scheduler;
+    process.membership = new Membership({
+      ...common,
+      scheduler,
+      self: { node_id: machine.identity.node_id, address: machine.address },
+      heartbeatIntervalMs: HEARTBEAT_INTERVAL_MS,
+      nodeTimeoutMs: NODE_TIMEOUT_MS,
+    });
+    process.membership.start();
+  }
+
+  /** The process gives up and is started again, as its service manager would. */
+  #fail(machine: Machine, error: unknown): void {
+    this.#options.log.warn("a process gave up", { node: machine.name, error });
+    this.kill(machine);
+    this.#options.clock.after(RESTART_DELAY_MS, () => this.start(machine));
+  }
+
+  /** kill -9, or with `goodbye` false the whole machine's network at once: nobody hears of the end. */
+  kill(machine: Machine, { goodbye = true } = {}): void {
+    const { process } = machine;
+    if (!process) return;
+    process.life.kill();
+    void process.store?.close();
+    machine.process = undefined;
+    this.network.ended(machine.address, { goodbye });
+    if (machine.isMaster) this.onMasterGone();
+  }
+
+  /** SIGTERM. */
+  async stop(machine: Machine): Promise<void> {
+    const { process } = machine;
+    if (!process || process.life.isFrozen) return;
+    const parts = async () => {
+      await process.session.stop();
+      process.membership?.stop();
+      await process.executor.stop();
+      await process.scheduler?.stop();
+    };
+    await Promise.race([parts(), sleep(this.#options.clock, STOP_TIMEOUT_MS)]);
+    if (machine.process === process) this.kill(machine);
+  }
+
+  /** The machine's disk was replaced; its Docker Engine is as it was. */
+  loseData(machine: Machine): void {
+    this.kill(machine);
+    rmSync(machine.dataDir, { recursive: true });
+    mkdirSync(machine.dataDir);
+    machine.identity = { node_id: `id${++this.#ids}`, seen_term: 0, peers: [] };
+  }
+
+  #machine(n: number): Machine {
+    const { clock, random, dir } = this.#options;
+    const name = `node${n}`;
+    const dataDir = join(dir, name);
+    mkdirSync(dataDir);
+    const isMaster = n === 1;
+    return {
+      name,
+      address: `10.0.0.${n}:9000`,
+      isMaster,
+      dataDir,
+      engine: new SimEngine({
+        // Docker's times come in whole milliseconds.
+        clock: { now: () => Math.floor(clock.now()), after: (ms, fn) => clock.after(ms, fn) },
+        random: random(`engine ${name}`),
+        engineId: `engine${n}`,
+        onEnd: (allocationId, how) => this.#checkEnd(name, { allocationId, how }),
+        onVolumeRemoval: (jobId) => this.#checkVolumeRemoval(name, jobId),
+      }),
+      identity: { ...(isMaster ? { cluster_id: CLUSTER_ID } : {}), node_id: name, seen_term: 0, peers: [] },
+      process: undefined,
+    };
+  }
+
+  /** A disk that takes its time and may refuse; what it has written is there, whether its process lives to hear of it or not. */
+  #store(store: Store, life: Life): Store {
+    const random = this.#storeRandom;
+    const wait = (mostMs: number) => sleep(life.clock, random() * mostMs);
+    return {
+      beginTerm: () => life.of(store.beginTerm()),
+      load: async () => {
+        const state = await life.of(store.load());
+        this.#loaded(state);
+        return state;
+      },
+      commit: async (term, changes) => {
+        // What is decided must be right by what is known now; what the disk holds changes later.
+        for (const change of changes) this.#checkCommit(change);
+        await wait(4);
+        if (random() < this.storeFaults) throw new StoreError("failed", "the disk is full");
+        await store.commit(term, changes);
+        for (const change of changes) this.#written(change);
+        this.commits++;
+        await wait(4);
+      },
+      close: () => store.close(),
+    };
+  }
+
+  #loaded(state: StoredState): void {
+    const stored = new Map(state.allocation.map((record) => [record.allocation_id, record]));
+    if (!Bun.deepEquals(stored, this.allocations))
+      this.violations.push("the allocations on disk are not those written");
+    this.onLoad(state);
+  }
+
+  // ---- Rules ----------------------------------------------------------------------------------------------------------
+
+  /** Looks at what runs right now. */
+  check(): void {
+    const slots = new Map<string, string[]>();
+    for (const { name, engine } of this.machines) {
+      const ports = new Set<number>();
+      for (const id of engine.doubled) this.violations.push(`two containers of allocation ${id} ran on ${name}`);
+      for (const { labels, state, ports: published } of engine.containers) {
+        if (state !== "running") continue;
+        for (const { host_port } of published) {
+          if (ports.has(host_port)) this.violations.push(`host port ${host_port} is held twice on ${name}`);
+          ports.add(host_port);
+        }
+        const slot = [LABELS.job, LABELS.service, LABELS.slot].map((label) => labels.get(label)).join("/");
+        const id = labels.get(LABELS.allocation) ?? "";
+        slots.set(slot, [...(slots.get(slot) ?? []), id]);
+      }
+    }
+    for (const [slot, ids] of slots) {
+      if (ids.length < 2) continue;
+      const live = ids.filter((id) => !this.#givenUp.has(id));
+      if (live.length > 1) this.violations.push(`slot ${slot} runs in allocations ${live.join(" and ")}`);
+    }
+  }
+
+  /** A container that runs is ended only where the master's disk says that its allocation has to stop. */
+  #checkEnd(node: string, { allocationId, how }: { allocationId: string; how: string }): void {
+    if (this.allocations.get(allocationId)?.desired === "run") {
+      this.violations.push(`${node} was told to ${how} a container of allocation ${allocationId}, which is to run`);
+    }
+  }
+
+  /** Volumes go only where somebody deleted the job with them. */
+  #checkVolumeRemoval(node: string, jobId: string): void {
+    const isAsked = [...this.#removals.values()].some((one) => one.job_id === jobId && one.node_id === node);
+    if (!isAsked) this.violations.push(`${node} removed a volume of job ${jobId}, which nobody asked for`);
+  }
+
+  #checkCommit(change: Change): void {
+    if (change.op === "delete") {
+      if (change.kind === "allocation") this.#checkGone(change.key);
+    } else if (change.kind === "allocation") {
+      const before = this.allocations.get(change.record.allocation_id);
+      if (!before) this.#checkPlacement(change.record);
+      else if (before.desired === "run" && change.record.desired === "stop") this.#checkStop(before);
+    }
+  }
+
+  #written(change: Change): void {
+    if (change.op === "put" && change.kind === "allocation") {
+      this.allocations.set(change.record.allocation_id, change.record);
+    } else if (change.op === "put" && change.kind === "removal") {
+      this.#removals.set(change.record.removal_id, change.record);
+    } else if (change.op === "delete" && change.kind === "allocation") this.allocations.delete(change.key);
+    else if (change.op === "delete" && change.kind === "removal") this.#removals.delete(change.key);
+  }
+
+  #checkGone(id: string): void {
+    const record = this.allocations.get(id);
+    const machine = this.machines.find(({ name }) => name === record?.node_id);
+    if (machine && machine.engine.running(id).length > 0) {
+      this.violations.push(`allocation ${id} was taken for gone while it ran on ${machine.name}`);
+    }
+  }
+
+  #checkPlacement(record: AllocationRecord): void {
+    const { state } = this.#running();
+    const spec = (hash: string) => state.specs.get(hash);
+    const claims = (one: AllocationRecord) => (spec(one.spec_hash) ? claimsOf(spec(one.spec_hash)!) : []);
+    const { allocation_id: id, node_id } = record;
+    const ready = state.views.get(node_id)?.state;
+    if (ready !== "ready") this.violations.push(`allocation ${id} was placed on ${node_id}, which is ${ready}`);
+    for (const other of this.allocations.values()) {
+      const sameSlot =
+        other.job_id === record.job_id && other.service_name === record.service_name && other.slot === record.slot;
+      const formerJob = other.job_id === record.job_id && other.incarnation !== record.incarnation;
+      if (sameSlot || formerJob) {
+        if (state.isDown(other.node_id)) this.#givenUp.add(other.allocation_id);
+        else
+          this.violations.push(`allocation ${id} was placed before ${other.allocation_id} of its slot or job was gone`);
+      }
+      const sharesPort = claims(other).some((a) => claims(record).some((b) => a.first === b.first));
+      if (other.node_id === node_id && sharesPort) {
+        this.violations.push(`allocations ${id} and ${other.allocation_id} have one host port of ${node_id}`);
+      }
+    }
+  }
+
+  /** An allocation is stopped for one of four reasons: scale, definition, removal, or its node is down. */
+  #checkStop(record: AllocationRecord): void {
+    const { state } = this.#running();
+    const job = state.liveJob(record.job_id);
+    const service = job?.services.find(({ service_name }) => service_name === record.service_name);
+    if (!service || job?.incarnation !== record.incarnation || service.spec_hash !== record.spec_hash) return;
+    if (state.isDown(record.node_id)) return void this.#givenUp.add(record.allocation_id);
+    const running = [...this.allocations.values()].filter(
+      (one) =>
+        one.job_id === record.job_id &&
+        one.service_name === record.service_name &&
+        one.incarnation === record.incarnation &&
+        one.desired === "run",
+    );
+    if (running.length <= service.scale) {
+      this.violations.push(`allocation ${record.allocation_id} was stopped on ${record.node_id} for no reason`);
+    }
+  }
+
+  #running(): Scheduler {
+    const scheduler = this.master.process?.scheduler;
+    if (!scheduler) throw new Error("only a master that runs places and stops");
+    return scheduler;
+  }
+}
+
+type Watchers = {
+  onEnd: (allocationId: string, how: "stop" | "remove") => void;
+  onVolumeRemoval: (jobId: string) => void;
+};
+
+/** A fake Engine that tells before it ends a container or removes a volume. */
+export class SimEngine extends FakeEngine {
+  readonly #watchers: Watchers;
+
+  constructor(options: ConstructorParameters<typeof FakeEngine>[0] & Watchers) {
+    super(options);
+    this.#watchers = options;
+  }
+
+  override stop(id: string, options: Parameters<FakeEngine["stop"]>[1]): Promise<void> {
+    this.#tell(id, "stop");
+    return super.stop(id, options);
+  }
+
+  override remove(id: string): Promise<void> {
+    this.#tell(id, "remove");
+    return super.remove(id);
+  }
+
+  override removeVolume(name: string): Promise<void> {
+    this.#watchers.onVolumeRemoval(name.split("_")[0] ?? "");
+    return super.removeVolume(name);
+  }
+
+  #tell(id: string, how: "stop" | "remove"): void {
+    const container = this.containers.find((one) => one.id === id);
+    if (container?.state === "running") this.#watchers.onEnd(container.labels.get(LABELS.allocation) ?? "", how);
+  }
+}
+
+/** The Engine as one process reaches it: answers and events come in only while the process lives. */
+function scoped(engine: SimEngine, life: Life): Engine {
+  return new Proxy<Engine>(engine, {
+    get(target, key) {
+      const member: unknown = Reflect.get(target, key, target);
+      if (key === "watch") {
+        return ({ signal, onOpen, onEvent, labels }: Parameters<Engine["watch"]>[0]) =>
+          life.of(
+            engine.watch({
+              labels,
+              signal: AbortSignal.any([signal, life.ended]),
+              onOpen: () => life.enter(onOpen),
+              onEvent: (event) => life.enter(() => onEvent(event)),
+            }),
+          );
+      }
+      if (typeof member !== "function") return member;
+      return (...args: unknown[]) => {
+        const answer: unknown = Reflect.apply(member, target, args);
+        return answer instanceof Promise ? life.of(answer) : answer;
+      };
+    },
+  });
+}
+
+function peerInfo({ identity, address, isMaster, process }: Machine): PeerInfo {
+  const { cluster_id, node_id, peers } = identity;
+  const master = isMaster ? { node_id, address } : (process?.session.master ?? identity.master);
+  return {
+    ...(cluster_id === undefined ? {} : { cluster_id }),
+    node_id,
+    protocol: PROTOCOL_VERSION,
+    version: "0.0.0",
+    ...(master ? { master } : {}),
+    peers,
+  };
+}
+
+function welcomed({ identity }: Machine, { welcome, executor }: { welcome: Welcome; executor: Executor }): void {
+  const { cluster_id, node_id, term, master, peers } = welcome;
+  Object.assign(identity, { cluster_id, node_id, master, peers, seen_term: Math.max(term, identity.seen_term) });
+  executor.adopt({ clusterId: cluster_id, nodeId: node_id });
+}
