@@ -8,7 +8,7 @@
  * The rules lean one way: without assignments nothing is removed, and what is running is never touched for lack of knowledge.
  */
 import { type Backoff, backoffMs } from "./clock.ts";
-import { type AllocationStatus, LABELS, type PublishedPort } from "./model.ts";
+import { type AllocationStatus, LABELS, type PublishedPort, type PullProgress } from "./model.ts";
 
 /** A container as Docker describes it. Times are milliseconds since 1970. */
 export type Container = {
@@ -45,6 +45,10 @@ export type Memory = {
   removeAt: number;
   /** What the executor is doing for it right now; it gets one thing to do at a time. */
   work?: "checking" | "pulling" | "starting" | "stopping";
+  /** How far the pull of its image is. */
+  pull?: PullProgress;
+  /** The digest that this node found its image's tag to stand for. */
+  resolved?: string;
   /** A call's outcome is unknown (a timeout): nothing is done before the next full look at Docker. */
   unsure: boolean;
 };
@@ -216,6 +220,11 @@ function statusOf({
     restarts: memory.restarts,
   };
   if (container) status.container_id = container.id;
+  if (memory.work === "pulling" && memory.pull) status.pull = memory.pull;
+  if (memory.resolved !== undefined) status.resolved_digest = memory.resolved;
+  const [imageId, imageDigest] = [LABELS.image, LABELS.imageDigest].map((name) => container?.labels.get(name));
+  if (imageId !== undefined) status.image_id = imageId;
+  if (imageDigest !== undefined) status.image_digest = imageDigest;
   if (container?.startedAt !== undefined) status.started_at = container.startedAt;
   if (container?.state === "exited") {
     if (container.exitCode !== undefined) status.exit_code = container.exitCode;

@@ -23,6 +23,10 @@ export type EngineInfo = {
 };
 
 export type EngineNetwork = { id: string; name: string; labels: ReadonlyMap<string, string>; subnets: string[] };
+/** An image that is here: its id, its digests in registries (`name@sha256:…`), and when its tag was set here last. */
+export type EngineImage = { id: string; digests: string[]; taggedAt?: number };
+/** What a registry is shown: name and password, or a token that it gave out. */
+export type RegistryLogin = { username: string; password: string } | { identityToken: string };
 export type EngineVolume = { name: string; labels: ReadonlyMap<string, string> };
 /** What a container uses: bytes without reclaimable page cache, and CPU nanoseconds since its start. */
 export type ContainerUsage = { memoryBytes: number; cpuNs: number };
@@ -52,8 +56,13 @@ export interface Engine {
   endStrays(id: string): void;
   /** One sample, undefined if the container does not run. */
   usage(id: string): Promise<ContainerUsage | undefined>;
-  hasImage(image: string): Promise<boolean>;
-  pull(image: string, options: { signal?: AbortSignal; onProgress?: (line: PullProgress) => void }): Promise<void>;
+  /** The image of that name, tag or digest if it is here; asks no registry. */
+  image(name: string): Promise<EngineImage | undefined>;
+  /** Asks the registry which digest an image's tag stands for. */
+  resolve(image: string, options: RegistryOptions): Promise<string>;
+  pull(image: string, options: RegistryOptions & { onProgress?: (line: PullProgress) => void }): Promise<void>;
+  /** Gives an image that is here a further name. */
+  tag(image: string, name: string): Promise<void>;
   networks(): Promise<EngineNetwork[]>;
   /** Creates a bridge network and returns its id. */
   createNetwork(network: { name: string; subnet: string; labels: Record<string, string> }): Promise<string>;
@@ -70,6 +79,7 @@ export interface Engine {
   watch(options: WatchOptions): Promise<void>;
 }
 
+export type RegistryOptions = { signal?: AbortSignal | undefined; login?: RegistryLogin | undefined };
 export type PullProgress = { layer?: string; status: string; currentBytes?: number; totalBytes?: number };
 export type NewVolume = {
   name: string;
@@ -96,6 +106,8 @@ const WRITE_TIMEOUT_MS = 120_000;
 const STOP_MARGIN_MS = 30_000;
 /** A pull may take hours, but not silently: Docker reports progress several times a second. */
 const PULL_IDLE_MS = 120_000;
+/** A registry answers a question about one tag quickly, or is in trouble; Docker itself may wait longer for it. */
+const RESOLVE_TIMEOUT_MS = 60_000;
 /** One line of a progress or event stream; Docker's are under 4 KiB. */
 const MAX_LINE_CHARS = 1_048_576;
 
@@ -262,19 +274,41 @@ class DockerodeEngine implements Engine {
     return { memoryBytes: Math.max(0, memory.usage - cache), cpuNs: stats.cpu_stats.cpu_usage.total_usage };
   }
 
-  async hasImage(image: string): Promise<boolean> {
-    return (await this.#find(() => this.#docker.getImage(asPath(image)).inspect())) !== undefined;
+  async image(name: string): Promise<EngineImage | undefined> {
+    const found = await this.#find(() => this.#docker.getImage(asPath(name)).inspect());
+    if (!found) return undefined;
+    // The types leave it out (Engine API: ImageInspect.Metadata.LastTagTime).
+    const { Metadata: metadata } = found as { Metadata?: { LastTagTime?: string } };
+    const taggedAt = time(metadata?.LastTagTime ?? "");
+    return { id: found.Id, digests: found.RepoDigests ?? [], ...(taggedAt !== undefined && { taggedAt }) };
   }
 
-  async pull(
-    image: string,
-    options: { signal?: AbortSignal; onProgress?: (line: PullProgress) => void },
-  ): Promise<void> {
-    const { signal, onProgress } = options;
+  async resolve(image: string, { signal, login }: RegistryOptions): Promise<string> {
+    try {
+      const { Descriptor: descriptor } = await this.#call(
+        RESOLVE_TIMEOUT_MS,
+        () => this.#docker.getImage(asPath(image)).distribution({ authconfig: authOf(login) }),
+        signal,
+      );
+      return descriptor.digest;
+    } catch (cause) {
+      throw pullError(this.#translate(cause));
+    }
+  }
+
+  async tag(image: string, name: string): Promise<void> {
+    const { fromImage, tag } = splitImage(name);
+    await this.#call(READ_TIMEOUT_MS, (abortSignal) =>
+      this.#docker.getImage(asPath(image)).tag({ repo: fromImage, tag, abortSignal }),
+    );
+  }
+
+  async pull(image: string, options: RegistryOptions & { onProgress?: (line: PullProgress) => void }): Promise<void> {
+    const { signal, onProgress, login } = options;
     try {
       const stream = await this.#call(
         PULL_IDLE_MS,
-        (abortSignal) => this.#docker.createImage({ ...splitImage(image), abortSignal }),
+        (abortSignal) => this.#docker.createImage(authOf(login), { ...splitImage(image), abortSignal }),
         signal,
       );
       await readLines(asReadable(stream), { idleMs: PULL_IDLE_MS, ...(signal && { signal }) }, (line) => {
@@ -446,6 +480,12 @@ function splitImage(image: string): { fromImage: string; tag: string } {
   const colon = image.lastIndexOf(":");
   if (colon > image.lastIndexOf("/")) return { fromImage: image.slice(0, colon), tag: image.slice(colon + 1) };
   return { fromImage: image, tag: "latest" };
+}
+
+/** Engine API: X-Registry-Auth. */
+function authOf(login: RegistryLogin | undefined): Record<string, string> | undefined {
+  if (!login) return undefined;
+  return "identityToken" in login ? { identitytoken: login.identityToken } : { ...login };
 }
 
 function containerName(name: string): string {

@@ -81,6 +81,8 @@ export function pullError(error: EngineError): EngineError {
   if (["timeout", "aborted", "unavailable"].includes(error.code)) return error;
   const { message } = error;
   const is = (code: EngineErrorCode) => new EngineError(code, message, { cause: error });
+  // First what can only be the network's: a host's name may hold any of the words below.
+  if (/\bdial (tcp|udp) |\blookup \S+ on |no such host/.test(message)) return is("unreachable_registry");
   if (/denied|unauthorized|authentication required|no basic auth/i.test(message)) return is("denied");
   if (/not found|unknown: |no such image|does not exist/i.test(message)) return is("image_not_found");
   if (

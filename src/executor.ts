@@ -21,7 +21,7 @@ import {
   type Memory,
   REVIVE_AFTER_MS,
 } from "./converge.ts";
-import type { Engine } from "./docker.ts";
+import type { Engine, RegistryLogin } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import { EngineConnection } from "./executor_connection.ts";
 import { RestartCounts } from "./executor_counts.ts";
@@ -31,6 +31,7 @@ import { type Owner, type Wanted, Worker } from "./executor_worker.ts";
 import type { Log } from "./log.ts";
 import {
   type AllocationStatus,
+  type AssignedImage,
   type Assignments,
   type EngineStatus,
   type ForeignContainer,
@@ -51,6 +52,8 @@ export type ExecutorOptions = {
   dataDir: string;
   /** Called whenever `snapshot()` or `engineStatus()` may differ from before. */
   onChange: () => void;
+  /** The login of this machine's user for a registry, where there is one. */
+  nodeLogin?: (host: string) => Promise<RegistryLogin | undefined>;
   /** The newest term this node ever saw: assignments of older ones are stale. */
   seenTerm: number;
 };
@@ -63,6 +66,8 @@ const FIRST_PROBE_MS = 2_000;
 const STOP_MS = 800;
 /** Containers looked at closely at once: reads are quick, but one that hangs must not hold up the others. */
 const INSPECTIONS_AT_ONCE = 16;
+/** A master answers within milliseconds; a node that has none is not to wait for it for long. */
+const AGREE_MS = 5_000;
 /** A job's volumes may be in use by a container that is not ours; nothing is urgent about them. */
 const REMOVAL_RETRY_MS = 5_000;
 
@@ -86,6 +91,9 @@ export class Executor {
   #assignments: Assignments | undefined;
   #wanted = new Map<string, Wanted>();
   #newest: Order;
+  /** What the assignments say about images, and who waits for that, by allocation. */
+  #images = new Map<string, AssignedImage>();
+  readonly #agreed = new Map<string, (digest: string) => void>();
 
   /** Whether Docker was looked at completely once; before, nothing is reported and nothing done. */
   #looked = false;
@@ -147,6 +155,7 @@ export class Executor {
       owner,
       routes: () => meter.routes(),
       projectDirOf: (jobId) => this.#projectDirOf(jobId),
+      nodeLogin: this.#options.nodeLogin ?? (async () => undefined),
     });
     this.#counts = new RestartCounts({ path: join(dataDir, "restarts.json"), clock: this.#clock, log: this.#log });
     this.#memories = this.#counts.load();
@@ -167,12 +176,42 @@ export class Executor {
       if (spec) this.#wanted.set(allocation.allocation_id, { allocation, spec, networkPool: assignments.network_pool });
       else this.#log.error("assignments lack a definition", { spec_hash: allocation.spec_hash });
     }
+    this.#settleImages(assignments);
     this.#worker?.images.keepOnly(new Set(assignments.specs.map(({ spec }) => spec.image)));
     const asked = new Set(assignments.removals.map(({ removal_id }) => removal_id));
     for (const id of this.#removalsDone) if (!asked.has(id)) this.#removalsDone.delete(id);
     // At once, so that the next snapshot speaks of these assignments.
     this.#decide();
     return "accepted";
+  }
+
+  /** Takes in what the replicas agreed on and the logins; what another login may help is tried again at once. */
+  #settleImages({ images = [], logins = [] }: Assignments): void {
+    this.#images = new Map(images.map((one) => [one.allocation_id, one]));
+    for (const { allocation_id: id, digest } of images) if (digest !== undefined) this.#agreed.get(id)?.(digest);
+    const isConcerned = this.#worker?.images.useLogins(
+      new Map(logins.map(({ host, username, password }) => [host, { username, password }])),
+    );
+    for (const [id, { spec }] of this.#wanted) {
+      if (isConcerned?.(spec.image)) this.#change(id, (memory) => ({ ...memory, startAt: this.#clock.now() }));
+    }
+  }
+
+  /**
+   * Tells the master which digest the tag stands for, and gives the one that the replicas run: the first that any node told.
+   * A node without a master goes on with its own after a while.
+   */
+  async #agree(id: string, { digest, signal }: { digest: string; signal: AbortSignal }): Promise<string> {
+    const agreed = Promise.withResolvers<string>();
+    this.#agreed.set(id, agreed.resolve);
+    try {
+      this.#change(id, (memory) => ({ ...memory, resolved: digest }));
+      this.#wake();
+      const waited = sleep(this.#clock, AGREE_MS, signal).then(() => digest);
+      return this.#images.get(id)?.digest ?? (await Promise.race([agreed.promise, waited]));
+    } finally {
+      this.#agreed.delete(id);
+    }
   }
 
   engineStatus(): EngineStatus {
@@ -344,7 +383,7 @@ export class Executor {
       .catch((error: unknown) => this.#fail(action, error))
       .finally(() => {
         this.#tasks.delete(id);
-        this.#change(id, ({ work: _work, ...memory }) => memory);
+        this.#change(id, ({ work: _work, pull: _pull, ...memory }) => memory);
         this.#wake();
       });
     this.#tasks.set(id, { controller, wanted: action.type === "start", done });
@@ -371,7 +410,16 @@ export class Executor {
       await worker.start(action.container, { wanted, signal, at });
     } else {
       if (!wanted) return;
-      containerId = await worker.create(wanted, { signal, at });
+      containerId = await worker.create(wanted, {
+        signal,
+        at,
+        settled: () => this.#images.get(id) ?? {},
+        agree: (digest) => this.#agree(id, { digest, signal }),
+        onProgress: (pull) => {
+          this.#change(id, (memory) => ({ ...memory, pull }));
+          this.#wake();
+        },
+      });
     }
     this.#change(id, afterStart);
     this.#log.info("container started", { allocation_id: id, container_id: containerId.slice(0, 12) });

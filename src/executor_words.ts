@@ -24,7 +24,7 @@ export function inWords(error: unknown, { image }: { image: string }): string {
     case "image_not_found":
       return `image ${image} not found`;
     case "denied":
-      return `image ${image} not found, or its registry wants a login: ${message}`;
+      return `image ${image} not found, or its registry wants a login (PUT /cluster/registry/${registryOf(image)}): ${message}`;
     case "unreachable_registry":
       return `registry ${registryOf(image)} cannot be reached: ${message}`;
     default:
@@ -46,8 +46,12 @@ export function portInUse(port: number | undefined, holder: string | undefined):
   return `${what} is in use on this node by ${holder === undefined ? "another process" : `container ${holder}`}`;
 }
 
+const DOCKER_HUB = "docker.io";
+const HUB_NAMES = new Set(["index.docker.io", "registry-1.docker.io"]);
+
 /** The host that an image comes from: its first part if that looks like a host (Docker's own rule), else Docker Hub. */
-function registryOf(image: string): string {
+export function registryOf(image: string): string {
   const [first = "", ...rest] = image.split("/");
-  return rest.length > 0 && (/[.:]/.test(first) || first === "localhost") ? first : "docker.io";
+  const host = rest.length > 0 && (/[.:]/.test(first) || first === "localhost") ? first : DOCKER_HUB;
+  return HUB_NAMES.has(host) ? DOCKER_HUB : host;
 }

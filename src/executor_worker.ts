@@ -8,9 +8,9 @@
 import { type Backoff, backoffMs, type Clock } from "./clock.ts";
 import { containerName, type ContainerContext, containerOptions } from "./container_options.ts";
 import type { Container } from "./converge.ts";
-import type { Engine } from "./docker.ts";
+import type { Engine, EngineImage, RegistryLogin } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
-import { Images, PullError } from "./executor_images.ts";
+import { digestOf, type ImageNeed, Images, PullError, type PullOptions } from "./executor_images.ts";
 import { JobNetworks } from "./executor_networks.ts";
 import { Slots } from "./executor_slots.ts";
 import { ensureVolumes } from "./executor_volumes.ts";
@@ -34,6 +34,11 @@ export type Owner = { clusterId: string; nodeId: string };
 /** What to run: the allocation with its definition, and the range its job's network comes from. */
 export type Wanted = { allocation: AllocationRecord; spec: ServiceSpec; networkPool: string };
 
+export type CreateOptions = PullOptions & {
+  settled: () => Pick<ImageNeed, "digest" | "refresh">;
+  at: (step: "pulling" | "starting") => void;
+};
+
 /** A step failed: in words, when to try again, and whether Docker may have done it nevertheless. */
 export type Failure = { error: string; retryAt: number; unsure: boolean; cause: unknown };
 
@@ -55,6 +60,7 @@ export class Worker {
     owner: Owner;
     routes: () => string[];
     projectDirOf: (jobId: string) => string;
+    nodeLogin: (host: string) => Promise<RegistryLogin | undefined>;
   }) {
     this.#engine = options.engine;
     this.#clock = options.clock;
@@ -65,19 +71,24 @@ export class Worker {
     this.networks = new JobNetworks(options);
   }
 
-  /** Creates and starts the container of `wanted`, pulling its image if need be; returns the container's id. */
-  async create(wanted: Wanted, { signal, at }: { signal: AbortSignal; at: (step: "pulling" | "starting") => void }) {
-    const { image } = wanted.spec;
-    for (;;) {
+  /**
+   * Creates and starts the container of `wanted`, pulling its image if need be; returns the container's id. `settled` gives
+   * what is known now about the image; the other callbacks tell how far the work is.
+   */
+  async create(wanted: Wanted, { settled, signal, at, ...pulling }: CreateOptions): Promise<string> {
+    const { image, pull_policy: policy } = wanted.spec;
+    for (let pulled = false; ; pulled = true) {
+      const need = () => ({ image, policy, ...settled() });
       const id = await this.#starts.run(async () => {
         throwIfAborted(signal);
-        if (!(await this.images.isPresent(image))) return undefined;
+        const found = await this.images.usable(need(), { pulled });
+        if (!found) return undefined;
         at("starting");
-        return this.#createAndStart(wanted, signal);
+        return this.#createAndStart(wanted, { signal, image: found });
       });
       if (id !== undefined) return id;
       at("pulling");
-      await this.images.pull(image, signal);
+      await this.images.pull(need(), { signal, ...pulling });
     }
   }
 
@@ -121,7 +132,10 @@ export class Worker {
     return { error: inWords(cause, { image }), retryAt, unsure, cause };
   }
 
-  async #createAndStart(wanted: Wanted, signal: AbortSignal): Promise<string> {
+  async #createAndStart(
+    wanted: Wanted,
+    { signal, image }: { signal: AbortSignal; image: EngineImage },
+  ): Promise<string> {
     const { allocation, spec, networkPool } = wanted;
     const { job_id: jobId } = allocation;
     if (!spec.network_mode) await this.networks.ensure(jobId, networkPool);
@@ -138,6 +152,7 @@ export class Worker {
     const options = containerOptions(spec, context);
     const body = {
       ...options,
+      Labels: { ...options.Labels, ...imageLabels(spec.image, image) },
       HostConfig: { ...options.HostConfig, RestartPolicy: { Name: "no", MaximumRetryCount: 0 } },
     };
     throwIfAborted(signal);
@@ -193,6 +208,12 @@ export class Worker {
     const all = await this.#engine.list().catch(() => []);
     return all.find(({ ports }) => ports.some(({ host_port }) => host_port === port))?.name;
   }
+}
+
+/** Which image the container is made of, so that replicas can be compared. */
+function imageLabels(name: string, { id, digests }: EngineImage): Record<string, string> {
+  const digest = digestOf(name, digests);
+  return { [LABELS.image]: id, ...(digest !== undefined && { [LABELS.imageDigest]: digest }) };
 }
 
 function throwIfAborted(signal: AbortSignal): void {

@@ -258,7 +258,7 @@ export const SERVICE_KEYS = {
   profiles: limited(uniqueTexts, "a service with profiles is not run: no profile can be chosen yet"),
   pull_policy: limited(
     textMatching(PULLING, "allowed are always, missing, never, build, daily, weekly and every_12h"),
-    "an image is pulled where it is absent",
+    "the registry is asked when a replica is made; build is missing",
   ),
   read_only: honoured(flag),
   runtime: honoured(text),

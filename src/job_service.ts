@@ -52,9 +52,8 @@ export function buildService(service: ServiceFields, around: Surroundings): Serv
   const { report } = around;
   checkImage(service, report);
   checkScale(service, report);
-  const { pull_policy: policy } = service;
-  if (policy !== undefined && policy !== "missing" && policy !== "if_not_present") {
-    report.warn(["pull_policy"], `is left out: an image is pulled where it is absent`);
+  if (service.pull_policy === "build") {
+    report.warn(["pull_policy"], "is taken for missing: nothing is built here, and an image is pulled where it is absent");
   }
   const words = (key: "command" | "entrypoint") => {
     const command = service[key];

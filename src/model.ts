@@ -343,6 +343,15 @@ export const publishedPort = v.object({
 });
 export type PublishedPort = v.InferOutput<typeof publishedPort>;
 
+/** How far a pull is, as far as Docker tells: the sizes of layers become known one after the other. */
+export const pullProgress = v.object({
+  layers_done: count,
+  layers_total: count,
+  bytes_done: count,
+  bytes_total: count,
+});
+export type PullProgress = v.InferOutput<typeof pullProgress>;
+
 /**
  * An allocation as its node sees it. `exited`: the container ended and either starts again after a backoff (`final` false)
  * or stays ended by its restart policy (`final` true). `failed`: it could not be started; tried again after a backoff.
@@ -357,6 +366,13 @@ export const allocationStatus = v.object({
   restarts: count,
   exit_code: v.exactOptional(v.number()),
   error: v.exactOptional(v.string()),
+  /** While its image is pulled. */
+  pull: v.exactOptional(pullProgress),
+  /** Id of the image that its container was made of, and the digest it has in its registry, where one is known. */
+  image_id: v.exactOptional(v.string()),
+  image_digest: v.exactOptional(v.string()),
+  /** The digest that this node found its image's tag to stand for: a proposal, for all replicas are to run the same. */
+  resolved_digest: v.exactOptional(v.string()),
   started_at: v.exactOptional(count),
   finished_at: v.exactOptional(count),
 });
@@ -389,6 +405,14 @@ export function isOlder(a: Order, b: Order): boolean {
 
 // ---- Messages between a node and the master -------------------------------------------------------------------------
 
+/** `digest`: what is pulled where the image is absent. `refresh`: what is on the node must be that digest, too. */
+export const assignedImage = v.object({
+  allocation_id: v.string(),
+  digest: v.exactOptional(v.string()),
+  refresh: v.boolean(),
+});
+export type AssignedImage = v.InferOutput<typeof assignedImage>;
+
 /** All that one node must run: the full set, never a difference. What is not in it is stopped and removed. */
 export const assignments = v.object({
   type: v.literal("assignments"),
@@ -397,6 +421,10 @@ export const assignments = v.object({
   specs: v.array(specRecord),
   allocations: v.array(allocationRecord),
   removals: v.array(removalRecord),
+  /** What is settled about the images of allocations; an allocation without an entry may run what is on the node. */
+  images: v.exactOptional(v.array(assignedImage)),
+  /** For the registries of the images above only. */
+  logins: v.exactOptional(v.array(v.object({ host: v.string(), username: v.string(), password: v.string() }))),
 });
 export type Assignments = v.InferOutput<typeof assignments>;
 
@@ -489,6 +517,9 @@ export const LABELS = {
   restart: "cacophony.restart",
   /** Milliseconds of grace, for an executor that stops a container which it has no spec for. */
   grace: "cacophony.stop-grace-ms",
+  /** Id of the container's image, and its digest in the registry where it has one: whether replicas run the same. */
+  image: "cacophony.image",
+  imageDigest: "cacophony.image-digest",
 } as const;
 
 // ---- Errors ---------------------------------------------------------------------------------------------------------

@@ -266,7 +266,7 @@ describe("Executor", () => {
     await node.until(() => names(10).every((id) => node.status(id)?.state === "failed"));
     expect(node.status("a3")?.error).toBe("image nowhere:1 not found");
     await node.clock.advance(600_000);
-    expect(node.engine.calls.get("pull")).toBeLessThan(10);
+    expect(node.engine.calls.get("resolve")).toBeLessThan(10);
     node.engine.registry.set("nowhere:1", "found");
     await node.until(() => node.isSettled(names(10)), 301_000);
   });

@@ -8,10 +8,14 @@ import type { Container } from "../src/converge.ts";
 import type {
   ContainerUsage,
   Engine,
+  EngineImage,
   EngineInfo,
   EngineNetwork,
   EngineVolume,
   NewVolume,
+  PullProgress,
+  RegistryLogin,
+  RegistryOptions,
   WatchOptions,
 } from "../src/docker.ts";
 import { EngineError } from "../src/docker_errors.ts";
@@ -53,7 +57,14 @@ export class FakeEngine implements Engine {
   latency: readonly [number, number] = [1, 5];
   /** Images that are here, and how pulls of others end. */
   readonly images = new Set<string>(["busybox:latest"]);
-  readonly registry = new Map<string, "found" | "missing" | "unreachable">();
+  readonly registry = new Map<string, "found" | "missing" | "unreachable" | "denied">();
+  /** Digests of tags, in the registry (`sha256:NAME` unless said) and here, and when those here were set. */
+  readonly registryDigests = new Map<string, string>();
+  readonly digests = new Map<string, string>();
+  readonly taggedAt = new Map<string, number>();
+  /** What was pulled, and the login of each question to a registry, in order. */
+  readonly pulled: string[] = [];
+  readonly logins: (RegistryLogin | undefined)[] = [];
   pullMs = 500;
   readonly behaviours = new Map<string, Behaviour>();
   /** Ports that something outside Docker listens on. */
@@ -254,24 +265,63 @@ export class FakeEngine implements Engine {
     );
   }
 
-  hasImage(image: string): Promise<boolean> {
-    return this.#call("hasImage", () => this.images.has(image));
+  image(name: string): Promise<EngineImage | undefined> {
+    return this.#call("image", () => {
+      if (!this.images.has(name)) return undefined;
+      const digest = this.digests.get(name);
+      return {
+        id: `id of ${digest ?? name}`,
+        digests: digest === undefined ? [] : [`${repositoryOf(name)}@${digest}`],
+        taggedAt: this.taggedAt.get(name) ?? 0,
+      };
+    });
   }
 
-  async pull(image: string, { signal }: { signal?: AbortSignal }): Promise<void> {
+  resolve(image: string, { login }: RegistryOptions): Promise<string> {
+    return this.#call("resolve", () => this.#ask(image, login));
+  }
+
+  async pull(
+    image: string,
+    { signal, login, onProgress }: RegistryOptions & { onProgress?: (line: PullProgress) => void },
+  ): Promise<void> {
     await this.#call("pull", async () => {
-      await sleep(this.#clock, this.pullMs, signal);
-      if (signal?.aborted) throw new EngineError("aborted", "given up");
-      switch (this.registry.get(image)) {
-        case "found":
-          this.images.add(image);
-          return;
-        case "unreachable":
-          throw new EngineError("unreachable_registry", "dial tcp 10.0.0.9:5000: connect: connection refused");
-        default:
-          throw new EngineError("image_not_found", `manifest for ${image} not found: manifest unknown`);
+      const layer = "0123456789ab";
+      for (let step = 1; step <= 10; step++) {
+        await sleep(this.#clock, this.pullMs / 10, signal);
+        if (signal?.aborted) throw new EngineError("aborted", "given up");
+        onProgress?.({ layer, status: "Downloading", currentBytes: step * 100, totalBytes: 1000 });
       }
+      const [repository = "", digest] = image.split("@");
+      const name = [...this.registry.keys()].find((one) => repositoryOf(one) === repository) ?? image;
+      this.pulled.push(image);
+      this.digests.set(image, digest ?? this.#ask(name, login));
+      this.images.add(image);
     });
+  }
+
+  tag(image: string, name: string): Promise<void> {
+    return this.#call("tag", () => {
+      this.images.add(name);
+      this.digests.set(name, this.digests.get(image) ?? "");
+      this.taggedAt.set(name, this.#clock.now());
+    });
+  }
+
+  /** What the registry says: the digest that a name has there now. */
+  #ask(image: string, login: RegistryLogin | undefined): string {
+    this.logins.push(login);
+    switch (this.registry.get(image)) {
+      case "found":
+        return this.registryDigests.get(image) ?? `sha256:${image}`;
+      case "denied":
+        if (login) return `sha256:${image}`;
+        throw new EngineError("denied", "no basic auth credentials");
+      case "unreachable":
+        throw new EngineError("unreachable_registry", "dial tcp 10.0.0.9:5000: connect: connection refused");
+      default:
+        throw new EngineError("image_not_found", `manifest for ${image} not found: manifest unknown`);
+    }
   }
 
   networks(): Promise<EngineNetwork[]> {
@@ -456,6 +506,10 @@ export class FakeEngine implements Engine {
   #newId(kind: string): string {
     return `${this.engineId.toLowerCase()}-${kind}-${++this.#ids}`;
   }
+}
+
+function repositoryOf(image: string): string {
+  return image.replace(/@.*$/, "").replace(/:[^/:]*$/, "");
 }
 
 function hasLabels(labels: ReadonlyMap<string, string>, wanted: readonly string[]): boolean {

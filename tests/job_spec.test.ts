@@ -525,7 +525,7 @@ describe("parseJob() tells what becomes of each key", () => {
     ["deploy: {restart_policy: {delay: 5s}}", "deploy.restart_policy.delay"],
     ["deploy: {endpoint_mode: vip}", "deploy.endpoint_mode"],
     ["pull_refresh_after: 1h", "pull_refresh_after"],
-    ["pull_policy: always", "pull_policy"],
+    ["pull_policy: build", "pull_policy"],
     ["platform: linux/arm64", "platform"],
   ];
   test.each(warned)("%s is left out with a warning", (yaml, path) => {
