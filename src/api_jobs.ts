@@ -2,7 +2,7 @@
 import type { Context } from "hono";
 import { Hono } from "hono";
 import * as v from "valibot";
-import { answer, envOf, queryOf, readBody, readFlag } from "./api_request.ts";
+import { answer, envOf, queryOf, readBody, readFlag, readJson } from "./api_request.ts";
 import { jobsView, jobView, scalesView } from "./cluster_views.ts";
 import { containerName, containerOptions } from "./container_options.ts";
 import { etagOf, findJob, MAX_SCALE } from "./job_changes.ts";
@@ -50,9 +50,22 @@ export function jobRoutes({ scheduler, dataDir, only }: JobRoutesOptions): Hono 
     const version = await scheduler().deleteJob(jobId, { volumes, preconditions: preconditionsOf(c) });
     return answer(c, { job_id: jobId, version }, 202);
   });
+  app.post("/:job_id/restart", async (c) => {
+    queryOf(c, []);
+    const body = await readBody(c);
+    const wanted = body.length === 0 ? {} : readJson(body, { schema: restartBody, example: '{"pull": true}' });
+    const pull = wanted.pull === true;
+    const jobId = c.req.param("job_id");
+    const job = await scheduler().restartJob(jobId, { pull, preconditions: preconditionsOf(c) });
+    c.header("ETag", etagOf(job.version));
+    return answer(c, { job_id: jobId, version: job.version, pull }, 202);
+  });
   app.put("/:job_id/:service_name", async (c) => {
     queryOf(c, []);
-    const scale = readScale(await readBody(c));
+    const { scale } = readJson(await readBody(c), {
+      schema: scaleBody,
+      example: `{"scale": N} with a whole number from 0 to ${MAX_SCALE}`,
+    });
     const { job_id, service_name } = c.req.param();
     const job = await scheduler().scaleService(job_id, { serviceName: service_name, scale });
     c.header("ETag", etagOf(job.version));
@@ -60,6 +73,8 @@ export function jobRoutes({ scheduler, dataDir, only }: JobRoutesOptions): Hono 
   });
   only(app, ["/"], "GET");
   only(app, ["/:job_id"], "GET", "PUT", "DELETE");
+  // A service may be called "restart", so that path takes both.
+  only(app, ["/:job_id/restart"], "PUT", "POST");
   only(app, ["/:job_id/:service_name"], "PUT");
   return app;
 }
@@ -87,20 +102,8 @@ function parse(body: Uint8Array, options: { jobId: string; env: ReadonlyMap<stri
 
 const scaleBody = v.strictObject({ scale: v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(MAX_SCALE)) });
 
-function readScale(body: Uint8Array): number {
-  let json: unknown;
-  try {
-    json = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(body));
-  } catch (error) {
-    throw new CacophonyError("unparseable", 'the body is no JSON: send {"scale": 5}', { cause: error });
-  }
-  const parsed = v.safeParse(scaleBody, json);
-  if (parsed.success) return parsed.output.scale;
-  const details = parsed.issues.map((issue) => ({ path: v.getDotPath(issue) ?? "", message: issue.message }));
-  throw new CacophonyError("invalid_document", `send {"scale": N} with a whole number from 0 to ${MAX_SCALE}`, {
-    details,
-  });
-}
+/** An empty body restarts with the images that the replicas have. */
+const restartBody = v.strictObject({ pull: v.exactOptional(v.boolean()) });
 
 function preconditionsOf(c: Context) {
   return { ifMatch: c.req.header("if-match"), ifNoneMatch: c.req.header("if-none-match") };

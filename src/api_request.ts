@@ -1,6 +1,7 @@
 /** @module Reading requests (bodies within limits whatever their Content-Type says, query parameters, pages) and answering in JSON. */
 import type { Context } from "hono";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
+import * as v from "valibot";
 import type { Page } from "./cluster_views.ts";
 import { PAGE_SIZE } from "./cluster_views.ts";
 import { CacophonyError } from "./model.ts";
@@ -30,6 +31,26 @@ export async function readBody(c: Context): Promise<Uint8Array> {
     chunks.push(chunk);
   }
   return Buffer.concat(chunks);
+}
+
+/**
+ * A body that is a small JSON document.
+ * @throws CacophonyError `unparseable`, `invalid_document`
+ */
+export function readJson<T>(
+  body: Uint8Array,
+  { schema, example }: { schema: v.GenericSchema<unknown, T>; example: string },
+): T {
+  let json: unknown;
+  try {
+    json = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(body));
+  } catch (error) {
+    throw new CacophonyError("unparseable", `the body is no JSON: send ${example}`, { cause: error });
+  }
+  const parsed = v.safeParse(schema, json);
+  if (parsed.success) return parsed.output;
+  const details = parsed.issues.map((issue) => ({ path: v.getDotPath(issue) ?? "", message: issue.message }));
+  throw new CacophonyError("invalid_document", `send ${example}`, { details });
 }
 
 /**

@@ -4,6 +4,7 @@
  */
 import type { ClusterState, NodeView } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
+import { imageWarnings } from "./job_images.ts";
 import type { AllocationRecord, LiveJob, NodeRecord } from "./model.ts";
 import type { Blocked } from "./reconcile.ts";
 
@@ -96,7 +97,7 @@ export function jobsView(state: ClusterState) {
 }
 
 export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterState; blockedOf: BlockedOf }) {
-  const services = job.services.map(({ service_name, scale }) => {
+  const services = job.services.map(({ service_name, scale, digest }) => {
     const key = serviceKey({ job_id: job.job_id, service_name });
     const records = state
       .allocationsOf(key)
@@ -105,7 +106,9 @@ export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterStat
     const allocations = records.map((allocation) => allocationView(allocation, state));
     const placed = records.filter(({ desired }) => desired === "run").length;
     const counts = countStates(allocations, scale - placed);
-    return [service_name, { scale, counts, allocations, blocked: blockedOf(key) }] as const;
+    const warnings = imageWarnings(allocations);
+    const view = { scale, counts, allocations, blocked: blockedOf(key), image_digest: digest ?? null, warnings };
+    return [service_name, view] as const;
   });
   return {
     job_id: job.job_id,

@@ -6,7 +6,7 @@
 import { createHash } from "node:crypto";
 import * as v from "valibot";
 import type { ClusterState } from "./cluster_state.ts";
-import type { Change, JobRecord, LiveJob, ServiceSpec } from "./model.ts";
+import type { Change, JobRecord, JobServiceRecord, LiveJob, ServiceSpec } from "./model.ts";
 import { CacophonyError, serviceSpec } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
@@ -37,13 +37,15 @@ export function changesForPut(
 ): PutOutcome {
   const before = state.jobs.get(jobId);
   const live = before?.state === "live" ? before : undefined;
-  const scales = new Map(live?.services.map(({ service_name, scale }) => [service_name, scale]));
+  const known = new Map(live?.services.map((service) => [service.service_name, service]));
   const specs = new Map(wanted.services.map(({ spec }) => [specHash(spec), spec]));
-  const services = wanted.services.map(({ service_name, spec, scale }) => ({
-    service_name,
-    spec_hash: specHash(spec),
-    scale: scale ?? scales.get(service_name) ?? 1,
-  }));
+  const services = wanted.services.map(({ service_name, spec, scale }): JobServiceRecord => {
+    const old = known.get(service_name);
+    const spec_hash = specHash(spec);
+    // A service whose definition stays keeps its image and generation, so that its replicas stay.
+    const kept = old?.spec_hash === spec_hash ? old : {};
+    return { ...kept, service_name, spec_hash, scale: scale ?? old?.scale ?? 1 };
+  });
   if (live && sameServices(live.services, services)) return { outcome: "unchanged", job: live, changes: [] };
   const job: LiveJob = {
     state: "live",

@@ -53,7 +53,10 @@ export function buildService(service: ServiceFields, around: Surroundings): Serv
   checkImage(service, report);
   checkScale(service, report);
   if (service.pull_policy === "build") {
-    report.warn(["pull_policy"], "is taken for missing: nothing is built here, and an image is pulled where it is absent");
+    report.warn(
+      ["pull_policy"],
+      "is taken for missing: nothing is built here, and an image is pulled where it is absent",
+    );
   }
   const words = (key: "command" | "entrypoint") => {
     const command = service[key];

@@ -287,6 +287,11 @@ export class Membership {
     const records = [...changed].flatMap((id) => this.#state.allocations.get(id) ?? []);
     this.#options.scheduler.wake(records.map(serviceKey));
     this.#confirm(nodeId, report.removals_done);
+    const found = report.allocations.flatMap(({ allocation_id, resolved_digest: digest }) =>
+      digest === undefined ? [] : [{ allocation_id, digest }],
+    );
+    // Where this fails, the node goes on with the digest that it found.
+    this.#options.scheduler.settleDigests(found).catch((error: unknown) => this.#writeFailed(error));
   }
 
   /** Writes down what a report proves gone. A node says nothing twice, so what cannot be written now is tried again later. */

@@ -228,6 +228,12 @@ export const jobServiceRecord = v.object({
   service_name: v.string(),
   spec_hash: v.string(),
   scale: count,
+  /** Counts restarts of the service's replicas: one of an older generation is outdated. Absent: 0. */
+  generation: v.exactOptional(count),
+  /** What the image's tag stands for, as the first node found that had to pull it. */
+  digest: v.exactOptional(v.string()),
+  /** Whether an image that is present on a node must be that digest to be used. */
+  refresh: v.exactOptional(v.boolean()),
 });
 export type JobServiceRecord = v.InferOutput<typeof jobServiceRecord>;
 
@@ -259,6 +265,8 @@ export const allocationRecord = v.object({
   node_id: v.string(),
   spec_hash: v.string(),
   job_version: count,
+  /** The service's generation that it was made for. Absent: 0. */
+  generation: v.exactOptional(count),
   desired: v.picklist(["run", "stop"]),
   created_at: count,
 });

@@ -18,6 +18,8 @@ export type Goal = {
   spec_hash: string;
   spec: ServiceSpec;
   scale: number;
+  /** Absent: 0. */
+  generation?: number;
 };
 
 /** A slot that has no allocation, and why: one sentence per reason. */
@@ -122,17 +124,22 @@ function chooseOutdated(
   { goal, state, mine }: { goal: Goal; state: ClusterState; mine: readonly AllocationRecord[] },
 ): AllocationRecord[] {
   const reachable = live.filter(
-    ({ node_id, spec_hash }) => spec_hash !== goal.spec_hash && state.views.get(node_id)?.state === "ready",
+    (allocation) => !isCurrent(allocation, goal) && state.views.get(allocation.node_id)?.state === "ready",
   );
   const idle = reachable.filter((allocation) => isKnownIdle(allocation, state));
   const onTheWay = mine.some((allocation) => {
     if (state.isDown(allocation.node_id)) return false;
     if (allocation.desired === "stop") return true;
     const status = state.status(allocation);
-    return allocation.spec_hash === goal.spec_hash && status?.state !== "running" && status?.final !== true;
+    return isCurrent(allocation, goal) && status?.state !== "running" && status?.final !== true;
   });
   const running = without(reachable, idle).toSorted((a, b) => a.slot - b.slot);
   return onTheWay || idle.length > 0 ? idle : running.slice(0, 1);
+}
+
+/** Whether an allocation was made for what the goal is now. */
+function isCurrent({ spec_hash, generation = 0 }: AllocationRecord, goal: Goal): boolean {
+  return spec_hash === goal.spec_hash && generation === (goal.generation ?? 0);
 }
 
 /** Whether a fresh report says that the allocation does not run. No report: not known, so no. */
@@ -191,7 +198,7 @@ function accept(
     context,
   }: { goal: Goal; slot: number; node_id: string; stateful: boolean; context: PlanContext },
 ): void {
-  const { job_id, service_name, incarnation, spec_hash, job_version } = goal;
+  const { job_id, service_name, incarnation, spec_hash, job_version, generation } = goal;
   plan.place.push({
     allocation_id: context.newId(),
     job_id,
@@ -201,6 +208,7 @@ function accept(
     node_id,
     spec_hash,
     job_version,
+    ...(generation !== undefined && { generation }),
     desired: "run",
     created_at: context.now,
   });

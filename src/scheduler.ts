@@ -9,6 +9,7 @@ import type { ServiceKey } from "./cluster_state.ts";
 import { ClusterState, serviceKey } from "./cluster_state.ts";
 import type { Preconditions, PutOutcome, WantedJob } from "./job_changes.ts";
 import { changesForDelete, changesForPut, changesForScale, checkPreconditions } from "./job_changes.ts";
+import { assignedImageOf, changesForDigests, changesForRestart } from "./job_images.ts";
 import type { Log } from "./log.ts";
 import type { Assignments, Change, ClusterRecord, LiveJob } from "./model.ts";
 import { CacophonyError, StartError } from "./model.ts";
@@ -132,6 +133,20 @@ export class Scheduler {
     });
   }
 
+  /** Has every replica replaced, one by one; with `pull` by what its image's tag stands for then. */
+  async restartJob(
+    jobId: string,
+    { pull, preconditions }: { pull: boolean; preconditions: Preconditions },
+  ): Promise<LiveJob> {
+    return this.#exclusive(async () => {
+      checkPreconditions(this.state.jobs.get(jobId), preconditions);
+      const { job, changes } = changesForRestart(this.state, { jobId, pull, now: this.#options.clock.now() });
+      await this.#commit(changes);
+      this.#wakeJob(job);
+      return job;
+    });
+  }
+
   async deleteJob(
     jobId: string,
     { volumes, preconditions }: { volumes: boolean; preconditions: Preconditions },
@@ -154,10 +169,10 @@ export class Scheduler {
     const outcome = changesForPut(this.state, { jobId, wanted, now: clock.now(), newId });
     const specs = new Map(outcome.job.services.map(({ service_name }, i) => [service_name, wanted.services[i]?.spec]));
     const context = this.#planContext();
-    const services = outcome.job.services.flatMap(({ service_name, spec_hash, scale }) => {
-      const spec = specs.get(service_name);
+    const services = outcome.job.services.flatMap((service) => {
+      const spec = specs.get(service.service_name);
       if (!spec) return [];
-      const goal = goalOf(outcome.job, { service_name, spec_hash, scale, spec });
+      const goal = goalOf(outcome.job, { ...service, spec });
       return [{ goal, plan: reconcileService(goal, context) }];
     });
     return { outcome, services };
@@ -173,6 +188,16 @@ export class Scheduler {
   /** Runs `change` alone and commits what it returns; the caller sees the state after it. */
   async change(change: () => Change[]): Promise<void> {
     await this.#exclusive(() => this.#commit(change()));
+  }
+
+  /** Settles which digests services run, by what nodes found; nodes hear of it only once it is stored. */
+  async settleDigests(found: readonly { allocation_id: string; digest: string }[]): Promise<void> {
+    if (found.length === 0) return;
+    await this.#exclusive(async () => {
+      const { changes, nodes } = changesForDigests(this.state, found);
+      await this.#commit(changes);
+      for (const nodeId of nodes) this.sendAssignments(nodeId);
+    });
   }
 
   /** From here on the node gets its assignments through `send`; the present ones go out at once. */
@@ -241,6 +266,7 @@ export class Scheduler {
       removals: [...this.state.removals.values()].filter(
         (removal) => removal.node_id === nodeId && !allocations.some(({ job_id }) => job_id === removal.job_id),
       ),
+      images: allocations.flatMap((allocation) => assignedImageOf(this.state, allocation)),
     });
   }
 
@@ -349,6 +375,9 @@ export class Scheduler {
   }
 }
 
-function goalOf(job: LiveJob, service: Pick<Goal, "service_name" | "spec_hash" | "scale" | "spec">): Goal {
+function goalOf(
+  job: LiveJob,
+  service: Pick<Goal, "service_name" | "spec_hash" | "scale" | "spec" | "generation">,
+): Goal {
   return { job_id: job.job_id, incarnation: job.incarnation, job_version: job.version, ...service };
 }

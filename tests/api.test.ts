@@ -251,6 +251,24 @@ describe("scaling and deleting", () => {
   });
 });
 
+describe("restarting", () => {
+  test("answers 202 with a new version, and nothing but {pull} is taken", async () => {
+    await call("PUT", "/cluster/job/again", { body: DOCUMENT });
+    const path = "/cluster/job/again/restart";
+    expect(await call("POST", path)).toMatchObject({ status: 202, body: { version: 2, pull: false } });
+    expect(await call("POST", path, { body: '{"pull": true}' })).toMatchObject({
+      status: 202,
+      body: { version: 3, pull: true },
+    });
+    expect((await call("POST", path, { body: '{"pul": true}' })).status).toBe(422);
+    expect((await call("POST", path, { body: "pull" })).status).toBe(400);
+    expect((await call("POST", path, { headers: { "if-match": '"1"' } })).status).toBe(412);
+    expect((await call("POST", "/cluster/job/nothing/restart")).status).toBe(404);
+    expect((await call("GET", path)).headers.get("allow")).toBe("PUT, POST");
+    expect((await call<{ version: number }>("GET", "/cluster/job/again")).body.version).toBe(3);
+  });
+});
+
 describe("everything else", () => {
   test("a wrong method gets 405 with Allow, an unknown path 404", async () => {
     const answer = await call("POST", "/cluster/job/x");

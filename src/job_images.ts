@@ -1,0 +1,86 @@
+/**
+ * @module Which image the replicas of a service run: the digest that the first node found its tag to stand for, kept with the
+ * service until its definition changes or a restart asks for the tag anew; and restarts, which are the other way to replace
+ * replicas without a new definition. Pure; the Scheduler commits.
+ */
+import type { ClusterState } from "./cluster_state.ts";
+import { findJob } from "./job_changes.ts";
+import type { AllocationRecord, AssignedImage, Change, JobServiceRecord, LiveJob } from "./model.ts";
+
+/** Changes that settle the digests which nodes have found; the first one counts. A settled digest is no new version. */
+export function changesForDigests(
+  state: ClusterState,
+  found: readonly { allocation_id: string; digest: string }[],
+): { changes: Change[]; nodes: Set<string> } {
+  const jobs = new Map<string, LiveJob>();
+  const nodes = new Set<string>();
+  for (const { allocation_id, digest } of found) {
+    const allocation = state.allocations.get(allocation_id);
+    const job = allocation && (jobs.get(allocation.job_id) ?? state.liveJob(allocation.job_id));
+    const service = job && serviceOf(job, allocation);
+    if (!service || service.digest !== undefined) continue;
+    jobs.set(job.job_id, replaceService(job, { ...service, digest }));
+    for (const { node_id } of state.allocationsOf(`${job.job_id}/${service.service_name}`)) nodes.add(node_id);
+  }
+  return { changes: [...jobs.values()].map((record) => ({ op: "put", kind: "job", record })), nodes };
+}
+
+/** Changes that have every replica of a job replaced, one by one; with `pull` by what its image's tag stands for then. */
+export function changesForRestart(
+  state: ClusterState,
+  { jobId, pull, now }: { jobId: string; pull: boolean; now: number },
+): { job: LiveJob; changes: Change[] } {
+  const before = findJob(state, jobId);
+  const services = before.services.map((service): JobServiceRecord => {
+    const generation = (service.generation ?? 0) + 1;
+    if (!pull) return { ...service, generation };
+    const { digest: _digest, ...rest } = service;
+    return { ...rest, generation, refresh: true };
+  });
+  const job: LiveJob = { ...before, services, version: before.version + 1, updated_at: now };
+  return { job, changes: [{ op: "put", kind: "job", record: job }] };
+}
+
+/** What its node must know about the image of an allocation, if anything is settled. */
+export function assignedImageOf(state: ClusterState, allocation: AllocationRecord): AssignedImage[] {
+  const job = state.liveJob(allocation.job_id);
+  const { digest, refresh = false } = (job && serviceOf(job, allocation)) ?? {};
+  if (digest === undefined && !refresh) return [];
+  return [{ allocation_id: allocation.allocation_id, ...(digest !== undefined && { digest }), refresh }];
+}
+
+/** A sentence for each image that replicas of one service do not have alike, as an image that was present may be older. */
+export function imageWarnings(
+  replicas: readonly { node_name: string | null; image_id: string | null; image_digest: string | null }[],
+): string[] {
+  const nodesOf = new Map<string, Set<string>>();
+  const digests = new Set<string | null>();
+  for (const { node_name, image_id, image_digest } of replicas) {
+    if (image_id === null) continue;
+    nodesOf.set(image_id, (nodesOf.get(image_id) ?? new Set()).add(node_name ?? "?"));
+    digests.add(image_digest);
+  }
+  // One digest may stand for several images: one for each architecture.
+  if (nodesOf.size < 2 || (digests.size === 1 && !digests.has(null))) return [];
+  const list = [...nodesOf].map(
+    ([id, nodes]) => `${id.replace("sha256:", "").slice(0, 12)} on ${[...nodes].toSorted().join(", ")}`,
+  );
+  return [
+    `the replicas run different images, as present on their nodes: ${list.join("; ")}; POST …/restart with {"pull": true} makes them alike`,
+  ];
+}
+
+/** The service as it is now, if that is what the allocation was made for. */
+function serviceOf(job: LiveJob, allocation: AllocationRecord): JobServiceRecord | undefined {
+  if (job.incarnation !== allocation.incarnation) return undefined;
+  return job.services.find(
+    (service) =>
+      service.service_name === allocation.service_name &&
+      service.spec_hash === allocation.spec_hash &&
+      (service.generation ?? 0) === (allocation.generation ?? 0),
+  );
+}
+
+function replaceService(job: LiveJob, next: JobServiceRecord): LiveJob {
+  return { ...job, services: job.services.map((one) => (one.service_name === next.service_name ? next : one)) };
+}
