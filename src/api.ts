@@ -8,6 +8,7 @@ import { HTTPException } from "hono/http-exception";
 import type { Master } from "./api_forward.ts";
 import { forward, FORWARDED_HEADER } from "./api_forward.ts";
 import { jobRoutes } from "./api_jobs.ts";
+import { registryRoutes } from "./api_registries.ts";
 import { answer, queryOf, readPage } from "./api_request.ts";
 import { allocationsView, countsView, nodesView, resourcesView } from "./cluster_views.ts";
 import type { Log } from "./log.ts";
@@ -87,6 +88,7 @@ export function createApi(options: ApiOptions): Hono {
     return found;
   };
   app.route("/cluster/job", jobRoutes({ scheduler, dataDir: options.dataDir, only }));
+  app.route("/cluster/registry", registryRoutes({ scheduler, only }));
   app.route("/cluster", clusterRoutes({ scheduler, local }));
   return app;
 }

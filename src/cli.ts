@@ -147,6 +147,7 @@ async function runNode(
     dataDir: given["data-dir"] ?? defaultDataDir(env),
     settings: readSettings(given),
     defaultDockerHost: env["DOCKER_HOST"] || "unix:///var/run/docker.sock",
+    dockerLogins: { configDir: env["DOCKER_CONFIG"] || join(homedir(), ".docker"), searchPath: env["PATH"] ?? "" },
     version: VERSION,
     log,
   });

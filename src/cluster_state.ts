@@ -13,6 +13,7 @@ import type {
   LiveJob,
   NodeRecord,
   Order,
+  RegistryRecord,
   RemovalRecord,
   Resources,
   ServiceSpec,
@@ -59,6 +60,7 @@ export class ClusterState {
   readonly allocations = new Map<string, AllocationRecord>();
   readonly homes = new Map<string, HomeRecord>();
   readonly removals = new Map<string, RemovalRecord>();
+  readonly registries = new Map<string, RegistryRecord>();
   readonly views = new Map<string, NodeView>();
   readonly #byService = new Map<ServiceKey, Map<string, AllocationRecord>>();
   readonly #byNode = new Map<string, Map<string, AllocationRecord>>();
@@ -73,6 +75,7 @@ export class ClusterState {
       else if (change.kind === "node") this.nodes.set(change.record.node_id, change.record);
       else if (change.kind === "allocation") this.#putAllocation(change.record);
       else if (change.kind === "home") this.homes.set(RECORD_KINDS.home.key(change.record), change.record);
+      else if (change.kind === "registry") this.registries.set(change.record.host, change.record);
       else if (change.kind === "removal") this.removals.set(change.record.removal_id, change.record);
     }
   }
@@ -193,6 +196,7 @@ export class ClusterState {
     else if (kind === "spec") this.specs.delete(key);
     else if (kind === "node") this.nodes.delete(key);
     else if (kind === "home") this.homes.delete(key);
+    else if (kind === "registry") this.registries.delete(key);
     else if (kind === "removal") this.removals.delete(key);
     else if (kind === "allocation") this.#deleteAllocation(key);
   }

@@ -90,6 +90,11 @@ export class DataDir {
     return this.#identity;
   }
 
+  /** The key that secrets in the cluster's state are sealed with. */
+  get keyPath(): string {
+    return join(this.path, "secret.key");
+  }
+
   get statePath(): string {
     return join(this.path, "cluster.db");
   }

@@ -10,7 +10,8 @@ import type { Engine, EngineImage, RegistryLogin } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import { Progress } from "./executor_progress.ts";
 import { Slots } from "./executor_slots.ts";
-import { Refusal, registryOf } from "./executor_words.ts";
+import { Refusal } from "./executor_words.ts";
+import { registryOf } from "./job_images.ts";
 import type { PullProgress } from "./model.ts";
 
 /** Two at once: Docker loads three layers of each in parallel, which fills a usual link and two cores with unpacking. */

@@ -2,6 +2,7 @@
  * @module Why an allocation does not start, in words for the person who reads its `error`. Owns the sentences; decides nothing.
  */
 import { EngineError } from "./docker_errors.ts";
+import { registryOf } from "./job_images.ts";
 
 /** Something on this node stands in the way; the message is for people and names it. */
 export class Refusal extends Error {
@@ -44,14 +45,4 @@ export function inWords(error: unknown, { image }: { image: string }): string {
 export function portInUse(port: number | undefined, holder: string | undefined): string {
   const what = port === undefined ? "a host port" : `port ${port}`;
   return `${what} is in use on this node by ${holder === undefined ? "another process" : `container ${holder}`}`;
-}
-
-const DOCKER_HUB = "docker.io";
-const HUB_NAMES = new Set(["index.docker.io", "registry-1.docker.io"]);
-
-/** The host that an image comes from: its first part if that looks like a host (Docker's own rule), else Docker Hub. */
-export function registryOf(image: string): string {
-  const [first = "", ...rest] = image.split("/");
-  const host = rest.length > 0 && (/[.:]/.test(first) || first === "localhost") ? first : DOCKER_HUB;
-  return HUB_NAMES.has(host) ? DOCKER_HUB : host;
 }

@@ -70,6 +70,22 @@ export function imageWarnings(
   ];
 }
 
+const DOCKER_HUB = "docker.io";
+const HUB_NAMES = new Set(["index.docker.io", "registry-1.docker.io"]);
+
+/** The host that an image comes from: its first part if that looks like a host (Docker's own rule), else Docker Hub. */
+export function registryOf(image: string): string {
+  const [first = "", ...rest] = image.split("/");
+  const host = rest.length > 0 && (/[.:]/.test(first) || first === "localhost") ? first : DOCKER_HUB;
+  return HUB_NAMES.has(host) ? DOCKER_HUB : host;
+}
+
+/** A registry's host as logins go by; undefined if the text is none. */
+export function registryHost(text: string): string | undefined {
+  if (!/^[a-z0-9]([a-z0-9.-]{0,252}[a-z0-9])?(:[0-9]{1,5})?$/.test(text)) return undefined;
+  return registryOf(`${text}/image`) === text || HUB_NAMES.has(text) ? registryOf(`${text}/image`) : undefined;
+}
+
 /** The service as it is now, if that is what the allocation was made for. */
 function serviceOf(job: LiveJob, allocation: AllocationRecord): JobServiceRecord | undefined {
   if (job.incarnation !== allocation.incarnation) return undefined;

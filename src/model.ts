@@ -301,6 +301,10 @@ export type HomeRecord = v.InferOutput<typeof homeRecord>;
 export const removalRecord = v.object({ removal_id: v.string(), job_id: v.string(), node_id: v.string() });
 export type RemovalRecord = v.InferOutput<typeof removalRecord>;
 
+/** The cluster's login for an image registry; name and password are sealed (`seal.ts`). */
+export const registryRecord = v.object({ host: v.string(), sealed: v.string() });
+export type RegistryRecord = v.InferOutput<typeof registryRecord>;
+
 /** Every kind of record by its name in the Store, with the function that gives its key. */
 export const RECORD_KINDS = {
   cluster: { schema: clusterRecord, key: () => "cluster" },
@@ -310,6 +314,7 @@ export const RECORD_KINDS = {
   allocation: { schema: allocationRecord, key: (r: AllocationRecord) => r.allocation_id },
   home: { schema: homeRecord, key: (r: HomeRecord) => JSON.stringify([r.job_id, r.service_name, r.slot]) },
   removal: { schema: removalRecord, key: (r: RemovalRecord) => r.removal_id },
+  registry: { schema: registryRecord, key: (r: RegistryRecord) => r.host },
 } as const;
 export type RecordKind = keyof typeof RECORD_KINDS;
 export type RecordOf<K extends RecordKind> = v.InferOutput<(typeof RECORD_KINDS)[K]["schema"]>;
@@ -421,6 +426,9 @@ export const assignedImage = v.object({
 });
 export type AssignedImage = v.InferOutput<typeof assignedImage>;
 
+export const clusterLogin = v.object({ host: v.string(), username: v.string(), password: v.string() });
+export type ClusterLogin = v.InferOutput<typeof clusterLogin>;
+
 /** All that one node must run: the full set, never a difference. What is not in it is stopped and removed. */
 export const assignments = v.object({
   type: v.literal("assignments"),
@@ -432,7 +440,7 @@ export const assignments = v.object({
   /** What is settled about the images of allocations; an allocation without an entry may run what is on the node. */
   images: v.exactOptional(v.array(assignedImage)),
   /** For the registries of the images above only. */
-  logins: v.exactOptional(v.array(v.object({ host: v.string(), username: v.string(), password: v.string() }))),
+  logins: v.exactOptional(v.array(clusterLogin)),
 });
 export type Assignments = v.InferOutput<typeof assignments>;
 

@@ -12,6 +12,7 @@ import { systemClock } from "./clock.ts";
 import type { Identity, Settings } from "./data_dir.ts";
 import { DataDir, newIdentity } from "./data_dir.ts";
 import { openEngine } from "./docker.ts";
+import { nodeLogins } from "./docker_login.ts";
 import { Executor } from "./executor.ts";
 import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
@@ -19,6 +20,7 @@ import type { Hello, Peer, PeerInfo, Welcome } from "./model.ts";
 import { PROTOCOL_VERSION, StartError } from "./model.ts";
 import { HostMeter } from "./resources.ts";
 import { Scheduler } from "./scheduler.ts";
+import { Sealer } from "./seal.ts";
 import { Session } from "./session.ts";
 import { openSqliteStore } from "./store.ts";
 import type { Listener, Transport } from "./transport.ts";
@@ -34,6 +36,8 @@ export type StartOptions = {
   settings: Settings;
   /** Where Docker is when nothing was ever said. */
   defaultDockerHost: string;
+  /** Where the docker command line keeps its registry logins, and where its credential helpers are. */
+  dockerLogins: { configDir: string; searchPath: string };
   version: string;
   log: Log;
 };
@@ -179,6 +183,7 @@ export class Node implements LocalNode {
       ...common,
       newId,
       store: openSqliteStore(statePath),
+      sealer: new Sealer(this.#data.keyPath),
       random: Math.random,
       onFenced: () => this.#fail(new StartError("another master has taken over this cluster's state; this one ends")),
     });
@@ -196,7 +201,7 @@ export class Node implements LocalNode {
     this.#membership.start();
   }
 
-  #startExecutor({ defaultDockerHost }: StartOptions): void {
+  #startExecutor({ defaultDockerHost, dockerLogins }: StartOptions): void {
     const { settings, seen_term, cluster_id, node_id } = this.#identity;
     const dockerHost = settings.docker_host ?? defaultDockerHost;
     const engine = openEngine(dockerHost);
@@ -212,6 +217,7 @@ export class Node implements LocalNode {
       log: this.#log,
       dataDir: this.#data.path,
       seenTerm: seen_term,
+      nodeLogin: nodeLogins({ ...dockerLogins, log: this.#log }),
       onChange: () => this.#session?.notify(),
     });
     if (cluster_id !== undefined && node_id !== undefined)

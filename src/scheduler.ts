@@ -9,12 +9,14 @@ import type { ServiceKey } from "./cluster_state.ts";
 import { ClusterState, serviceKey } from "./cluster_state.ts";
 import type { Preconditions, PutOutcome, WantedJob } from "./job_changes.ts";
 import { changesForDelete, changesForPut, changesForScale, checkPreconditions } from "./job_changes.ts";
-import { assignedImageOf, changesForDigests, changesForRestart } from "./job_images.ts";
+import { assignedImageOf, changesForDigests, changesForRestart, registryOf } from "./job_images.ts";
 import type { Log } from "./log.ts";
-import type { Assignments, Change, ClusterRecord, LiveJob } from "./model.ts";
+import type { Assignments, Change, ClusterLogin, ClusterRecord, LiveJob } from "./model.ts";
 import { CacophonyError, StartError } from "./model.ts";
 import type { Blocked, Goal, Plan, PlanContext } from "./reconcile.ts";
 import { reconcileRemoved, reconcileService } from "./reconcile.ts";
+import type { Sealer } from "./seal.ts";
+import { SealError } from "./seal.ts";
 import type { Store } from "./store.ts";
 import { StoreError } from "./store.ts";
 
@@ -30,6 +32,8 @@ export type SchedulerOptions = {
   clock: Clock;
   random: () => number;
   newId: () => string;
+  /** Keeps registry logins unreadable in the Store. */
+  sealer: Sealer;
   log: Log;
   /** Called when this master was replaced by one with a newer term: the process must stop deciding at once. */
   onFenced: () => void;
@@ -80,7 +84,7 @@ export class Scheduler {
       );
     }
     this.#term = await store.beginTerm();
-    for (const kind of ["spec", "node", "job", "allocation", "home", "removal"] as const) {
+    for (const kind of ["spec", "node", "job", "allocation", "home", "removal", "registry"] as const) {
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
     }
     this.#cluster = known ?? fresh;
@@ -183,6 +187,66 @@ export class Scheduler {
     return this.#blocked.get(key) ?? [];
   }
 
+  // ---- Registries -----------------------------------------------------------------------------------------------------
+
+  /** Keeps the login for a registry, and sends it to the nodes that pull from there. */
+  async putRegistry(
+    host: string,
+    { username, password }: { username: string; password: string },
+  ): Promise<"created" | "updated"> {
+    const { sealer } = this.#options;
+    return this.#exclusive(async () => {
+      const outcome = this.state.registries.has(host) ? "updated" : "created";
+      let sealed: string;
+      try {
+        sealed = sealer.seal(JSON.stringify({ username, password }), sealedFor(host));
+      } catch (error) {
+        if (!(error instanceof SealError)) throw error;
+        throw new CacophonyError("store_failed", `the login was not stored: ${error.message}`, { cause: error });
+      }
+      await this.#commit([{ op: "put", kind: "registry", record: { host, sealed } }]);
+      this.#tellAll();
+      return outcome;
+    });
+  }
+
+  async deleteRegistry(host: string): Promise<void> {
+    await this.#exclusive(async () => {
+      if (!this.state.registries.has(host)) {
+        throw new CacophonyError("not_found", `there is no login for the registry '${host}'`);
+      }
+      await this.#commit([{ op: "delete", kind: "registry", key: host }]);
+      this.#tellAll();
+    });
+  }
+
+  #tellAll(): void {
+    for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
+  }
+
+  /** The logins for the registries of some images. */
+  #loginsFor(images: readonly string[]): ClusterLogin[] {
+    const hosts = [...new Set(images.map(registryOf))];
+    return hosts.flatMap((host) => {
+      const record = this.state.registries.get(host);
+      if (!record) return [];
+      try {
+        const login = JSON.parse(this.#options.sealer.open(record.sealed, sealedFor(host))) as Omit<
+          ClusterLogin,
+          "host"
+        >;
+        return [{ host, ...login }];
+      } catch (error) {
+        const reason = error instanceof Error ? error.message : String(error);
+        this.#options.log.error("a registry's login cannot be read: send it again with PUT /cluster/registry", {
+          host,
+          reason,
+        });
+        return [];
+      }
+    });
+  }
+
   // ---- What membership calls ------------------------------------------------------------------------------------------
 
   /** Runs `change` alone and commits what it returns; the caller sees the state after it. */
@@ -266,6 +330,7 @@ export class Scheduler {
       removals: [...this.state.removals.values()].filter(
         (removal) => removal.node_id === nodeId && !allocations.some(({ job_id }) => job_id === removal.job_id),
       ),
+      logins: this.#loginsFor(specs.map(({ spec }) => spec.image)),
       images: allocations.flatMap((allocation) => assignedImageOf(this.state, allocation)),
     });
   }
@@ -373,6 +438,10 @@ export class Scheduler {
   #storeFailed(error: unknown): void {
     if (!this.#stopped) this.#options.log.error("a scheduling pass failed and is tried again", { error });
   }
+}
+
+function sealedFor(host: string): string {
+  return `login for registry ${host}`;
 }
 
 function goalOf(

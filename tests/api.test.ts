@@ -8,6 +8,7 @@ import { createApi } from "../src/api.ts";
 import { systemClock } from "../src/clock.ts";
 import { silentLog } from "../src/log.ts";
 import { Scheduler } from "../src/scheduler.ts";
+import { Sealer } from "../src/seal.ts";
 import { openSqliteStore } from "../src/store.ts";
 import { seeded } from "./cluster_fixture.ts";
 
@@ -24,6 +25,7 @@ beforeAll(async () => {
     clock: systemClock,
     random: seeded(1),
     newId: () => `id${++ids}`,
+    sealer: new Sealer(join(root, "secret.key")),
     log: silentLog,
     onFenced: () => {},
   });

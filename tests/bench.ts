@@ -12,7 +12,7 @@ import { silentLog } from "../src/log.ts";
 import type { AllocationStatus, Change, NodeRecord } from "../src/model.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { openSqliteStore, type Store } from "../src/store.ts";
-import { GIB, idleMachine, seeded, spec } from "./cluster_fixture.ts";
+import { GIB, idleMachine, seeded, spec, unusedSealer } from "./cluster_fixture.ts";
 
 const ROOT = join(import.meta.dir, "..");
 const EXECUTABLE = join(ROOT, "dist/cacophony");
@@ -189,6 +189,7 @@ class SchedulerBench {
       store: idleStore,
       clock: this.clock,
       random: seeded(1),
+      sealer: unusedSealer,
       newId: () => `id${++this.#ids}`,
       log: silentLog,
       onFenced: () => {},
@@ -235,7 +236,7 @@ class SchedulerBench {
 
 const idleStore: Store = {
   beginTerm: async () => 1,
-  load: async () => ({ cluster: [], job: [], spec: [], node: [], allocation: [], home: [], removal: [] }),
+  load: async () => ({ cluster: [], job: [], spec: [], node: [], allocation: [], home: [], removal: [], registry: [] }),
   commit: async () => {},
   close: async () => {},
 };

@@ -1,8 +1,12 @@
 /** @module Small parts of clusters for tests of the pure floor: specs, nodes as placement sees them, a seeded random source. */
 import type { Resources, ServiceSpec } from "../src/model.ts";
 import type { Candidate } from "../src/placement.ts";
+import { Sealer } from "../src/seal.ts";
 
 export const GIB = 2 ** 30;
+
+/** For clusters without secrets: its key file is never made. */
+export const unusedSealer = new Sealer("/nonexistent/secret.key");
 
 /** A service that says nothing but its image. */
 export function spec(more: Partial<ServiceSpec> = {}): ServiceSpec {

@@ -260,6 +260,42 @@ describe("Executor", () => {
     expect(node.engine.mostAtOnce.get("pull")).toBe(2);
   });
 
+  test("reports how far a pull is while it lasts, and the image of what runs", async () => {
+    const node = await new Node().start();
+    node.engine.pullMs = 10_000;
+    node.engine.registry.set("x:1", "found");
+    node.assign(ids(["a"], { spec: { image: "x:1" } }));
+    await node.until(() => (node.status("a")?.pull?.bytes_done ?? 0) >= 500);
+    expect(node.status("a")).toMatchObject({ state: "pulling", pull: { layers_total: 1, bytes_total: 1000 } });
+    await node.until(() => node.isSettled(["a"]));
+    expect(node.status("a")).toMatchObject({ image_id: "id of sha256:x:1", image_digest: "sha256:x:1" });
+    expect(node.status("a")?.pull).toBeUndefined();
+  });
+
+  test("waits for the digest that all replicas run, and pulls that one", async () => {
+    const node = await new Node().start();
+    node.engine.registry.set("x:1", "found");
+    const item = ids(["a"], { spec: { image: "x:1" } });
+    node.assign(item);
+    await node.until(() => node.status("a")?.resolved_digest === "sha256:x:1");
+    await node.clock.advance(1_000);
+    expect(node.engine.calls.get("pull")).toBeUndefined();
+    node.assign(item, { images: [{ allocation_id: "a", digest: "sha256:other", refresh: false }] });
+    await node.until(() => node.isSettled(["a"]));
+    expect(node.engine.pulled).toEqual(["x@sha256:other"]);
+  });
+
+  test("tries a denied image again as soon as there is a login for its registry", async () => {
+    const node = await new Node().start();
+    node.engine.registry.set("r.example/x:1", "denied");
+    const item = ids(["a"], { spec: { image: "r.example/x:1" } });
+    node.assign(item);
+    await node.until(() => node.status("a")?.state === "failed");
+    await node.clock.advance(600_000);
+    node.assign(item, { logins: [{ host: "r.example", username: "u", password: "p" }] });
+    await node.until(() => node.isSettled(["a"]), 8_000);
+  });
+
   test("says which image is missing, asks for it seldom, and starts it once it is there", async () => {
     const node = await new Node().start();
     node.assign(ids(names(10), { spec: { image: "nowhere:1" } }));

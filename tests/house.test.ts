@@ -9,7 +9,7 @@ const SRC = join(import.meta.dir, "..", "src");
 const FLOORS: readonly (readonly string[])[] = [
   ["model", "clock", "log", "metrics", "nearest", "address", "version"],
   ["job", "container_options", "placement", "cluster_state", "cluster_views", "reconcile", "converge"],
-  ["store", "docker", "client", "transport", "data_dir", "resources"],
+  ["store", "docker", "client", "transport", "data_dir", "resources", "seal"],
   ["api", "scheduler", "membership", "executor", "session"],
   ["node"],
   ["main", "cli", "build"],

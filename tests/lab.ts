@@ -77,19 +77,26 @@ export class Lab {
     return host;
   }
 
-  /** An image registry without a password, on a host of its own; all engines of the lab take it as it is. */
-  async addRegistry(): Promise<LabRegistry> {
+  /** An image registry on a host of its own, which wants `login` if there is one; all engines of the lab take it as it is. */
+  async addRegistry({ login }: { login?: { username: string; password: string } } = {}): Promise<LabRegistry> {
     const host = await this.#addPlace(MAX_HOSTS);
     const address = `${host.address}:${REGISTRY_PORT}`;
     const config = join(host.dir, "registry.yml");
     const storage = { filesystem: { rootdirectory: join(host.dir, "images") }, delete: { enabled: true } };
-    writeFileSync(config, JSON.stringify({ version: "0.1", log: { level: "warn" }, storage, http: { addr: address } }));
+    const htpasswd = { realm: "lab", path: join(host.dir, "htpasswd") };
+    if (login) {
+      const hash = await Bun.password.hash(login.password, { algorithm: "bcrypt", cost: 4 });
+      writeFileSync(htpasswd.path, `${login.username}:${hash}\n`);
+    }
+    const options = { log: { level: "warn" }, storage, http: { addr: address }, ...(login && { auth: { htpasswd } }) };
+    writeFileSync(config, JSON.stringify({ version: "0.1", ...options }));
     const server = host.spawn("registry", ["docker-registry", "serve", config]);
     await waitUntil(`the registry at ${address} to answer`, async () => {
       if (!server.running) throw new Error(`docker-registry ended: ${tail(server.logs())}`);
-      return (await host.fetch("/v2/", { port: REGISTRY_PORT })).ok;
+      const { status } = await host.fetch("/v2/", { port: REGISTRY_PORT });
+      return status === (login ? 401 : 200);
     });
-    return new LabRegistry(host, address);
+    return new LabRegistry({ host, address, login });
   }
 
   /** Ends every process and removes all that the lab made. */
@@ -146,17 +153,24 @@ export class LabRegistry {
   readonly host: LabHost;
   /** `10.77.x.253:5000`, what an image's name begins with. */
   readonly address: string;
+  readonly #login: { username: string; password: string } | undefined;
 
-  constructor(host: LabHost, address: string) {
-    this.host = host;
-    this.address = address;
+  constructor(options: { host: LabHost; address: string; login: { username: string; password: string } | undefined }) {
+    this.host = options.host;
+    this.address = options.address;
+    this.#login = options.login;
   }
 
   /** Puts an image of `from` into the registry and returns its full name; `from` does not keep it under that name. */
   async push(from: LabHost, image: string): Promise<string> {
     const name = `${this.address}/${image}`;
+    const config = ["--config", join(this.host.dir, "docker-login")];
+    if (this.#login) {
+      const { username, password } = this.#login;
+      await from.docker(...config, "login", "-u", username, "-p", password, this.address);
+    }
     await from.docker("tag", image, name);
-    await from.docker("push", name);
+    await from.docker(...config, "push", name);
     await from.docker("rmi", name);
     return name;
   }

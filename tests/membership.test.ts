@@ -6,7 +6,7 @@ import type { AllocationStatus, Assignments, Hello, MasterMessage, NodeMessage, 
 import { PROTOCOL_VERSION } from "../src/model.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { openSqliteStore, type Store, StoreError } from "../src/store.ts";
-import { idleMachine, seeded, spec } from "./cluster_fixture.ts";
+import { idleMachine, seeded, spec, unusedSealer } from "./cluster_fixture.ts";
 import { VirtualClock } from "./virtual_clock.ts";
 
 const SELF = { node_id: "master", address: "10.0.0.1:9000" };
@@ -25,6 +25,7 @@ class Master {
       ...common,
       store: this.#disk(openSqliteStore(":memory:")),
       random: seeded(1),
+      sealer: unusedSealer,
       newId: () => `id${++this.#ids}`,
       onFenced: () => {},
     });

@@ -24,7 +24,7 @@ import { claimsOf } from "../src/placement.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { Session } from "../src/session.ts";
 import { openSqliteStore, type Store, StoreError } from "../src/store.ts";
-import { idleMachine } from "./cluster_fixture.ts";
+import { idleMachine, unusedSealer } from "./cluster_fixture.ts";
 import { FakeEngine } from "./fake_engine.ts";
 import { Life, SimNetwork } from "./simulation_process.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
@@ -173,6 +173,7 @@ export class SimCluster {
       ...common,
       store: this.#store(process.store, life),
       random: random("scheduler"),
+      sealer: unusedSealer,
       newId: () => `id${++this.#ids}`,
       onFenced: () => this.violations.push("the only master was fenced"),
     });
