@@ -3,7 +3,7 @@
  * pkg/compose/create.go; field names of the Engine API). Also the names of containers and volumes. Pure; sends nothing. The
  * executor changes one field of the body before it sends it: RestartPolicy, since it owns restarts.
  */
-import { LABELS, type MountSpec, type ServiceSpec, type VolumeSpec } from "./model.ts";
+import { LABELS, type MountSpec, type NetworkSpec, type ServiceSpec, type VolumeSpec } from "./model.ts";
 
 export type ContainerContext = {
   clusterId: string;
@@ -12,7 +12,7 @@ export type ContainerContext = {
   serviceName: string;
   slot: number;
   allocationId: string;
-  /** The job's network on the node. */
+  /** The job's network `default` on the node. */
   networkName: string;
   /** Absolute; relative sources of bind mounts are resolved against it. */
   projectDir: string;
@@ -102,6 +102,12 @@ export type HostConfig = {
   BlkioDeviceWriteIOps?: Rate[];
 };
 
+/** Engine API: EndpointSettings. */
+export type Endpoint = {
+  Aliases: string[];
+  IPAMConfig?: { IPv4Address?: string; IPv6Address?: string; LinkLocalIPs?: string[] };
+};
+
 export type CreateBody = {
   Image: string;
   Labels: Record<string, string>;
@@ -127,16 +133,12 @@ export type CreateBody = {
     Retries?: number;
   };
   HostConfig: HostConfig;
-  NetworkingConfig?: { EndpointsConfig: Record<string, { Aliases: string[] }> };
+  NetworkingConfig?: { EndpointsConfig: Record<string, Endpoint> };
 };
 
 /** The body for one container of a service; RestartPolicy is compose's. */
 export function containerOptions(spec: ServiceSpec, context: ContainerContext): CreateBody {
-  const network = spec.network_mode;
-  const aliases = [
-    context.serviceName,
-    ...(spec.network_aliases ?? []).filter((alias) => alias !== context.serviceName),
-  ];
+  const networks = endpoints(spec, context);
   return {
     Image: spec.image,
     Labels: labels(spec, context),
@@ -157,10 +159,31 @@ export function containerOptions(spec: ServiceSpec, context: ContainerContext): 
       Healthcheck: spec.healthcheck && healthcheck(spec.healthcheck),
     }),
     HostConfig: hostConfig(spec, context),
-    ...(network
-      ? {}
-      : { NetworkingConfig: { EndpointsConfig: record([[context.networkName, { Aliases: aliases }]]) } }),
+    ...(networks.length > 0 ? { NetworkingConfig: { EndpointsConfig: record(networks) } } : {}),
   };
+}
+
+/** The networks of a container by their names on the node, its first one first: by priority, then by key, as compose. */
+function endpoints(spec: ServiceSpec, context: ContainerContext): [string, Endpoint][] {
+  if (spec.network_mode) return [];
+  const aliases = (own: readonly string[] = []) => [
+    ...new Set([context.serviceName, ...own, ...(spec.network_aliases ?? [])]),
+  ];
+  if (!spec.networks) return [[context.networkName, { Aliases: aliases() }]];
+  return spec.networks
+    .toSorted((a, b) => (b.priority ?? 0) - (a.priority ?? 0) || (a.network.key < b.network.key ? -1 : 1))
+    .map((place): [string, Endpoint] => {
+      const { ipv4_address, ipv6_address, link_local_ips } = place;
+      const fixed = present({ IPv4Address: ipv4_address, IPv6Address: ipv6_address, LinkLocalIPs: link_local_ips });
+      const endpoint = { Aliases: aliases(place.aliases) };
+      const isFixed = Object.keys(fixed).length > 0;
+      return [networkName(place.network, context.jobId), isFixed ? { ...endpoint, IPAMConfig: fixed } : endpoint];
+    });
+}
+
+/** What a network is called on the node: its own name where it has one, else `<job>_<key>`. */
+export function networkName(network: Pick<NetworkSpec, "key" | "name" | "external">, jobId: string): string {
+  return network.name ?? (network.external ? network.key : `${jobId}_${network.key}`);
 }
 
 /** `job-service-slot-1a2b3c4d`: readable, and no two allocations share it. Only characters that Docker allows. */
@@ -215,7 +238,7 @@ function healthcheck(check: NonNullable<ServiceSpec["healthcheck"]>): NonNullabl
 function hostConfig(spec: ServiceSpec, context: ContainerContext): HostConfig {
   const { blkio_config: blkio } = spec;
   return {
-    NetworkMode: spec.network_mode ?? context.networkName,
+    NetworkMode: spec.network_mode ?? endpoints(spec, context)[0]?.[0] ?? context.networkName,
     RestartPolicy: restartPolicy(spec),
     ...mounts(spec, context),
     ...present({

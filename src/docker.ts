@@ -8,7 +8,7 @@
  */
 import type { Readable } from "node:stream";
 import Docker from "dockerode";
-import type { CreateBody } from "./container_options.ts";
+import type { CreateBody, Endpoint } from "./container_options.ts";
 import type { Container } from "./converge.ts";
 import { apiError, EngineError, pullError, unavailableError } from "./docker_errors.ts";
 import { endStrays } from "./docker_strays.ts";
@@ -65,7 +65,9 @@ export interface Engine {
   tag(image: string, name: string): Promise<void>;
   networks(): Promise<EngineNetwork[]>;
   /** Creates a bridge network and returns its id. */
-  createNetwork(network: { name: string; subnet: string; labels: Record<string, string> }): Promise<string>;
+  createNetwork(network: NewNetwork): Promise<string>;
+  /** Puts a container on a further network, if it is not there yet. */
+  connect(containerId: string, network: string, endpoint: Endpoint): Promise<void>;
   removeNetwork(id: string): Promise<void>;
   /** The volumes that carry all of `labels` (`key=value`). */
   volumes(labels: string[]): Promise<EngineVolume[]>;
@@ -81,6 +83,19 @@ export interface Engine {
 
 export type RegistryOptions = { signal?: AbortSignal | undefined; login?: RegistryLogin | undefined };
 export type PullProgress = { layer?: string; status: string; currentBytes?: number; totalBytes?: number };
+export type NewNetwork = {
+  name: string;
+  labels: Record<string, string>;
+  driverOpts: Record<string, string>;
+  internal: boolean;
+  attachable: boolean;
+  enableIpv6: boolean;
+  ipam: {
+    driver: string;
+    options: Record<string, string>;
+    config: { subnet?: string; gateway?: string; ipRange?: string; auxAddresses?: Record<string, string> }[];
+  };
+};
 export type NewVolume = {
   name: string;
   driver?: string;
@@ -336,19 +351,47 @@ class DockerodeEngine implements Engine {
     }));
   }
 
-  async createNetwork(network: { name: string; subnet: string; labels: Record<string, string> }): Promise<string> {
+  async createNetwork(network: NewNetwork): Promise<string> {
+    const { ipam } = network;
     const created = await this.#call(WRITE_TIMEOUT_MS, (abortSignal) =>
       this.#docker.createNetwork({
         Name: network.name,
         // Engines before 25 allow two networks of one name unless told so; later ones never do.
         CheckDuplicate: true,
         Driver: "bridge",
-        IPAM: { Driver: "default", Config: [{ Subnet: network.subnet }] },
+        Internal: network.internal,
+        Attachable: network.attachable,
+        EnableIPv6: network.enableIpv6,
+        Options: network.driverOpts,
+        IPAM: {
+          Driver: ipam.driver,
+          Options: ipam.options,
+          Config: ipam.config.map(({ subnet, gateway, ipRange, auxAddresses }) => ({
+            ...(subnet !== undefined && { Subnet: subnet }),
+            ...(gateway !== undefined && { Gateway: gateway }),
+            ...(ipRange !== undefined && { IPRange: ipRange }),
+            ...(auxAddresses && { AuxiliaryAddresses: auxAddresses }),
+          })),
+        },
         Labels: network.labels,
         abortSignal,
       }),
     );
     return created.id;
+  }
+
+  async connect(containerId: string, network: string, endpoint: Endpoint): Promise<void> {
+    try {
+      const options = { Container: containerId, EndpointConfig: endpoint };
+      await this.#call(WRITE_TIMEOUT_MS, () => this.#docker.getNetwork(encodeURIComponent(network)).connect(options));
+    } catch (error) {
+      // An earlier process came as far as this, or an earlier answer was lost.
+      if (
+        !(error instanceof EngineError) ||
+        !/already exists in network|is already attached to network/.test(error.message)
+      )
+        throw error;
+    }
   }
 
   async removeNetwork(id: string): Promise<void> {

@@ -1,14 +1,15 @@
 /**
- * @module The job networks of one node: one bridge per job, a /26 out of the cluster's pool, made on first use and removed with
- * the job's last container.
+ * @module The job networks of one node: a bridge for each network of a job, made on first use and removed with the job's last
+ * container. One that asks for no subnet gets a /26 out of the cluster's pool.
  *
- * Owns the choice of subnets: none that another Docker network or a route of the host uses. Docker's own choice ends after
+ * Owns whose network is whose, and the choice of subnets: none that another Docker network or a route of the host uses. Docker's own choice ends after
  * about 30 networks.
  */
-import type { Engine, EngineNetwork } from "./docker.ts";
+import { networkName } from "./container_options.ts";
+import type { Engine, EngineNetwork, NewNetwork } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import { Refusal } from "./executor_words.ts";
-import { LABELS } from "./model.ts";
+import { LABELS, type NetworkSpec } from "./model.ts";
 
 /** 62 addresses: more containers of one job than a node usually holds. A /16 pool has room for 1,024 such networks. */
 const SUBNET_BITS = 26;
@@ -22,8 +23,8 @@ export class JobNetworks {
   readonly #engine: Engine;
   readonly #owner: Owner;
   readonly #routes: () => string[];
-  /** Jobs that have a network of ours, as last seen. */
-  readonly #known = new Map<string, { id: string; name: string }>();
+  /** The networks that were made for jobs of ours, by name, as last seen. */
+  readonly #known = new Map<string, { id: string; jobId: string }>();
   /** One piece of work per job at a time; a removal and a start must not overtake each other. */
   readonly #work = new Map<string, Promise<unknown>>();
   /** Subnets of networks that are just being made. */
@@ -45,49 +46,57 @@ export class JobNetworks {
   }
 
   /**
-   * Makes sure that the job's network exists.
-   * @throws {Refusal} if the pool has no room, or a network of that name is not ours.
+   * Makes sure that a network of the job exists; without `network` its `default`.
+   * @throws {Refusal} if the pool has no room, a network of that name is not the job's, or an external one is missing.
    */
-  ensure(jobId: string, pool: string): Promise<void> {
+  ensure(jobId: string, { pool, network }: { pool: string; network?: NetworkSpec }): Promise<void> {
+    const name = network ? networkName(network, jobId) : JobNetworks.nameOf(jobId);
     return this.#inTurn(jobId, async () => {
-      if (!this.#known.has(jobId)) await this.#make(jobId, pool);
+      if (network?.external) return this.#mustExist(name);
+      if (this.#known.get(name)?.jobId !== jobId) await this.#make(jobId, { name, pool, network });
     });
   }
 
-  /** Takes note that Docker does not know the job's network (any more). */
+  /** Takes note that Docker does not know a network of the job (any more). */
   forget(jobId: string): void {
-    this.#known.delete(jobId);
+    for (const [name, known] of this.#known) if (known.jobId === jobId) this.#known.delete(name);
   }
 
   /** Removes the networks of all jobs that are not in `inUse`; one that still has endpoints is left for the next time. */
   async prune(inUse: (jobId: string) => boolean): Promise<void> {
-    const idle = [...this.#known.keys()].filter((jobId) => !inUse(jobId) && !this.#work.has(jobId));
+    const jobs = new Set([...this.#known.values()].map(({ jobId }) => jobId));
+    const idle = [...jobs].filter((jobId) => !inUse(jobId) && !this.#work.has(jobId));
     await Promise.all(
       idle.map((jobId) =>
         this.#inTurn(jobId, async () => {
-          const network = this.#known.get(jobId);
-          if (!network) return;
-          this.#known.delete(jobId);
-          await this.#engine.removeNetwork(network.id);
+          const own = [...this.#known].filter(([, known]) => known.jobId === jobId);
+          this.forget(jobId);
+          await Promise.all(own.map(([, { id }]) => this.#engine.removeNetwork(id)));
         }),
       ),
     );
   }
 
-  async #make(jobId: string, pool: string): Promise<void> {
-    const name = JobNetworks.nameOf(jobId);
+  async #mustExist(name: string): Promise<void> {
+    const networks = await this.#engine.networks();
+    if (networks.some((one) => one.name === name || one.id === name)) return;
+    throw new Refusal(`external network ${name} does not exist on this node; make it: docker network create ${name}`);
+  }
+
+  async #make(
+    jobId: string,
+    { name, pool, network }: { name: string; pool: string; network: NetworkSpec | undefined },
+  ): Promise<void> {
     const refused = new Set<string>();
     for (let tries = 0; tries < MAX_TRIES; tries++) {
       const networks = await this.#engine.networks();
       this.#learn(networks);
-      if (this.#known.has(jobId)) return;
-      if (networks.some((network) => network.name === name)) {
-        throw new Refusal(
-          `a Docker network ${name} exists on this node and was not made by this cluster; remove it: docker network rm ${name}`,
-        );
-      }
+      const known = this.#known.get(name);
+      if (known?.jobId === jobId) return;
+      if (networks.some((one) => one.name === name)) throw nameTaken(name, known?.jobId);
       const taken = networks.flatMap(({ subnets }) => subnets);
-      const subnet = freeSubnet(pool, [...taken, ...this.#routes(), ...this.#reserved, ...refused]);
+      const asked = network?.ipam?.config.find(({ subnet }) => subnet !== undefined && !subnet.includes(":"))?.subnet;
+      const subnet = asked ?? freeSubnet(pool, [...taken, ...this.#routes(), ...this.#reserved, ...refused]);
       if (subnet === undefined) {
         throw new Refusal(
           `no /${SUBNET_BITS} subnet is free on this node in the network pool ${pool}: Docker networks and routes use them all`,
@@ -95,13 +104,17 @@ export class JobNetworks {
       }
       this.#reserved.add(subnet);
       try {
-        const id = await this.#engine.createNetwork({ name, subnet, labels: this.#labels(jobId) });
-        this.#known.set(jobId, { id, name });
+        const id = await this.#engine.createNetwork(newNetwork(network, { name, subnet, labels: this.#labels(jobId) }));
+        this.#known.set(name, { id, jobId });
         return;
       } catch (error) {
         if (!(error instanceof EngineError)) throw error;
         // A conflict: it appeared in between, the next look shows whose it is.
-        if (error.code === "pool_overlap") refused.add(subnet);
+        if (error.code === "pool_overlap" && asked === undefined) refused.add(subnet);
+        else if (error.code === "pool_overlap")
+          throw new Refusal(`the subnet ${subnet} of network ${name} is taken on this node by another network`, {
+            cause: error,
+          });
         else if (error.code !== "conflict") throw error;
       } finally {
         this.#reserved.delete(subnet);
@@ -121,7 +134,7 @@ export class JobNetworks {
       const jobId = labels.get(LABELS.job);
       const isOurs =
         labels.get(LABELS.cluster) === this.#owner.clusterId && labels.get(LABELS.node) === this.#owner.nodeId;
-      if (isOurs && jobId !== undefined && name === JobNetworks.nameOf(jobId)) this.#known.set(jobId, { id, name });
+      if (isOurs && jobId !== undefined) this.#known.set(name, { id, jobId });
     }
   }
 
@@ -138,6 +151,38 @@ export class JobNetworks {
       if (this.#work.get(jobId) === turn) this.#work.delete(jobId);
     }
   }
+}
+
+function nameTaken(name: string, owner: string | undefined): Refusal {
+  if (owner !== undefined)
+    return new Refusal(`network ${name} belongs to job ${owner}; declare it as external to share it`);
+  return new Refusal(
+    `a Docker network ${name} exists on this node and was not made by this cluster; remove it: docker network rm ${name}`,
+  );
+}
+
+/** What Docker is told; `subnet` where the document names none. */
+function newNetwork(
+  network: NetworkSpec | undefined,
+  { name, subnet, labels }: { name: string; subnet: string; labels: Record<string, string> },
+): NewNetwork {
+  const { ipam, driver_opts = [], labels: own = [] } = network ?? {};
+  const config = (ipam?.config ?? []).map((entry) => ({
+    ...(entry.subnet !== undefined && { subnet: entry.subnet }),
+    ...(entry.gateway !== undefined && { gateway: entry.gateway }),
+    ...(entry.ip_range !== undefined && { ipRange: entry.ip_range }),
+    ...(entry.aux_addresses.length > 0 && { auxAddresses: Object.fromEntries(entry.aux_addresses) }),
+  }));
+  if (!config.some((entry) => entry.subnet === subnet)) config.unshift({ subnet });
+  return {
+    name,
+    labels: { ...Object.fromEntries(own), ...labels },
+    driverOpts: Object.fromEntries(driver_opts),
+    internal: network?.internal ?? false,
+    attachable: network?.attachable ?? false,
+    enableIpv6: network?.enable_ipv6 ?? false,
+    ipam: { driver: ipam?.driver ?? "default", options: Object.fromEntries(ipam?.options ?? []), config },
+  };
 }
 
 /** The first /26 of `pool` that overlaps none of `taken` (CIDR texts; IPv6 ones don't matter here); undefined if none is left. */

@@ -138,21 +138,16 @@ export class Worker {
   ): Promise<string> {
     const { allocation, spec, networkPool } = wanted;
     const { job_id: jobId } = allocation;
-    if (!spec.network_mode) await this.networks.ensure(jobId, networkPool);
+    if (!spec.network_mode) await this.#ensureNetworks(jobId, { spec, pool: networkPool });
     await ensureVolumes(this.#engine, { spec, jobId, owner: this.#owner });
-    const context: ContainerContext = {
-      ...this.#owner,
-      jobId,
-      serviceName: allocation.service_name,
-      slot: allocation.slot,
-      allocationId: allocation.allocation_id,
-      networkName: JobNetworks.nameOf(jobId),
-      projectDir: this.#projectDirOf(jobId),
-    };
+    const context = this.#contextOf(allocation);
     const options = containerOptions(spec, context);
+    const [first] = Object.entries(options.NetworkingConfig?.EndpointsConfig ?? {});
     const body = {
       ...options,
       Labels: { ...options.Labels, ...imageLabels(spec.image, image) },
+      // Engines before 25 take one network here; the container is put on the others before it starts.
+      ...(first && { NetworkingConfig: { EndpointsConfig: Object.fromEntries([first]) } }),
       HostConfig: { ...options.HostConfig, RestartPolicy: { Name: "no", MaximumRetryCount: 0 } },
     };
     throwIfAborted(signal);
@@ -160,6 +155,25 @@ export class Worker {
     throwIfAborted(signal);
     await this.#start(id, { wanted, neverRan: true });
     return id;
+  }
+
+  async #ensureNetworks(jobId: string, { spec, pool }: { spec: ServiceSpec; pool: string }): Promise<void> {
+    if (!spec.networks) return this.networks.ensure(jobId, { pool });
+    await Promise.all(spec.networks.map(({ network }) => this.networks.ensure(jobId, { pool, network })));
+  }
+
+  /** Puts a container that never ran on its networks but the first. */
+  async #connect(id: string, { allocation, spec }: Wanted): Promise<void> {
+    const { NetworkingConfig: networking } = containerOptions(spec, this.#contextOf(allocation));
+    const [, ...others] = Object.entries(networking?.EndpointsConfig ?? {});
+    for (const [network, endpoint] of others) await this.#engine.connect(id, network, endpoint);
+  }
+
+  #contextOf(allocation: AllocationRecord): ContainerContext {
+    const { job_id: jobId, service_name: serviceName, slot, allocation_id: allocationId } = allocation;
+    const networkName = JobNetworks.nameOf(jobId);
+    const projectDir = this.#projectDirOf(jobId);
+    return { ...this.#owner, jobId, serviceName, slot, allocationId, networkName, projectDir };
   }
 
   /** A name that is taken by this very allocation's container means that an earlier answer was lost. */
@@ -189,6 +203,7 @@ export class Worker {
 
   async #start(id: string, { wanted, neverRan }: { wanted: Wanted | undefined; neverRan: boolean }): Promise<void> {
     try {
+      if (wanted && neverRan) await this.#connect(id, wanted);
       await this.#engine.start(id);
     } catch (error) {
       if (!wanted || !(error instanceof EngineError)) throw error;

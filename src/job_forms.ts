@@ -66,7 +66,7 @@ export function namespace<const T extends string>(names: readonly T[]): Schema<T
   });
 }
 
-const address: Schema<string> = readsText((value) =>
+export const address: Schema<string> = readsText((value) =>
   isIp(value) ? value : new Refusal(`is ${show(value)}, which is no IP address`),
 );
 
@@ -308,18 +308,17 @@ export const updates: Schema<unknown> = fields({
   order: honoured(oneOf(["start-first", "stop-first"])),
 });
 
-/** Addresses of a network; checked, and left out. */
-export const ipam: Schema<unknown> = fields({
+const IPAM_CONFIG = {
+  subnet: honoured(text),
+  ip_range: honoured(text),
+  gateway: honoured(text),
+  aux_addresses: honoured(mapOf(text)),
+} satisfies Table;
+const IPAM = {
   driver: honoured(text),
-  config: honoured(
-    listOf(
-      fields({
-        subnet: honoured(text),
-        ip_range: honoured(text),
-        gateway: honoured(text),
-        aux_addresses: honoured(mapOf(text)),
-      }),
-    ),
-  ),
+  config: honoured(listOf(fields(IPAM_CONFIG))),
   options: honoured(mapOf(text)),
-});
+} satisfies Table;
+
+/** Addresses of a network. */
+export const ipam: Schema<Fields<typeof IPAM>> = fields(IPAM);

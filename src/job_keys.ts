@@ -5,6 +5,7 @@
  */
 import * as v from "valibot";
 import {
+  address,
   addresses,
   build,
   command,
@@ -96,6 +97,7 @@ const reservationsTable = {
 } satisfies Table;
 
 const PULLING = /^(always|never|build|if_not_present|missing|refresh|daily|weekly|every_([0-9]+[wdhms])+)$/;
+const NODE_NETWORKS = "bridges of one node: names reach the containers there; an external network must exist on it";
 const UPDATES = "is left out: a changed service is replaced replica by replica";
 const RESTART_POLICY = {
   condition: honoured(oneOf(["none", "on-failure", "any", "no", "always", "unless-stopped"])),
@@ -151,22 +153,18 @@ const BLKIO = {
 
 const LOGGING = { driver: honoured(text), options: honoured(bareOptions) } satisfies Table;
 
+/** A fixed address on a network of the node: a second replica there can't have it too. */
+const ONE_ADDRESS = "one replica per node can have it";
 const SERVICE_NETWORK = {
   aliases: honoured(uniqueTexts),
-  ipv4_address: refused(
-    `${NOT_YET}: job networks are given their addresses by the node; use the service's name instead`,
-  ),
-  ipv6_address: refused(
-    `${NOT_YET}: job networks are given their addresses by the node; use the service's name instead`,
-  ),
-  link_local_ips: refused(
-    `${NOT_YET}: job networks are given their addresses by the node; use the service's name instead`,
-  ),
+  ipv4_address: limited(address, ONE_ADDRESS),
+  ipv6_address: limited(address, ONE_ADDRESS),
+  link_local_ips: honoured(listOf(address, { unique: true })),
   mac_address: refused(`${NOT_YET} for one network: write mac_address on the service`),
   driver_opts: refused(`${NOT_YET}: leave it out`),
   interface_name: refused(`${NOT_YET}: leave it out`),
-  priority: limited(integer(), "has no effect: there is one network"),
-  gw_priority: limited(integer(), "has no effect: there is one network"),
+  priority: honoured(integer()),
+  gw_priority: warned(integer(), "is left out: engines before Docker 28 choose the way out by the networks' names"),
 } satisfies Table;
 const oneServiceNetwork: Schema<Fields<typeof SERVICE_NETWORK>> = byForm((value) =>
   value === null ? meaning<Fields<typeof SERVICE_NETWORK>>({}) : fields(SERVICE_NETWORK),
@@ -246,10 +244,7 @@ export const SERVICE_KEYS = {
     textMatching(/^([0-9a-f]{2}[:-]){5}[0-9a-f]{2}$|^$/i, "write a MAC address, as 02:42:ac:11:00:02"),
   ),
   network_mode: limited(namespace(["host", "none", "bridge", ""]), "host, none and bridge"),
-  networks: limited(
-    serviceNetworks,
-    "all services of a job share one network per node, whatever their networks are called",
-  ),
+  networks: limited(serviceNetworks, NODE_NETWORKS),
   oom_kill_disable: honoured(flag),
   oom_score_adj: honoured(integer({ least: -1000, most: 1000 })),
   pid: honoured(byForm((value) => (value === null ? meaning<"host" | "">("") : namespace(["host", ""])))),
@@ -386,7 +381,7 @@ function named<T>(kind: string, value: Schema<T>): Schema<[string, T][]> {
 export const DOCUMENT_KEYS = {
   services: honoured(rawServices),
   volumes: honoured(named("volume", volume)),
-  networks: limited(named("network", definition(NETWORK)), "all services of a job share one network per node"),
+  networks: limited(named("network", definition(NETWORK)), NODE_NETWORKS),
   configs: limited(named("config", fileObject), "no service can use them yet"),
   secrets: limited(named("secret", fileObject), "no service can use them yet"),
   name: limited(text, "the job's id is its name"),

@@ -10,8 +10,10 @@ import { portSpecs, type ParsedMount } from "./job_lists.ts";
 import type { Path } from "./job_yaml.ts";
 import type {
   DeviceRequestSpec,
+  EndpointSpec,
   HealthcheckSpec,
   MountSpec,
+  NetworkSpec,
   PortSpec,
   RestartSpec,
   ServiceSpec,
@@ -318,7 +320,10 @@ function resources(service: ServiceFields, report: Report): Resources {
   };
 }
 
-function network(service: ServiceFields, around: Surroundings): Pick<ServiceSpec, "network_mode" | "network_aliases"> {
+function network(
+  service: ServiceFields,
+  around: Surroundings,
+): Pick<ServiceSpec, "network_mode" | "network_aliases" | "networks"> {
   const { network_mode: mode, networks = [], container_name: name } = service;
   const { report } = around;
   if (mode && networks.length > 0) report.fault(["network_mode"], "excludes networks; keep one");
@@ -331,9 +336,38 @@ function network(service: ServiceFields, around: Surroundings): Pick<ServiceSpec
     );
   }
   if (mode) return { network_mode: mode };
-  const aliases = networks.flatMap(([, { aliases: own = [] }]) => own);
-  const all = new Set([...aliases, ...around.linkedAs, ...(name === undefined ? [] : [name])]);
-  return all.size === 0 ? {} : { network_aliases: [...all].toSorted() };
+  const names = [...new Set([...around.linkedAs, ...(name === undefined ? [] : [name])])].toSorted();
+  const places = networks.length > 0 ? networks : [["default", {}] as const];
+  const isPlain = places.length === 1 && places[0]?.[0] === "default" && !around.networks.get("default");
+  return {
+    ...(names.length > 0 ? { network_aliases: names } : {}),
+    ...(isPlain && Object.keys(places[0]?.[1] ?? {}).length === 0
+      ? {}
+      : { networks: places.map(([key, place]) => endpoint(place, networkOf(key, around.networks.get(key)))) }),
+  };
+}
+
+type Place = NonNullable<ServiceFields["networks"]>[number][1];
+
+function endpoint(place: Place, network: NetworkSpec): EndpointSpec {
+  const { aliases = [], ipv4_address, ipv6_address, link_local_ips, priority } = place;
+  return { network, aliases, ...present({ ipv4_address, ipv6_address, link_local_ips, priority }) };
+}
+
+function networkOf(key: string, fields: NetworkFields = {}): NetworkSpec {
+  const { external: outside = false, internal, attachable, enable_ipv6, driver_opts = [], labels: own = [] } = fields;
+  const name = fields.name ?? (typeof outside === "object" ? outside.name : undefined);
+  const config = (fields.ipam?.config ?? []).map(({ subnet, ip_range, gateway, aux_addresses = [] }) => ({
+    ...present({ subnet, ip_range, gateway }),
+    aux_addresses,
+  }));
+  const ipam = fields.ipam && {
+    ...present({ driver: fields.ipam.driver }),
+    config,
+    options: fields.ipam.options ?? [],
+  };
+  const external = outside !== false;
+  return { key, ...present({ name, internal, attachable, enable_ipv6, ipam }), external, driver_opts, labels: own };
 }
 
 /** Keys whose checked value is the spec's, unless it is off or empty. */

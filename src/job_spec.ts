@@ -211,48 +211,27 @@ class Reading {
     return [...path, collection.items.findIndex((item) => item.kind === "scalar" && item.value === name)];
   }
 
-  /** Compose's networks come down to one network per job and node; says what that loses, and refuses where it would hurt. */
+  /** What of the networks that services use can't be had on nodes. */
   #networks(services: ReadonlyMap<string, ServiceFields>, networks: ReadonlyMap<string, NetworkFields>): void {
     const used = new Set<string>();
-    const sets = new Set<string>();
     for (const { networks: own = [], network_mode: mode } of services.values()) {
       if (mode) continue;
-      const names = own.length > 0 ? own.map(([name]) => name) : ["default"];
-      sets.add(names.toSorted().join(" "));
-      for (const name of names) used.add(name);
-    }
-    if (sets.size > 1) {
-      this.#warn(
-        ["networks"],
-        "become one network per node, shared by all services of the job: they are not kept apart",
-      );
+      for (const name of own.length > 0 ? own.map(([key]) => key) : ["default"]) used.add(name);
     }
     for (const name of used) {
-      const network = networks.get(name);
-      if (network) this.#network(["networks", name], network);
+      const { driver, external, enable_ipv4 } = networks.get(name) ?? {};
+      const path = ["networks", name];
+      if (driver !== undefined && !["", "default", "bridge", "overlay"].includes(driver)) {
+        this.#fault([...path, "driver"], `asks for the driver ${show(driver)}, which is not supported yet: use bridge`);
+      }
+      if (driver === "overlay" && !external)
+        this.#warn([...path, "driver"], "is left out: names reach the job's containers on the same node");
+      if (enable_ipv4 === false)
+        this.#fault(
+          [...path, "enable_ipv4"],
+          "asks for a network without IPv4, which is not supported yet: leave it out",
+        );
     }
-  }
-
-  #network(path: Path, network: NetworkFields): void {
-    const { external, internal, driver, name, attachable, labels, driver_opts, ipam, enable_ipv6 } = network;
-    const refuse = (key: string, reason: string) =>
-      this.#fault([...path, key], `${reason}, which is not supported yet`);
-    if (external) refuse("external", "asks for a network made outside of the job");
-    if (internal) refuse("internal", "asks for a network without a way out");
-    if (driver !== undefined && !["", "default", "bridge", "overlay"].includes(driver))
-      refuse("driver", `asks for the driver ${show(driver)}`);
-    const lost = Object.entries({ name, attachable, labels, driver_opts, ipam, enable_ipv6 }).filter(
-      ([, value]) => value,
-    );
-    if (lost.length > 0 && !external) {
-      const keys = lost.map(([key]) => key);
-      this.#warn(
-        [...path, keys[0] ?? ""],
-        `is left out${keys.length > 1 ? ` (${keys.join(", ")})` : ""}: each node makes the job's network by itself`,
-      );
-    }
-    if (driver === "overlay")
-      this.#warn([...path, "driver"], "is left out: names reach the job's containers on the same node");
   }
 
   #built(services: ReadonlyMap<string, ServiceFields>, definitions: Definitions): ParsedService[] {

@@ -40,6 +40,46 @@ export const volumeSpec = v.object({
 });
 export type VolumeSpec = v.InferOutput<typeof volumeSpec>;
 
+/** A network as the document's top-level `networks` defines it. `name` set: used as it is, else `<job>_<key>`. */
+export const networkSpec = v.object({
+  key: v.string(),
+  name: v.exactOptional(v.string()),
+  external: v.boolean(),
+  internal: v.exactOptional(v.boolean()),
+  attachable: v.exactOptional(v.boolean()),
+  enable_ipv6: v.exactOptional(v.boolean()),
+  driver_opts: pairs,
+  labels: pairs,
+  /** Absent, or without a subnet: the node chooses one out of the cluster's pool. */
+  ipam: v.exactOptional(
+    v.object({
+      driver: v.exactOptional(v.string()),
+      config: v.array(
+        v.object({
+          subnet: v.exactOptional(v.string()),
+          ip_range: v.exactOptional(v.string()),
+          gateway: v.exactOptional(v.string()),
+          aux_addresses: pairs,
+        }),
+      ),
+      options: pairs,
+    }),
+  ),
+});
+export type NetworkSpec = v.InferOutput<typeof networkSpec>;
+
+/** A service's place on a network. */
+export const endpointSpec = v.object({
+  network: networkSpec,
+  aliases: strings,
+  ipv4_address: v.exactOptional(v.string()),
+  ipv6_address: v.exactOptional(v.string()),
+  link_local_ips: v.exactOptional(strings),
+  /** The highest one is the container's first network. Absent: 0. */
+  priority: v.exactOptional(v.number()),
+});
+export type EndpointSpec = v.InferOutput<typeof endpointSpec>;
+
 export const mountSpec = v.variant("type", [
   v.object({
     type: v.literal("bind"),
@@ -117,9 +157,11 @@ const engineOptions = {
   healthcheck: v.exactOptional(healthcheckSpec),
   annotations: v.exactOptional(pairs),
   logging: v.exactOptional(v.object({ driver: v.string(), options: pairs })),
-  /** Absent: the job's network. */
+  /** Absent: the job's networks. */
   network_mode: v.exactOptional(v.picklist(["host", "none", "bridge"])),
-  /** Further names of the service on the job's network. */
+  /** Absent: the job's network `default`, as it is where the document does not define it. */
+  networks: v.exactOptional(v.array(endpointSpec)),
+  /** Further names of the service on all its networks. */
   network_aliases: v.exactOptional(strings),
   dns: v.exactOptional(strings),
   dns_opt: v.exactOptional(strings),

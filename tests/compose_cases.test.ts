@@ -17,8 +17,6 @@ const PROJECT_DIR = "/project";
 
 /** Valid compose that is refused for now, each with a word of the reason. */
 const NOT_YET: Readonly<Record<string, string>> = {
-  "073-networks-default-and-aliases.yaml": "without a way out",
-  "075-network-external-name.yaml": "made outside of the job",
   "095-deploy-mode-global.yaml": "is global",
 };
 
@@ -54,7 +52,7 @@ function create(service: ParsedService): JsonObject {
     serviceName: service.service_name,
     slot: 1,
     allocationId: "0123456789",
-    networkName: "job_network",
+    networkName: `${PROJECT}_default`,
     projectDir: PROJECT_DIR,
   });
   return JSON.parse(JSON.stringify(body)) as JsonObject;
@@ -64,7 +62,7 @@ function create(service: ParsedService): JsonObject {
 function ourNames(expected: JsonObject): JsonObject {
   const text = JSON.stringify(expected)
     .replaceAll(/\{volume\.([^}]*)\}/g, `${PROJECT}_$1`)
-    .replaceAll(/\{network\.[^}]*\}/g, "job_network");
+    .replaceAll(/\{network\.([^}]*)\}/g, `${PROJECT}_$1`);
   return JSON.parse(text) as JsonObject;
 }
 
@@ -147,8 +145,6 @@ function runnable(text: string): string {
       document.setIn(["services", name, "image"], `${PROJECT}-${name}`);
     document.deleteIn(["services", name, "build"]);
     document.deleteIn(["services", name, "secrets"]);
-    const address = ["services", name, "networks", "dns-net", "ipv4_address"];
-    if (document.hasIn(address)) document.deleteIn(address);
   }
   return document.toString();
 }

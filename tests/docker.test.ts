@@ -8,7 +8,7 @@ import { type Engine, openEngine } from "../src/docker.ts";
 import { EngineError } from "../src/docker_errors.ts";
 import { Executor } from "../src/executor.ts";
 import { silentLog } from "../src/log.ts";
-import { LABELS, type RemovalRecord, type ServiceSpec } from "../src/model.ts";
+import { LABELS, type NetworkSpec, type RemovalRecord, type ServiceSpec } from "../src/model.ts";
 import { HostMeter } from "../src/resources.ts";
 import { Lab, type LabHost } from "./lab.ts";
 import { waitUntil } from "./wait.ts";
@@ -372,6 +372,64 @@ describe("Executor on a real Engine", () => {
       host.docker("exec", statusOf("server")?.container_id ?? "", "wget", "-q", "-O", "-", "http://web/"),
     );
     expect(got).toBe("hello");
+  });
+
+  test("puts containers on several networks with names and addresses, and removes the job's own with its last one", async () => {
+    await host.docker("network", "create", "outside");
+    const network = (key: string, more: Partial<NetworkSpec> = {}): NetworkSpec => ({
+      key,
+      external: false,
+      driver_opts: [],
+      labels: [],
+      ...more,
+    });
+    const front = network("front", {
+      internal: true,
+      labels: [["team", "a"]],
+      ipam: { config: [{ subnet: "10.99.7.0/24", gateway: "10.99.7.9", aux_addresses: [] }], options: [] },
+    });
+    const back = network("back", { name: "own-name", attachable: true });
+    const outside = network("outside", { external: true });
+    const web = [
+      { network: front, aliases: ["www"], ipv4_address: "10.99.7.50" },
+      { network: back, aliases: [], priority: 10 },
+      { network: outside, aliases: ["seen-outside"] },
+    ];
+    const items = [
+      { id: "several", spec: { networks: web } },
+      { id: "single", spec: { networks: [{ network: back, aliases: ["db"] }] } },
+    ];
+    assign(items);
+    await settled(items);
+    const id = statusOf("several")?.container_id ?? "";
+    const [seen] = JSON.parse(await host.docker("inspect", id)) as {
+      HostConfig: { NetworkMode: string };
+      NetworkSettings: { Networks: Record<string, { IPAddress: string; Gateway: string; Aliases: string[] }> };
+    }[];
+    const { Networks: networks } = seen!.NetworkSettings;
+    expect(seen!.HostConfig.NetworkMode).toBe("own-name");
+    expect(Object.keys(networks).toSorted()).toEqual(["job_front", "outside", "own-name"]);
+    expect(networks["job_front"]?.IPAddress).toBe("10.99.7.50");
+    expect(networks["job_front"]?.Aliases).toEqual(expect.arrayContaining(["web", "www"]));
+    expect(networks["outside"]?.Aliases).toContain("seen-outside");
+    const [made] = JSON.parse(await host.docker("network", "inspect", "job_front")) as Record<string, unknown>[];
+    expect(made).toMatchObject({ Internal: true, Driver: "bridge", Labels: { team: "a", [LABELS.job]: "job" } });
+    // By name, over the second network only.
+    await host.docker("exec", id, "nslookup", "db");
+    assign([]);
+    await settled([]);
+    await waitUntil(
+      "the job's networks to be gone",
+      async () => (await engine.networks()).map(({ name }) => name).sort(),
+      {
+        until: (left) => Bun.deepEquals(left, ["bridge", "host", "none", "outside"]),
+      },
+    );
+    await host.docker("network", "rm", "outside");
+    assign([{ id: "lost", spec: { networks: [{ network: outside, aliases: [] }] } }]);
+    expect(await errorOf("lost")).toBe(
+      "external network outside does not exist on this node; make it: docker network create outside",
+    );
   });
 
   test("a container whose network was removed by hand is made anew", async () => {

@@ -12,6 +12,7 @@ import type {
   EngineInfo,
   EngineNetwork,
   EngineVolume,
+  NewNetwork,
   NewVolume,
   PullProgress,
   RegistryLogin,
@@ -62,6 +63,8 @@ export class FakeEngine implements Engine {
   readonly registryDigests = new Map<string, string>();
   readonly digests = new Map<string, string>();
   readonly taggedAt = new Map<string, number>();
+  /** Containers that were put on a further network: `CONTAINER NETWORK`. */
+  readonly connected: string[] = [];
   /** What was pulled, and the login of each question to a registry, in order. */
   readonly pulled: string[] = [];
   readonly logins: (RegistryLogin | undefined)[] = [];
@@ -328,7 +331,8 @@ export class FakeEngine implements Engine {
     return this.#call("networks", () => [...this.#networks.values()]);
   }
 
-  createNetwork({ name, subnet, labels }: { name: string; subnet: string; labels: Record<string, string> }) {
+  createNetwork({ name, ipam, labels }: NewNetwork) {
+    const subnet = ipam.config[0]?.subnet ?? "";
     return this.#call("createNetwork", () => {
       const all = [...this.#networks.values()];
       if (all.some((other) => other.name === name)) {
@@ -340,6 +344,13 @@ export class FakeEngine implements Engine {
       const id = this.#newId("net");
       this.#networks.set(id, { id, name, subnets: [subnet], labels: new Map(Object.entries(labels)) });
       return id;
+    });
+  }
+
+  connect(containerId: string, network: string): Promise<void> {
+    return this.#call("connect", () => {
+      if (!this.networkNames.includes(network)) throw new EngineError("not_found", `network ${network} not found`);
+      this.connected.push(`${this.#get(containerId).name} ${network}`);
     });
   }
 

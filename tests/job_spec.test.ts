@@ -554,7 +554,7 @@ describe("parseJob() tells what becomes of each key", () => {
     ["post_start: [{command: a}]", "entrypoint"],
     ["security_opt: [seccomp:./profile.json]", "seccomp profile"],
     ["security_opt: [bad]", "name=value"],
-    ["networks: {default: {ipv4_address: 10.0.0.2}}", "use the service's name"],
+    ["networks: {default: {ipv4_address: ten}}", "no IP address"],
     ["networks: [nope]", "services.app.networks[0]: is not under"],
     ["network_mode: host\nnetworks: [default]", "keep one"],
     ["links: [nope]", "services.app.links[0]"],
@@ -636,15 +636,39 @@ describe("parseJob() tells what becomes of each key", () => {
     ).toContain("means c elsewhere");
   });
 
-  test("several networks are one, with a warning; external, internal and foreign drivers are refused", () => {
+  test("networks come with their definitions, and foreign drivers are refused", () => {
     const body = (networks: string) =>
-      `services:\n  a: {image: a, networks: [x]}\n  b: {image: b, networks: [x, y]}\nnetworks: ${networks}\n`;
-    expect(job(body("{x: , y: {driver: bridge}}")).warnings.map((warning) => warning.path)).toEqual(["networks"]);
-    expect(faults(body("{x: {external: true}, y: {internal: true}}")).map((fault) => fault.path)).toEqual([
-      "networks.x.external",
-      "networks.y.internal",
+      `services:\n  a: {image: a, networks: {x: {ipv4_address: 10.9.0.5, priority: 7}, y: }}\n  b: {image: b}\nnetworks: ${networks}\n`;
+    const { services, warnings } = job(
+      body(
+        "{x: {internal: true, ipam: {config: [{subnet: 10.9.0.0/24, gateway: 10.9.0.1}]}}, y: {name: shared, external: true}}",
+      ),
+    );
+    expect(warnings).toEqual([]);
+    expect(services[0]?.spec.networks).toEqual([
+      {
+        network: {
+          key: "x",
+          external: false,
+          internal: true,
+          driver_opts: [],
+          labels: [],
+          ipam: { config: [{ subnet: "10.9.0.0/24", gateway: "10.9.0.1", aux_addresses: [] }], options: [] },
+        },
+        aliases: [],
+        ipv4_address: "10.9.0.5",
+        priority: 7,
+      },
+      { network: { key: "y", name: "shared", external: true, driver_opts: [], labels: [] }, aliases: [] },
     ]);
+    expect(services[1]?.spec.networks).toBeUndefined();
+    const defined = job(body("{x: , y: , default: {attachable: true}}"));
+    expect(defined.services[1]?.spec.networks?.[0]?.network).toMatchObject({ key: "default", attachable: true });
     expect(faults(body("{x: , y: {driver: macvlan}}"))[0]?.message).toContain("macvlan");
+    expect(faults(body("{x: {enable_ipv4: false}, y: }"))[0]?.path).toBe("networks.x.enable_ipv4");
+    expect(job(body("{x: , y: {driver: overlay}}")).warnings.map((warning) => warning.path)).toEqual([
+      "networks.y.driver",
+    ]);
   });
 
   test("every fault is listed, in the order of the text, with line and column", () => {
