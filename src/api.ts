@@ -11,6 +11,7 @@ import { jobRoutes } from "./api_jobs.ts";
 import { registryRoutes } from "./api_registries.ts";
 import { answer, queryOf, readPage } from "./api_request.ts";
 import { allocationsView, countsView, nodesView, resourcesView } from "./cluster_views.ts";
+import type { Policy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
 import type { ErrorCode, PeerInfo } from "./model.ts";
 import { CacophonyError } from "./model.ts";
@@ -55,6 +56,8 @@ export type ApiOptions = {
   scheduler: () => Scheduler | undefined;
   /** Where this node keeps job directories; shown in dry runs. */
   dataDir: string;
+  /** What jobs may not ask for, while this node is the master. */
+  policy?: () => Policy | undefined;
   log: Log;
 };
 
@@ -87,7 +90,7 @@ export function createApi(options: ApiOptions): Hono {
     if (!found) throw new CacophonyError("not_master", "this node is no longer the master");
     return found;
   };
-  app.route("/cluster/job", jobRoutes({ scheduler, dataDir: options.dataDir, only }));
+  app.route("/cluster/job", jobRoutes({ scheduler, dataDir: options.dataDir, policy: () => options.policy?.(), only }));
   app.route("/cluster/registry", registryRoutes({ scheduler, only }));
   app.route("/cluster", clusterRoutes({ scheduler, local }));
   return app;

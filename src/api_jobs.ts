@@ -6,6 +6,8 @@ import { answer, envOf, queryOf, readBody, readFlag, readJson } from "./api_requ
 import { jobsView, jobView, scalesView } from "./cluster_views.ts";
 import { containerName, containerOptions } from "./container_options.ts";
 import { etagOf, findJob, MAX_SCALE } from "./job_changes.ts";
+import type { Policy } from "./job_policy.ts";
+import { forbiddenBy } from "./job_policy.ts";
 import type { ParsedJob } from "./job_spec.ts";
 import { parseJob } from "./job_spec.ts";
 import { CacophonyError } from "./model.ts";
@@ -20,11 +22,13 @@ const JOB_ID_RULE = "1 to 63 of a-z, A-Z, 0-9, '.', '_' and '-', starting with a
 export type JobRoutesOptions = {
   scheduler: () => Scheduler;
   dataDir: string;
+  /** What jobs may not ask for. */
+  policy: () => Policy | undefined;
   /** Answers the other methods of a path with 405. */
   only: (app: Hono, paths: readonly string[], ...methods: string[]) => void;
 };
 
-export function jobRoutes({ scheduler, dataDir, only }: JobRoutesOptions): Hono {
+export function jobRoutes({ scheduler, dataDir, policy, only }: JobRoutesOptions): Hono {
   const app = new Hono();
   app.get("/", (c) => answer(c, jobsView(scheduler().state)));
   app.put("/:job_id", async (c) => {
@@ -32,6 +36,7 @@ export function jobRoutes({ scheduler, dataDir, only }: JobRoutesOptions): Hono 
     const query = queryOf(c, ["dry_run", "env.NAME"]);
     const dryRun = readFlag(query, "dry_run");
     const wanted = parse(await readBody(c), { jobId, env: envOf(c) });
+    refuseForbidden(wanted, policy());
     if (dryRun) return answer(c, dryRunView(scheduler(), { jobId, wanted, dataDir }));
     const { outcome, job } = await scheduler().putJob(jobId, { wanted, preconditions: preconditionsOf(c) });
     c.header("ETag", etagOf(job.version));
@@ -98,6 +103,13 @@ function parse(body: Uint8Array, options: { jobId: string; env: ReadonlyMap<stri
       ? `the document cannot be read: ${first}`
       : `the document has ${details.length === 1 ? "a fault" : `${details.length} faults`}; nothing of it was applied`;
   throw new CacophonyError(code, message, { details });
+}
+
+function refuseForbidden(wanted: ParsedJob, policy: Policy | undefined): void {
+  const details = policy ? forbiddenBy(policy, wanted.services) : [];
+  if (details.length === 0) return;
+  const message = "the document asks for what this cluster's policy forbids; nothing of it was applied";
+  throw new CacophonyError("invalid_document", message, { details });
 }
 
 const scaleBody = v.strictObject({ scale: v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(MAX_SCALE)) });

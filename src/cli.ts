@@ -3,7 +3,7 @@
  * with. Options stand before or after the subcommand. Owns exit codes: 0 ended as asked, 2 could not start as it was told.
  */
 import { homedir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import type { ArgsDef, CommandDef } from "citty";
 import { defineCommand, renderUsage } from "citty";
@@ -49,6 +49,10 @@ const OPTIONS = {
   "network-pool": {
     valueHint: "CIDR",
     description: "where job networks take their /26 subnets from (bootstrap only; default 10.210.0.0/16)",
+  },
+  policy: {
+    valueHint: "FILE",
+    description: "what jobs may not ask for, as YAML or JSON; the master reads it when it starts (none: no policy)",
   },
   "heartbeat-interval": { valueHint: "DURATION", description: "how often nodes report (bootstrap only; default 2s)" },
   "node-timeout": {
@@ -233,6 +237,7 @@ function readSettings(given: Given): Settings {
   if (given.memory !== undefined) settings.memory_bytes = positive(readBytes(given.memory), { what: "--memory" });
   if (given.cpus !== undefined) settings.cpus = readCpus(given.cpus);
   if (given["network-pool"] !== undefined) settings.network_pool = readPool(given["network-pool"]);
+  if (given.policy !== undefined) settings.policy_file = given.policy === "none" ? "" : resolve(given.policy);
   for (const [name, key] of [
     ["heartbeat-interval", "heartbeat_interval_ms"],
     ["node-timeout", "node_timeout_ms"],

@@ -28,6 +28,8 @@ export const settings = v.object({
   memory_bytes: v.exactOptional(v.number()),
   cpus: v.exactOptional(v.number()),
   network_pool: v.exactOptional(v.string()),
+  /** Absolute path; empty: no policy. */
+  policy_file: v.exactOptional(v.string()),
   heartbeat_interval_ms: v.exactOptional(v.number()),
   node_timeout_ms: v.exactOptional(v.number()),
 });

@@ -11,7 +11,7 @@ import { EngineError } from "./docker_errors.ts";
 import { Progress } from "./executor_progress.ts";
 import { Slots } from "./executor_slots.ts";
 import { Refusal } from "./executor_words.ts";
-import { registryOf } from "./job_images.ts";
+import { fullName, registryOf } from "./job_images.ts";
 import type { PullProgress } from "./model.ts";
 
 /** Two at once: Docker loads three layers of each in parallel, which fills a usual link and two cores with unpacking. */
@@ -269,19 +269,12 @@ function partsOf(image: string): { repository: string; pinned: boolean } {
 
 /** The digest (`sha256:…`) that an image has in the registry which `name` names, by the list of all that it has. */
 export function digestOf(name: string, digests: readonly string[]): string | undefined {
-  const here = new Set([partsOf(name).repository, longName(partsOf(name).repository)]);
+  const here = new Set([partsOf(name).repository, fullName(partsOf(name).repository)]);
   const found = digests.find((one) => {
     const { repository } = partsOf(one);
-    return here.has(repository) || here.has(longName(repository));
+    return here.has(repository) || here.has(fullName(repository));
   });
   return found?.split("@")[1];
-}
-
-/** `docker.io/library/redis` for `redis`: Docker writes either. */
-function longName(repository: string): string {
-  if (registryOf(repository) !== "docker.io") return repository;
-  const path = repository.replace(/^[^/]*docker\.io\//, "");
-  return `docker.io/${path.includes("/") ? path : `library/${path}`}`;
 }
 
 /** Milliseconds between two looks at the registry: `daily`, `weekly`, `every_1d12h`; undefined for other policies. */

@@ -80,6 +80,13 @@ export function registryOf(image: string): string {
   return HUB_NAMES.has(host) ? DOCKER_HUB : host;
 }
 
+/** `docker.io/library/redis` for `redis`: Docker writes either. */
+export function fullName(image: string): string {
+  if (registryOf(image) !== DOCKER_HUB) return image;
+  const path = image.replace(/^[^/]*docker\.io\//, "");
+  return `${DOCKER_HUB}/${path.includes("/") ? path : `library/${path}`}`;
+}
+
 /** A registry's host as logins go by; undefined if the text is none. */
 export function registryHost(text: string): string | undefined {
   if (!/^[a-z0-9]([a-z0-9.-]{0,252}[a-z0-9])?(:[0-9]{1,5})?$/.test(text)) return undefined;

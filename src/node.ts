@@ -2,7 +2,7 @@
  * @module One process of Cacophony: builds the parts, wires them, starts and stops them. Owns the decision of what this process
  * is (the master of a new cluster, a node that joins one, or what its data directory says) and nothing of what the parts do.
  */
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { hostname, networkInterfaces } from "node:os";
 import type { Address } from "./address.ts";
 import { DEFAULT_PORT, formatAddress, isLoopback, isWildcard, parseAddress } from "./address.ts";
@@ -14,6 +14,8 @@ import { DataDir, newIdentity } from "./data_dir.ts";
 import { openEngine } from "./docker.ts";
 import { nodeLogins } from "./docker_login.ts";
 import { Executor } from "./executor.ts";
+import type { Policy } from "./job_policy.ts";
+import { readPolicy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, Welcome } from "./model.ts";
@@ -62,6 +64,7 @@ export class Node implements LocalNode {
   #executor: Executor | undefined;
   #session: Session | undefined;
   #scheduler: Scheduler | undefined;
+  #policy: Policy | undefined;
   #membership: Membership | undefined;
   #listener: Listener | undefined;
 
@@ -147,7 +150,13 @@ export class Node implements LocalNode {
   async #start(options: StartOptions): Promise<void> {
     const { log } = options;
     this.#listener = listen(this.#bind, {
-      fetch: createApi({ local: this, scheduler: () => this.#scheduler, dataDir: this.#data.path, log }).fetch,
+      fetch: createApi({
+        local: this,
+        scheduler: () => this.#scheduler,
+        dataDir: this.#data.path,
+        policy: () => this.#policy,
+        log,
+      }).fetch,
       session: () => this.#membership && ((channel) => this.#membership!.accept(channel)),
     });
     try {
@@ -178,6 +187,7 @@ export class Node implements LocalNode {
         `the cluster state ${statePath} is missing: restore it from a backup; an empty one would make the nodes remove all containers`,
       );
     }
+    this.#policy = policyOf(settings.policy_file);
     const common = { clock: systemClock, log: this.#log };
     const scheduler = new Scheduler({
       ...common,
@@ -336,6 +346,9 @@ async function decideIdentity(data: DataDir, { command, peer, settings }: StartO
     );
   }
   const role = command === "join" ? "worker" : command === "bootstrap" ? "master" : (known?.role ?? "worker");
+  if (role === "worker" && settings.policy_file) {
+    throw new StartError("--policy is for the master, which reads it for all nodes: start that one with it");
+  }
   const identity: Identity = { ...(known ?? newIdentity({ role, node_id: newId() })), role };
   identity.settings = { ...identity.settings, ...settings };
   if (command === "bootstrap") identity.cluster_id ??= crypto.randomUUID();
@@ -356,6 +369,20 @@ async function refuseOtherCluster(
   throw new StartError(
     `${address} is of cluster ${info.cluster_id}, but ${path} belongs to cluster ${cluster}: choose another --data-dir`,
   );
+}
+
+function policyOf(path: string | undefined): Policy | undefined {
+  if (path === undefined || path === "") return undefined;
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch (error) {
+    throw new StartError(
+      `the policy ${path} cannot be read: bring it back, or start with --policy none to do without one`,
+      { cause: error },
+    );
+  }
+  return readPolicy(text, { path });
 }
 
 function bindAddress({ role, settings }: Identity): Address {

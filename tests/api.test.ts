@@ -6,6 +6,7 @@ import { join } from "node:path";
 import type { Hono } from "hono";
 import { createApi } from "../src/api.ts";
 import { systemClock } from "../src/clock.ts";
+import { readPolicy } from "../src/job_policy.ts";
 import { silentLog } from "../src/log.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { Sealer } from "../src/seal.ts";
@@ -250,6 +251,34 @@ describe("scaling and deleting", () => {
       status: 201,
       body: { version: 3 },
     });
+  });
+});
+
+describe("a policy", () => {
+  test("refuses what it forbids with the rule's name, dry or not, and changes nothing", async () => {
+    const text = "rules: [{name: nothing privileged, effect: deny, keys: [privileged]}]";
+    const policy = readPolicy(text, { path: "/policy" });
+    const strict = createApi({
+      local: localNode("master"),
+      scheduler: () => scheduler,
+      dataDir: "/var/lib/cacophony",
+      policy: () => policy,
+      log: silentLog,
+    });
+    const body = "services: {a: {image: b, privileged: true}, c: {image: d}}";
+    for (const query of ["", "?dry_run=true"]) {
+      const answer = await strict.request(`/cluster/job/strict${query}`, { method: "PUT", body });
+      expect(answer.status).toBe(422);
+      expect(((await answer.json()) as ErrorDoc).error.details).toEqual([
+        {
+          path: "services.a.privileged",
+          message: "privileged is forbidden by the rule 'nothing privileged' of this cluster's policy",
+        },
+      ]);
+    }
+    expect((await call("GET", "/cluster/job/strict")).status).toBe(404);
+    const allowed = await strict.request("/cluster/job/strict", { method: "PUT", body: body.replace("true", "false") });
+    expect(allowed.status).toBe(201);
   });
 });
 
