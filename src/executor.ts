@@ -33,6 +33,7 @@ import {
   type AllocationStatus,
   type Assignments,
   type EngineStatus,
+  type FileSpec,
   type ForeignContainer,
   isOlder,
   LABELS,
@@ -49,6 +50,8 @@ export type ExecutorOptions = {
   log: Log;
   /** The node's data directory; projects and restart counts live there. */
   dataDir: string;
+  /** A piece of a sent file by its hash, from the master; rejects in words. */
+  fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
   /** Called whenever `snapshot()` or `engineStatus()` may differ from before. */
   onChange: () => void;
   /** The newest term this node ever saw: assignments of older ones are stale. */
@@ -147,6 +150,8 @@ export class Executor {
       owner,
       routes: () => meter.routes(),
       projectDirOf: (jobId) => this.#projectDirOf(jobId),
+      filesOf: (jobId) => this.#filesOf(jobId),
+      fetchChunk: this.#options.fetchChunk,
     });
     this.#counts = new RestartCounts({ path: join(dataDir, "restarts.json"), clock: this.#clock, log: this.#log });
     this.#memories = this.#counts.load();
@@ -465,6 +470,13 @@ export class Executor {
       ({ allocation_id, job_id }) => jobs.has(job_id) || !this.#wanted.has(allocation_id),
     );
     return new Set(held.map(({ allocation_id }) => allocation_id));
+  }
+
+  /** The files that the job's containers on this node need. */
+  #filesOf(jobId: string): FileSpec[] {
+    return [...this.#wanted.values()].flatMap(({ allocation, spec }) =>
+      allocation.job_id === jobId ? (spec.files ?? []) : [],
+    );
   }
 
   #projectDirOf(jobId: string): string {

@@ -11,11 +11,12 @@ import type { Container } from "./converge.ts";
 import type { Engine } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import { Images, PullError } from "./executor_images.ts";
+import { ProjectFiles } from "./executor_files.ts";
 import { JobNetworks } from "./executor_networks.ts";
 import { Slots } from "./executor_slots.ts";
 import { ensureVolumes } from "./executor_volumes.ts";
 import { inWords, portInUse, Refusal } from "./executor_words.ts";
-import { type AllocationRecord, LABELS, type ServiceSpec } from "./model.ts";
+import { type AllocationRecord, type FileSpec, LABELS, type ServiceSpec } from "./model.ts";
 
 /** Four starts at once measured best on 2 cores: runc and iptables are what they wait for. */
 const STARTS_AT_ONCE = 4;
@@ -45,6 +46,7 @@ export class Worker {
   readonly #random: () => number;
   readonly #owner: Owner;
   readonly #projectDirOf: (jobId: string) => string;
+  readonly #files: ProjectFiles;
   readonly #starts = new Slots(STARTS_AT_ONCE);
   readonly #stops = new Slots(STOPS_AT_ONCE);
 
@@ -55,6 +57,8 @@ export class Worker {
     owner: Owner;
     routes: () => string[];
     projectDirOf: (jobId: string) => string;
+    filesOf: (jobId: string) => FileSpec[];
+    fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
   }) {
     this.#engine = options.engine;
     this.#clock = options.clock;
@@ -63,6 +67,7 @@ export class Worker {
     this.#projectDirOf = options.projectDirOf;
     this.images = new Images(options);
     this.networks = new JobNetworks(options);
+    this.#files = new ProjectFiles(options);
   }
 
   /** Creates and starts the container of `wanted`, pulling its image if need be; returns the container's id. */
@@ -125,6 +130,7 @@ export class Worker {
     const { allocation, spec, networkPool } = wanted;
     const { job_id: jobId } = allocation;
     if (!spec.network_mode) await this.networks.ensure(jobId, networkPool);
+    if (spec.files) await this.#files.ensure(jobId, spec.files);
     await ensureVolumes(this.#engine, { spec, jobId, owner: this.#owner });
     const context: ContainerContext = {
       ...this.#owner,

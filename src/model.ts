@@ -73,6 +73,20 @@ export const mountSpec = v.variant("type", [
 ]);
 export type MountSpec = v.InferOutput<typeof mountSpec>;
 
+/**
+ * A file that the node writes into the job's project directory before it creates the container. `chunks`: SHA-256 of the
+ * content's pieces, in order. `uid` and `gid` absent: whoever the node runs as.
+ */
+export const fileSpec = v.object({
+  path: v.string(),
+  size: count,
+  chunks: strings,
+  mode: count,
+  uid: v.exactOptional(count),
+  gid: v.exactOptional(count),
+});
+export type FileSpec = v.InferOutput<typeof fileSpec>;
+
 /** Run by Docker; absent members are the image's own. Nanoseconds, as Docker counts (Engine API: HealthConfig). */
 export const healthcheckSpec = v.object({
   test: v.exactOptional(strings),
@@ -198,6 +212,8 @@ export const serviceSpec = v.object({
   stop_grace_period_ms: count,
   ports: v.array(portSpec),
   mounts: v.array(mountSpec),
+  /** What of the project directory was sent with the document, as far as the service mounts it. */
+  files: v.exactOptional(v.array(fileSpec)),
   restart: restartSpec,
   /** Upper bounds for the container: bytes, CPUs (1.5 = one and a half), processes. */
   limits: v.object({
@@ -293,6 +309,10 @@ export type HomeRecord = v.InferOutput<typeof homeRecord>;
 export const removalRecord = v.object({ removal_id: v.string(), job_id: v.string(), node_id: v.string() });
 export type RemovalRecord = v.InferOutput<typeof removalRecord>;
 
+/** A piece of a file that specs name; `data` is base64. Written before the spec, and removed when no spec names it. */
+export const chunkRecord = v.object({ chunk_hash: v.string(), data: v.string() });
+export type ChunkRecord = v.InferOutput<typeof chunkRecord>;
+
 /** Every kind of record by its name in the Store, with the function that gives its key. */
 export const RECORD_KINDS = {
   cluster: { schema: clusterRecord, key: () => "cluster" },
@@ -302,6 +322,7 @@ export const RECORD_KINDS = {
   allocation: { schema: allocationRecord, key: (r: AllocationRecord) => r.allocation_id },
   home: { schema: homeRecord, key: (r: HomeRecord) => JSON.stringify([r.job_id, r.service_name, r.slot]) },
   removal: { schema: removalRecord, key: (r: RemovalRecord) => r.removal_id },
+  chunk: { schema: chunkRecord, key: (r: ChunkRecord) => r.chunk_hash },
 } as const;
 export type RecordKind = keyof typeof RECORD_KINDS;
 export type RecordOf<K extends RecordKind> = v.InferOutput<(typeof RECORD_KINDS)[K]["schema"]>;

@@ -122,7 +122,8 @@ class SqliteStore implements Store {
   }
 
   async load(): Promise<StoredState> {
-    const state: StoredState = { cluster: [], job: [], spec: [], node: [], allocation: [], home: [], removal: [] };
+    const kinds = Object.keys(RECORD_KINDS).map((kind) => [kind, []]);
+    const state = Object.fromEntries(kinds) as StoredState;
     const rows = this.#db.query<{ kind: string; key: string; value: string }, []>(
       "SELECT kind, key, value FROM record",
     );

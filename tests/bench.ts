@@ -235,7 +235,7 @@ class SchedulerBench {
 
 const idleStore: Store = {
   beginTerm: async () => 1,
-  load: async () => ({ cluster: [], job: [], spec: [], node: [], allocation: [], home: [], removal: [] }),
+  load: async () => ({ cluster: [], job: [], spec: [], node: [], allocation: [], home: [], removal: [], chunk: [] }),
   commit: async () => {},
   close: async () => {},
 };

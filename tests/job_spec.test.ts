@@ -535,12 +535,12 @@ describe("parseJob() tells what becomes of each key", () => {
   });
 
   const refused: [yaml: string, message: string][] = [
-    ["extends: {service: a, file: b}", "write the service out"],
-    ["secrets: [a]", "not supported yet"],
-    ["configs: [a]", "not supported yet"],
-    ["env_file: .env", "write the variables under environment"],
-    ["env_file: [{path: a}]", "write the variables"],
-    ["label_file: a", "write the labels"],
+    ["extends: {service: a, file: b}", "add -F 'file=@./b;filename=./b' to curl"],
+    ["secrets: [a]", "not under the top-level secrets"],
+    ["configs: [a]", "not under the top-level configs"],
+    ["env_file: .env", "add -F 'file=@./.env;filename=./.env' to curl"],
+    ["env_file: [{path: a}]", "add -F 'file=@./a;filename=./a' to curl"],
+    ["label_file: a", "add -F 'file=@./a;filename=./a' to curl"],
     ["volumes_from: [a]", "name the volume in both"],
     ["external_links: [a]", "outside of the job"],
     ["network_mode: service:db", "different nodes"],
@@ -560,7 +560,7 @@ describe("parseJob() tells what becomes of each key", () => {
     ["links: [nope]", "services.app.links[0]"],
     ["depends_on: [db, nope]", "services.app.depends_on[1]"],
     ["depends_on: [app]", "circle"],
-    ["depends_on: [off]", "has profiles and so does not run"],
+    ["depends_on: [off]", "send ?profile=p"],
     ["labels: {cacophony.job: x}", "Cacophony's own"],
     ["dns: nine", "no IP address"],
     ["extra_hosts: [a]", "name:address"],
