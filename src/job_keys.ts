@@ -264,10 +264,7 @@ export const SERVICE_KEYS = {
   ),
   read_only: honoured(flag),
   runtime: honoured(text),
-  security_opt: limited(
-    listOf(securityOption, { unique: true }),
-    "seccomp profiles: unconfined, builtin, or written out as JSON",
-  ),
+  security_opt: limited(listOf(securityOption, { unique: true }), `seccomp: unconfined, builtin, JSON, or ${SENT}`),
   shm_size: honoured(bytes),
   stdin_open: honoured(flag),
   storage_opt: honoured(options),

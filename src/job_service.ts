@@ -7,7 +7,15 @@ import { cleanPath } from "./job_files.ts";
 import { show } from "./job_grammar.ts";
 import type { DeviceRequestFields } from "./job_forms.ts";
 import type { NetworkFields, ServiceFields, VolumeFields } from "./job_keys.ts";
-import { environmentOf, fileMounts, type FilesAround, labelsOf, type Report, sentBelow } from "./job_service_files.ts";
+import {
+  environmentOf,
+  fileMounts,
+  type FilesAround,
+  labelsOf,
+  type Report,
+  securityOptions,
+  sentBelow,
+} from "./job_service_files.ts";
 import { portSpecs, type ParsedMount } from "./job_lists.ts";
 import type { Path } from "./job_yaml.ts";
 import type {
@@ -72,7 +80,7 @@ export function buildService(service: ServiceFields, around: Surroundings): Serv
     restart: restart(service),
     ...resources(service, report),
     ...network(service, around),
-    ...passedOn(service),
+    ...passedOn(service, around),
   };
 }
 
@@ -324,7 +332,6 @@ const AS_THEY_ARE = [
   "extra_hosts",
   "cap_add",
   "cap_drop",
-  "security_opt",
   "group_add",
   "sysctls",
   "storage_opt",
@@ -351,11 +358,12 @@ const AS_THEY_ARE = [
   "mem_swappiness",
 ] as const satisfies (keyof ServiceFields & keyof ServiceSpec)[];
 
-function passedOn(service: ServiceFields): Partial<ServiceSpec> {
+function passedOn(service: ServiceFields, around: Surroundings): Partial<ServiceSpec> {
   const same = AS_THEY_ARE.map((key) => [key, service[key]] as const).filter(
     ([, value]) => value && !(Array.isArray(value) && value.length === 0),
   );
   const { init, logging, tmpfs = [], ulimits = [], shm_size, blkio_config, healthcheck } = service;
+  const security = securityOptions(service, around);
   const requests = [
     ...(service.gpus ?? []).map((request) => deviceRequest(request, ["gpu"])),
     ...(service.deploy?.resources?.reservations?.devices ?? []).map((request) => deviceRequest(request, [])),
@@ -363,6 +371,7 @@ function passedOn(service: ServiceFields): Partial<ServiceSpec> {
   return {
     ...(Object.fromEntries(same) as Pick<ServiceSpec, (typeof AS_THEY_ARE)[number]>),
     ...present({ init, blkio_config: blkio_config as ServiceSpec["blkio_config"] }),
+    ...(security.length > 0 ? { security_opt: security } : {}),
     ...(logging ? { logging: { driver: logging.driver ?? "", options: logging.options ?? [] } } : {}),
     ...(tmpfs.length > 0 ? { tmpfs: tmpfs.map(splitTmpfs) } : {}),
     ...(ulimits.length > 0 ? { ulimits: ulimits.map(([name, limit]) => ({ name, ...limit })) } : {}),

@@ -67,6 +67,24 @@ export function labelsOf(service: ServiceFields, around: FilesAround): ServiceSp
   return files.length === 0 ? own : [...all].toSorted(([a], [b]) => (a < b ? -1 : 1));
 }
 
+/** A seccomp profile by its path becomes its contents, as compose sends it. */
+export function securityOptions({ security_opt: all = [] }: ServiceFields, around: FilesAround): string[] {
+  const { files, report } = around;
+  return all.map((option, index) => {
+    const named = /^seccomp[=:](?!unconfined$|builtin$|\s*\{)(.*)$/s.exec(option)?.[1];
+    if (named === undefined) return option;
+    const path = projectPath(named);
+    const text = path instanceof Refusal ? path : files.text(path);
+    try {
+      if (!(text instanceof Refusal)) return `seccomp=${JSON.stringify(JSON.parse(text))}`;
+      report.fault(["security_opt", index], text.message);
+    } catch {
+      report.fault(["security_opt", index], `names the seccomp profile ${show(named)}, which is no JSON`);
+    }
+    return option;
+  });
+}
+
 type Reading = FilesAround & {
   key: "env_file" | "label_file";
   index: number;

@@ -450,6 +450,26 @@ describe("configs and secrets", () => {
   });
 });
 
+describe("seccomp profiles", () => {
+  const files = { "p.json": '{ "defaultAction":\n "SCMP_ACT_ALLOW" }', "bad.json": "{" };
+  test.each([
+    ["seccomp:./p.json", 'seccomp={"defaultAction":"SCMP_ACT_ALLOW"}'],
+    ["seccomp=p.json", 'seccomp={"defaultAction":"SCMP_ACT_ALLOW"}'],
+    ["seccomp:unconfined", "seccomp:unconfined"],
+    ["seccomp=builtin", "seccomp=builtin"],
+    ["no-new-privileges:true", "no-new-privileges:true"],
+  ])("%s", (option, sent) => {
+    expect(app(document(`security_opt: ["${option}"]`), { files }).security_opt).toEqual([sent]);
+  });
+  test("that are not sent or no JSON are refused", () => {
+    expect(faults(document("security_opt: [seccomp:./q.json]"), { files })).toContain(
+      "security_opt[0]: names the file",
+    );
+    expect(faults(document("security_opt: [seccomp:./bad.json]"), { files })).toContain("which is no JSON");
+    expect(faults(document("security_opt: [seccomp:../q.json]"), { files })).toContain("leaves the job's project");
+  });
+});
+
 describe("relative binds", () => {
   const files = { "nginx.conf": "a", "conf.d/a.conf": "b", "conf.d/sub/b.sh": "#!/bin/sh\n", "conf.data": "c" };
   test("show the sent file, or all of the sent directory, and nothing else", () => {

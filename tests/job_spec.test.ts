@@ -552,7 +552,7 @@ describe("parseJob() tells what becomes of each key", () => {
     ["deploy: {placement: {constraints: [node.role == manager]}}", "not supported yet"],
     ["provider: {type: x}", "not supported yet"],
     ["post_start: [{command: a}]", "entrypoint"],
-    ["security_opt: [seccomp:./profile.json]", "seccomp profile"],
+    ["security_opt: [seccomp:./profile.json]", "add -F 'file=@./profile.json;filename=./profile.json' to curl"],
     ["security_opt: [bad]", "name=value"],
     ["networks: {default: {ipv4_address: 10.0.0.2}}", "use the service's name"],
     ["networks: [nope]", "services.app.networks[0]: is not under"],
