@@ -10,6 +10,8 @@ export type Lookup = (name: string) => string | undefined;
 
 /** Entries of one file: more are no configuration. */
 const MAX_ENTRIES = 10_000;
+/** Characters that all values come to: a few lines that name each other twice double with each line. */
+const MAX_TOTAL_LENGTH = 1024 * 1024;
 
 /** The entries; a name alone has no value. Quotes are taken off, `#` after a space ends an unquoted value, `${X}` is replaced. */
 export function readDotenv(source: string, lookup: Lookup): Map<string, string | undefined> | Refusal {
@@ -17,6 +19,7 @@ export function readDotenv(source: string, lookup: Lookup): Map<string, string |
   const text = source.replace(/^\uFEFF/, "").replaceAll("\r\n", "\n");
   const known: Lookup = (name) => lookup(name) ?? entries.get(name);
   let at = 0;
+  let total = 0;
   const fault = (message: string) => new Refusal(`line ${text.slice(0, at).split("\n").length} ${message}`);
   for (;;) {
     at += /^(?:\s|#[^\n]*)*/.exec(text.slice(at))?.[0].length ?? 0;
@@ -30,6 +33,8 @@ export function readDotenv(source: string, lookup: Lookup): Map<string, string |
       const value = readValue(text.slice(at + head[0].length), known);
       if (value instanceof Refusal) return fault(value.message);
       entries.set(name, value.value);
+      total += value.value.length;
+      if (total > MAX_TOTAL_LENGTH) return fault(`brings the values to over ${MAX_TOTAL_LENGTH} characters`);
       at += value.length;
     }
     at += head[0].length;

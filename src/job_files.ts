@@ -17,11 +17,16 @@ const SCRIPT_MODE = 0o755;
 /** Compose's mode for configs and secrets. */
 const MOUNTED_MODE = 0o444;
 
+/** Bytes of one file that is read as a text (as much as a document may have), and of all such readings together. */
+const MAX_TEXT_BYTES = 1024 * 1024;
+const MAX_READ_BYTES = 4 * MAX_TEXT_BYTES;
+
 /** Contents by path, as `cleanPath` writes it. */
 export type SentFiles = ReadonlyMap<string, Uint8Array>;
 
 export class JobFiles {
   readonly #sent: SentFiles;
+  #readBytes = 0;
   /** Contents by their hash: those that some manifest of `below`, `copy` and `inline` names. */
   readonly chunks = new Map<string, Uint8Array>();
 
@@ -37,6 +42,13 @@ export class JobFiles {
   text(path: string): string | Refusal {
     const data = this.#sent.get(path);
     if (!data) return new Refusal(`names the file ${show(path)}, which was not sent: ${sendIt(path)}`);
+    if (data.byteLength > MAX_TEXT_BYTES)
+      return new Refusal(`names the file ${show(path)}, which is over ${MAX_TEXT_BYTES} bytes long`);
+    this.#readBytes += data.byteLength;
+    if (this.#readBytes > MAX_READ_BYTES)
+      return new Refusal(
+        `names the file ${show(path)}, which brings what is read of files to over ${MAX_READ_BYTES} bytes`,
+      );
     try {
       return new TextDecoder("utf-8", { fatal: true }).decode(data);
     } catch {

@@ -18,6 +18,7 @@ import {
   readYaml,
   scalar,
   type Tree,
+  type YamlResult,
 } from "./job_yaml.ts";
 
 type Environment = ReadonlyMap<string, string>;
@@ -25,8 +26,8 @@ type Report = { fault(path: Path, message: string): void; warn(path: Path, messa
 
 /** Files and services that lead from one to the next: real documents have two or three. */
 const MAX_CHAIN = 32;
-/** Bytes of a file that is read as text: as much as a document may have. */
-const MAX_TEXT_BYTES = 1024 * 1024;
+/** Characters of all other compose files together: as much as a document may have. */
+const MAX_YAML_LENGTH = 1024 * 1024;
 const SECTIONS = ["services", "volumes", "networks", "configs", "secrets"] as const;
 
 /**
@@ -43,7 +44,7 @@ export function mergeFiles(
     fault: (path, message) => faults.push({ path, message }),
     warn: (path, message) => warnings.push({ path, message }),
   };
-  const merger = new Merger({ files, env, report, budget: { left: MAX_NODES } });
+  const merger = new Merger({ files, env, report, budget: { left: MAX_NODES, length: 0, yaml: new Map() } });
   return { root: root.kind === "map" ? merger.document(root, []) : root, faults, warnings };
 }
 
@@ -51,9 +52,10 @@ type Options = {
   files: JobFiles;
   env: Environment;
   report: Report;
-  /** Values that merging may still make, in all files together: each `extends` and `include` is a copy. */
-  budget: { left: number };
+  /** Of all files together. `left`: values that merging may still make, each `extends` and `include` being a copy. */
+  budget: { left: number; length: number; yaml: Map<string, Yaml> };
 };
+type Yaml = { text: string; result: YamlResult };
 
 class Merger {
   readonly #options: Options;
@@ -267,19 +269,35 @@ class Merger {
 
   #text(file: string, path: Path): string | undefined {
     const text = this.#files.text(file);
-    if (text instanceof Refusal) this.#report.fault(path, text.message);
-    else if (text.length <= MAX_TEXT_BYTES) return text;
-    else this.#report.fault(path, `names ./${file}, which is over ${MAX_TEXT_BYTES} bytes long`);
+    if (!(text instanceof Refusal)) return text;
+    this.#report.fault(path, text.message);
     return undefined;
+  }
+
+  /** Another compose file as it stands; read once, however many services extend one of it. */
+  #yaml(file: string, path: Path): Yaml | undefined {
+    const { budget } = this.#options;
+    const known = budget.yaml.get(file);
+    if (known) return known;
+    const text = this.#text(file, path);
+    if (text === undefined) return undefined;
+    budget.length += text.length;
+    if (budget.length > MAX_YAML_LENGTH) {
+      this.#report.fault(path, `brings the document's other files to over ${MAX_YAML_LENGTH} characters`);
+      return undefined;
+    }
+    const yaml = { text, result: readYaml(text.replace(/^\uFEFF/, "")) };
+    budget.yaml.set(file, yaml);
+    return yaml;
   }
 
   /** Another compose file, interpolated, with its paths made those of the project. */
   #read(file: string, options: { path: Path; at: number; env: Environment; directory?: string }): MapTree | undefined {
     const { path, at, env, directory = directoryOf(file) } = options;
-    const text = this.#text(file, path);
-    if (text === undefined) return undefined;
+    const known = this.#yaml(file, path);
+    if (!known) return undefined;
+    const { text, result: yaml } = known;
     const lineOf = (offset: number | undefined) => text.slice(0, offset ?? 0).split("\n").length;
-    const yaml = readYaml(text.replace(/^\uFEFF/, ""));
     const found = yaml.state === "parsed" ? interpolate(yaml.root, env) : { root: undefined, faults: [], warnings: [] };
     for (const fault of [...yaml.faults, ...found.faults])
       this.#report.fault(path, `leads to ./${file}, which at line ${lineOf(fault.at)} ${fault.message}`);

@@ -295,7 +295,7 @@ describe("extends", () => {
     expect(faults(body, { files })).toContain(fault);
   });
 
-  test("a chain that doubles its service again and again is stopped soon", () => {
+  test("a large service that many extend is stopped soon", () => {
     const many = Array.from({ length: 3000 }, (_, index) => `V${index}: x`).join(", ");
     const services = Array.from({ length: 400 }, (_, index) => `  s${index}: {extends: base}\n`).join("");
     const start = performance.now();
@@ -361,6 +361,45 @@ describe("include", () => {
       "list.yaml": "[1]",
     };
     expect(faults(`${lines}\nservices: {app: {image: busybox}}\n`, { files })).toContain(fault);
+  });
+  test("files that are read again and again, or double their values, are stopped soon", () => {
+    const services = (count: number, line: (index: number) => string) =>
+      `services:\n${Array.from({ length: count }, (_, index) => `  s${index}: {image: a, ${line(index)}}\n`).join("")}`;
+    const doubling = Array.from({ length: 200 }, (_, index) => `V${index + 1}=\${V${index}}\${V${index}}\n`).join("");
+    const files = {
+      "big.env": `A=${"x".repeat(100_000)}\n`,
+      "bomb.env": `V0=xxxxxxxx\n${doubling}`,
+      "base.yaml": `services: {b: {image: x}}\n${"# comment\n".repeat(90_000)}`,
+      ...Object.fromEntries(
+        Array.from({ length: 7 }, (_, index) => [`c${index}.yaml`, `x-a: 1\n${"#\n".repeat(250_000)}`]),
+      ),
+    };
+    const start = performance.now();
+    expect(
+      faults(
+        services(1000, () => "env_file: big.env"),
+        { files },
+      ),
+    ).toContain("over 4194304 bytes");
+    expect(
+      faults(
+        services(1, () => "env_file: bomb.env"),
+        { files },
+      ),
+    ).toContain("characters");
+    expect(
+      faults(
+        services(1000, () => "extends: {service: b, file: base.yaml}"),
+        { files },
+      ),
+    ).toBe("");
+    expect(
+      faults(
+        services(7, (index) => `extends: {service: b, file: c${index}.yaml}`),
+        { files },
+      ),
+    ).toContain("over 1048576 characters");
+    expect(performance.now() - start).toBeLessThan(5000);
   });
   test("files that include each other twice over do not take for ever", () => {
     const files = Object.fromEntries(
