@@ -33,12 +33,12 @@ import {
   type AllocationStatus,
   type Assignments,
   type EngineStatus,
-  type FileSpec,
   type ForeignContainer,
   isOlder,
   LABELS,
   type Order,
   type Resources,
+  type ServiceSpec,
 } from "./model.ts";
 import type { Meter } from "./resources.ts";
 
@@ -150,7 +150,7 @@ export class Executor {
       owner,
       routes: () => meter.routes(),
       projectDirOf: (jobId) => this.#projectDirOf(jobId),
-      filesOf: (jobId) => this.#filesOf(jobId),
+      specsOf: (jobId) => this.#specsOf(jobId),
       fetchChunk: this.#options.fetchChunk,
     });
     this.#counts = new RestartCounts({ path: join(dataDir, "restarts.json"), clock: this.#clock, log: this.#log });
@@ -472,11 +472,9 @@ export class Executor {
     return new Set(held.map(({ allocation_id }) => allocation_id));
   }
 
-  /** The files that the job's containers on this node need. */
-  #filesOf(jobId: string): FileSpec[] {
-    return [...this.#wanted.values()].flatMap(({ allocation, spec }) =>
-      allocation.job_id === jobId ? (spec.files ?? []) : [],
-    );
+  /** What the job's containers on this node are to be. */
+  #specsOf(jobId: string): ServiceSpec[] {
+    return [...this.#wanted.values()].flatMap(({ allocation, spec }) => (allocation.job_id === jobId ? [spec] : []));
   }
 
   #projectDirOf(jobId: string): string {

@@ -11,36 +11,36 @@ import { dirname, join } from "node:path";
 import * as v from "valibot";
 import { Refusal } from "./executor_words.ts";
 import { hash, OWN_DIRECTORY } from "./job_files.ts";
-import type { FileSpec } from "./model.ts";
+import type { FileSpec, ServiceSpec } from "./model.ts";
 
 /** Path of each file that was written, and the version of it: lost, all files count as not written yet. */
 const written = v.array(v.tuple([v.string(), v.string()]));
 
 export class ProjectFiles {
   readonly #projectDirOf: (jobId: string) => string;
-  readonly #filesOf: (jobId: string) => FileSpec[];
+  readonly #specsOf: (jobId: string) => ServiceSpec[];
   readonly #fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
   /** One writer for each job's directory. */
   readonly #queues = new Map<string, Promise<void>>();
 
   constructor(options: {
     projectDirOf: (jobId: string) => string;
-    /** All files that the job's containers on this node need. */
-    filesOf: (jobId: string) => FileSpec[];
+    /** What the job's containers on this node are. */
+    specsOf: (jobId: string) => ServiceSpec[];
     fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
   }) {
     this.#projectDirOf = options.projectDirOf;
-    this.#filesOf = options.filesOf;
+    this.#specsOf = options.specsOf;
     this.#fetchChunk = options.fetchChunk;
   }
 
   /**
-   * Makes sure that the files are in the job's project directory, and takes out what only older versions of the job needed.
+   * Makes sure that the spec's files are in the job's project directory, and takes out what only older versions of the job needed.
    * @throws {Refusal} with the file and the reason.
    */
-  async ensure(jobId: string, files: readonly FileSpec[]): Promise<void> {
+  async ensure(jobId: string, spec: ServiceSpec): Promise<void> {
     const before = this.#queues.get(jobId) ?? Promise.resolve();
-    const done = before.catch(() => {}).then(() => this.#ensure(jobId, files));
+    const done = before.catch(() => {}).then(() => this.#ensure(jobId, spec));
     this.#queues.set(jobId, done);
     try {
       await done;
@@ -49,13 +49,13 @@ export class ProjectFiles {
     }
   }
 
-  async #ensure(jobId: string, files: readonly FileSpec[]): Promise<void> {
+  async #ensure(jobId: string, spec: ServiceSpec): Promise<void> {
     const projectDir = this.#projectDirOf(jobId);
     const record = join(projectDir, OWN_DIRECTORY, "written.json");
     await makeDirectory(projectDir, OWN_DIRECTORY);
     const known = await readRecord(record);
     const versions = new Map(known);
-    for (const file of files) {
+    for (const file of spec.files ?? []) {
       const version = versionOf(file);
       // oxlint-disable-next-line no-await-in-loop -- a few files, one after the other, are soon done and hold little memory
       if (known.get(file.path) === version && (await isFile(join(projectDir, file.path)))) continue;
@@ -63,7 +63,7 @@ export class ProjectFiles {
       await this.#write(projectDir, file);
       versions.set(file.path, version);
     }
-    await removeUnneeded(projectDir, { versions, needed: [...files, ...this.#filesOf(jobId)] });
+    await removeUnneeded(projectDir, { versions, specs: [spec, ...this.#specsOf(jobId)] });
     if (!Bun.deepEquals(known, versions))
       await writeWhole(record, { data: Buffer.from(JSON.stringify([...versions])), mode: 0o600 });
   }
@@ -111,20 +111,36 @@ async function readRecord(path: string): Promise<Map<string, string>> {
 }
 
 /**
- * Takes out the files of configs and secrets that are not needed any more. Files at paths of the user's own stay: a relative
- * path keeps what is there until the job is deleted with its volumes.
+ * Takes out what the job's specs name no more: files of configs and secrets, and files below a directory that was sent without
+ * them. All else stays: a relative path keeps what is there until the job is deleted with its volumes.
  */
 async function removeUnneeded(
   projectDir: string,
-  { versions, needed }: { versions: Map<string, string>; needed: readonly FileSpec[] },
+  { versions, specs }: { versions: Map<string, string>; specs: readonly ServiceSpec[] },
 ): Promise<void> {
-  const paths = new Set(needed.map(({ path }) => path));
+  const needed = new Set(specs.flatMap(({ files = [] }) => files.map(({ path }) => path)));
+  const sources = specs.flatMap(({ mounts }) =>
+    mounts.flatMap((mount) => (mount.type === "bind" ? [mount.source] : [])),
+  );
+  const isBelow = (path: string, folder: string) => folder === "." || path.startsWith(`${folder}/`);
+  const folders = [...new Set(sources)].filter((source) => [...needed].some((path) => isBelow(path, source)));
   for (const path of versions.keys()) {
-    if (paths.has(path) || !path.startsWith(`${OWN_DIRECTORY}/`)) continue;
+    if (needed.has(path) || ![OWN_DIRECTORY, ...folders].some((folder) => isBelow(path, folder))) continue;
     // oxlint-disable-next-line no-await-in-loop -- rare and few
-    await rm(join(projectDir, path), { force: true });
+    if (await isPlain(projectDir, dirname(path))) await rm(join(projectDir, path), { force: true });
     versions.delete(path);
   }
+}
+
+/** Whether `path` below `root` is reached through directories alone, and no link. */
+async function isPlain(root: string, path: string): Promise<boolean> {
+  let at = root;
+  for (const part of path.split("/")) {
+    at = join(at, part);
+    // oxlint-disable-next-line no-await-in-loop -- each step depends on the one before
+    if (!(await lstat(at).catch(ifAbsent))?.isDirectory()) return false;
+  }
+  return true;
 }
 
 /** Makes `path` below `root`, step by step, so that a link on the way is seen. */

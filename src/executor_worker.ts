@@ -16,7 +16,7 @@ import { JobNetworks } from "./executor_networks.ts";
 import { Slots } from "./executor_slots.ts";
 import { ensureVolumes } from "./executor_volumes.ts";
 import { inWords, portInUse, Refusal } from "./executor_words.ts";
-import { type AllocationRecord, type FileSpec, LABELS, type ServiceSpec } from "./model.ts";
+import { type AllocationRecord, LABELS, type ServiceSpec } from "./model.ts";
 
 /** Four starts at once measured best on 2 cores: runc and iptables are what they wait for. */
 const STARTS_AT_ONCE = 4;
@@ -57,7 +57,7 @@ export class Worker {
     owner: Owner;
     routes: () => string[];
     projectDirOf: (jobId: string) => string;
-    filesOf: (jobId: string) => FileSpec[];
+    specsOf: (jobId: string) => ServiceSpec[];
     fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
   }) {
     this.#engine = options.engine;
@@ -130,7 +130,7 @@ export class Worker {
     const { allocation, spec, networkPool } = wanted;
     const { job_id: jobId } = allocation;
     if (!spec.network_mode) await this.networks.ensure(jobId, networkPool);
-    if (spec.files) await this.#files.ensure(jobId, spec.files);
+    if (spec.files) await this.#files.ensure(jobId, spec);
     await ensureVolumes(this.#engine, { spec, jobId, owner: this.#owner });
     const context: ContainerContext = {
       ...this.#owner,

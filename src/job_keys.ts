@@ -350,14 +350,19 @@ const FILE_OBJECT = {
   template_driver: honoured(text),
 } satisfies Table;
 export type FileObjectFields = Fields<typeof FILE_OBJECT>;
-const fileObject: Schema<FileObjectFields> = v.pipe(
-  definition(FILE_OBJECT),
-  v.check(
-    ({ content, environment, file, external: outside, driver }) =>
-      [content, environment, file].filter((source) => source !== undefined).length === (outside || driver ? 0 : 1),
-    "needs exactly one of file, content, environment and external",
-  ),
-);
+/** Compose knows no secret that is written out in the document. */
+const { content: _, ...SECRET } = FILE_OBJECT;
+
+function fileObject(table: Table, sources: string): Schema<FileObjectFields> {
+  return v.pipe(
+    definition(table) as Schema<FileObjectFields>,
+    v.check(
+      ({ content, environment, file, external: outside, driver }) =>
+        [content, environment, file].filter((source) => source !== undefined).length === (outside || driver ? 0 : 1),
+      `needs exactly one of ${sources}`,
+    ),
+  );
+}
 
 /** A service is checked by its own table; the document's table keeps it as it came. */
 const rawServices: Schema<ReadonlyMap<string, unknown>> = v.custom<ReadonlyMap<string, unknown>>(
@@ -387,9 +392,12 @@ export const DOCUMENT_KEYS = {
   services: honoured(rawServices),
   volumes: honoured(named("volume", volume)),
   networks: limited(named("network", definition(NETWORK)), "all services of a job share one network per node"),
-  configs: limited(named("config", fileObject), "file, content and environment; nothing external, no drivers"),
+  configs: limited(
+    named("config", fileObject(FILE_OBJECT, "file, content, environment and external")),
+    "file, content and environment; nothing external, no drivers",
+  ),
   secrets: limited(
-    named("secret", fileObject),
+    named("secret", fileObject(SECRET, "file, environment and external")),
     "as configs; kept as they are in the cluster's state and in a file of the node's data directory",
   ),
   name: limited(text, "the job's id is its name"),

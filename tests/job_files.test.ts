@@ -463,6 +463,9 @@ describe("configs and secrets", () => {
     expect(new Set(paths).size).toBe(4);
     expect(app(document("tty: true", top)).tty).toBe(true);
   });
+  test("a secret cannot be written out in the document", () => {
+    expect(faults(document("tty: true", "secrets: {pw: {content: x}}"))).toContain("secrets.pw.content: unknown key");
+  });
   const bad: [lines: string, fault: string][] = [
     [
       "configs: [inlin]",
