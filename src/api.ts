@@ -16,7 +16,7 @@ import type { Log } from "./log.ts";
 import type { ErrorCode, PeerInfo } from "./model.ts";
 import { CacophonyError } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
-import { PEER_PATH } from "./transport.ts";
+import { CHUNK_PATH, PEER_PATH } from "./transport.ts";
 
 /** HTTP status of each error code: the one place where they meet. */
 const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 409 | 412 | 413 | 415 | 422 | 500 | 503> = {
@@ -78,6 +78,11 @@ export function createApi(options: ApiOptions): Hono {
   });
   app.get(PEER_PATH, (c) => answer(c, local.peerInfo()));
   only(app, ["/healthz", "/readyz", PEER_PATH], "GET");
+  app.get(`${CHUNK_PATH}/:chunk_hash`, (c) => {
+    const data = options.scheduler()?.state.chunks.get(c.req.param("chunk_hash"));
+    if (data === undefined) throw new CacophonyError("not_found", "this node has no such chunk of a file");
+    return c.body(new Uint8Array(Buffer.from(data, "base64")), 200, { "Content-Type": "application/octet-stream" });
+  });
 
   app.use("/cluster/*", async (c, next) => {
     if (options.scheduler()) return next();

@@ -2,13 +2,13 @@
 import type { Context } from "hono";
 import { Hono } from "hono";
 import * as v from "valibot";
-import { answer, envOf, queryOf, readBody, readFlag, readJson } from "./api_request.ts";
+import { answer, envOf, profilesOf, queryOf, readBody, readDocument, readFlag, readJson } from "./api_request.ts";
 import { jobsView, jobView, scalesView } from "./cluster_views.ts";
 import { containerName, containerOptions } from "./container_options.ts";
 import { etagOf, findJob, MAX_SCALE } from "./job_changes.ts";
 import type { Policy } from "./job_policy.ts";
 import { forbiddenBy } from "./job_policy.ts";
-import type { ParsedJob } from "./job_spec.ts";
+import type { ParsedJob, Sending } from "./job_spec.ts";
 import { parseJob } from "./job_spec.ts";
 import { CacophonyError } from "./model.ts";
 import type { Scheduler, ServicePlan } from "./scheduler.ts";
@@ -33,9 +33,12 @@ export function jobRoutes({ scheduler, dataDir, policy, only }: JobRoutesOptions
   app.get("/", (c) => answer(c, jobsView(scheduler().state)));
   app.put("/:job_id", async (c) => {
     const jobId = readJobId(c);
-    const query = queryOf(c, ["dry_run", "env.NAME"]);
+    const query = queryOf(c, ["dry_run", "profile", "env.NAME"]);
     const dryRun = readFlag(query, "dry_run");
-    const wanted = parse(await readBody(c), { jobId, env: envOf(c) });
+    const { document, files, env } = await readDocument(c);
+    // A variable in the address is meant for this one request, lines of a file are what one usually has.
+    const sending = { jobId, files, env: new Map([...env, ...envOf(c)]), profiles: profilesOf(c) };
+    const wanted = parse(document, sending);
     refuseForbidden(wanted, policy());
     if (dryRun) return answer(c, dryRunView(scheduler(), { jobId, wanted, dataDir }));
     const { outcome, job } = await scheduler().putJob(jobId, { wanted, preconditions: preconditionsOf(c) });
@@ -93,7 +96,7 @@ function readJobId(c: Context): string {
   return jobId;
 }
 
-function parse(body: Uint8Array, options: { jobId: string; env: ReadonlyMap<string, string> }): ParsedJob {
+function parse(body: Uint8Array, options: Sending): ParsedJob {
   const result = parseJob(body, options);
   if (result.ok) return result.job;
   const { code, details } = result;

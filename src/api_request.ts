@@ -1,36 +1,118 @@
-/** @module Reading requests (bodies within limits whatever their Content-Type says, query parameters, pages) and answering in JSON. */
+/** @module Reading requests (bodies within limits whatever their Content-Type says, forms with files, query parameters, pages) and answering in JSON. */
 import type { Context } from "hono";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
 import * as v from "valibot";
 import type { Page } from "./cluster_views.ts";
 import { PAGE_SIZE } from "./cluster_views.ts";
+import { readDotenv } from "./job_dotenv.ts";
+import { projectPath } from "./job_files.ts";
+import type { Detail } from "./model.ts";
 import { CacophonyError } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
 /** Largest body of a request, in bytes: compose files are a few kilobytes. */
 export const MAX_BODY_BYTES = 2 ** 20;
 
+/** Largest body of a form with files, in bytes, and how many files it may have. */
+export const MAX_FORM_BYTES = 8 * 2 ** 20;
+const MAX_FORM_FILES = 2_000;
+
 /**
  * The whole body. Its Content-Type is not looked at (people send YAML as JSON or as a form), but for multipart/form-data.
  * @throws CacophonyError `too_large`, `unsupported_media_type`
  */
 export async function readBody(c: Context): Promise<Uint8Array> {
-  if (c.req.header("content-type")?.toLowerCase().startsWith("multipart/form-data")) {
+  if (isForm(c)) {
     throw new CacophonyError(
       "unsupported_media_type",
       "multipart/form-data is not taken here: send the document as the body (curl --data-binary @FILE)",
     );
   }
-  const tooLarge = () => new CacophonyError("too_large", `the body is larger than ${MAX_BODY_BYTES} bytes (1 MiB)`);
-  if (Number(c.req.header("content-length") ?? 0) > MAX_BODY_BYTES) throw tooLarge();
+  return readUpTo(c, MAX_BODY_BYTES);
+}
+
+/** A document with what belongs to it. */
+export type Sent = { document: Uint8Array; files: Map<string, Uint8Array>; env: Map<string, string> };
+
+/**
+ * The document of a PUT: the body itself, or a form (multipart/form-data) with the parts `compose`, `file` (each named by its
+ * path relative to the document) and `env` (lines of NAME=value).
+ * @throws CacophonyError `too_large`, `bad_request`, and `invalid_document` with every part that is not in order.
+ */
+export async function readDocument(c: Context): Promise<Sent> {
+  if (!isForm(c)) return { document: await readBody(c), files: new Map(), env: new Map() };
+  const body = await readUpTo(c, MAX_FORM_BYTES);
+  const form = await new Response(body, { headers: { "content-type": c.req.header("content-type") ?? "" } })
+    .formData()
+    .catch((cause: unknown) => {
+      throw new CacophonyError("bad_request", "the body is no whole multipart/form-data: send it with curl -F", {
+        cause,
+      });
+    });
+  const files = new Map<string, Uint8Array>();
+  const env = new Map<string, string>();
+  const documents: Uint8Array[] = [];
+  const details: Detail[] = [];
+  for (const [name, part] of form) {
+    const data = typeof part === "string" ? new TextEncoder().encode(part) : await part.bytes();
+    const fault = (message: string) => details.push({ path: name, message });
+    if (name === "compose") documents.push(data);
+    else if (name === "env") readVariables(data, { env, fault });
+    else if (name === "file") readFile(typeof part === "string" ? undefined : part.name, { data, files, fault });
+    else fault("is no part of this form: there are compose, file and env");
+  }
+  if (documents.length !== 1)
+    details.push({
+      path: "compose",
+      message: `is there ${documents.length} times: send one, as -F compose=@compose.yaml`,
+    });
+  if (files.size > MAX_FORM_FILES)
+    details.push({ path: "file", message: `is there ${files.size} times: at most ${MAX_FORM_FILES} files are taken` });
+  const [document] = documents;
+  if (details.length > 0 || !document)
+    throw new CacophonyError("invalid_document", "the form is not in order; nothing of it was applied", { details });
+  if (document.byteLength > MAX_BODY_BYTES) throw tooLarge(MAX_BODY_BYTES);
+  return { document, files, env };
+}
+
+function readFile(
+  name: string | undefined,
+  { data, files, fault }: { data: Uint8Array; files: Map<string, Uint8Array>; fault: (message: string) => void },
+): void {
+  const path = name ? projectPath(name) : undefined;
+  if (path === undefined) fault("has no name: send -F 'file=@./PATH;filename=./PATH'");
+  else if (typeof path !== "string") fault(path.message);
+  else if (files.has(path)) fault(`brings ./${path} twice: keep one`);
+  else files.set(path, data);
+}
+
+function readVariables(
+  data: Uint8Array,
+  { env, fault }: { env: Map<string, string>; fault: (message: string) => void },
+): void {
+  const entries = readDotenv(new TextDecoder().decode(data), (name) => env.get(name));
+  if (!(entries instanceof Map)) fault(entries.message);
+  else for (const [name, value] of entries) if (value !== undefined) env.set(name, value);
+}
+
+function isForm(c: Context): boolean {
+  return c.req.header("content-type")?.toLowerCase().startsWith("multipart/form-data") ?? false;
+}
+
+async function readUpTo(c: Context, most: number): Promise<Uint8Array<ArrayBuffer>> {
+  if (Number(c.req.header("content-length") ?? 0) > most) throw tooLarge(most);
   const chunks: Uint8Array[] = [];
   let size = 0;
   for await (const chunk of c.req.raw.body ?? []) {
     size += chunk.byteLength;
-    if (size > MAX_BODY_BYTES) throw tooLarge();
+    if (size > most) throw tooLarge(most);
     chunks.push(chunk);
   }
   return Buffer.concat(chunks);
+}
+
+function tooLarge(most: number): CacophonyError {
+  return new CacophonyError("too_large", `the body is larger than ${most} bytes (${most / 2 ** 20} MiB)`);
 }
 
 /**
@@ -71,6 +153,7 @@ export function queryOf(c: Context, known: readonly string[]): Record<string, st
           : "none is known here";
       throw new CacophonyError("bad_request", `unknown query parameter '${name}'; ${hint}`);
     }
+    // What may be repeated has a reader of its own.
     result[name] = value;
   }
   return result;
@@ -80,6 +163,11 @@ export function queryOf(c: Context, known: readonly string[]): Record<string, st
 export function envOf(c: Context): Map<string, string> {
   const entries = [...new URL(c.req.url).searchParams].filter(([name]) => name.startsWith("env."));
   return new Map(entries.map(([name, value]) => [name.slice("env.".length), value]));
+}
+
+/** Values of `?profile=NAME`, which may be repeated. */
+export function profilesOf(c: Context): string[] {
+  return new URL(c.req.url).searchParams.getAll("profile").filter((name) => name !== "");
 }
 
 /** @throws CacophonyError `bad_request` when the parameter is neither true nor false. */

@@ -61,6 +61,8 @@ export class ClusterState {
   readonly homes = new Map<string, HomeRecord>();
   readonly removals = new Map<string, RemovalRecord>();
   readonly registries = new Map<string, RegistryRecord>();
+  /** Pieces of sent files by their hash, in base64. */
+  readonly chunks = new Map<string, string>();
   readonly views = new Map<string, NodeView>();
   readonly #byService = new Map<ServiceKey, Map<string, AllocationRecord>>();
   readonly #byNode = new Map<string, Map<string, AllocationRecord>>();
@@ -76,6 +78,7 @@ export class ClusterState {
       else if (change.kind === "allocation") this.#putAllocation(change.record);
       else if (change.kind === "home") this.homes.set(RECORD_KINDS.home.key(change.record), change.record);
       else if (change.kind === "registry") this.registries.set(change.record.host, change.record);
+      else if (change.kind === "chunk") this.chunks.set(change.record.chunk_hash, change.record.data);
       else if (change.kind === "removal") this.removals.set(change.record.removal_id, change.record);
     }
   }
@@ -197,6 +200,7 @@ export class ClusterState {
     else if (kind === "node") this.nodes.delete(key);
     else if (kind === "home") this.homes.delete(key);
     else if (kind === "registry") this.registries.delete(key);
+    else if (kind === "chunk") this.chunks.delete(key);
     else if (kind === "removal") this.removals.delete(key);
     else if (kind === "allocation") this.#deleteAllocation(key);
   }

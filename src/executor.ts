@@ -39,6 +39,7 @@ import {
   LABELS,
   type Order,
   type Resources,
+  type ServiceSpec,
 } from "./model.ts";
 import type { Meter } from "./resources.ts";
 
@@ -50,6 +51,8 @@ export type ExecutorOptions = {
   log: Log;
   /** The node's data directory; projects and restart counts live there. */
   dataDir: string;
+  /** A piece of a sent file by its hash, from the master; rejects in words. */
+  fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
   /** Called whenever `snapshot()` or `engineStatus()` may differ from before. */
   onChange: () => void;
   /** The login of this machine's user for a registry, where there is one. */
@@ -156,6 +159,8 @@ export class Executor {
       routes: () => meter.routes(),
       projectDirOf: (jobId) => this.#projectDirOf(jobId),
       nodeLogin: this.#options.nodeLogin ?? (async () => undefined),
+      specsOf: (jobId) => this.#specsOf(jobId),
+      fetchChunk: this.#options.fetchChunk,
     });
     this.#counts = new RestartCounts({ path: join(dataDir, "restarts.json"), clock: this.#clock, log: this.#log });
     this.#memories = this.#counts.load();
@@ -513,6 +518,11 @@ export class Executor {
       ({ allocation_id, job_id }) => jobs.has(job_id) || !this.#wanted.has(allocation_id),
     );
     return new Set(held.map(({ allocation_id }) => allocation_id));
+  }
+
+  /** What the job's containers on this node are to be. */
+  #specsOf(jobId: string): ServiceSpec[] {
+    return [...this.#wanted.values()].flatMap(({ allocation, spec }) => (allocation.job_id === jobId ? [spec] : []));
   }
 
   #projectDirOf(jobId: string): string {

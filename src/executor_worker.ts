@@ -10,6 +10,7 @@ import { containerName, type ContainerContext, containerOptions } from "./contai
 import type { Container } from "./converge.ts";
 import type { Engine, EngineImage, RegistryLogin } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
+import { ProjectFiles } from "./executor_files.ts";
 import { digestOf, type ImageNeed, Images, PullError, type PullOptions } from "./executor_images.ts";
 import { JobNetworks } from "./executor_networks.ts";
 import { Slots } from "./executor_slots.ts";
@@ -50,6 +51,7 @@ export class Worker {
   readonly #random: () => number;
   readonly #owner: Owner;
   readonly #projectDirOf: (jobId: string) => string;
+  readonly #files: ProjectFiles;
   readonly #starts = new Slots(STARTS_AT_ONCE);
   readonly #stops = new Slots(STOPS_AT_ONCE);
 
@@ -61,6 +63,8 @@ export class Worker {
     routes: () => string[];
     projectDirOf: (jobId: string) => string;
     nodeLogin: (host: string) => Promise<RegistryLogin | undefined>;
+    specsOf: (jobId: string) => ServiceSpec[];
+    fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
   }) {
     this.#engine = options.engine;
     this.#clock = options.clock;
@@ -69,6 +73,7 @@ export class Worker {
     this.#projectDirOf = options.projectDirOf;
     this.images = new Images(options);
     this.networks = new JobNetworks(options);
+    this.#files = new ProjectFiles(options);
   }
 
   /**
@@ -139,6 +144,7 @@ export class Worker {
     const { allocation, spec, networkPool } = wanted;
     const { job_id: jobId } = allocation;
     if (!spec.network_mode) await this.#ensureNetworks(jobId, { spec, pool: networkPool });
+    if (spec.files) await this.#files.ensure(jobId, spec);
     await ensureVolumes(this.#engine, { spec, jobId, owner: this.#owner });
     const context = this.#contextOf(allocation);
     const options = containerOptions(spec, context);

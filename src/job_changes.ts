@@ -20,6 +20,8 @@ export type Preconditions = { ifMatch?: string | undefined; ifNoneMatch?: string
 export type WantedJob = {
   document: string;
   services: readonly { service_name: string; spec: ServiceSpec; scale?: number }[];
+  /** Contents that the specs' files are made of, by hash. */
+  chunks?: ReadonlyMap<string, Uint8Array>;
 };
 
 export type PutOutcome = { outcome: "created" | "updated" | "unchanged"; job: LiveJob; changes: Change[] };

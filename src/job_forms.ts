@@ -11,6 +11,7 @@ import {
   decimal,
   duration,
   fields,
+  fileMode,
   flag,
   honoured,
   integer,
@@ -213,32 +214,37 @@ export const dependsOn: Schema<{ service: string; required: boolean }[]> = byFor
       ),
 );
 
-export const envFile: Schema<{ required: boolean }> = byForm((value) =>
+export type EnvFile = { path: string; required: boolean; raw: boolean };
+export const envFile: Schema<EnvFile> = byForm((value) =>
   typeof value === "string"
-    ? reads<{ required: boolean }>(() => missingFile(value))
+    ? meaning<EnvFile>({ path: value, required: true, raw: false })
     : v.pipe(
-        fields({ path: honoured(text), format: honoured(text), required: honoured(flag) }),
-        v.rawTransform(({ dataset, addIssue, NEVER }) => {
-          const { path = "", required = true } = dataset.value;
-          if (!required) return { required };
-          addIssue({ message: missingFile(path).message });
-          return NEVER;
-        }),
+        fields({ path: honoured(text), format: honoured(oneOf(["raw", ""])), required: honoured(flag) }),
+        v.check((entry) => Boolean(entry.path), "has no path: name the file"),
+        v.transform(({ path = "", format, required = true }) => ({ path, required, raw: format === "raw" })),
       ),
 );
-function missingFile(path: string): Refusal {
-  return new Refusal(
-    `names the file ${show(path)}; sending files with a job ${NOT_YET}: write the variables under environment`,
-  );
-}
+
+/** Where a config or secret of the document is put into a container. */
+export type FileMount = { source: string; target?: string; uid?: number; gid?: number; mode?: number };
+const FILE_MOUNT = {
+  source: honoured(text),
+  target: honoured(text),
+  uid: honoured(integer({ least: 0, most: 0xffff_fffe })),
+  gid: honoured(integer({ least: 0, most: 0xffff_fffe })),
+  mode: honoured(fileMode),
+} satisfies Table;
+export const fileMount: Schema<FileMount> = byForm((value) =>
+  typeof value === "string"
+    ? meaning<FileMount>({ source: value })
+    : v.pipe(
+        fields(FILE_MOUNT),
+        v.check((entry) => Boolean(entry.source), "has no source: name one of the top level"),
+        v.transform((entry) => ({ ...entry, source: entry.source ?? "" })),
+      ),
+);
 
 export const securityOption: Schema<string> = readsText((value) => {
-  const file = /^seccomp[=:](.*)$/s.exec(value)?.[1];
-  if (file !== undefined && file !== "unconfined" && file !== "builtin" && !file.startsWith("{")) {
-    return new Refusal(
-      `names the seccomp profile ${show(file)}; sending files with a job ${NOT_YET}: use unconfined or builtin`,
-    );
-  }
   if (value === "no-new-privileges" || /[=:]/.test(value)) return value;
   return new Refusal(`is ${show(value)}; write name=value, as no-new-privileges:true`);
 });

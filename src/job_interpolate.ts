@@ -3,6 +3,7 @@
  * Compose Specification ("Interpolation") has them. Works on the tree before anything is cast to a type, in values only, never
  * in keys. Values come from the caller alone: the environment of this process is nobody's business here.
  */
+import { Refusal } from "./job_grammar.ts";
 import { list, map, MAX_TEXT_LENGTH, scalar, type Fault, type Path, type Tree } from "./job_yaml.ts";
 
 export type Interpolated = { root: Tree; faults: Fault[]; warnings: Fault[] };
@@ -45,7 +46,11 @@ export function interpolate(root: Tree, env: Environment): Interpolated {
 
   function text(template: string, path: Path): string {
     try {
-      const value = substitute(template, { env, onUnset: (name) => warn(name, path), nesting: 0 });
+      const value = substitute(template, {
+        look: (name) => env.get(name),
+        onUnset: (name) => warn(name, path),
+        nesting: 0,
+      });
       total += value.length;
       if (total > MAX_TOTAL_LENGTH)
         throw new BadTemplate(`brings the document's variables to over ${MAX_TOTAL_LENGTH} characters`);
@@ -64,6 +69,17 @@ export function interpolate(root: Tree, env: Environment): Interpolated {
       path,
       message: `variable ${name} is not set, so it is empty here; send ?env.${name}=… or write a default: \${${name}:-…}`,
     });
+  }
+}
+
+/** One text with its variables replaced, as `look` knows them; unset ones are empty. */
+export function replaceVariables(template: string, look: (name: string) => string | undefined): string | Refusal {
+  if (!template.includes("$")) return template;
+  try {
+    return substitute(template, { look, onUnset: () => {}, nesting: 0 });
+  } catch (error) {
+    if (error instanceof BadTemplate) return new Refusal(error.message);
+    throw error;
   }
 }
 
@@ -89,7 +105,7 @@ function takeFromEnvironment(tree: Tree, path: Path, env: Environment): Tree | u
 
 class BadTemplate extends Error {}
 
-type Substitution = { env: Environment; onUnset: (name: string) => void; nesting: number };
+type Substitution = { look: (name: string) => string | undefined; onUnset: (name: string) => void; nesting: number };
 
 const NAME = /[A-Za-z_][A-Za-z0-9_]*/y;
 
@@ -124,8 +140,8 @@ function limited(text: string): string {
   throw new BadTemplate(`comes to over ${MAX_TEXT_LENGTH} characters with its variables`);
 }
 
-function lookUp(name: string, { env, onUnset }: Substitution): string {
-  const value = env.get(name);
+function lookUp(name: string, { look, onUnset }: Substitution): string {
+  const value = look(name);
   if (value === undefined) onUnset(name);
   return value ?? "";
 }
@@ -141,7 +157,7 @@ function braced(inside: string, options: Substitution): string {
   }
   if (operator === "") return lookUp(name, options);
   const argument = inside.slice(name.length + operator.length);
-  const value = options.env.get(name);
+  const value = options.look(name);
   const present = value !== undefined && (value !== "" || !operator.startsWith(":"));
   const nested = () => substitute(argument, { ...options, nesting: options.nesting + 1 });
   if (operator.endsWith("-")) return present ? value : nested();

@@ -15,6 +15,7 @@ import {
   exposedPort,
   external,
   extraHosts,
+  fileMount,
   gpus,
   group,
   healthTest,
@@ -65,8 +66,9 @@ import {
   type Table,
 } from "./job_schema.ts";
 
-const FILES = `${NOT_YET}, because a job is one document without the files beside it`;
+const SENT = "a file that is sent along; the nodes' own are not read";
 
+const MOUNTED = "a file of the node, mounted read-only; a changed one replaces the containers that mount it";
 const HOOK = `${NOT_YET}: do it in the image's entrypoint`;
 const HEALTHCHECK = {
   test: honoured(healthTest),
@@ -250,17 +252,14 @@ export const SERVICE_KEYS = {
   pid: honoured(byForm((value) => (value === null ? meaning<"host" | "">("") : namespace(["host", ""])))),
   platform: warned(text, "is left out: an image is pulled for the platform of the node that runs it"),
   privileged: honoured(flag),
-  profiles: limited(uniqueTexts, "a service with profiles is not run: no profile can be chosen yet"),
+  profiles: limited(uniqueTexts, "chosen by ?profile=NAME (repeatable, `*` for all), anew with each PUT"),
   pull_policy: limited(
     textMatching(PULLING, "allowed are always, missing, never, build, daily, weekly and every_12h"),
     "the registry is asked when a replica is made; build is missing",
   ),
   read_only: honoured(flag),
   runtime: honoured(text),
-  security_opt: limited(
-    listOf(securityOption, { unique: true }),
-    "seccomp profiles: unconfined, builtin, or written out as JSON",
-  ),
+  security_opt: limited(listOf(securityOption, { unique: true }), `seccomp: unconfined, builtin, JSON, or ${SENT}`),
   shm_size: honoured(bytes),
   stdin_open: honoured(flag),
   storage_opt: honoured(options),
@@ -282,16 +281,16 @@ export const SERVICE_KEYS = {
     "is left out: services start in no particular order, so let each wait for what it needs",
   ),
   develop: warned(definition({ watch: honoured(listOf(anything)) }), "is left out: there is no watch mode here"),
-  env_file: limited(oneOrMore(envFile), "only with required: false, and then it is taken for absent"),
+  env_file: limited(oneOrMore(envFile), SENT),
   pull_refresh_after: warned(text, "is left out: an image is pulled where it is absent"),
 
-  configs: refused(`${NOT_YET}: put the file into the image, or bind a path that exists on the nodes`),
-  secrets: refused(`${NOT_YET}: bind a file that exists on the nodes`),
-  extends: refused(`${NOT_YET}: write the service out, or share keys with an anchor and <<`),
+  configs: limited(listOf(fileMount, { unique: true }), MOUNTED),
+  secrets: limited(listOf(fileMount, { unique: true }), MOUNTED),
+  extends: limited(anything, `file: ${SENT}`),
   external_links: refused(
     "names a container outside of the job, which may be on another node: make it a service of this job",
   ),
-  label_file: refused(`${FILES}: write the labels under labels`),
+  label_file: limited(textOrTexts, SENT),
   models: refused(`${NOT_YET}: run the model as a service`),
   post_start: refused(HOOK),
   pre_start: refused(HOOK),
@@ -345,14 +344,20 @@ const FILE_OBJECT = {
   driver_opts: honoured(options),
   template_driver: honoured(text),
 } satisfies Table;
-const fileObject = v.pipe(
-  definition(FILE_OBJECT),
-  v.check(
-    ({ content, environment, file, external: outside, driver }) =>
-      [content, environment, file].filter((source) => source !== undefined).length === (outside || driver ? 0 : 1),
-    "needs exactly one of file, content, environment and external",
-  ),
-);
+export type FileObjectFields = Fields<typeof FILE_OBJECT>;
+/** Compose knows no secret that is written out in the document. */
+const { content: _, ...SECRET } = FILE_OBJECT;
+
+function fileObject(table: Table, sources: string): Schema<FileObjectFields> {
+  return v.pipe(
+    definition(table) as Schema<FileObjectFields>,
+    v.check(
+      ({ content, environment, file, external: outside, driver }) =>
+        [content, environment, file].filter((source) => source !== undefined).length === (outside || driver ? 0 : 1),
+      `needs exactly one of ${sources}`,
+    ),
+  );
+}
 
 /** A service is checked by its own table; the document's table keeps it as it came. */
 const rawServices: Schema<ReadonlyMap<string, unknown>> = v.custom<ReadonlyMap<string, unknown>>(
@@ -382,8 +387,14 @@ export const DOCUMENT_KEYS = {
   services: honoured(rawServices),
   volumes: honoured(named("volume", volume)),
   networks: limited(named("network", definition(NETWORK)), NODE_NETWORKS),
-  configs: limited(named("config", fileObject), "no service can use them yet"),
-  secrets: limited(named("secret", fileObject), "no service can use them yet"),
+  configs: limited(
+    named("config", fileObject(FILE_OBJECT, "file, content, environment and external")),
+    "file, content and environment; nothing external, no drivers",
+  ),
+  secrets: limited(
+    named("secret", fileObject(SECRET, "file, environment and external")),
+    "as configs; kept as they are in the cluster's state and in a file of the node's data directory",
+  ),
   name: limited(text, "the job's id is its name"),
   version: honoured(
     reads((value) =>
@@ -392,6 +403,6 @@ export const DOCUMENT_KEYS = {
         : new Refusal("must be a text"),
     ),
   ),
-  include: refused(`${FILES}: put everything into one document`),
+  include: limited(anything, SENT),
   models: refused(`${NOT_YET}: run the model as a service`),
 } satisfies Table;

@@ -3,9 +3,19 @@
  * tie keys to each other and to the rest of the document (limits against reservations, ports against network mode, names of
  * volumes and networks), and where compose and Cacophony differ in effect.
  */
+import { cleanPath } from "./job_files.ts";
 import { show } from "./job_grammar.ts";
 import type { DeviceRequestFields } from "./job_forms.ts";
 import type { NetworkFields, ServiceFields, VolumeFields } from "./job_keys.ts";
+import {
+  environmentOf,
+  fileMounts,
+  type FilesAround,
+  labelsOf,
+  type Report,
+  securityOptions,
+  sentBelow,
+} from "./job_service_files.ts";
 import { portSpecs, type ParsedMount } from "./job_lists.ts";
 import type { Path } from "./job_yaml.ts";
 import type {
@@ -21,21 +31,12 @@ import type {
 } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
-/** Takes in what is wrong with a service, and what its sender should know; paths are below the service. */
-export type Report = {
-  fault(path: Path, message: string): void;
-  warn(path: Path, message: string): void;
-  /** The path of a name in a section that may be a list or a mapping. */
-  member(section: string, name: string): Path;
-};
-
 /** What a service needs to know of the document around it. */
-export type Surroundings = {
+export type Surroundings = FilesAround & {
   volumes: ReadonlyMap<string, VolumeFields>;
   networks: ReadonlyMap<string, NetworkFields>;
   /** Names that other services' `links` give this one. */
   linkedAs: readonly string[];
-  report: Report;
 };
 
 /** Compose's default time between the stop signal and SIGKILL. */
@@ -75,15 +76,15 @@ export function buildService(service: ServiceFields, around: Surroundings): Serv
     image: service.image ?? "",
     ...words("entrypoint"),
     ...words("command"),
-    environment: environment(service, report),
-    labels: labels(service, report),
+    environment: environmentOf(service, around),
+    labels: labelsOf(service, around),
     stop_grace_period_ms: Math.ceil((service.stop_grace_period ?? STOP_GRACE_PERIOD_MS * 1e6) / 1e6),
     ports: ports(service, report),
-    mounts: mounts(service, around),
+    ...mounts(service, around),
     restart: restart(service),
     ...resources(service, report),
     ...network(service, around),
-    ...passedOn(service),
+    ...passedOn(service, around),
   };
 }
 
@@ -101,26 +102,6 @@ function checkScale(service: ServiceFields, report: Report): void {
   if (service.container_name !== undefined && (scaleOf(service) ?? 1) > 1) {
     report.fault(["container_name"], `names one container, but the service has ${scaleOf(service)}; leave it out`);
   }
-}
-
-function environment({ environment: entries = [] }: ServiceFields, report: Report): string[] {
-  for (const [name] of entries) {
-    if (name === "" || /\s$|\0/.test(name)) {
-      report.fault(
-        ["environment"],
-        `has the variable name ${show(name)}; a name is not empty and does not end with a space`,
-      );
-    }
-  }
-  return entries.map(([name, value]) => (value === undefined ? name : `${name}=${value}`));
-}
-
-function labels({ labels: entries = [] }: ServiceFields, report: Report): [string, string][] {
-  for (const [name] of entries) {
-    if (name.startsWith("cacophony."))
-      report.fault(["labels", name], "is a label of Cacophony's own: choose a name without cacophony.");
-  }
-  return entries;
 }
 
 function ports({ ports: entries = [], network_mode: mode }: ServiceFields, report: Report): PortSpec[] {
@@ -148,7 +129,9 @@ function ports({ ports: entries = [], network_mode: mode }: ServiceFields, repor
   });
 }
 
-function mounts({ volumes = [], tmpfs = [] }: ServiceFields, { volumes: known, report }: Surroundings): MountSpec[] {
+function mounts(service: ServiceFields, around: Surroundings): Pick<ServiceSpec, "mounts" | "files"> {
+  const { volumes = [], tmpfs = [] } = service;
+  const { volumes: known, report } = around;
   const targets = new Map<string, string>();
   const claim = (target: string, path: Path): string => {
     const clean = cleanPath(target);
@@ -157,11 +140,11 @@ function mounts({ volumes = [], tmpfs = [] }: ServiceFields, { volumes: known, r
       report.fault(path, `has the container path ${show(target)}, which is not absolute: start it with /`);
     else if (clean === "/") report.fault(path, "would cover the whole container: mount to a path below /");
     else if (other !== undefined) report.fault(path, `mounts to ${show(clean)}, as ${other} does already`);
-    targets.set(clean, `${path[0]} entry ${Number(path[1])}`);
+    targets.set(clean, `${path[0]} entry ${path[1]}`);
     return clean;
   };
   for (const [index, entry] of tmpfs.entries()) claim(entry.split(":", 1)[0] ?? "", ["tmpfs", index]);
-  return volumes.map((mount, index) => {
+  const own = volumes.map((mount, index): MountSpec => {
     const path = ["volumes", index];
     for (const option of mount.ignored)
       report.warn(path, `has the option ${show(option)}, which is left out, as compose does`);
@@ -193,6 +176,10 @@ function mounts({ volumes = [], tmpfs = [] }: ServiceFields, { volumes: known, r
       ...present({ propagation, selinux, non_recursive }),
     };
   });
+  const made = fileMounts(service, { ...around, claim });
+  const sent = own.flatMap((mount, index) => (mount.type === "bind" ? sentBelow(mount, { index, ...around }) : []));
+  const files = new Map([...sent, ...made.files].map((file) => [file.path, file]));
+  return { mounts: [...own, ...made.mounts], ...(files.size > 0 ? { files: [...files.values()] } : {}) };
 }
 
 function namedVolume(
@@ -233,17 +220,6 @@ function hostPath({ source }: ParsedMount, { report, path }: { report: Report; p
     );
   }
   return clean;
-}
-
-/** The path without `.`, `//` and, as far as it goes, `..`; "." where nothing is left. */
-function cleanPath(path: string): string {
-  const parts: string[] = [];
-  for (const part of path.split("/")) {
-    if (part === "" || part === ".") continue;
-    if (part === ".." && parts.length > 0 && parts.at(-1) !== "..") parts.pop();
-    else if (part !== ".." || !path.startsWith("/")) parts.push(part);
-  }
-  return path.startsWith("/") ? `/${parts.join("/")}` : parts.join("/") || ".";
 }
 
 /** Conditions of `deploy.restart_policy` by Docker's names for them. */
@@ -392,7 +368,6 @@ const AS_THEY_ARE = [
   "extra_hosts",
   "cap_add",
   "cap_drop",
-  "security_opt",
   "group_add",
   "sysctls",
   "storage_opt",
@@ -419,11 +394,12 @@ const AS_THEY_ARE = [
   "mem_swappiness",
 ] as const satisfies (keyof ServiceFields & keyof ServiceSpec)[];
 
-function passedOn(service: ServiceFields): Partial<ServiceSpec> {
+function passedOn(service: ServiceFields, around: Surroundings): Partial<ServiceSpec> {
   const same = AS_THEY_ARE.map((key) => [key, service[key]] as const).filter(
     ([, value]) => value && !(Array.isArray(value) && value.length === 0),
   );
   const { init, logging, tmpfs = [], ulimits = [], shm_size, blkio_config, healthcheck } = service;
+  const security = securityOptions(service, around);
   const requests = [
     ...(service.gpus ?? []).map((request) => deviceRequest(request, ["gpu"])),
     ...(service.deploy?.resources?.reservations?.devices ?? []).map((request) => deviceRequest(request, [])),
@@ -431,6 +407,7 @@ function passedOn(service: ServiceFields): Partial<ServiceSpec> {
   return {
     ...(Object.fromEntries(same) as Pick<ServiceSpec, (typeof AS_THEY_ARE)[number]>),
     ...present({ init, blkio_config: blkio_config as ServiceSpec["blkio_config"] }),
+    ...(security.length > 0 ? { security_opt: security } : {}),
     ...(logging ? { logging: { driver: logging.driver ?? "", options: logging.options ?? [] } } : {}),
     ...(tmpfs.length > 0 ? { tmpfs: tmpfs.map(splitTmpfs) } : {}),
     ...(ulimits.length > 0 ? { ulimits: ulimits.map(([name, limit]) => ({ name, ...limit })) } : {}),

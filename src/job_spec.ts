@@ -5,10 +5,19 @@
  * networks, and the list of all faults with their places. Knows nothing of Docker's API (`container_options.ts`) or nodes.
  */
 import type { IssuePathItem } from "valibot";
+import { JobFiles, type SentFiles } from "./job_files.ts";
 import { show } from "./job_grammar.ts";
 import { escapeVariables, interpolate } from "./job_interpolate.ts";
-import { DOCUMENT_KEYS, SERVICE_KEYS, type NetworkFields, type ServiceFields, type VolumeFields } from "./job_keys.ts";
+import {
+  DOCUMENT_KEYS,
+  type FileObjectFields,
+  SERVICE_KEYS,
+  type NetworkFields,
+  type ServiceFields,
+  type VolumeFields,
+} from "./job_keys.ts";
 import { portCount } from "./job_lists.ts";
+import { mergeFiles } from "./job_merge.ts";
 import { placeOf, readFields, valueOf, type Table, type Value } from "./job_schema.ts";
 import { buildService, MAX_CANDIDATES, scaleOf } from "./job_service.ts";
 import { locate, readYaml, treeAt, type Fault, type MapTree, type Path, type Tree } from "./job_yaml.ts";
@@ -30,6 +39,8 @@ export type ParsedJob = {
   document: string;
   /** In document order. */
   services: ParsedService[];
+  /** Contents of the files that the services' specs name, cut up, by hash. */
+  chunks: ReadonlyMap<string, Uint8Array>;
   warnings: Detail[];
 };
 
@@ -43,11 +54,18 @@ const MAX_PORTS = 20_000;
 /** Faults in one answer: enough for all of a real document; garbage could have one on each line. */
 const MAX_FAULTS = 500;
 
-/** Reads a compose document, YAML or JSON. `env`: variables that the sender gave. Never throws; lists every fault. */
-export function parseJob(
-  body: Uint8Array | string,
-  { jobId, env }: { jobId: string; env: ReadonlyMap<string, string> },
-): ParseResult {
+export type Sending = {
+  jobId: string;
+  /** Variables that the sender gave. */
+  env: ReadonlyMap<string, string>;
+  /** Files sent along. */
+  files?: SentFiles;
+  /** Profiles to run besides the services that have none; `*` is all. */
+  profiles?: readonly string[];
+};
+
+/** Reads a compose document, YAML or JSON. Never throws; lists every fault. */
+export function parseJob(body: Uint8Array | string, { jobId, env, files, profiles = [] }: Sending): ParseResult {
   const text = decode(body);
   if (typeof text !== "string")
     return { ok: false, code: text.code, details: [{ path: "", message: `the document ${text.message}` }] };
@@ -57,14 +75,23 @@ export function parseJob(
     return { ok: false, code, details: toDetails(yaml.faults, { text, root: undefined }) };
   }
   const variables = new Map([["COMPOSE_PROJECT_NAME", jobId], ...env]);
-  const { root, faults, warnings } = interpolate(yaml.root, variables);
-  const reading = new Reading(root, { faults: [...yaml.faults, ...faults], warnings });
+  const { root: written, faults, warnings } = interpolate(yaml.root, variables);
+  const sent = new JobFiles(files ?? new Map());
+  const { root, ...merging } = mergeFiles(written, { files: sent, env: variables });
+  faults.push(...yaml.faults, ...merging.faults);
+  warnings.push(...merging.warnings);
+  // Merging takes out what led to a fault: places are those of the document as it was sent.
+  for (const found of [...faults, ...warnings]) found.at ??= locate(written, found.path);
+  const reading = new Reading(root, { faults, warnings, files: sent, env: variables, profiles });
   const services = reading.document(jobId);
   const place = { text, root };
   if (reading.faults.length > 0) {
     return { ok: false, code: "invalid_document", details: toDetails(reading.faults, place) };
   }
-  return { ok: true, job: { document: print(root), services, warnings: toDetails(reading.warnings, place) } };
+  return {
+    ok: true,
+    job: { document: print(root), services, chunks: sent.chunks, warnings: toDetails(reading.warnings, place) },
+  };
 }
 
 function decode(body: Uint8Array | string): string | { code: "unparseable" | "invalid_document"; message: string } {
@@ -82,6 +109,8 @@ function decode(body: Uint8Array | string): string | { code: "unparseable" | "in
 type Definitions = {
   volumes: ReadonlyMap<string, VolumeFields>;
   networks: ReadonlyMap<string, NetworkFields>;
+  configs: ReadonlyMap<string, FileObjectFields>;
+  secrets: ReadonlyMap<string, FileObjectFields>;
 };
 
 /** One document on its way from tree to specs; collects faults and warnings. */
@@ -91,9 +120,22 @@ class Reading {
   readonly #root: Tree;
   /** Places that are at fault already: what follows from that is not worth telling. */
   readonly #broken: ReadonlySet<string>;
+  readonly #sent: { files: JobFiles; env: ReadonlyMap<string, string> };
+  readonly #profiles: ReadonlySet<string>;
 
-  constructor(root: Tree, found: { faults: Fault[]; warnings: Fault[] }) {
+  constructor(
+    root: Tree,
+    found: {
+      faults: Fault[];
+      warnings: Fault[];
+      files: JobFiles;
+      env: ReadonlyMap<string, string>;
+      profiles: readonly string[];
+    },
+  ) {
     this.#root = root;
+    this.#sent = found;
+    this.#profiles = new Set(found.profiles);
     this.#broken = new Set(found.faults.map(({ path }) => writePath(path)));
     this.faults = found.faults;
     this.warnings = found.warnings;
@@ -115,7 +157,12 @@ class Reading {
     if (services.entries.size === 0) this.#fault(["services"], "is empty, so there is nothing to run");
     const checked = this.#services(services);
     this.#references(checked);
-    const definitions = { volumes: new Map(top.volumes), networks: new Map(top.networks) };
+    const definitions = {
+      volumes: new Map(top.volumes),
+      networks: new Map(top.networks),
+      configs: new Map(top.configs),
+      secrets: new Map(top.secrets),
+    };
     this.#networks(checked, definitions.networks);
     return this.#built(checked, definitions);
   }
@@ -174,8 +221,11 @@ class Reading {
       const path = ["services", name];
       const known = (other: string, at: Path, required = true): boolean => {
         if (services.has(other)) {
-          if (required && runs(service) && !runs(services.get(other))) {
-            this.#fault(at, `names the service ${show(other)}, which has profiles and so does not run`);
+          if (required && this.#runs(service) && !this.#runs(services.get(other))) {
+            this.#fault(
+              at,
+              `names the service ${show(other)}, which has profiles, none of which is chosen: send ?profile=${services.get(other)?.profiles?.[0]}`,
+            );
           }
           return true;
         }
@@ -250,15 +300,29 @@ class Reading {
         report.fault(["ports"], `brings the job to over ${MAX_PORTS} ports; use network_mode: host for so many`);
         break;
       }
-      const spec = buildService(service, { ...definitions, linkedAs: names.get(service_name) ?? [], report });
-      if (!runs(service)) {
-        this.#warn([...path, "profiles"], "keeps the service from running, as compose does where no profile is chosen");
+      if (!this.#runs(service)) {
+        this.#warn(
+          [...path, "profiles"],
+          `keeps the service from running, as none is chosen: send ?profile=${service.profiles?.[0]} to run it`,
+        );
         continue;
       }
+      const spec = buildService(service, {
+        ...definitions,
+        ...this.#sent,
+        linkedAs: names.get(service_name) ?? [],
+        report,
+      });
       const scale = scaleOf(service);
       built.push({ service_name, spec, ...(scale === undefined ? {} : { scale }) });
     }
     return built;
+  }
+
+  /** A service with profiles runs where one of them is chosen. */
+  #runs(service: ServiceFields | undefined): boolean {
+    const own = service?.profiles ?? [];
+    return own.length === 0 || this.#profiles.has("*") || own.some((profile) => this.#profiles.has(profile));
   }
 
   #fault(path: Path, message: string, { key = false }: { key?: boolean } = {}): void {
@@ -269,11 +333,6 @@ class Reading {
   #warn(path: Path, message: string): void {
     this.warnings.push({ path, message, at: locate(this.#root, path, { key: true }) });
   }
-}
-
-/** A service with profiles runs where one is chosen, and none can be. */
-function runs(service: ServiceFields | undefined): boolean {
-  return (service?.profiles ?? []).length === 0;
 }
 
 /** Whether a value asks for nothing, so that leaving it out loses nothing. */

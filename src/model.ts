@@ -113,6 +113,20 @@ export const mountSpec = v.variant("type", [
 ]);
 export type MountSpec = v.InferOutput<typeof mountSpec>;
 
+/**
+ * A file that the node writes into the job's project directory before it creates the container. `chunks`: SHA-256 of the
+ * content's pieces, in order. `uid` and `gid` absent: whoever the node runs as.
+ */
+export const fileSpec = v.object({
+  path: v.string(),
+  size: count,
+  chunks: strings,
+  mode: count,
+  uid: v.exactOptional(count),
+  gid: v.exactOptional(count),
+});
+export type FileSpec = v.InferOutput<typeof fileSpec>;
+
 /** Run by Docker; absent members are the image's own. Nanoseconds, as Docker counts (Engine API: HealthConfig). */
 export const healthcheckSpec = v.object({
   test: v.exactOptional(strings),
@@ -240,6 +254,8 @@ export const serviceSpec = v.object({
   stop_grace_period_ms: count,
   ports: v.array(portSpec),
   mounts: v.array(mountSpec),
+  /** What of the project directory was sent with the document, as far as the service mounts it. */
+  files: v.exactOptional(v.array(fileSpec)),
   restart: restartSpec,
   /** Upper bounds for the container: bytes, CPUs (1.5 = one and a half), processes. */
   limits: v.object({
@@ -347,6 +363,10 @@ export type RemovalRecord = v.InferOutput<typeof removalRecord>;
 export const registryRecord = v.object({ host: v.string(), sealed: v.string() });
 export type RegistryRecord = v.InferOutput<typeof registryRecord>;
 
+/** A piece of a file that specs name; `data` is base64. Written before the spec, and removed when no spec names it. */
+export const chunkRecord = v.object({ chunk_hash: v.string(), data: v.string() });
+export type ChunkRecord = v.InferOutput<typeof chunkRecord>;
+
 /** Every kind of record by its name in the Store, with the function that gives its key. */
 export const RECORD_KINDS = {
   cluster: { schema: clusterRecord, key: () => "cluster" },
@@ -357,6 +377,7 @@ export const RECORD_KINDS = {
   home: { schema: homeRecord, key: (r: HomeRecord) => JSON.stringify([r.job_id, r.service_name, r.slot]) },
   removal: { schema: removalRecord, key: (r: RemovalRecord) => r.removal_id },
   registry: { schema: registryRecord, key: (r: RegistryRecord) => r.host },
+  chunk: { schema: chunkRecord, key: (r: ChunkRecord) => r.chunk_hash },
 } as const;
 export type RecordKind = keyof typeof RECORD_KINDS;
 export type RecordOf<K extends RecordKind> = v.InferOutput<(typeof RECORD_KINDS)[K]["schema"]>;

@@ -26,7 +26,7 @@ import { Sealer } from "./seal.ts";
 import { Session } from "./session.ts";
 import { openSqliteStore } from "./store.ts";
 import type { Listener, Transport } from "./transport.ts";
-import { listen, localAddressTowards, networkTransport } from "./transport.ts";
+import { fetchChunk, listen, localAddressTowards, networkTransport } from "./transport.ts";
 
 export type StartOptions = {
   /** `resume`: whatever the data directory says. */
@@ -228,6 +228,7 @@ export class Node implements LocalNode {
       dataDir: this.#data.path,
       seenTerm: seen_term,
       nodeLogin: nodeLogins({ ...dockerLogins, log: this.#log }),
+      fetchChunk: (chunkHash) => this.#fetchChunk(chunkHash),
       onChange: () => this.#session?.notify(),
     });
     if (cluster_id !== undefined && node_id !== undefined)
@@ -254,10 +255,20 @@ export class Node implements LocalNode {
     void executor.start().then(() => session.start(this.#masterPeer()));
   }
 
+  async #fetchChunk(chunkHash: string): Promise<Uint8Array> {
+    const address = this.#identity.role === "master" ? this.#selfAddress() : this.#masterPeer()?.address;
+    if (address === undefined) throw new Error("this node has not heard of a master yet");
+    return fetchChunk(address, chunkHash);
+  }
+
+  #selfAddress(): string {
+    const host = isWildcard(this.#bind.host) ? (this.#bind.host === "::" ? "::1" : "127.0.0.1") : this.#bind.host;
+    return formatAddress({ host, port: this.#bind.port });
+  }
+
   /** The master is a node like any other; it reaches itself by its own listener, whatever address others see. */
   #selfTransport(): Transport {
-    const host = isWildcard(this.#bind.host) ? (this.#bind.host === "::" ? "::1" : "127.0.0.1") : this.#bind.host;
-    const address = formatAddress({ host, port: this.#bind.port });
+    const address = this.#selfAddress();
     return { askPeer: async () => this.peerInfo(), dial: (_, handlers) => networkTransport.dial(address, handlers) };
   }
 

@@ -84,7 +84,7 @@ export class Scheduler {
       );
     }
     this.#term = await store.beginTerm();
-    for (const kind of ["spec", "node", "job", "allocation", "home", "removal", "registry"] as const) {
+    for (const kind of ["spec", "node", "job", "allocation", "home", "removal", "registry", "chunk"] as const) {
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
     }
     this.#cluster = known ?? fresh;
@@ -116,6 +116,7 @@ export class Scheduler {
       checkPreconditions(this.state.jobs.get(jobId), preconditions);
       const before = this.state.liveJob(jobId);
       const outcome = changesForPut(this.state, { jobId, wanted, now: clock.now(), newId });
+      if (outcome.changes.length > 0) await this.#commitChunks(wanted.chunks ?? new Map());
       await this.#commit(outcome.changes);
       this.#wakeJob(before);
       this.#wakeJob(outcome.job);
@@ -340,16 +341,23 @@ export class Scheduler {
   #fullPass(): void {
     for (const job of this.state.liveJobs()) this.#wakeJob(job);
     this.wake([...this.state.allocations.values()].map(serviceKey));
-    void this.change(() => this.#unusedSpecs()).catch((error: unknown) => this.#storeFailed(error));
+    void this.change(() => this.#unused()).catch((error: unknown) => this.#storeFailed(error));
     this.#fullPassTimer = this.#options.clock.after(FULL_PASS_MS, () => this.#fullPass());
   }
 
-  #unusedSpecs(): Change[] {
+  /** Specs that nothing refers to, and chunks of files that no other spec names. */
+  #unused(): Change[] {
     const used = new Set([...this.state.allocations.values()].map(({ spec_hash }) => spec_hash));
     for (const job of this.state.liveJobs()) for (const { spec_hash } of job.services) used.add(spec_hash);
-    return [...this.state.specs.keys()]
-      .filter((hash) => !used.has(hash))
-      .map((key) => ({ op: "delete", kind: "spec", key }));
+    const specs = [...this.state.specs.keys()].filter((hash) => !used.has(hash));
+    const named = new Set<string>();
+    for (const [hash, { files = [] }] of this.state.specs)
+      if (used.has(hash)) for (const { chunks } of files) for (const chunk of chunks) named.add(chunk);
+    const chunks = [...this.state.chunks.keys()].filter((hash) => !named.has(hash));
+    return [
+      ...specs.map((key): Change => ({ op: "delete", kind: "spec", key })),
+      ...chunks.map((key): Change => ({ op: "delete", kind: "chunk", key })),
+    ];
   }
 
   #schedulePass(delayMs: number): void {
@@ -433,6 +441,19 @@ export class Scheduler {
       throw new CacophonyError("store_failed", "the change could not be stored, nothing was changed", { cause: error });
     }
     this.state.apply(changes);
+  }
+
+  /**
+   * Makes the contents durable that the next commit refers to, each in a commit of its own: a Store may limit the size of one.
+   * What a crash leaves unreferenced is collected by the next full pass, which waits its turn behind this change.
+   */
+  async #commitChunks(chunks: ReadonlyMap<string, Uint8Array>): Promise<void> {
+    for (const [chunk_hash, data] of chunks) {
+      if (this.state.chunks.has(chunk_hash)) continue;
+      const record = { chunk_hash, data: Buffer.from(data).toString("base64") };
+      // oxlint-disable-next-line no-await-in-loop -- one writer: a Store takes one commit at a time anyway
+      await this.#commit([{ op: "put", kind: "chunk", record }]);
+    }
   }
 
   #storeFailed(error: unknown): void {

@@ -11,6 +11,7 @@ import { peerInfo, StartError } from "./model.ts";
 
 export const SESSION_PATH = "/internal/session";
 export const PEER_PATH = "/internal/peer";
+export const CHUNK_PATH = "/internal/chunk";
 
 /** A node that does not accept a connection or answer a small question within this time counts as unreachable. */
 const REACH_TIMEOUT_MS = 1_500;
@@ -18,6 +19,9 @@ const REACH_TIMEOUT_MS = 1_500;
 const MAX_REQUEST_BYTES = 16 * 2 ** 20;
 /** A node's assignments hold its containers' specs; a full set of a large node stays far below. */
 const MAX_MESSAGE_BYTES = 64 * 2 ** 20;
+/** A chunk of a sent file is a quarter of a mebibyte; a line that does not carry it in this time is no better than none. */
+const CHUNK_TIMEOUT_MS = 10_000;
+const MAX_CHUNK_BYTES = 2 ** 20;
 /** Seconds without a byte after which an HTTP connection is closed; sessions have heartbeats. */
 const IDLE_TIMEOUT_S = 60;
 
@@ -119,6 +123,22 @@ export const networkTransport: Transport = {
     });
   },
 };
+
+/** A chunk of a sent file, from the master at `address`. */
+export async function fetchChunk(address: string, chunkHash: string): Promise<Uint8Array> {
+  const response = await fetch(`http://${address}${CHUNK_PATH}/${chunkHash}`, {
+    signal: AbortSignal.timeout(CHUNK_TIMEOUT_MS),
+  });
+  if (!response.ok) throw new Error(`${address} answered ${response.status} to a request for a part of it`);
+  const chunks: Uint8Array[] = [];
+  let size = 0;
+  for await (const chunk of response.body ?? []) {
+    size += chunk.byteLength;
+    if (size > MAX_CHUNK_BYTES) throw new Error(`${address} answered with over ${MAX_CHUNK_BYTES} bytes`);
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks);
+}
 
 /** The local address from which the kernel reaches `peer`; undefined when it does not answer. */
 export function localAddressTowards({ host, port }: Address): Promise<string | undefined> {

@@ -115,17 +115,134 @@ describe("PUT /cluster/job/:job_id", () => {
     expect(body.services).toEqual({ web: { scale: 7 }, db: { scale: 2 } });
   });
 
-  test("reads the body whatever its Content-Type says, but for multipart/form-data", async () => {
+  test("reads the body whatever its Content-Type says", async () => {
     for (const type of ["application/json", "application/x-www-form-urlencoded", "text/plain", "nonsense"]) {
       expect(
         (await call("PUT", "/cluster/job/types", { body: DOCUMENT, headers: { "content-type": type } })).status,
       ).toBeLessThan(300);
     }
-    const multipart = await call<ErrorDoc>("PUT", "/cluster/job/types", {
-      body: DOCUMENT,
-      headers: { "content-type": "multipart/form-data; boundary=x" },
+  });
+
+  const form = (parts: [name: string, value: string, filename?: string][]) => {
+    const data = new FormData();
+    for (const [name, value, filename] of parts) {
+      if (filename === undefined) data.append(name, value);
+      else data.append(name, new Blob([value]), filename);
+    }
+    return data;
+  };
+  const send = async (path: string, body: FormData) => {
+    const response = await app.request(path, { method: "PUT", headers: { host: "localhost" }, body });
+    return { status: response.status, body: (await response.json()) as ErrorDoc & { version: number } };
+  };
+  const FORM = "services:\n  app: {image: 'busybox:${TAG}', env_file: a.env, volumes: ['./conf/app.conf:/app.conf']}\n";
+
+  test("takes a form with files and variables, and keeps the contents by their hash", async () => {
+    const parts = (content: string): [string, string, string?][] => [
+      ["compose", FORM, "compose.yaml"],
+      ["file", content, "./conf/app.conf"],
+      ["file", "A=${TAG}", "a.env"],
+      ["env", "# mine\nTAG=1\n"],
+    ];
+    expect(await send("/cluster/job/form", form(parts("one")))).toMatchObject({ status: 201, body: { version: 1 } });
+    const spec = () => {
+      const [service] = scheduler.state.liveJob("form")?.services ?? [];
+      return scheduler.state.specs.get(service?.spec_hash ?? "");
+    };
+    expect(spec()).toMatchObject({ image: "busybox:1", environment: ["A=1"], files: [{ path: "conf/app.conf" }] });
+    const chunk = spec()?.files?.[0]?.chunks[0] ?? "";
+    expect(await (await app.request(`/internal/chunk/${chunk}`)).text()).toBe("one");
+    expect((await app.request("/internal/chunk/none")).status).toBe(404);
+    expect(await send("/cluster/job/form", form(parts("one")))).toMatchObject({ status: 200, body: { version: 1 } });
+    expect(await send("/cluster/job/form?env.TAG=2", form(parts("two")))).toMatchObject({ body: { version: 2 } });
+    expect(spec()?.image).toBe("busybox:2");
+  });
+
+  test("changes nothing and keeps nothing for a dry run or a refused form", async () => {
+    const before = scheduler.state.chunks.size;
+    const parts: [string, string, string?][] = [
+      ["compose", FORM],
+      ["file", "never seen", "conf/app.conf"],
+    ];
+    expect(
+      (await send("/cluster/job/refused?env.TAG=1", form(parts))).body.error.details.map(({ message }) => message),
+    ).toEqual(["names the file \"a.env\", which was not sent: add -F 'file=@./a.env;filename=./a.env' to curl"]);
+    const whole = form([...parts, ["file", "", "a.env"]]);
+    expect(await send("/cluster/job/refused?dry_run=true&env.TAG=1", whole)).toMatchObject({ status: 200 });
+    expect(scheduler.state.chunks.size).toBe(before);
+    expect(scheduler.state.liveJob("refused")).toBeUndefined();
+  });
+
+  const faulty: [what: string, parts: [string, string, string?][], message: string][] = [
+    ["no document", [["file", "a", "a"]], "is there 0 times"],
+    [
+      "two documents",
+      [
+        ["compose", FORM],
+        ["compose", FORM],
+      ],
+      "is there 2 times",
+    ],
+    [
+      "an unknown part",
+      [
+        ["compose", FORM],
+        ["files", "a", "a"],
+      ],
+      "is no part of this form",
+    ],
+    [
+      "a file that leaves",
+      [
+        ["compose", FORM],
+        ["file", "a", "../a"],
+      ],
+      "leaves the job's project directory",
+    ],
+    [
+      "a file twice",
+      [
+        ["compose", FORM],
+        ["file", "a", "a"],
+        ["file", "b", "./a"],
+      ],
+      "brings ./a twice",
+    ],
+    [
+      "a file without a name",
+      [
+        ["compose", FORM],
+        ["file", "a"],
+      ],
+      "has no name",
+    ],
+    [
+      "bad variables",
+      [
+        ["compose", FORM],
+        ["env", "A=1\nB C"],
+      ],
+      "line 2",
+    ],
+  ];
+  test.each(faulty)("refuses a form with %s", async (_, parts, message) => {
+    const { status, body } = await send("/cluster/job/faulty", form(parts));
+    expect(status).toBe(422);
+    expect(body.error.details.map((detail) => detail.message).join("\n")).toContain(message);
+  });
+
+  test("refuses a form that is broken or over 8 MiB, and runs what ?profile= chooses", async () => {
+    const headers = { "content-type": "multipart/form-data; boundary=x" };
+    expect((await call("PUT", "/cluster/job/broken", { body: "no form", headers })).status).toBe(400);
+    const large: [string, string, string?][] = [
+      ["compose", FORM],
+      ["file", "x".repeat(8 * 2 ** 20), "a"],
+    ];
+    expect((await send("/cluster/job/large", form(large))).status).toBe(413);
+    const body = "services: {a: {image: x}, b: {image: x, profiles: [p]}, c: {image: x, profiles: [q]}}";
+    expect(await call("PUT", "/cluster/job/profiles?profile=p&profile=q", { body })).toMatchObject({
+      body: { services: { a: {}, b: {}, c: {} } },
     });
-    expect(multipart).toMatchObject({ status: 415, body: { error: { code: "unsupported_media_type" } } });
   });
 
   test("lists every fault with its place", async () => {

@@ -236,7 +236,17 @@ class SchedulerBench {
 
 const idleStore: Store = {
   beginTerm: async () => 1,
-  load: async () => ({ cluster: [], job: [], spec: [], node: [], allocation: [], home: [], removal: [], registry: [] }),
+  load: async () => ({
+    cluster: [],
+    job: [],
+    spec: [],
+    node: [],
+    allocation: [],
+    home: [],
+    removal: [],
+    registry: [],
+    chunk: [],
+  }),
   commit: async () => {},
   close: async () => {},
 };

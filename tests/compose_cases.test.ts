@@ -122,7 +122,9 @@ describe("the bodies of awesome-compose are those that Compose 2.26.1 sent", () 
     .map((line) => JSON.parse(line.replaceAll("{dir}", PROJECT_DIR)) as Captured);
 
   test.each(captured.map((entry) => [entry.file, entry] as const))("%s", (file, { services }) => {
-    const result = parseJob(runnable(read("awesome", file).toString()), { jobId: PROJECT, env: new Map() });
+    const text = read("awesome", file).toString();
+    const files = new Map([...text.matchAll(/file: (\S+)/g)].map(([, path = ""]) => [path, Buffer.from("sent")]));
+    const result = parseJob(runnable(text), { jobId: PROJECT, env: new Map(), files });
     if (!result.ok) throw new Error(JSON.stringify(result.details));
     for (const [name, containers] of Object.entries(services)) {
       const service = result.job.services.find((candidate) => candidate.service_name === name);
@@ -134,8 +136,8 @@ describe("the bodies of awesome-compose are those that Compose 2.26.1 sent", () 
 });
 
 /**
- * The document without what a job cannot have yet: an image stands in for `build` (Compose names it `t-<service>`), secrets
- * and fixed addresses are taken out, and the home directory is the project's (as it was when the bodies were captured).
+ * The document without what a job cannot have yet: an image stands in for `build` (Compose names it `t-<service>`), and the
+ * home directory is the project's (as it was when the bodies were captured).
  */
 function runnable(text: string): string {
   const document = parseDocument(text.replaceAll("~/", "./"), { merge: true });
@@ -144,23 +146,18 @@ function runnable(text: string): string {
     if (service.build !== undefined && service.image === undefined)
       document.setIn(["services", name, "image"], `${PROJECT}-${name}`);
     document.deleteIn(["services", name, "build"]);
-    document.deleteIn(["services", name, "secrets"]);
   }
   return document.toString();
 }
 
-/** A captured body without Compose's names of networks, its labels, and the mounts of secrets. */
+/** A captured body without Compose's names of networks and its labels. */
 function withoutComposesOwn(sent: JsonObject): JsonObject {
   const { NetworkingConfig: _, Labels: __, HostConfig, ...rest } = sent;
-  const { NetworkMode, Mounts, ...host } = (HostConfig ?? {}) as JsonObject;
-  const mounts = ((Mounts ?? []) as JsonObject[]).filter(
-    (mount) => !String(mount["Target"]).startsWith("/run/secrets/"),
-  );
+  const { NetworkMode, ...host } = (HostConfig ?? {}) as JsonObject;
   return {
     ...rest,
     HostConfig: {
       ...host,
-      ...(mounts.length > 0 ? { Mounts: mounts } : {}),
       ...(String(NetworkMode).startsWith(`${PROJECT}_`) ? {} : { NetworkMode: NetworkMode ?? null }),
     },
   };

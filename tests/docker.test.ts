@@ -49,6 +49,7 @@ afterAll(async () => {
 /** A new executor, as a new process would have it. */
 async function begin(): Promise<Executor> {
   const made = new Executor({
+    fetchChunk: () => Promise.reject(new Error("no files here")),
     engine,
     meter: new HostMeter({ engine, clock: systemClock, caps: { memoryBytes: undefined, cpus: undefined } }),
     clock: systemClock,

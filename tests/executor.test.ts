@@ -54,6 +54,7 @@ class Node {
 
   #make(): Executor {
     return new Executor({
+      fetchChunk: () => Promise.reject(new Error("no files here")),
       engine: this.engine,
       meter: this.meter,
       clock: this.clock,

@@ -125,6 +125,7 @@ export class SimCluster {
       meter: { read: () => idleMachine(), routes: () => [] },
       dataDir: machine.dataDir,
       seenTerm: identity.seen_term,
+      fetchChunk: () => Promise.reject(new Error("no files in the simulation")),
       onChange: () => process.session.notify(),
     });
     if (identity.cluster_id !== undefined) {

@@ -1,0 +1,200 @@
+/**
+ * @module What of a compose service comes out of files: its variables and labels (`env_file`, `label_file`), its configs and
+ * secrets as mounts, and which of the sent files its relative binds show. Owns what is at fault where a file is missing.
+ */
+import { readDotenv, readRawLines } from "./job_dotenv.ts";
+import { cleanPath, type JobFiles, projectPath, sendIt } from "./job_files.ts";
+import type { EnvFile, FileMount } from "./job_forms.ts";
+import { Refusal, show } from "./job_grammar.ts";
+import type { FileObjectFields, ServiceFields } from "./job_keys.ts";
+import type { Path } from "./job_yaml.ts";
+import type { FileSpec, MountSpec, ServiceSpec } from "./model.ts";
+import { nearest } from "./nearest.ts";
+
+/** Takes in what is wrong with a service, and what its sender should know; paths are below the service. */
+export type Report = {
+  fault(path: Path, message: string): void;
+  warn(path: Path, message: string): void;
+  /** The path of a name in a section that may be a list or a mapping. */
+  member(section: string, name: string): Path;
+};
+
+export type FilesAround = {
+  files: JobFiles;
+  env: ReadonlyMap<string, string>;
+  configs: ReadonlyMap<string, FileObjectFields>;
+  secrets: ReadonlyMap<string, FileObjectFields>;
+  report: Report;
+};
+
+/** Variables of `env_file`, a later file over an earlier one, and over them those of `environment`; sorted by name. */
+export function environmentOf(service: ServiceFields, around: FilesAround): string[] {
+  const { environment: own = [], env_file: files = [] } = service;
+  const { report, env } = around;
+  const written = new Map(own);
+  const all = new Map<string, string | undefined>();
+  for (const [index, file] of files.entries()) {
+    const lookup = (name: string) => env.get(name) ?? written.get(name) ?? undefined;
+    for (const [name, value] of entriesOf(file, { ...around, key: "env_file", index, lookup })) all.set(name, value);
+  }
+  for (const [name, value] of own) all.set(name, value);
+  for (const name of all.keys()) {
+    if (name !== "" && !/\s$|\0/.test(name)) continue;
+    report.fault(
+      [written.has(name) ? "environment" : "env_file"],
+      `has the variable name ${show(name)}; a name is not empty and does not end with a space`,
+    );
+  }
+  const entries = files.length === 0 ? own : [...all].toSorted(([a], [b]) => (a < b ? -1 : 1));
+  return entries.map(([name, value]) => (value === undefined ? name : `${name}=${value}`));
+}
+
+/** Labels of `label_file`, and over them those of `labels`. */
+export function labelsOf(service: ServiceFields, around: FilesAround): ServiceSpec["labels"] {
+  const { labels: own = [], label_file: files = [] } = service;
+  const all = new Map<string, string>();
+  for (const [index, path] of files.entries()) {
+    const file = { path, required: true, raw: false };
+    const lookup = (name: string) => around.env.get(name);
+    for (const [name, value] of entriesOf(file, { ...around, key: "label_file", index, lookup }))
+      all.set(name, value ?? "");
+  }
+  for (const [name, value] of own) all.set(name, value);
+  for (const name of all.keys()) {
+    if (name.startsWith("cacophony."))
+      around.report.fault(["labels", name], "is a label of Cacophony's own: choose a name without cacophony.");
+  }
+  return files.length === 0 ? own : [...all].toSorted(([a], [b]) => (a < b ? -1 : 1));
+}
+
+/** A seccomp profile by its path becomes its contents, as compose sends it. */
+export function securityOptions({ security_opt: all = [] }: ServiceFields, around: FilesAround): string[] {
+  const { files, report } = around;
+  return all.map((option, index) => {
+    const named = /^seccomp[=:](?!unconfined$|builtin$|\s*\{)(.*)$/s.exec(option)?.[1];
+    if (named === undefined) return option;
+    const path = projectPath(named);
+    const text = path instanceof Refusal ? path : files.text(path);
+    try {
+      if (!(text instanceof Refusal)) return `seccomp=${JSON.stringify(JSON.parse(text))}`;
+      report.fault(["security_opt", index], text.message);
+    } catch {
+      report.fault(["security_opt", index], `names the seccomp profile ${show(named)}, which is no JSON`);
+    }
+    return option;
+  });
+}
+
+type Reading = FilesAround & {
+  key: "env_file" | "label_file";
+  index: number;
+  lookup: (name: string) => string | undefined;
+};
+
+function entriesOf(file: EnvFile, { files, report, key, index, lookup }: Reading): Map<string, string | undefined> {
+  const fault = ({ message }: Refusal) => {
+    report.fault([key, index], message);
+    return new Map<string, string | undefined>();
+  };
+  const path = projectPath(file.path);
+  if (path instanceof Refusal) return fault(path);
+  if (!file.required && !files.has(path)) return new Map();
+  const text = files.text(path);
+  if (text instanceof Refusal) return fault(text);
+  const entries = file.raw ? readRawLines(text) : readDotenv(text, lookup);
+  return entries instanceof Refusal ? fault(new Refusal(`names ./${path}, where ${entries.message}`)) : entries;
+}
+
+/** The sent files that a bind mount shows. */
+export function sentBelow(
+  mount: Extract<MountSpec, { type: "bind" }>,
+  { files, report, index }: FilesAround & { index: number },
+): FileSpec[] {
+  const { source, target } = mount;
+  if (source.startsWith("/") || source.startsWith("..") || source.startsWith("~")) return [];
+  const sent = files.below(source);
+  const ending = /[^/]\.([a-zA-Z0-9]+)$/.exec(source)?.[1];
+  // Docker makes a directory of what is not there, which a program that wants a file cannot use.
+  if (sent.length === 0 && ending !== undefined && target.endsWith(`.${ending}`)) {
+    report.warn(
+      ["volumes", index],
+      `names ./${source}, which was not sent and so is an empty directory: ${sendIt(source)}`,
+    );
+  }
+  return sent;
+}
+
+/** Mounts of the service's configs and secrets, with the files to write for them. `claim` takes a target. */
+export function fileMounts(
+  service: ServiceFields,
+  around: FilesAround & { claim: (target: string, path: Path) => string },
+): { mounts: MountSpec[]; files: FileSpec[] } {
+  const mounts: MountSpec[] = [];
+  const files: FileSpec[] = [];
+  for (const section of ["configs", "secrets"] as const) {
+    for (const [index, mount] of (service[section] ?? []).entries()) {
+      const path = [section, index];
+      const made = fileMount(mount, { ...around, section, path });
+      if (!made) continue;
+      const folder = section === "secrets" ? "/run/secrets/" : "/";
+      const wanted = mount.target || mount.source;
+      const target = around.claim(wanted.startsWith("/") ? wanted : `${folder}${wanted}`, path);
+      mounts.push({ type: "bind", source: made.source, target, read_only: true, create_host_path: false });
+      if (made.file) files.push(made.file);
+    }
+  }
+  return { mounts, files };
+}
+
+type Making = FilesAround & { section: "configs" | "secrets"; path: Path };
+
+/** Where the file lies (in the project directory, or an absolute path of the node), and what is to be written there. */
+function fileMount(mount: FileMount, around: Making): { source: string; file?: FileSpec } | undefined {
+  const { section, path, report, files } = around;
+  const kind = section === "configs" ? "config" : "secret";
+  const fault = (message: string) => {
+    report.fault(path, message);
+    return undefined;
+  };
+  const definition = around[section].get(mount.source);
+  if (!definition) {
+    const near = nearest(mount.source, [...around[section].keys()].slice(0, 100));
+    return fault(
+      `names the ${kind} ${show(mount.source)}, which is not under the top-level ${section}${near ? `: did you mean ${near}?` : "; add it there"}`,
+    );
+  }
+  const { external, driver, template_driver, file, content, environment } = definition;
+  if (external || driver !== undefined || template_driver !== undefined)
+    return fault(
+      `names the ${kind} ${show(mount.source)}, which is made outside of the job: give it file, content or environment`,
+    );
+  const { uid, gid, mode } = mount;
+  const owner = {
+    ...(uid === undefined ? {} : { uid }),
+    ...(gid === undefined ? {} : { gid }),
+    ...(mode === undefined ? {} : { mode }),
+  };
+  if (file === undefined) {
+    const text = content ?? around.env.get(environment ?? "");
+    if (text === undefined)
+      return fault(
+        `names the ${kind} ${show(mount.source)}, whose variable ${environment} is not set: send ?env.${environment}=…`,
+      );
+    const made = files.mounted(mount.source, new TextEncoder().encode(text), owner);
+    return { source: made.path, file: made };
+  }
+  if (file.startsWith("/") && !file.includes("\0")) {
+    if (Object.keys(owner).length > 0)
+      report.warn(path, `has uid, gid or mode, which are left out: ${file} is mounted as it is on the node`);
+    return { source: cleanPath(file) };
+  }
+  const clean = projectPath(file);
+  if (clean instanceof Refusal) return fault(clean.message);
+  if (!files.has(clean)) return fault(`names the file ${show(clean)}, which was not sent: ${sendIt(clean)}`);
+  if (Object.keys(owner).length > 0) {
+    const made = files.copy(clean, mount.source, owner);
+    return made && { source: made.path, file: made };
+  }
+  const [made] = files.below(clean);
+  return { source: clean, ...(made ? { file: made } : {}) };
+}
