@@ -93,7 +93,10 @@ export function createApi(options: ApiOptions): Hono {
 
 function clusterRoutes({ scheduler, local }: { scheduler: () => Scheduler; local: LocalNode }): Hono {
   const app = new Hono();
-  app.get("/resources", (c) => answer(c, resourcesView(scheduler().state)));
+  app.get("/resources", (c) => {
+    queryOf(c, []);
+    return answer(c, resourcesView(scheduler().state));
+  });
   app.get("/node", (c) => answer(c, nodesView(scheduler().state, readPage(queryOf(c, ["limit", "next"])))));
   app.get("/allocation", (c) => {
     const query = queryOf(c, ["job", "service", "node", "state", "limit", "next"]);
@@ -101,6 +104,7 @@ function clusterRoutes({ scheduler, local }: { scheduler: () => Scheduler; local
     return answer(c, allocationsView(scheduler().state, { filter, page: readPage(query) }));
   });
   app.get("/status", (c) => {
+    queryOf(c, []);
     const { state, cluster, term } = scheduler();
     const { master } = local.peerInfo();
     return answer(c, {

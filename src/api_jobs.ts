@@ -5,6 +5,7 @@ import * as v from "valibot";
 import { answer, envOf, queryOf, readBody, readFlag } from "./api_request.ts";
 import { jobsView, jobView, scalesView } from "./cluster_views.ts";
 import { containerName, containerOptions } from "./container_options.ts";
+import type { Preconditions } from "./job_changes.ts";
 import { etagOf, findJob, MAX_SCALE } from "./job_changes.ts";
 import type { ParsedJob } from "./job_spec.ts";
 import { parseJob } from "./job_spec.ts";
@@ -32,7 +33,8 @@ export function jobRoutes({ scheduler, dataDir, only }: JobRoutesOptions): Hono 
     const query = queryOf(c, ["dry_run", "env.NAME"]);
     const dryRun = readFlag(query, "dry_run");
     const wanted = parse(await readBody(c), { jobId, env: envOf(c) });
-    if (dryRun) return answer(c, dryRunView(scheduler(), { jobId, wanted, dataDir }));
+    if (dryRun)
+      return answer(c, dryRunView(scheduler(), { jobId, wanted, dataDir, preconditions: preconditionsOf(c) }));
     const { outcome, job } = await scheduler().putJob(jobId, { wanted, preconditions: preconditionsOf(c) });
     c.header("ETag", etagOf(job.version));
     const done = { job_id: jobId, version: job.version, services: scalesView(job), warnings: wanted.warnings };
@@ -54,7 +56,11 @@ export function jobRoutes({ scheduler, dataDir, only }: JobRoutesOptions): Hono 
     queryOf(c, []);
     const scale = readScale(await readBody(c));
     const { job_id, service_name } = c.req.param();
-    const job = await scheduler().scaleService(job_id, { serviceName: service_name, scale });
+    const job = await scheduler().scaleService(job_id, {
+      serviceName: service_name,
+      scale,
+      preconditions: preconditionsOf(c),
+    });
     c.header("ETag", etagOf(job.version));
     return answer(c, { job_id, service_name, scale, version: job.version });
   });
@@ -110,10 +116,19 @@ function preconditionsOf(c: Context) {
 
 function dryRunView(
   scheduler: Scheduler,
-  { jobId, wanted, dataDir }: { jobId: string; wanted: ParsedJob; dataDir: string },
+  {
+    jobId,
+    wanted,
+    dataDir,
+    preconditions,
+  }: { jobId: string; wanted: ParsedJob; dataDir: string; preconditions: Preconditions },
 ) {
-  const { outcome, services } = scheduler.dryRun(jobId, wanted);
-  const slots = services.flatMap((service) => slotsOf(service, scheduler));
+  const { outcome, services } = scheduler.dryRun(jobId, { wanted, preconditions });
+  const slots: Slot[] = [];
+  for (const service of services) {
+    if (slots.length > MAX_DRY_RUN_CONTAINERS) break;
+    slots.push(...slotsOf(service, scheduler));
+  }
   return {
     job_id: jobId,
     version: outcome.job.version,

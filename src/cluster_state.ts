@@ -18,7 +18,7 @@ import type {
   ServiceSpec,
 } from "./model.ts";
 import { RECORD_KINDS } from "./model.ts";
-import type { Candidate, Load } from "./placement.ts";
+import type { Candidate, Load, PortClaim } from "./placement.ts";
 import { claimsOf, demandOf, reservationOf } from "./placement.ts";
 
 /** What is known of a node beyond its record. Times are milliseconds since 1970. */
@@ -158,15 +158,27 @@ export class ClusterState {
       reservedStarting: this.#sum(starting, reservationOf),
       planned: this.#sum(here, demandOf),
       plannedStarting: this.#sum(starting, demandOf),
-      claims: here.flatMap(({ spec_hash }) => {
-        const spec = this.specs.get(spec_hash);
-        return spec ? claimsOf(spec) : [];
-      }),
+      claims: here.flatMap((allocation) => this.#claims(allocation)),
       allocations: here.length,
       perJob,
     };
     this.#loads.set(nodeId, load);
     return load;
+  }
+
+  /** What runs holds the ports that Docker gave it; what does not run yet, what it asked for. */
+  #claims(allocation: AllocationRecord): PortClaim[] {
+    const status = this.status(allocation);
+    if (status?.state === "running" && status.ports.length > 0) {
+      return status.ports.map(({ protocol, host_ip, host_port }) => ({
+        protocol,
+        host_ip,
+        first: host_port,
+        last: host_port,
+      }));
+    }
+    const spec = this.specs.get(allocation.spec_hash);
+    return spec ? claimsOf(spec) : [];
   }
 
   #sum(allocations: readonly AllocationRecord[], part: (spec: ServiceSpec) => Load): Load {

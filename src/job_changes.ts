@@ -10,7 +10,7 @@ import type { Change, JobRecord, LiveJob, ServiceSpec } from "./model.ts";
 import { CacophonyError, serviceSpec } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
-/** Upper bound of a service's scale: far above what 100 machines run, low enough that a slip of the finger is caught. */
+/** Upper bound of a service's scale, and of all services of a job together: far above what 100 machines run, low enough that a slip of the finger is caught. */
 export const MAX_SCALE = 100_000;
 
 /** Conditions of a request on the job's version, as HTTP states them (RFC 9110 section 13). */
@@ -44,6 +44,7 @@ export function changesForPut(
     spec_hash: specHash(spec),
     scale: scale ?? scales.get(service_name) ?? 1,
   }));
+  refuseLargeScale(services);
   if (live && sameServices(live.services, services)) return { outcome: "unchanged", job: live, changes: [] };
   const job: LiveJob = {
     state: "live",
@@ -81,6 +82,7 @@ export function changesForScale(
   }
   if (service.scale === scale) return { job, changes: [] };
   const services = job.services.map((one) => (one === service ? { ...one, scale } : one));
+  refuseLargeScale(services);
   const next: LiveJob = { ...job, services, version: job.version + 1, updated_at: now };
   return { job: next, changes: [{ op: "put", kind: "job", record: next }] };
 }
@@ -129,6 +131,14 @@ export function checkPreconditions(job: JobRecord | undefined, { ifMatch, ifNone
 /** The ETag of a job version. */
 export function etagOf(version: number): string {
   return `"${version}"`;
+}
+
+/** A job of many services each at its limit would be more than any cluster runs, or any answer should list. */
+function refuseLargeScale(services: LiveJob["services"]): void {
+  const sum = services.reduce((total, { scale }) => total + scale, 0);
+  if (sum <= MAX_SCALE) return;
+  const message = `the services of a job have ${MAX_SCALE} replicas at most, these have ${sum} together`;
+  throw new CacophonyError("invalid_document", message, { details: [{ path: "services", message }] });
 }
 
 function matches(header: string, version: number | undefined): boolean {

@@ -400,12 +400,17 @@ export const assignments = v.object({
 });
 export type Assignments = v.InferOutput<typeof assignments>;
 
+/** Code of the one refusal that passes by itself: another process is that node, as far as the master knows. */
+export const NODE_IN_USE = "node_in_use";
+
 export const hello = v.object({
   type: v.literal("hello"),
   protocol: v.number(),
   /** Absent on a first join: the master hands it out, and with it maybe another node id. */
   cluster_id: v.exactOptional(v.string()),
   node_id: v.string(),
+  /** Differs for each process: two that claim one node id (a copied data directory) must not both be it. */
+  instance: v.string(),
   node_name: v.string(),
   address: v.string(),
   labels: pairs,

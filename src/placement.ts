@@ -38,7 +38,7 @@ const MIN_WEIGHT = 0.01;
 /** Sums over allocations. CPUs and bytes. */
 export type Load = { cpus: number; memory: number };
 
-/** A fixed host port that an allocation holds. */
+/** A host port that an allocation holds, or one of a range, which is not known before it runs. */
 export type PortClaim = { protocol: string; host_ip: string; first: number; last: number };
 
 /** A node as placement sees it; `place` counts what it places into it. */
@@ -83,10 +83,10 @@ export function reservationOf(spec: ServiceSpec): Load {
   return { cpus: spec.reservations.cpus ?? 0, memory: spec.reservations.memory_bytes ?? 0 };
 }
 
-/** The fixed host ports of a spec; a range is no claim, since any free port of it will do. */
+/** The host ports that a spec asks for. */
 export function claimsOf(spec: ServiceSpec): PortClaim[] {
   return spec.ports.flatMap(({ protocol, host_ip, host_port }) =>
-    host_port && host_port.first === host_port.last ? [{ protocol, host_ip, ...host_port }] : [],
+    host_port ? [{ protocol, host_ip, ...host_port }] : [],
   );
 }
 
@@ -162,18 +162,22 @@ function refusalOf({ job_id, spec, pinned }: PlacementRequest, node: Candidate):
   return undefined;
 }
 
+/** Whether no port of the range is left: each is held, or will be by a replica that takes one of an overlapping range. */
 function isTaken(port: PortSpec, range: { first: number; last: number }, node: Candidate): boolean {
+  const near = node.claims.filter(
+    (claim) =>
+      claim.protocol === port.protocol &&
+      claim.first <= range.last &&
+      range.first <= claim.last &&
+      overlaps(claim.host_ip, port.host_ip),
+  );
+  const held = new Set(near.flatMap(({ first, last }) => (first === last ? [first] : [])));
+  const undecided = near.filter(({ first, last }) => first !== last).length;
+  let free = 0;
   for (let number = range.first; number <= range.last; number++) {
-    const claimed = node.claims.some(
-      (claim) =>
-        claim.protocol === port.protocol &&
-        claim.first <= number &&
-        number <= claim.last &&
-        overlaps(claim.host_ip, port.host_ip),
-    );
-    if (!claimed && !node.resources?.taken_ports.includes(`${port.protocol}/${number}`)) return false;
+    if (!held.has(number) && !node.resources?.taken_ports.includes(`${port.protocol}/${number}`)) free++;
   }
-  return true;
+  return free <= undecided;
 }
 
 /** Two bindings of one port collide when either listens on all addresses or both on the same one. */

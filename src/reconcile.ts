@@ -41,7 +41,7 @@ export type PlanContext = {
 };
 
 /** Blocked slots listed one by one; all slots of a service mostly wait for the same thing. */
-export const MAX_BLOCKED = 1000;
+export const MAX_BLOCKED = 100;
 
 /** Plan for a service that is wanted. */
 export function reconcileService(goal: Goal, context: PlanContext): Plan {
@@ -160,15 +160,19 @@ function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine
       .filter(({ node_id }) => !state.isDown(node_id))
       .map(({ slot }) => slot),
   );
-  const predecessor = hasPredecessor(goal, state);
+  const predecessor = waitsForPredecessor(goal, state);
   let refusedAll: string[] | undefined;
   for (let slot = 1, missing = goal.scale - live.length; missing > 0; slot++) {
     if (taken.has(slot)) continue;
     missing--;
-    if (predecessor) block(plan, slot, ["waiting for the containers of the deleted job with this id to stop"]);
-    else if (stoppingSlots.has(slot)) block(plan, slot, ["waiting for this slot's previous container to stop"]);
-    else if (refusedAll) block(plan, slot, refusedAll);
-    else {
+    if (predecessor !== undefined) {
+      if (plan.blocked.length === MAX_BLOCKED) break;
+      block(plan, slot, [predecessor]);
+    } else if (stoppingSlots.has(slot)) block(plan, slot, ["waiting for this slot's previous container to stop"]);
+    else if (refusedAll) {
+      if (plan.blocked.length === MAX_BLOCKED) break;
+      block(plan, slot, refusedAll);
+    } else {
       const pinned = stateful ? pinOf(goal, slot, state) : undefined;
       const placement = place(pinned ? { ...request, pinned } : request, context.candidates, context.random);
       if ("node_id" in placement) accept(plan, { goal, slot, node_id: placement.node_id, stateful, context });
@@ -215,15 +219,19 @@ function pinOf({ job_id, service_name }: Goal, slot: number, state: ClusterState
   return node && { node_id: node.node_id, reason: `the data of slot ${slot} are on node ${node.node_name}` };
 }
 
-/** Whether containers or volumes of a deleted job with the same id are still being removed on a node that can do it. */
-function hasPredecessor({ job_id, incarnation }: Goal, state: ClusterState): boolean {
+/** What of a deleted job with the same id is still being removed on a node that can do it. */
+function waitsForPredecessor({ job_id, incarnation }: Goal, state: ClusterState): string | undefined {
   for (const service_name of state.allocatedServices(job_id)) {
     const old = state
       .allocationsOf(serviceKey({ job_id, service_name }))
       .filter((allocation) => allocation.incarnation !== incarnation);
-    if (old.some(({ node_id }) => !state.isDown(node_id))) return true;
+    if (old.some(({ node_id }) => !state.isDown(node_id)))
+      return "waiting for the containers of the deleted job with this id to stop";
   }
-  return [...state.removals.values()].some((removal) => removal.job_id === job_id && !state.isDown(removal.node_id));
+  const removal = [...state.removals.values()].find((one) => one.job_id === job_id && !state.isDown(one.node_id));
+  if (!removal) return undefined;
+  const name = state.nodes.get(removal.node_id)?.node_name ?? removal.node_id;
+  return `waiting for node ${name} to remove the volumes of the deleted job with this id`;
 }
 
 function block(plan: Plan, slot: number, reasons: string[]): void {

@@ -68,8 +68,15 @@ export class Scheduler {
     return this.#cluster;
   }
 
-  /** Begins a new term and loads the state; `fresh` is the cluster record of a store that is still empty. */
-  async start(fresh: ClusterRecord): Promise<void> {
+  /**
+   * Begins a new term and loads the state. `fresh` is the cluster record of a store that is still empty; `seen` the newest term
+   * that this node knows of, 0 if its state was never written.
+   * @throws StartError when the state is of another cluster, or empty though it was written before.
+   */
+  async start(
+    fresh: ClusterRecord,
+    { seen = 0, written = false }: { seen?: number; written?: boolean } = {},
+  ): Promise<void> {
     const { store, log } = this.#options;
     const stored = await store.load();
     const known = stored.cluster[0];
@@ -78,7 +85,12 @@ export class Scheduler {
         `the cluster state belongs to cluster ${known.cluster_id}, this node to ${fresh.cluster_id}`,
       );
     }
-    this.#term = await store.beginTerm();
+    if (!known && written) {
+      throw new StartError(
+        "the cluster state is empty, though it was written before: restore it, or the nodes would remove all containers",
+      );
+    }
+    this.#term = await store.beginTerm(seen);
     for (const kind of ["spec", "node", "job", "allocation", "home", "removal"] as const) {
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
     }
@@ -118,8 +130,12 @@ export class Scheduler {
     });
   }
 
-  async scaleService(jobId: string, { serviceName, scale }: { serviceName: string; scale: number }): Promise<LiveJob> {
+  async scaleService(
+    jobId: string,
+    { serviceName, scale, preconditions = {} }: { serviceName: string; scale: number; preconditions?: Preconditions },
+  ): Promise<LiveJob> {
     return this.#exclusive(async () => {
+      checkPreconditions(this.state.jobs.get(jobId), preconditions);
       const { job, changes } = changesForScale(this.state, {
         jobId,
         serviceName,
@@ -149,8 +165,12 @@ export class Scheduler {
   }
 
   /** What a PUT would do, with nothing changed: the outcome, and the first plan of each service. */
-  dryRun(jobId: string, wanted: WantedJob): { outcome: PutOutcome; services: ServicePlan[] } {
+  dryRun(
+    jobId: string,
+    { wanted, preconditions }: { wanted: WantedJob; preconditions: Preconditions },
+  ): { outcome: PutOutcome; services: ServicePlan[] } {
     const { clock, newId } = this.#options;
+    checkPreconditions(this.state.jobs.get(jobId), preconditions);
     const outcome = changesForPut(this.state, { jobId, wanted, now: clock.now(), newId });
     const specs = new Map(outcome.job.services.map(({ service_name }, i) => [service_name, wanted.services[i]?.spec]));
     const context = this.#planContext();
@@ -249,6 +269,8 @@ export class Scheduler {
   #fullPass(): void {
     for (const job of this.state.liveJobs()) this.#wakeJob(job);
     this.wake([...this.state.allocations.values()].map(serviceKey));
+    // Whatever a node missed reaches it now: assignments are the full set, and taking them in again changes nothing.
+    for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
     void this.change(() => this.#unusedSpecs()).catch((error: unknown) => this.#storeFailed(error));
     this.#fullPassTimer = this.#options.clock.after(FULL_PASS_MS, () => this.#fullPass());
   }

@@ -143,6 +143,13 @@ describe("PUT /cluster/job/:job_id", () => {
     ["a job id with a space", "/cluster/job/a%20b", DOCUMENT, 422, "invalid_document"],
     ["a job id that starts with a dot", "/cluster/job/.a", DOCUMENT, 422, "invalid_document"],
     ["a job id of 64 letters", `/cluster/job/${"a".repeat(64)}`, DOCUMENT, 422, "invalid_document"],
+    [
+      "replicas beyond what a job may have",
+      "/cluster/job/x",
+      "services: {a: {image: b, scale: 60000}, c: {image: d, scale: 60000}}",
+      422,
+      "invalid_document",
+    ],
     ["a misspelt parameter", "/cluster/job/x?dryrun=true", DOCUMENT, 400, "bad_request"],
   ])("refuses %s", async (_, path, body, status, code) => {
     expect(await call("PUT", path, { body })).toMatchObject({ status, body: { error: { code } } });
@@ -184,6 +191,9 @@ describe("conditions", () => {
       call("PUT", "/cluster/job/cond", { body: DOCUMENT.replace("busybox", tag), headers: { "if-match": '"1"' } });
     expect((await update("one")).status).toBe(200);
     expect((await update("two")).status).toBe(412);
+    const scale = (tag: string) =>
+      call("PUT", "/cluster/job/cond/web", { body: '{"scale": 1}', headers: { "if-match": tag } });
+    expect([(await scale('"1"')).status, (await scale('"2"')).status]).toEqual([412, 200]);
     expect((await call("DELETE", "/cluster/job/cond", { headers: { "if-match": '"1"' } })).status).toBe(412);
     expect((await call("DELETE", "/cluster/job/cond", { headers: { "if-match": '"2"' } })).status).toBe(202);
     expect((await call("PUT", "/cluster/job/cond", { body: DOCUMENT, headers: { "if-match": "*" } })).status).toBe(412);

@@ -45,7 +45,7 @@ class Master {
 
   #disk(store: Store): Store {
     return {
-      beginTerm: () => store.beginTerm(),
+      beginTerm: (seen) => store.beginTerm(seen),
       load: () => store.load(),
       commit: async (term, changes) => {
         if (this.isDiskFull) throw new StoreError("failed", "the disk is full");
@@ -59,22 +59,25 @@ class Master {
 /** A node that says what the test tells it to. */
 class Peer {
   readonly heard: MasterMessage[] = [];
+  isClosed = false;
   readonly #handlers: ReturnType<Membership["accept"]>;
 
   constructor({ membership }: Master) {
-    this.#handlers = membership.accept({ send: (text) => this.heard.push(JSON.parse(text)), close: () => {} });
+    const close = () => void (this.isClosed = true);
+    this.#handlers = membership.accept({ send: (text) => this.heard.push(JSON.parse(text)), close });
   }
 
   say(message: NodeMessage): void {
     this.#handlers.onMessage(JSON.stringify(message));
   }
 
-  hello(nodeId: string): void {
+  hello(nodeId: string, instance = "one"): void {
     const engine = { state: "ready", engine_id: nodeId, docker_version: "20", api_version: "1.41" } as const;
     const hello: Hello = {
       type: "hello",
       protocol: PROTOCOL_VERSION,
       node_id: nodeId,
+      instance,
       node_name: nodeId,
       address: "10.0.0.2:9000",
       labels: [],
@@ -113,6 +116,44 @@ test("Membership tells a node that comes before the master's own where the maste
   worker.hello("worker");
   await master.clock.advance(10);
   expect(worker.heard.find(({ type }) => type === "welcome")).toMatchObject({ master: SELF });
+});
+
+test("Membership takes a time in which the master itself stood still for nobody's silence", async () => {
+  const master = await new Master().start();
+  const worker = new Peer(master);
+  worker.hello("worker");
+  await master.clock.advance(10);
+  worker.report();
+  const state = () => master.scheduler.state.views.get("worker")?.state;
+  expect(state()).toBe("ready");
+  master.clock.stall(60_000);
+  await master.clock.advance(1_000);
+  expect(state()).not.toBe("down");
+  await master.clock.advance(20_000);
+  expect(state()).toBe("down");
+});
+
+test("Membership refuses a second process that claims to be a node, until the first one is silent", async () => {
+  const master = await new Master().start();
+  const first = new Peer(master);
+  first.hello("worker");
+  await master.clock.advance(10);
+  const second = new Peer(master);
+  second.hello("worker", "two");
+  await master.clock.advance(10);
+  expect(second.heard).toMatchObject([{ type: "refused", code: "node_in_use" }]);
+  await master.clock.advance(6_000);
+  const third = new Peer(master);
+  third.hello("worker", "two");
+  await master.clock.advance(10);
+  expect(third.heard[0]?.type).toBe("welcome");
+});
+
+test("Membership closes a connection that never says who it is", async () => {
+  const master = await new Master().start();
+  const silent = new Peer(master);
+  await master.clock.advance(6_000);
+  expect(silent.isClosed).toBe(true);
 });
 
 test("Membership writes down later what a node reported while the store failed", async () => {

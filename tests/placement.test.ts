@@ -104,6 +104,17 @@ describe("place()", () => {
     expect("node_id" in place(request(range(8001)), [node], seeded(1))).toBe(true);
   });
 
+  test("a range is used up by replicas that take one port of it each, running or not yet", () => {
+    const ports = [
+      { container_port: 80, protocol: "tcp" as const, host_ip: "", host_port: { first: 8000, last: 8002 } },
+    ];
+    const node = candidate("a");
+    node.claims.push({ protocol: "tcp", host_ip: "0.0.0.0", first: 8001, last: 8001 });
+    const service = request(spec({ ports }));
+    expect(spread(service, { nodes: [node], count: 2 })).toEqual({ a: 2 });
+    expect(place(service, [node], seeded(1))).toEqual({ reasons: ["1 node: host ports 8000-8002 all taken"] });
+  });
+
   test("names each kind of refusal with the number of its nodes, the commonest first", () => {
     const nodes = [candidate("a", {}, "down"), candidate("b", {}, "down"), candidate("c", {}, "draining")];
     expect(place(request(), nodes, seeded(1))).toEqual({ reasons: ["2 nodes: down", "1 node: draining"] });
