@@ -8,8 +8,9 @@ import { HTTPException } from "hono/http-exception";
 import type { Master } from "./api_forward.ts";
 import { forward, FORWARDED_HEADER } from "./api_forward.ts";
 import { jobRoutes } from "./api_jobs.ts";
+import { nodeRoutes } from "./api_nodes.ts";
 import { answer, queryOf, readPage } from "./api_request.ts";
-import { allocationsView, countsView, nodesView, resourcesView } from "./cluster_views.ts";
+import { allocationsView, countsView, resourcesView } from "./cluster_views.ts";
 import type { Log } from "./log.ts";
 import type { ErrorCode, PeerInfo } from "./model.ts";
 import { CacophonyError } from "./model.ts";
@@ -87,6 +88,7 @@ export function createApi(options: ApiOptions): Hono {
     return found;
   };
   app.route("/cluster/job", jobRoutes({ scheduler, dataDir: options.dataDir, only }));
+  app.route("/cluster/node", nodeRoutes({ scheduler, only }));
   app.route("/cluster", clusterRoutes({ scheduler, local }));
   return app;
 }
@@ -97,7 +99,6 @@ function clusterRoutes({ scheduler, local }: { scheduler: () => Scheduler; local
     queryOf(c, []);
     return answer(c, resourcesView(scheduler().state));
   });
-  app.get("/node", (c) => answer(c, nodesView(scheduler().state, readPage(queryOf(c, ["limit", "next"])))));
   app.get("/allocation", (c) => {
     const query = queryOf(c, ["job", "service", "node", "state", "limit", "next"]);
     const filter = { job: query["job"], service: query["service"], node: query["node"], state: query["state"] };
@@ -115,7 +116,7 @@ function clusterRoutes({ scheduler, local }: { scheduler: () => Scheduler; local
       ...countsView(state),
     });
   });
-  only(app, ["/resources", "/node", "/allocation", "/status"], "GET");
+  only(app, ["/resources", "/allocation", "/status"], "GET");
   return app;
 }
 

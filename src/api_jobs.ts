@@ -37,7 +37,12 @@ export function jobRoutes({ scheduler, dataDir, only }: JobRoutesOptions): Hono 
       return answer(c, dryRunView(scheduler(), { jobId, wanted, dataDir, preconditions: preconditionsOf(c) }));
     const { outcome, job } = await scheduler().putJob(jobId, { wanted, preconditions: preconditionsOf(c) });
     c.header("ETag", etagOf(job.version));
-    const done = { job_id: jobId, version: job.version, services: scalesView(job), warnings: wanted.warnings };
+    const done = {
+      job_id: jobId,
+      version: job.version,
+      services: scalesView(job, scheduler().state),
+      warnings: wanted.warnings,
+    };
     return answer(c, done, outcome === "created" ? 201 : 200);
   });
   app.get("/:job_id", (c) => {
@@ -132,7 +137,7 @@ function dryRunView(
   return {
     job_id: jobId,
     version: outcome.job.version,
-    services: scalesView(outcome.job),
+    services: scalesView(outcome.job, scheduler.state),
     changes: changesView(scheduler, { jobId, services }),
     blocked: services.flatMap(({ goal, plan }) =>
       plan.blocked.map((one) => ({ service_name: goal.service_name, ...one })),
@@ -192,6 +197,8 @@ function changesView(scheduler: Scheduler, { jobId, services }: { jobId: string;
       return [{ service_name, action: "replace", scale, previous_scale: old.scale, place: placed }];
     if (old.scale !== scale)
       return [{ service_name, action: "scale", scale, previous_scale: old.scale, place: placed }];
+    if (JSON.stringify(old.rules) !== JSON.stringify(goal.rules))
+      return [{ service_name, action: "update_rules", scale, place: placed }];
     return [];
   });
   const removed = [...before.values()].map(({ service_name, scale }) => ({

@@ -20,6 +20,8 @@ export type Container = {
   createdAt: number;
   /** Absent in lists, so an ended container without it is one not looked at closely yet. */
   exitCode?: number;
+  /** What its health check says while it runs; absent: it has none. */
+  health?: "starting" | "healthy" | "unhealthy";
   /** What Docker says went wrong with its last start or run. */
   error?: string;
   startedAt?: number;
@@ -220,6 +222,7 @@ function statusOf({
   };
   if (container) status.container_id = container.id;
   if (container?.startedAt !== undefined) status.started_at = container.startedAt;
+  if (container?.state === "running" && container.health !== undefined) status.health = container.health;
   if (container?.state === "exited") {
     if (container.exitCode !== undefined) status.exit_code = container.exitCode;
     if (container.finishedAt !== undefined) status.finished_at = container.finishedAt;

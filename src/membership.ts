@@ -8,7 +8,16 @@ import type { Clock, Timer } from "./clock.ts";
 import type { NodeView } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
-import type { Heartbeat, Hello, MasterMessage, NodeMessage, NodeRecord, Peer, StatusReport } from "./model.ts";
+import type {
+  EngineStatus,
+  Heartbeat,
+  Hello,
+  MasterMessage,
+  NodeMessage,
+  NodeRecord,
+  Peer,
+  StatusReport,
+} from "./model.ts";
 import { NODE_IN_USE, nodeMessage, PROTOCOL_VERSION } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
 import type { Channel } from "./transport.ts";
@@ -224,6 +233,8 @@ export class Membership {
       role: node_id === this.#options.self.node_id ? "master" : "worker",
       availability: former?.availability ?? "active",
       labels: hello.labels,
+      set_labels: former?.set_labels ?? [],
+      ...platformOf(hello.engine, former),
       ...(engineId !== undefined ? { engine_id: engineId } : former?.engine_id ? { engine_id: former.engine_id } : {}),
       joined_at: former?.joined_at ?? this.#options.clock.now(),
     };
@@ -283,20 +294,26 @@ export class Membership {
     view.engine = heartbeat.engine;
     view.resources = heartbeat.resources;
     view.foreign = heartbeat.foreign;
+    view.volumes = heartbeat.volumes && new Set(heartbeat.volumes);
     this.#roomChanged = true;
     this.#judge(nodeId, view);
     const engineId = heartbeat.engine.engine_id;
     const record = this.#state.nodes.get(nodeId);
-    if (engineId === undefined || !record || record.engine_id === engineId) return;
+    if (engineId === undefined || !record) return;
+    const platform = platformOf(heartbeat.engine, record);
+    if (record.engine_id === engineId && Bun.deepEquals(platform, platformOf(undefined, record))) return;
     const holder = this.#holderOf(engineId);
-    if (holder) {
+    if (holder && holder.node_id !== nodeId) {
       link.send({ type: "refused", ...engineInUse(holder) });
       link.close();
       return this.#disconnect(nodeId, link);
     }
     // When this fails, the next heartbeat brings it again.
     this.#options.scheduler
-      .change(() => [{ op: "put", kind: "node", record: { ...record, engine_id: engineId } }])
+      .change(() => {
+        const latest = this.#state.nodes.get(nodeId) ?? record;
+        return [{ op: "put", kind: "node", record: { ...latest, engine_id: engineId, ...platform } }];
+      })
       .catch((error: unknown) => this.#writeFailed(error));
   }
 
@@ -317,7 +334,7 @@ export class Membership {
     this.#confirm(nodeId, report.removals_done);
   }
 
-  /** Writes down what a report proves gone. A node says nothing twice, so what cannot be written now is tried again later. */
+  /** Writes down what a report proves gone or ended for good. A node says nothing twice, so what cannot be written now is tried again later. */
   #confirm(nodeId: string, removalsDone: readonly string[]): void {
     const { scheduler } = this.#options;
     this.#unconfirmed.delete(nodeId);
@@ -325,6 +342,7 @@ export class Membership {
       const done = removalsDone.filter((id) => this.#state.removals.has(id));
       await scheduler.change(() => done.map((key) => ({ op: "delete", kind: "removal", key })));
       if (done.length > 0) scheduler.wakeBlocked();
+      await scheduler.recordEnds(nodeId);
       await scheduler.confirmStopped(nodeId);
     };
     confirm().catch((error: unknown) => {
@@ -368,9 +386,7 @@ export class Membership {
     if (state === "ready") log.info("a node is ready", fields);
     else log.warn("a node is not ready", fields);
     if (state === "down") this.#links.get(nodeId)?.close();
-    // An unready node changes no plan but for what is blocked; a node that went down or came back concerns all that it has.
-    scheduler.wakeBlocked();
-    scheduler.wake(this.#state.allocationsOn(nodeId).map(serviceKey));
+    scheduler.wakeForNode(nodeId);
   }
 
   #verdict(view: NodeView): { state: NodeView["state"]; reason: string } {
@@ -396,11 +412,18 @@ export class Membership {
       engine: undefined,
       resources: undefined,
       foreign: [],
+      volumes: undefined,
       applied: undefined,
       reported: false,
       statuses: new Map(),
     };
   }
+}
+
+/** The platform as the Engine tells it, or as it was known before. */
+function platformOf(engine: EngineStatus | undefined, former: NodeRecord | undefined): Pick<NodeRecord, "platform"> {
+  const platform = engine?.state === "ready" ? engine.platform : former?.platform;
+  return platform ? { platform } : {};
 }
 
 function engineInUse(holder: NodeRecord): { code: string; message: string } {

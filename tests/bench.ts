@@ -12,7 +12,7 @@ import { silentLog } from "../src/log.ts";
 import type { AllocationStatus, Change, NodeRecord } from "../src/model.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { openSqliteStore, type Store } from "../src/store.ts";
-import { GIB, idleMachine, seeded, spec } from "./cluster_fixture.ts";
+import { GIB, idleMachine, rules, seeded, spec } from "./cluster_fixture.ts";
 
 const ROOT = join(import.meta.dir, "..");
 const EXECUTABLE = join(ROOT, "dist/cacophony");
@@ -214,7 +214,7 @@ class SchedulerBench {
         bench.sent += JSON.stringify(assignments).length;
       });
     }
-    const services = [{ service_name: "web", spec: spec(), scale: REPLICAS }];
+    const services = [{ service_name: "web", spec: spec(), rules: rules(), scale: REPLICAS }];
     for (let n = 0; n < jobs; n++) {
       await scheduler.putJob(`job-${n}`, { wanted: { document: "{}", services }, preconditions: {} });
     }
@@ -255,6 +255,7 @@ function node(n: number): NodeRecord {
     role: "worker",
     availability: "active",
     labels: [],
+    set_labels: [],
     joined_at: 0,
   };
 }
@@ -269,6 +270,7 @@ function readyView() {
     engine: undefined,
     resources: idleMachine({ cpus: 64, total_memory: 256 * GIB, available_memory: 256 * GIB }),
     foreign: [],
+    volumes: undefined,
     applied: undefined,
     reported: true,
     statuses: new Map<string, AllocationStatus>(),

@@ -6,9 +6,10 @@ import type { AllocationStatus, Assignments, Hello, MasterMessage, NodeMessage, 
 import { PROTOCOL_VERSION } from "../src/model.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { openSqliteStore, type Store, StoreError } from "../src/store.ts";
-import { idleMachine, seeded, spec } from "./cluster_fixture.ts";
+import { idleMachine, rules, seeded, spec } from "./cluster_fixture.ts";
 import { VirtualClock } from "./virtual_clock.ts";
 
+const PLATFORM = { os: "linux", arch: "amd64" };
 const SELF = { node_id: "master", address: "10.0.0.1:9000" };
 
 /** A master without a node of its own, and a disk that may be full. */
@@ -72,7 +73,13 @@ class Peer {
   }
 
   hello(nodeId: string, instance = "one"): void {
-    const engine = { state: "ready", engine_id: nodeId, docker_version: "20", api_version: "1.41" } as const;
+    const engine = {
+      state: "ready",
+      engine_id: nodeId,
+      docker_version: "20",
+      api_version: "1.41",
+      platform: PLATFORM,
+    } as const;
     const hello: Hello = {
       type: "hello",
       protocol: PROTOCOL_VERSION,
@@ -89,7 +96,13 @@ class Peer {
 
   /** A heartbeat, and all there is to report: `running` allocations and `removals_done`. */
   report({ running = [], ...more }: { running?: string[] } & Partial<StatusReport> = {}): void {
-    const engine = { state: "ready", engine_id: "worker", docker_version: "20", api_version: "1.41" } as const;
+    const engine = {
+      state: "ready",
+      engine_id: "worker",
+      docker_version: "20",
+      api_version: "1.41",
+      platform: PLATFORM,
+    } as const;
     this.say({ type: "heartbeat", sequence: 1, engine, resources: idleMachine(), foreign: [] });
     const { order } = this.assignments;
     const allocations: AllocationStatus[] = running.map((allocation_id) => ({
@@ -163,7 +176,7 @@ test("Membership writes down later what a node reported while the store failed",
   worker.hello("worker");
   await clock.advance(10);
   worker.report();
-  const wanted = { document: "{}", services: [{ service_name: "s", spec: spec() }] };
+  const wanted = { document: "{}", services: [{ service_name: "s", spec: spec(), rules: rules() }] };
   await scheduler.putJob("job", { wanted, preconditions: {} });
   await clock.advance(10);
   const running = worker.assignments.allocations.map(({ allocation_id }) => allocation_id);
@@ -181,4 +194,37 @@ test("Membership writes down later what a node reported while the store failed",
   master.isDiskFull = false;
   await clock.advance(2_000);
   expect([scheduler.state.allocations.size, scheduler.state.removals.size]).toEqual([0, 0]);
+});
+
+test("Membership has it remembered that a container ended for good, and what waited for that starts", async () => {
+  const master = await new Master().start();
+  const { scheduler, clock } = master;
+  const worker = new Peer(master);
+  worker.hello("worker");
+  await clock.advance(10);
+  worker.report();
+  const depends_on = [
+    { service_name: "migrate", condition: "service_completed_successfully" as const, required: true },
+  ];
+  const services = [
+    { service_name: "web", spec: spec(), rules: rules({ depends_on }) },
+    { service_name: "migrate", spec: spec({ tty: true }), rules: rules({ mode: "replicated-job" }) },
+  ];
+  await scheduler.putJob("job", { wanted: { document: "{}", services }, preconditions: {} });
+  await clock.advance(10);
+  const [migrate, ...others] = worker.assignments.allocations;
+  expect([migrate?.service_name, others]).toEqual(["migrate", []]);
+
+  const status = { allocation_id: migrate?.allocation_id ?? "", final: true, exit_code: 0, ports: [], restarts: 0 };
+  worker.report({ allocations: [{ ...status, state: "exited" }] });
+  await clock.advance(10);
+  const now = new Map(worker.assignments.allocations.map((one) => [one.service_name, one.ended]));
+  expect(now).toEqual(
+    new Map([
+      ["migrate", { exit_code: 0 }],
+      ["web", undefined],
+    ]),
+  );
+  expect(scheduler.state.liveJob("job")).toMatchObject({ version: 1, services: [{ released: true }, {}] });
+  expect(scheduler.state.nodes.get("worker")?.platform).toEqual(PLATFORM);
 });

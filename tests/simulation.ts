@@ -8,7 +8,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type ClusterState, serviceKey } from "../src/cluster_state.ts";
+import type { ClusterState } from "../src/cluster_state.ts";
 import { type Log, silentLog } from "../src/log.ts";
 import { LABELS } from "../src/model.ts";
 import { type Requests, SimClient, VARIANT } from "./simulation_client.ts";
@@ -274,11 +274,12 @@ class Simulation {
     for (const { job_id, node_id } of state.removals.values()) {
       faults.push(`volumes of job ${job_id} are still to be removed on ${node_id}`);
     }
-    return [...faults, ...this.#containerFaults(state), ...this.#leftovers(state)];
+    return [...faults, ...this.#containerFaults(), ...this.#leftovers(state)];
   }
 
-  #containerFaults(state: ClusterState): string[] {
+  #containerFaults(): string[] {
     const wanted = this.#client.wanted();
+    const ended = [...(this.#cluster.scheduler?.state.allocations.values() ?? [])].filter((one) => one.ended);
     const found = Map.groupBy(
       this.#cluster.machines.flatMap(({ engine }) => engine.containers),
       ({ labels }) => `${labels.get(LABELS.job)}/${labels.get(LABELS.service)}`,
@@ -288,16 +289,11 @@ class Simulation {
       const key = `${job}/${service}`;
       const containers = found.get(key) ?? [];
       found.delete(key);
-      const ended = state
-        .allocationsOf(serviceKey({ job_id: job, service_name: service }))
-        .filter((allocation) => state.status(allocation)?.final);
       const expected = fixedPort ? Math.min(scale, this.#cluster.machines.length) : scale;
-      // What has ended for good may be without a container, where somebody removed that.
-      const slots = new Set([
-        ...containers.map(({ labels }) => labels.get(LABELS.slot)),
-        ...ended.map(({ slot }) => String(slot)),
-      ]);
-      if (containers.length > expected || slots.size !== expected) {
+      const slots = new Set(containers.map(({ labels }) => labels.get(LABELS.slot)));
+      // What ended for good needs no container any more: someone may have removed it.
+      const over = ended.filter((one) => `${one.job_id}/${one.service_name}` === key && !slots.has(String(one.slot)));
+      if (containers.length + over.length !== expected || slots.size + over.length !== expected) {
         faults.push(
           `${key}: ${expected} containers expected, there are slots ${[...slots].join()} in ${containers.length}`,
         );
