@@ -8,9 +8,10 @@ import { HTTPException } from "hono/http-exception";
 import type { Master } from "./api_forward.ts";
 import { forward, FORWARDED_HEADER } from "./api_forward.ts";
 import { jobRoutes } from "./api_jobs.ts";
+import { nodeRoutes } from "./api_nodes.ts";
 import { registryRoutes } from "./api_registries.ts";
 import { answer, queryOf, readPage } from "./api_request.ts";
-import { allocationsView, countsView, nodesView, resourcesView } from "./cluster_views.ts";
+import { allocationsView, countsView, resourcesView } from "./cluster_views.ts";
 import type { Policy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
 import type { ErrorCode, PeerInfo } from "./model.ts";
@@ -96,6 +97,7 @@ export function createApi(options: ApiOptions): Hono {
     return found;
   };
   app.route("/cluster/job", jobRoutes({ scheduler, dataDir: options.dataDir, policy: () => options.policy?.(), only }));
+  app.route("/cluster/node", nodeRoutes({ scheduler, only }));
   app.route("/cluster/registry", registryRoutes({ scheduler, only }));
   app.route("/cluster", clusterRoutes({ scheduler, local }));
   return app;
@@ -103,14 +105,17 @@ export function createApi(options: ApiOptions): Hono {
 
 function clusterRoutes({ scheduler, local }: { scheduler: () => Scheduler; local: LocalNode }): Hono {
   const app = new Hono();
-  app.get("/resources", (c) => answer(c, resourcesView(scheduler().state)));
-  app.get("/node", (c) => answer(c, nodesView(scheduler().state, readPage(queryOf(c, ["limit", "next"])))));
+  app.get("/resources", (c) => {
+    queryOf(c, []);
+    return answer(c, resourcesView(scheduler().state));
+  });
   app.get("/allocation", (c) => {
     const query = queryOf(c, ["job", "service", "node", "state", "limit", "next"]);
     const filter = { job: query["job"], service: query["service"], node: query["node"], state: query["state"] };
     return answer(c, allocationsView(scheduler().state, { filter, page: readPage(query) }));
   });
   app.get("/status", (c) => {
+    queryOf(c, []);
     const { state, cluster, term } = scheduler();
     const { master } = local.peerInfo();
     return answer(c, {
@@ -121,7 +126,7 @@ function clusterRoutes({ scheduler, local }: { scheduler: () => Scheduler; local
       ...countsView(state),
     });
   });
-  only(app, ["/resources", "/node", "/allocation", "/status"], "GET");
+  only(app, ["/resources", "/allocation", "/status"], "GET");
   return app;
 }
 

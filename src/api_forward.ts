@@ -11,8 +11,8 @@ export const FORWARDED_HEADER = "x-cacophony-forwarded-by";
 const REACH_TIMEOUT_MS = 1_600;
 /** A write without an answer after this time makes the node ask whether the master is alive at all. */
 const DOUBT_AFTER_MS = 700;
-/** A master that reads a large document answers nobody meanwhile: a mebibyte of YAML takes it about a second. */
-const DOUBT_PER_KIB_MS = 3;
+/** A master that reads a large document answers nobody meanwhile: a mebibyte of YAML takes it a second, on a busy machine several. */
+const DOUBT_PER_KIB_MS = 6;
 const PROBE_TIMEOUT_MS = 800;
 
 /** Headers that belong to one connection (RFC 9110 section 7.6.1), and what the next connection states anew. */

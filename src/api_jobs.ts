@@ -5,6 +5,7 @@ import * as v from "valibot";
 import { answer, envOf, profilesOf, queryOf, readBody, readDocument, readFlag, readJson } from "./api_request.ts";
 import { jobsView, jobView, scalesView } from "./cluster_views.ts";
 import { containerName, containerOptions } from "./container_options.ts";
+import type { Preconditions } from "./job_changes.ts";
 import { etagOf, findJob, MAX_SCALE } from "./job_changes.ts";
 import type { Policy } from "./job_policy.ts";
 import { forbiddenBy } from "./job_policy.ts";
@@ -40,10 +41,16 @@ export function jobRoutes({ scheduler, dataDir, policy, only }: JobRoutesOptions
     const sending = { jobId, files, env: new Map([...env, ...envOf(c)]), profiles: profilesOf(c) };
     const wanted = parse(document, sending);
     refuseForbidden(wanted, policy());
-    if (dryRun) return answer(c, dryRunView(scheduler(), { jobId, wanted, dataDir }));
+    if (dryRun)
+      return answer(c, dryRunView(scheduler(), { jobId, wanted, dataDir, preconditions: preconditionsOf(c) }));
     const { outcome, job } = await scheduler().putJob(jobId, { wanted, preconditions: preconditionsOf(c) });
     c.header("ETag", etagOf(job.version));
-    const done = { job_id: jobId, version: job.version, services: scalesView(job), warnings: wanted.warnings };
+    const done = {
+      job_id: jobId,
+      version: job.version,
+      services: scalesView(job, scheduler().state),
+      warnings: wanted.warnings,
+    };
     return answer(c, done, outcome === "created" ? 201 : 200);
   });
   app.get("/:job_id", (c) => {
@@ -75,7 +82,11 @@ export function jobRoutes({ scheduler, dataDir, policy, only }: JobRoutesOptions
       example: `{"scale": N} with a whole number from 0 to ${MAX_SCALE}`,
     });
     const { job_id, service_name } = c.req.param();
-    const job = await scheduler().scaleService(job_id, { serviceName: service_name, scale });
+    const job = await scheduler().scaleService(job_id, {
+      serviceName: service_name,
+      scale,
+      preconditions: preconditionsOf(c),
+    });
     c.header("ETag", etagOf(job.version));
     return answer(c, { job_id, service_name, scale, version: job.version });
   });
@@ -128,14 +139,23 @@ function preconditionsOf(c: Context) {
 
 function dryRunView(
   scheduler: Scheduler,
-  { jobId, wanted, dataDir }: { jobId: string; wanted: ParsedJob; dataDir: string },
+  {
+    jobId,
+    wanted,
+    dataDir,
+    preconditions,
+  }: { jobId: string; wanted: ParsedJob; dataDir: string; preconditions: Preconditions },
 ) {
-  const { outcome, services } = scheduler.dryRun(jobId, wanted);
-  const slots = services.flatMap((service) => slotsOf(service, scheduler));
+  const { outcome, services } = scheduler.dryRun(jobId, { wanted, preconditions });
+  const slots: Slot[] = [];
+  for (const service of services) {
+    if (slots.length > MAX_DRY_RUN_CONTAINERS) break;
+    slots.push(...slotsOf(service, scheduler));
+  }
   return {
     job_id: jobId,
     version: outcome.job.version,
-    services: scalesView(outcome.job),
+    services: scalesView(outcome.job, scheduler.state),
     changes: changesView(scheduler, { jobId, services }),
     blocked: services.flatMap(({ goal, plan }) =>
       plan.blocked.map((one) => ({ service_name: goal.service_name, ...one })),
@@ -195,6 +215,8 @@ function changesView(scheduler: Scheduler, { jobId, services }: { jobId: string;
       return [{ service_name, action: "replace", scale, previous_scale: old.scale, place: placed }];
     if (old.scale !== scale)
       return [{ service_name, action: "scale", scale, previous_scale: old.scale, place: placed }];
+    if (JSON.stringify(old.rules) !== JSON.stringify(goal.rules))
+      return [{ service_name, action: "update_rules", scale, place: placed }];
     return [];
   });
   const removed = [...before.values()].map(({ service_name, scale }) => ({

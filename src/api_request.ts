@@ -103,10 +103,15 @@ async function readUpTo(c: Context, most: number): Promise<Uint8Array<ArrayBuffe
   if (Number(c.req.header("content-length") ?? 0) > most) throw tooLarge(most);
   const chunks: Uint8Array[] = [];
   let size = 0;
-  for await (const chunk of c.req.raw.body ?? []) {
-    size += chunk.byteLength;
-    if (size > most) throw tooLarge(most);
-    chunks.push(chunk);
+  try {
+    for await (const chunk of c.req.raw.body ?? []) {
+      size += chunk.byteLength;
+      if (size > most) throw tooLarge(most);
+      chunks.push(chunk);
+    }
+  } catch (error) {
+    if (error instanceof CacophonyError) throw error;
+    throw new CacophonyError("bad_request", "the body ended early; nothing was changed", { cause: error });
   }
   return Buffer.concat(chunks);
 }

@@ -145,20 +145,23 @@ async function runNode(
       allowed: ["json", "pretty"],
     }) as LogFormat,
   });
-  const node = await Node.start({
+  const signal = Promise.withResolvers<undefined>();
+  for (const name of ["SIGTERM", "SIGINT"] as const) process.once(name, () => signal.resolve(undefined));
+  const starting = Node.start({
     command,
     ...(peer === undefined ? {} : { peer }),
     dataDir: given["data-dir"] ?? defaultDataDir(env),
     settings: readSettings(given),
-    defaultDockerHost: env["DOCKER_HOST"] || "unix:///var/run/docker.sock",
+    defaultDockerHost: readDockerHost(env["DOCKER_HOST"] || "unix:///var/run/docker.sock", "DOCKER_HOST"),
     dockerLogins: { configDir: env["DOCKER_CONFIG"] || join(homedir(), ".docker"), searchPath: env["PATH"] ?? "" },
     version: VERSION,
     log,
   });
   // A fault of ours in one piece of work must not take the node away from the others; the loops look again anyway.
   process.on("unhandledRejection", (error) => log.error("an error of Cacophony itself", { error }));
-  const signal = Promise.withResolvers<undefined>();
-  for (const name of ["SIGTERM", "SIGINT"] as const) process.once(name, () => signal.resolve(undefined));
+  const node = await Promise.race([starting, signal.promise]);
+  // Told to stop while it was still starting: nothing runs yet that would have to be ended in order.
+  if (!node) return 0;
   const failure = await Promise.race([signal.promise, node.failed]);
   log.info("stopping; containers keep running");
   await node.stop();
@@ -231,7 +234,7 @@ function readSettings(given: Given): Settings {
   if (given["bind-addr"] !== undefined) parseAddress((settings.bind_addr = given["bind-addr"]), "--bind-addr");
   if (given["advertise-addr"] !== undefined)
     parseAddress((settings.advertise_addr = given["advertise-addr"]), "--advertise-addr");
-  if (given["docker-host"] !== undefined) settings.docker_host = readDockerHost(given["docker-host"]);
+  if (given["docker-host"] !== undefined) settings.docker_host = readDockerHost(given["docker-host"], "--docker-host");
   if (given["node-name"] !== undefined) settings.node_name = readNodeName(given["node-name"]);
   if (given.labels.length > 0) settings.labels = given.labels.map(readLabel);
   if (given.memory !== undefined) settings.memory_bytes = positive(readBytes(given.memory), { what: "--memory" });
@@ -275,9 +278,9 @@ function readNodeName(text: string): string {
   );
 }
 
-function readDockerHost(text: string): string {
+function readDockerHost(text: string, what: string): string {
   if (/^unix:\/\/\/./.test(text) || /^tcp:\/\/[^/\s]+$/.test(text)) return text;
-  throw new StartError(`--docker-host '${text}' is not usable: write unix:///path/to/docker.sock or tcp://host:port`);
+  throw new StartError(`${what} '${text}' is not usable: write unix:///path/to/docker.sock or tcp://host:port`);
 }
 
 /** An IPv4 range with room for at least one /26. */

@@ -15,7 +15,8 @@ export interface Clock {
 }
 
 export const systemClock: Clock = {
-  now: () => Date.now(),
+  // Begins at the wall clock's time and then only goes on: when somebody sets the clock, nothing becomes late or early by it.
+  now: () => Math.round(performance.timeOrigin + performance.now()),
   after(delayMs, fn) {
     const timer = setTimeout(fn, delayMs);
     return { cancel: () => clearTimeout(timer) };

@@ -10,6 +10,7 @@ import type {
   ForeignContainer,
   HomeRecord,
   JobRecord,
+  JobServiceRecord,
   LiveJob,
   NodeRecord,
   Order,
@@ -18,9 +19,10 @@ import type {
   Resources,
   ServiceSpec,
 } from "./model.ts";
-import { RECORD_KINDS } from "./model.ts";
-import type { Candidate, Load } from "./placement.ts";
+import { isGlobal, RECORD_KINDS } from "./model.ts";
+import type { Candidate, Load, PortClaim } from "./placement.ts";
 import { claimsOf, demandOf, reservationOf } from "./placement.ts";
+import { matches, type NodeFacts } from "./placement_rules.ts";
 
 /** What is known of a node beyond its record. Times are milliseconds since 1970. */
 export type NodeView = {
@@ -34,6 +36,8 @@ export type NodeView = {
   engine: EngineStatus | undefined;
   resources: Resources | undefined;
   foreign: ForeignContainer[];
+  /** Names of the volumes that the node has; undefined: not known, or too many. */
+  volumes: ReadonlySet<string> | undefined;
   applied: Order | undefined;
   /** Whether `statuses` holds a full report of the current or the last session. */
   reported: boolean;
@@ -45,6 +49,11 @@ export type ServiceKey = `${string}/${string}`;
 
 export function serviceKey(of: { job_id: string; service_name: string }): ServiceKey {
   return `${of.job_id}/${of.service_name}`;
+}
+
+/** The labels that count: those set through the API over those that the node was started with. */
+export function labelsOf(node: NodeRecord): Map<string, string> {
+  return new Map([...node.labels, ...node.set_labels]);
 }
 
 /** Sums over a node's allocations, kept until one of them changes. */
@@ -114,6 +123,18 @@ export class ClusterState {
     return this.views.get(nodeId)?.state === "down" || !this.nodes.has(nodeId);
   }
 
+  /** How many of a service are wanted: its scale, or one for each node that its constraints allow. */
+  scaleOf({ scale, rules }: Pick<JobServiceRecord, "scale" | "rules">): number {
+    return isGlobal(rules) ? this.nodesFor(rules).length : scale;
+  }
+
+  /** Members of the cluster, up or down, that match a service's constraints; ordered by node id. */
+  nodesFor({ constraints }: Pick<JobServiceRecord["rules"], "constraints">): NodeRecord[] {
+    return [...this.nodes.values()]
+      .filter((node) => matches(constraints, this.#facts(node)))
+      .toSorted((a, b) => (a.node_id < b.node_id ? -1 : 1));
+  }
+
   homeOf(of: { job_id: string; service_name: string; slot: number }): HomeRecord | undefined {
     return this.homes.get(JSON.stringify([of.job_id, of.service_name, of.slot]));
   }
@@ -139,7 +160,7 @@ export class ClusterState {
     const view = this.views.get(node.node_id);
     const load = this.#load(node.node_id);
     return {
-      node_id: node.node_id,
+      ...this.#facts(node),
       refusal: refusalOf(node, view),
       resources: view?.resources,
       reserved: { ...load.reserved },
@@ -152,10 +173,25 @@ export class ClusterState {
     };
   }
 
+  #facts(node: NodeRecord): NodeFacts {
+    const { node_id, node_name, role, platform } = node;
+    const view = this.views.get(node_id);
+    return {
+      node_id,
+      node_name,
+      role,
+      ...(platform ? { platform } : {}),
+      labels: labelsOf(node),
+      volumes: view?.volumes,
+      apiVersion: view?.engine?.state === "ready" ? view.engine.api_version : undefined,
+    };
+  }
+
   #load(nodeId: string): NodeLoad {
     const known = this.#loads.get(nodeId);
     if (known) return known;
-    const here = this.allocationsOn(nodeId);
+    // What ended for good holds nothing any more.
+    const here = this.allocationsOn(nodeId).filter(({ ended }) => !ended);
     const starting = here.filter((allocation) => this.status(allocation)?.state !== "running");
     const perJob = new Map<string, number>();
     for (const { job_id } of here) perJob.set(job_id, (perJob.get(job_id) ?? 0) + 1);
@@ -164,15 +200,27 @@ export class ClusterState {
       reservedStarting: this.#sum(starting, reservationOf),
       planned: this.#sum(here, demandOf),
       plannedStarting: this.#sum(starting, demandOf),
-      claims: here.flatMap(({ spec_hash }) => {
-        const spec = this.specs.get(spec_hash);
-        return spec ? claimsOf(spec) : [];
-      }),
+      claims: here.flatMap((allocation) => this.#claims(allocation)),
       allocations: here.length,
       perJob,
     };
     this.#loads.set(nodeId, load);
     return load;
+  }
+
+  /** What runs holds the ports that Docker gave it; what does not run yet, what it asked for. */
+  #claims(allocation: AllocationRecord): PortClaim[] {
+    const status = this.status(allocation);
+    if (status?.state === "running" && status.ports.length > 0) {
+      return status.ports.map(({ protocol, host_ip, host_port }) => ({
+        protocol,
+        host_ip,
+        first: host_port,
+        last: host_port,
+      }));
+    }
+    const spec = this.specs.get(allocation.spec_hash);
+    return spec ? claimsOf(spec) : [];
   }
 
   #sum(allocations: readonly AllocationRecord[], part: (spec: ServiceSpec) => Load): Load {

@@ -3,9 +3,10 @@
  * every document has every field; times are ISO 8601 in UTC.
  */
 import type { ClusterState, NodeView } from "./cluster_state.ts";
-import { serviceKey } from "./cluster_state.ts";
+import { labelsOf, serviceKey } from "./cluster_state.ts";
 import { imageWarnings } from "./job_images.ts";
 import type { AllocationRecord, LiveJob, NodeRecord } from "./model.ts";
+import { isRunToEnd } from "./model.ts";
 import type { Blocked } from "./reconcile.ts";
 
 /** Entries of one page of a listing, unless `limit` says less. */
@@ -17,8 +18,13 @@ type BlockedOf = (key: ReturnType<typeof serviceKey>) => readonly Blocked[];
 
 /** State of an allocation for a reader: what its node reports, unless the master knows better. */
 export function allocationState(allocation: AllocationRecord, state: ClusterState): string {
-  if (state.isDown(allocation.node_id)) return "lost";
-  if (allocation.desired === "stop") return "stopping";
+  const { ended, desired, node_id, job_id, service_name } = allocation;
+  if (ended && desired === "run") {
+    const service = state.liveJob(job_id)?.services.find((one) => one.service_name === service_name);
+    return service && isRunToEnd(service.rules) && ended.exit_code === 0 ? "completed" : "exited";
+  }
+  if (state.isDown(node_id)) return "lost";
+  if (desired === "stop") return "stopping";
   return state.status(allocation)?.state ?? "pending";
 }
 
@@ -35,10 +41,11 @@ export function allocationView(allocation: AllocationRecord, state: ClusterState
     node_name: node?.node_name ?? null,
     node_address: node?.address ?? null,
     state: allocationState(allocation, state),
+    health: status?.health ?? null,
     container_id: status?.container_id ?? null,
     ports: status?.ports ?? [],
     restarts: status?.restarts ?? 0,
-    exit_code: status?.exit_code ?? null,
+    exit_code: status?.exit_code ?? allocation.ended?.exit_code ?? null,
     error: status?.error ?? null,
     pull: status?.pull ?? null,
     image_id: status?.image_id ?? null,
@@ -97,7 +104,9 @@ export function jobsView(state: ClusterState) {
 }
 
 export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterState; blockedOf: BlockedOf }) {
-  const services = job.services.map(({ service_name, scale, digest }) => {
+  const services = job.services.map((service) => {
+    const { service_name, rules, digest } = service;
+    const scale = state.scaleOf(service);
     const key = serviceKey({ job_id: job.job_id, service_name });
     const records = state
       .allocationsOf(key)
@@ -106,8 +115,11 @@ export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterStat
     const allocations = records.map((allocation) => allocationView(allocation, state));
     const placed = records.filter(({ desired }) => desired === "run").length;
     const counts = countStates(allocations, scale - placed);
+    const health = countHealth(allocations);
+    const blocked = blockedOf(key);
     const warnings = imageWarnings(allocations);
-    const view = { scale, counts, allocations, blocked: blockedOf(key), image_digest: digest ?? null, warnings };
+    const image_digest = digest ?? null;
+    const view = { scale, mode: rules.mode, counts, health, allocations, blocked, image_digest, warnings };
     return [service_name, view] as const;
   });
   return {
@@ -121,8 +133,8 @@ export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterStat
 }
 
 /** What PUT answers of a job's services. */
-export function scalesView(job: LiveJob) {
-  return Object.fromEntries(job.services.map(({ service_name, scale }) => [service_name, { scale }]));
+export function scalesView(job: LiveJob, state: ClusterState) {
+  return Object.fromEntries(job.services.map((service) => [service.service_name, { scale: state.scaleOf(service) }]));
 }
 
 export function countsView(state: ClusterState) {
@@ -132,14 +144,18 @@ export function countsView(state: ClusterState) {
     nodes[key] = (nodes[key] ?? 0) + 1;
   }
   const allocations: Record<string, number> = {};
+  const health: Record<string, number> = {};
   for (const allocation of state.allocations.values()) {
     const key = allocationState(allocation, state);
     allocations[key] = (allocations[key] ?? 0) + 1;
+    const check = state.status(allocation)?.health;
+    if (check !== undefined) health[check] = (health[check] ?? 0) + 1;
   }
-  return { jobs: state.liveJobs().length, nodes, allocations };
+  return { jobs: state.liveJobs().length, nodes, allocations, health };
 }
 
-function nodeView(node: NodeRecord, view: NodeView | undefined) {
+/** One node as a reader sees it. */
+export function nodeView(node: NodeRecord, view: NodeView | undefined) {
   const engine = view?.engine;
   return {
     node_id: node.node_id,
@@ -149,7 +165,8 @@ function nodeView(node: NodeRecord, view: NodeView | undefined) {
     state: view?.state ?? "unready",
     reason: view?.reason ?? "",
     availability: node.availability,
-    labels: Object.fromEntries(node.labels),
+    labels: Object.fromEntries(labelsOf(node)),
+    platform: node.platform ?? null,
     cacophony_version: view?.version || null,
     docker_version: engine?.state === "ready" ? engine.docker_version : null,
     docker_api_version: engine?.state === "ready" ? engine.api_version : null,
@@ -164,6 +181,13 @@ function nodeView(node: NodeRecord, view: NodeView | undefined) {
 function countStates(allocations: readonly { state: string }[], unplaced: number): Record<string, number> {
   const counts: Record<string, number> = unplaced > 0 ? { pending: unplaced } : {};
   for (const { state } of allocations) counts[state] = (counts[state] ?? 0) + 1;
+  return counts;
+}
+
+/** Allocations with a health check by what it says; empty where none has one. */
+function countHealth(allocations: readonly { health: string | null }[]): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const { health } of allocations) if (health !== null) counts[health] = (counts[health] ?? 0) + 1;
   return counts;
 }
 

@@ -20,6 +20,8 @@ export type Container = {
   createdAt: number;
   /** Absent in lists, so an ended container without it is one not looked at closely yet. */
   exitCode?: number;
+  /** What its health check says while it runs; absent: it has none. */
+  health?: "starting" | "healthy" | "unhealthy";
   /** What Docker says went wrong with its last start or run. */
   error?: string;
   startedAt?: number;
@@ -36,6 +38,8 @@ export type Memory = {
   ends: number;
   /** The ended run (container and start time) that `ends` counts already. */
   counted?: string;
+  /** Exit code with which it ended for good: it stays ended also when somebody removes its container. */
+  final?: number;
   /** Tries in a row that Docker refused, and the last refusal in plain words. */
   failures: number;
   error?: string;
@@ -157,7 +161,7 @@ function decide(subject: Subject, view: View): { action: Action; at: number } | 
   const double = containers.at(-1);
   if (double && containers.length > 1 && double.state !== "removing") return remove(double);
   if (container?.state === "dead") return remove(container);
-  if (view.held.has(id)) return undefined;
+  if (view.held.has(id) || (!container && memory.final !== undefined)) return undefined;
   return !container || isEnded(container, memory) ? start(memory.startAt) : undefined;
 }
 
@@ -202,7 +206,8 @@ function takeNote(memory: Memory, container: Container | undefined, { now, rando
   const ranMs = (container.finishedAt ?? now) - container.startedAt;
   const ends = ranMs >= STABLE_MS ? 1 : memory.ends + 1;
   const startAt = now + backoffMs(ends, { ...RESTART_BACKOFF, random });
-  return { ...memory, ran: true, ends, counted: run, startAt };
+  const next: Memory = { ...memory, ran: true, ends, counted: run, startAt };
+  return isFinal(container, next) ? { ...next, final: container.exitCode } : next;
 }
 
 function statusOf({
@@ -211,7 +216,7 @@ function statusOf({
   container,
   memory,
 }: Omit<Subject, "containers"> & { container: Container | undefined }) {
-  const final = container !== undefined && isFinal(container, memory);
+  const final = container ? isFinal(container, memory) : memory.final !== undefined;
   const status: AllocationStatus = {
     allocation_id: id,
     state: stateOf({ wanted, container, memory }),
@@ -226,10 +231,12 @@ function statusOf({
   if (imageId !== undefined) status.image_id = imageId;
   if (imageDigest !== undefined) status.image_digest = imageDigest;
   if (container?.startedAt !== undefined) status.started_at = container.startedAt;
+  if (container?.state === "running" && container.health !== undefined) status.health = container.health;
   if (container?.state === "exited") {
     if (container.exitCode !== undefined) status.exit_code = container.exitCode;
     if (container.finishedAt !== undefined) status.finished_at = container.finishedAt;
   }
+  if (!container && memory.final !== undefined) status.exit_code = memory.final;
   const error = memory.failures > 0 ? memory.error : container?.state === "exited" ? container.error : undefined;
   if (error !== undefined && error !== "") status.error = error;
   return status;
@@ -251,7 +258,7 @@ function stateOf(subject: {
     case "exited":
       return memory.failures > 0 ? "failed" : "exited";
     default:
-      return memory.failures > 0 ? "failed" : "pending";
+      return memory.failures > 0 ? "failed" : memory.final !== undefined ? "exited" : "pending";
   }
 }
 

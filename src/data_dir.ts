@@ -11,6 +11,7 @@ import {
   mkdirSync,
   openSync,
   readFileSync,
+  rmSync,
   renameSync,
   writeSync,
 } from "node:fs";
@@ -133,6 +134,11 @@ function takeLock(path: string): Database {
     return db;
   } catch (error) {
     db.close();
+    if ((error as { code?: string }).code === "SQLITE_NOTADB") {
+      // Nothing is in a lock file but the lock: one that something else wrote over is made anew.
+      rmSync(file);
+      return takeLock(path);
+    }
     if ((error as { code?: string }).code?.startsWith("SQLITE_BUSY")) {
       throw new StartError(
         `the data directory ${path} is in use by a running cacophony: stop that one, or choose another --data-dir`,

@@ -18,6 +18,8 @@ export type EngineInfo = {
   engineId: string;
   dockerVersion: string;
   apiVersion: string;
+  os: string;
+  arch: string;
   cpus: number;
   memoryBytes: number;
 };
@@ -126,8 +128,9 @@ const RESOLVE_TIMEOUT_MS = 60_000;
 /** One line of a progress or event stream; Docker's are under 4 KiB. */
 const MAX_LINE_CHARS = 1_048_576;
 
-/** The events after which a container may look different. Others (exec, attach, health probes) are many and change nothing. */
-const EVENTS = ["create", "start", "die", "destroy", "pause", "unpause"];
+/** The events after which a container may look different. Others (exec, attach, health probes) are many and change nothing. "health_status" stands for
+ * "health_status: healthy" and the like, which come when the health changes. */
+const EVENTS = ["create", "start", "die", "destroy", "pause", "unpause", "health_status"];
 
 /**
  * Opens an Engine at `unix:///path` or `tcp://host:port`; nothing is dialled yet.
@@ -180,6 +183,8 @@ class DockerodeEngine implements Engine {
       engineId: info.ID,
       dockerVersion: version.Version,
       apiVersion: version.ApiVersion,
+      os: version.Os,
+      arch: version.Arch,
       cpus: info.NCPU,
       memoryBytes: info.MemTotal,
     };
@@ -208,6 +213,8 @@ class DockerodeEngine implements Engine {
         })),
       ),
       createdAt: entry.Created * 1000,
+      // "Up 2 minutes (healthy)", "(unhealthy)", "(health: starting)": a list has it nowhere else.
+      ...healthOf(/\((?:health: )?([a-z]+)\)$/.exec(entry.Status)?.[1]),
     }));
   }
 
@@ -228,6 +235,7 @@ class DockerodeEngine implements Engine {
       ports: publishedPorts(ports),
       createdAt: time(found.Created) ?? 0,
       exitCode: state.ExitCode,
+      ...healthOf(state.Health?.Status),
     };
     const startedAt = time(state.StartedAt);
     const finishedAt = time(state.FinishedAt);
@@ -493,7 +501,9 @@ class DockerodeEngine implements Engine {
 type SystemCalls = {
   ping(options: { abortSignal: AbortSignal }): Promise<unknown>;
   info(options: { abortSignal: AbortSignal }): Promise<{ ID: string; NCPU: number; MemTotal: number }>;
-  version(options: { abortSignal: AbortSignal }): Promise<{ Version: string; ApiVersion: string }>;
+  version(options: {
+    abortSignal: AbortSignal;
+  }): Promise<{ Version: string; ApiVersion: string; Os: string; Arch: string }>;
 };
 type PullLine = { id?: string; status?: string; error?: string; progressDetail?: { current?: number; total?: number } };
 
@@ -540,6 +550,11 @@ const STATES: readonly string[] = ["created", "running", "paused", "restarting",
 function containerState(state: string): Container["state"] {
   // A state that Docker may invent later is not one to act on.
   return STATES.includes(state) ? (state as Container["state"]) : "removing";
+}
+
+/** Docker says "none" where there is no health check. */
+function healthOf(text: string | undefined): Pick<Container, "health"> {
+  return text === "starting" || text === "healthy" || text === "unhealthy" ? { health: text } : {};
 }
 
 /**

@@ -51,7 +51,9 @@ const UNAVAILABLE: Record<string, string> = {
 export function apiError(statusCode: number, cause: Error): EngineError {
   // dockerode wraps the message: "(HTTP code 404) no such container - No such image: x ".
   const message = /^\(HTTP code \d+\) .*? - ([^]*)$/.exec(cause.message)?.[1]?.trim() || cause.message;
-  if (/port is already allocated|address already in use|failed to bind (host )?port/.test(message)) {
+  if (
+    /port is already allocated|address already in use|failed to bind (host )?port|all ports are allocated/.test(message)
+  ) {
     const port = /(?:Bind for|listen \w+|bind (?:host )?port) \S*?:(\d+)\b/.exec(message)?.[1];
     return new EngineError("port_in_use", message, { cause, ...(port !== undefined && { port: Number(port) }) });
   }

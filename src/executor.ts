@@ -74,6 +74,9 @@ const AGREE_MS = 5_000;
 /** A job's volumes may be in use by a container that is not ours; nothing is urgent about them. */
 const REMOVAL_RETRY_MS = 5_000;
 
+/** Volumes that a heartbeat names: about 100 KB of text. A node with more is taken to have what it is asked for. */
+const MAX_VOLUMES = 2_000;
+
 type Task = { controller: AbortController; wanted: boolean; done: Promise<void> };
 type Inspection = { again: boolean; done: Promise<void> };
 
@@ -103,6 +106,8 @@ export class Executor {
   #reviveAt = 0;
   readonly #containers = new Map<string, Container>();
   #others: Container[] = [];
+  /** Names of all volumes, unless they are too many to tell. */
+  #volumes: string[] | undefined;
   readonly #inspections = new Map<string, Inspection>();
   readonly #inspectionSlots = new Slots(INSPECTIONS_AT_ONCE);
   /** Containers whose last inspection failed. */
@@ -233,7 +238,7 @@ export class Executor {
     };
   }
 
-  heartbeat(): { resources?: Resources; engine: EngineStatus; foreign: ForeignContainer[] } {
+  heartbeat(): { resources?: Resources; engine: EngineStatus; volumes?: string[]; foreign: ForeignContainer[] } {
     const publish = (containers: Iterable<Container>) =>
       [...containers].flatMap(({ ports }) => ports.map(({ protocol, host_port }) => `${protocol}/${host_port}`));
     const running = [...this.#containers.values()].filter(({ state }) => state === "running");
@@ -246,7 +251,8 @@ export class Executor {
       const cluster = labels.get(LABELS.cluster);
       return cluster === undefined ? [] : [{ container_id: id, name, cluster_id: cluster }];
     });
-    return { ...(resources && { resources }), engine: this.#connection.status, foreign };
+    const volumes = this.#volumes;
+    return { ...(resources && { resources }), engine: this.#connection.status, ...(volumes && { volumes }), foreign };
   }
 
   /** Ends within a second. Containers keep running, and calls that are under way end by themselves. */
@@ -264,7 +270,12 @@ export class Executor {
   /** Looks at all containers. Only those that are new or look different are inspected. */
   async #look(): Promise<void> {
     const unsure = [...this.#memories].filter(([, memory]) => memory.unsure).map(([id]) => id);
-    const [all] = await Promise.all([this.#engine.list(), this.#worker?.networks.look()]);
+    const [all, volumes] = await Promise.all([
+      this.#engine.list(),
+      this.#engine.volumes([]),
+      this.#worker?.networks.look(),
+    ]);
+    this.#volumes = volumes.length <= MAX_VOLUMES ? volumes.map(({ name }) => name).sort() : undefined;
     const own = new Map(
       all.filter((container) => this.#isOwn(container)).map((container) => [container.id, container]),
     );
@@ -469,14 +480,15 @@ export class Executor {
 
   /** Removes the networks of jobs that have nothing on this node any more, and the volumes of deleted ones. */
   #tidy(): void {
-    const inUse = new Set([...this.#memories.keys()].map((id) => this.#jobOf.get(id)));
+    const present = new Set([...this.#containers.values()].map(({ labels }) => labels.get(LABELS.allocation)));
+    const isOver = (id: string) => this.#wanted.get(id)?.allocation.ended !== undefined && !present.has(id);
+    const inUse = new Set([...this.#memories.keys()].filter((id) => !isOver(id)).map((id) => this.#jobOf.get(id)));
     this.#worker?.networks
       .prune((jobId) => inUse.has(jobId))
       .catch((error: unknown) => this.#log.warn("job network could not be removed", { error }));
     for (const { removal_id, job_id } of this.#pendingRemovals()) {
       const allocations = [...this.#memories.keys()].filter((id) => this.#jobOf.get(id) === job_id);
-      const running = new Set([...this.#containers.values()].map(({ labels }) => labels.get(LABELS.allocation)));
-      if (allocations.some((id) => this.#wanted.has(id) && running.has(id))) {
+      if (allocations.some((id) => this.#wanted.has(id) && present.has(id))) {
         // A container of the job's next life: it was held until the removal was done, so that was in an earlier process.
         this.#removalsDone.add(removal_id);
       } else if (allocations.every((id) => this.#wanted.has(id) && !this.#tasks.has(id))) {
@@ -509,13 +521,13 @@ export class Executor {
   }
 
   /**
-   * What may not start yet. A job that was deleted with its volumes and came back starts with new ones, so it waits until the
-   * old ones are gone.
+   * What may not start yet, or not again. A job that was deleted with its volumes and came back starts with new ones, so it
+   * waits until the old ones are gone. What ended for good stays ended, even when its container is gone.
    */
   #held(): Set<string> {
     const jobs = new Set(this.#pendingRemovals().map(({ job_id }) => job_id));
     const held = (this.#assignments?.allocations ?? []).filter(
-      ({ allocation_id, job_id }) => jobs.has(job_id) || !this.#wanted.has(allocation_id),
+      ({ allocation_id, job_id, ended }) => jobs.has(job_id) || ended || !this.#wanted.has(allocation_id),
     );
     return new Set(held.map(({ allocation_id }) => allocation_id));
   }
@@ -534,6 +546,7 @@ export class Executor {
 function looksDifferent(known: Container, listed: Container): boolean {
   return (
     known.state !== listed.state ||
+    known.health !== listed.health ||
     (listed.state === "running" && JSON.stringify(known.ports) !== JSON.stringify(listed.ports))
   );
 }

@@ -111,6 +111,7 @@ export class EngineConnection {
       engine_id: info.engineId,
       docker_version: info.dockerVersion,
       api_version: info.apiVersion,
+      platform: { os: info.os, arch: info.arch },
     });
   }
 

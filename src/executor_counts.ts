@@ -13,7 +13,12 @@ import type { Log } from "./log.ts";
 /** A crash loop must not become a write loop. */
 const SAVE_DELAY_MS = 1_000;
 
-const entry = v.object({ restarts: v.number(), ends: v.number(), counted: v.exactOptional(v.string()) });
+const entry = v.object({
+  restarts: v.number(),
+  ends: v.number(),
+  counted: v.exactOptional(v.string()),
+  final: v.exactOptional(v.number()),
+});
 const file = v.array(v.tuple([v.string(), entry]));
 
 export class RestartCounts {
@@ -48,8 +53,12 @@ export class RestartCounts {
   /** Takes the present counts; they are written soon. */
   keep(memories: ReadonlyMap<string, Memory>): void {
     const entries: v.InferOutput<typeof file> = [];
-    for (const [id, { restarts, ends, counted }] of memories) {
-      if (restarts > 0 || ends > 0) entries.push([id, { restarts, ends, ...(counted !== undefined && { counted }) }]);
+    for (const [id, { restarts, ends, counted, final }] of memories) {
+      if (restarts === 0 && ends === 0 && final === undefined) continue;
+      entries.push([
+        id,
+        { restarts, ends, ...(counted !== undefined && { counted }), ...(final !== undefined && { final }) },
+      ]);
     }
     this.#text = JSON.stringify(entries);
     if (this.#text !== this.#saved) this.#timer ??= this.#clock.after(SAVE_DELAY_MS, () => this.save());

@@ -6,11 +6,11 @@
 import { createHash } from "node:crypto";
 import * as v from "valibot";
 import type { ClusterState } from "./cluster_state.ts";
-import type { Change, JobRecord, JobServiceRecord, LiveJob, ServiceSpec } from "./model.ts";
-import { CacophonyError, serviceSpec } from "./model.ts";
+import type { Change, JobRecord, JobServiceRecord, LiveJob, NodeRecord, ServiceRules, ServiceSpec } from "./model.ts";
+import { CacophonyError, isGlobal, serviceRules, serviceSpec } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
-/** Upper bound of a service's scale: far above what 100 machines run, low enough that a slip of the finger is caught. */
+/** Upper bound of a service's scale, and of all services of a job together: far above what 100 machines run, low enough that a slip of the finger is caught. */
 export const MAX_SCALE = 100_000;
 
 /** Conditions of a request on the job's version, as HTTP states them (RFC 9110 section 13). */
@@ -19,7 +19,7 @@ export type Preconditions = { ifMatch?: string | undefined; ifNoneMatch?: string
 /** What of a parsed document matters here. */
 export type WantedJob = {
   document: string;
-  services: readonly { service_name: string; spec: ServiceSpec; scale?: number }[];
+  services: readonly { service_name: string; spec: ServiceSpec; rules: ServiceRules; scale?: number }[];
   /** Contents that the specs' files are made of, by hash. */
   chunks?: ReadonlyMap<string, Uint8Array>;
 };
@@ -39,20 +39,33 @@ export function changesForPut(
 ): PutOutcome {
   const before = state.jobs.get(jobId);
   const live = before?.state === "live" ? before : undefined;
-  const known = new Map(live?.services.map((service) => [service.service_name, service]));
+  const olds = new Map(live?.services.map((service) => [service.service_name, service]));
+  const version = (before?.version ?? 0) + 1;
   const specs = new Map(wanted.services.map(({ spec }) => [specHash(spec), spec]));
-  const services = wanted.services.map(({ service_name, spec, scale }): JobServiceRecord => {
-    const old = known.get(service_name);
+  const services = wanted.services.map(({ service_name, spec, rules, scale }): JobServiceRecord => {
+    const old = olds.get(service_name);
     const spec_hash = specHash(spec);
+    const samePlaces = old !== undefined && isSame(old.rules.constraints, rules.constraints);
+    const sameStart = old?.spec_hash === spec_hash && isSame(old.rules.depends_on, rules.depends_on);
     // A service whose definition stays keeps its image and generation, so that its replicas stay.
     const kept = old?.spec_hash === spec_hash ? old : {};
-    return { ...kept, service_name, spec_hash, scale: scale ?? old?.scale ?? 1 };
+    return {
+      ...kept,
+      service_name,
+      spec_hash,
+      scale: scale ?? old?.scale ?? 1,
+      // In the order of the Store's, so that the same rules are the same text.
+      rules: v.parse(serviceRules, rules),
+      rules_since: samePlaces ? old.rules_since : version,
+      released: rules.depends_on.length === 0 || (sameStart && old.released),
+    };
   });
+  refuseLargeScale(services);
   if (live && sameServices(live.services, services)) return { outcome: "unchanged", job: live, changes: [] };
   const job: LiveJob = {
     state: "live",
     job_id: jobId,
-    version: (before?.version ?? 0) + 1,
+    version,
     incarnation: live?.incarnation ?? newId(),
     document: wanted.document,
     services,
@@ -83,8 +96,15 @@ export function changesForScale(
       `job '${jobId}' has no service '${serviceName}'${suggest(serviceName, names)}`,
     );
   }
+  if (isGlobal(service.rules)) {
+    throw new CacophonyError(
+      "conflict",
+      `service '${serviceName}' runs once on each node (deploy.mode: ${service.rules.mode}) and has no scale; choose its nodes with deploy.placement.constraints`,
+    );
+  }
   if (service.scale === scale) return { job, changes: [] };
   const services = job.services.map((one) => (one === service ? { ...one, scale } : one));
+  refuseLargeScale(services);
   const next: LiveJob = { ...job, services, version: job.version + 1, updated_at: now };
   return { job: next, changes: [{ op: "put", kind: "job", record: next }] };
 }
@@ -118,6 +138,26 @@ export function findJob(state: ClusterState, jobId: string): LiveJob {
   throw new CacophonyError("not_found", `no job '${jobId}'${suggest(jobId, ids)}`);
 }
 
+/**
+ * Changes that give a node, named by its id or its name, these labels over those that it was started with; they replace the ones
+ * set before.
+ * @throws CacophonyError `not_found`, naming close matches.
+ */
+export function changesForLabels(
+  state: ClusterState,
+  { nodeId, labels }: { nodeId: string; labels: readonly [string, string][] },
+): { node: NodeRecord; changes: Change[] } {
+  const nodes = [...state.nodes.values()];
+  const found = state.nodes.get(nodeId) ?? nodes.find(({ node_name }) => node_name === nodeId);
+  if (!found) {
+    const names = nodes.flatMap(({ node_id, node_name }) => [node_name, node_id]);
+    throw new CacophonyError("not_found", `no node '${nodeId}'${suggest(nodeId, names)}`);
+  }
+  const node: NodeRecord = { ...found, set_labels: labels.toSorted((a, b) => (a[0] < b[0] ? -1 : 1)) };
+  if (isSame(node.set_labels, found.set_labels)) return { node: found, changes: [] };
+  return { node, changes: [{ op: "put", kind: "node", record: node }] };
+}
+
 /** @throws CacophonyError `precondition_failed` when a condition does not hold for the job as it is. */
 export function checkPreconditions(job: JobRecord | undefined, { ifMatch, ifNoneMatch }: Preconditions): void {
   const version = job?.state === "live" ? job.version : undefined;
@@ -135,6 +175,14 @@ export function etagOf(version: number): string {
   return `"${version}"`;
 }
 
+/** A job of many services each at its limit would be more than any cluster runs, or any answer should list. */
+function refuseLargeScale(services: LiveJob["services"]): void {
+  const sum = services.reduce((total, { scale }) => total + scale, 0);
+  if (sum <= MAX_SCALE) return;
+  const message = `the services of a job have ${MAX_SCALE} replicas at most, these have ${sum} together`;
+  throw new CacophonyError("invalid_document", message, { details: [{ path: "services", message }] });
+}
+
 function matches(header: string, version: number | undefined): boolean {
   if (version === undefined) return false;
   return header.split(",").some((part) => {
@@ -143,13 +191,18 @@ function matches(header: string, version: number | undefined): boolean {
   });
 }
 
+/** Whether two pieces of records, made alike, are the same. */
+function isSame(a: unknown, b: unknown): boolean {
+  return JSON.stringify(a) === JSON.stringify(b);
+}
+
 function sameServices(a: LiveJob["services"], b: LiveJob["services"]): boolean {
   const known = new Map(a.map((service) => [service.service_name, service]));
   return (
     a.length === b.length &&
-    b.every(({ service_name, spec_hash, scale }) => {
+    b.every(({ service_name, spec_hash, scale, rules }) => {
       const other = known.get(service_name);
-      return other?.spec_hash === spec_hash && other.scale === scale;
+      return other?.spec_hash === spec_hash && other.scale === scale && isSame(other.rules, rules);
     })
   );
 }

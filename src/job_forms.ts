@@ -4,6 +4,8 @@
  */
 import * as v from "valibot";
 import { isIp, readDevice, readWords, Refusal, show } from "./job_grammar.ts";
+import type { Constraint, Dependency } from "./model.ts";
+import { nearest } from "./nearest.ts";
 import {
   anything,
   byForm,
@@ -194,11 +196,19 @@ const dependency = fields({
   restart: honoured(flag),
   required: honoured(flag),
 });
-export const dependsOn: Schema<{ service: string; required: boolean }[]> = byForm((value) =>
+type DependsOn = { service: string; condition: Dependency["condition"]; required: boolean; restart: boolean };
+export const dependsOn: Schema<DependsOn[]> = byForm((value) =>
   Array.isArray(value)
     ? v.pipe(
         uniqueTexts,
-        v.transform((names) => names.map((service) => ({ service, required: true }))),
+        v.transform((names) =>
+          names.map((service): DependsOn => ({
+            service,
+            condition: "service_started",
+            required: true,
+            restart: false,
+          })),
+        ),
       )
     : v.pipe(
         mapOf(
@@ -210,9 +220,59 @@ export const dependsOn: Schema<{ service: string; required: boolean }[]> = byFor
             ),
           ),
         ),
-        v.transform((entries) => entries.map(([service, { required = true }]) => ({ service, required }))),
+        v.transform((entries) =>
+          entries.map(
+            ([service, { condition = "service_started", required = true, restart: again = false }]): DependsOn => ({
+              service,
+              condition,
+              required,
+              restart: again,
+            }),
+          ),
+        ),
       ),
 );
+
+/** Attributes of a node that constraints speak of, by what documents call them. */
+const NODE_KEYS: Readonly<Record<string, string>> = {
+  "node.id": "node.id",
+  "node.name": "node.name",
+  "node.hostname": "node.name",
+  "node.role": "node.role",
+  "node.platform.arch": "node.platform.arch",
+  "node.platform.os": "node.platform.os",
+};
+const NODE_LABEL = /^node\.labels\.(\S+)$/;
+const ROLES = ["manager", "worker", "master", "standby"];
+
+/** One of `deploy.placement.constraints`: `node.labels.zone == eu`. */
+export const constraint: Schema<Constraint> = readsText((value) => {
+  const [, key = "", operator, wanted = ""] = /^\s*(\S+?)\s*(==|!=)\s*(.*?)\s*$/.exec(value) ?? [];
+  if (operator !== "==" && operator !== "!=") {
+    return new Refusal(`is ${show(value)}; write an attribute, == or !=, and a value, as node.labels.zone == eu`);
+  }
+  if (wanted === "")
+    return new Refusal(`is ${show(value)}, which compares with nothing: write a value after ${operator}`);
+  if (NODE_LABEL.test(key)) return { key, operator, value: wanted };
+  const name = Object.hasOwn(NODE_KEYS, key) ? NODE_KEYS[key] : undefined;
+  if (name === undefined) {
+    const near = nearest(key, Object.keys(NODE_KEYS));
+    const hint = key.startsWith("engine.labels.") ? key.replace("engine", "node") : near;
+    return new Refusal(
+      `compares ${show(key)}; allowed are ${Object.keys(NODE_KEYS).join(", ")} and node.labels.NAME${hint ? `: did you mean ${hint}?` : ""}`,
+    );
+  }
+  if (name === "node.role" && !ROLES.includes(wanted.toLowerCase())) {
+    return new Refusal(`compares node.role with ${show(wanted)}; allowed are ${ROLES.join(", ")}`);
+  }
+  return { key: name, operator, value: wanted };
+});
+
+/** The label of `spread: node.labels.zone`. */
+export const spreadLabel: Schema<string> = readsText((value) => {
+  const label = NODE_LABEL.exec(value)?.[1];
+  return label ?? new Refusal(`is ${show(value)}; replicas can be spread over labels of nodes, as node.labels.zone`);
+});
 
 export type EnvFile = { path: string; required: boolean; raw: boolean };
 export const envFile: Schema<EnvFile> = byForm((value) =>

@@ -9,6 +9,7 @@ import {
   addresses,
   build,
   command,
+  constraint,
   dependsOn,
   device,
   envFile,
@@ -27,10 +28,11 @@ import {
   reservedDevice,
   restart,
   securityOption,
+  spreadLabel,
   ulimit,
   updates,
 } from "./job_forms.ts";
-import { readImage, Refusal, show } from "./job_grammar.ts";
+import { readImage, Refusal } from "./job_grammar.ts";
 import { mountsSchema, portsSchema } from "./job_lists.ts";
 import {
   anything,
@@ -75,7 +77,7 @@ const HEALTHCHECK = {
   interval: honoured(duration),
   timeout: honoured(duration),
   start_period: honoured(duration),
-  start_interval: limited(duration, "engines before Docker 25 do not know it and keep to interval"),
+  start_interval: limited(duration, "engines before Docker 25 drop it and keep to interval"),
   retries: honoured(integer({ least: 0 })),
   disable: honoured(flag),
 } satisfies Table;
@@ -108,26 +110,19 @@ const RESTART_POLICY = {
   window: warned(duration, "is left out, as compose does"),
 } satisfies Table;
 const PLACEMENT = {
-  constraints: refused(`${NOT_YET}: the service could run on nodes that it must not run on`),
-  preferences: refused(`${NOT_YET}: replicas are spread by free resources; leave it out`),
-  max_replicas_per_node: refused(
-    `${NOT_YET}: leave it out, or publish a fixed host port, which also keeps replicas apart`,
+  constraints: limited(
+    listOf(constraint),
+    "node.id, node.name (or node.hostname), node.role, node.platform.arch and .os, node.labels.NAME; replicas stay when a label of their node changes, and move when the document does",
   ),
+  preferences: limited(listOf(fields({ spread: honoured(spreadLabel) })), "spread over node.labels.NAME"),
+  max_replicas_per_node: honoured(integer({ least: 0 })),
 } satisfies Table;
 
 export const DEPLOY_KEYS = {
   replicas: honoured(replicas),
   mode: limited(
-    readsText((value) =>
-      value === "replicated"
-        ? value
-        : new Refusal(
-            /^(global|replicated-job|global-job)$/.test(value)
-              ? `is ${value}, which ${NOT_YET}: use replicated with replicas`
-              : `is ${show(value)}; allowed is replicated`,
-          ),
-    ),
-    "replicated only",
+    oneOf(["replicated", "global", "replicated-job", "global-job"]),
+    "global: one on each node that the constraints allow; a job runs to its end once, and again when its definition changes",
   ),
   resources: section({ limits: section(limitsTable), reservations: section(reservationsTable) }),
   restart_policy: section(RESTART_POLICY),
@@ -220,7 +215,7 @@ export const SERVICE_KEYS = {
   cpu_shares: honoured(integer({ least: 0 })),
   cpuset: honoured(text),
   pids_limit: honoured(integer({ least: -1 })),
-  annotations: limited(namesAndTexts, "engines before Docker 24 drop them"),
+  annotations: limited(namesAndTexts, "not placed on nodes whose engine is older than Docker 24"),
   blkio_config: section(BLKIO),
   cap_add: honoured(uniqueTexts),
   cap_drop: honoured(uniqueTexts),
@@ -240,7 +235,7 @@ export const SERVICE_KEYS = {
   init: honoured(flag),
   ipc: honoured(namespace(["host", "private", "shareable", "none", ""])),
   isolation: honoured(text),
-  links: limited(uniqueTexts, "the name is known to all services of the job on that node, and sets no order of starts"),
+  links: limited(uniqueTexts, "the name is known to all services of the job on that node"),
   logging: section(LOGGING),
   mac_address: honoured(
     textMatching(/^([0-9a-f]{2}[:-]){5}[0-9a-f]{2}$|^$/i, "write a MAC address, as 02:42:ac:11:00:02"),
@@ -276,9 +271,9 @@ export const SERVICE_KEYS = {
     textMatching(/^[a-zA-Z0-9][a-zA-Z0-9_.-]+$/, "a container's name is letters, digits, '_', '.' and '-'"),
     "is left out: containers are named after job, service and slot; the name leads to the service as a further alias",
   ),
-  depends_on: warned(
+  depends_on: limited(
     dependsOn,
-    "is left out: services start in no particular order, so let each wait for what it needs",
+    "orders the first start of a definition, over all nodes; restart is left out, and what fails later stops nothing",
   ),
   develop: warned(definition({ watch: honoured(listOf(anything)) }), "is left out: there is no watch mode here"),
   env_file: limited(oneOrMore(envFile), SENT),
@@ -306,7 +301,7 @@ const VOLUME = {
   name: honoured(textMatching(/^[a-zA-Z0-9][a-zA-Z0-9_.-]*$/, "a volume's name is letters, digits, '_', '.' and '-'")),
   driver: limited(text, "the node must have the driver"),
   driver_opts: honoured(options),
-  external: limited(external, "must exist on the node; placement does not look for it"),
+  external: limited(external, "placed only where it exists; a node tells of a new one within 30 s"),
   labels: honoured(namesAndTexts),
 } satisfies Table;
 export type VolumeFields = Fields<typeof VOLUME>;

@@ -29,6 +29,7 @@ import type {
   ServiceSpec,
   VolumeSpec,
 } from "./model.ts";
+import { isRunToEnd } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
 /** What a service needs to know of the document around it. */
@@ -60,6 +61,9 @@ export function buildService(service: ServiceFields, around: Surroundings): Serv
       ["pull_policy"],
       "is taken for missing: nothing is built here, and an image is pulled where it is absent",
     );
+  }
+  if (service.healthcheck?.start_interval !== undefined) {
+    report.warn(["healthcheck", "start_interval"], "is dropped by engines before Docker 25, which keep to interval");
   }
   const words = (key: "command" | "entrypoint") => {
     const command = service[key];
@@ -232,15 +236,21 @@ const DEPLOYED_RESTARTS = {
   "unless-stopped": "unless-stopped",
 } as const;
 
-/** `deploy.restart_policy` replaces `restart`, as in compose. A service that says nothing is kept running. */
+/**
+ * `deploy.restart_policy` replaces `restart`, as in compose. A service that says nothing is kept running, unless it is one that
+ * runs to its end: that is started again only when it fails.
+ */
 function restart({ restart: simple, deploy }: ServiceFields): RestartSpec {
   const policy = deploy?.restart_policy;
-  if (policy) {
-    const compose = policy.condition === undefined ? "" : DEPLOYED_RESTARTS[policy.condition];
-    return { condition: conditionOf(compose), max_attempts: policy.max_attempts ?? 0, compose };
-  }
-  const name = simple?.name ?? "";
-  return { condition: conditionOf(name), max_attempts: simple?.attempts ?? 0, compose: name };
+  const named = policy?.condition === undefined ? "" : DEPLOYED_RESTARTS[policy.condition];
+  const compose = policy ? named : (simple?.name ?? "");
+  const condition = conditionOf(compose);
+  const runsToEnd = deploy?.mode !== undefined && isRunToEnd({ mode: deploy.mode });
+  return {
+    condition: runsToEnd && condition === "always" ? "on-failure" : condition,
+    max_attempts: (policy ? policy.max_attempts : simple?.attempts) ?? 0,
+    compose,
+  };
 }
 
 function conditionOf(name: string): RestartSpec["condition"] {

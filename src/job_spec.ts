@@ -19,14 +19,16 @@ import {
 import { portCount } from "./job_lists.ts";
 import { mergeFiles } from "./job_merge.ts";
 import { placeOf, readFields, valueOf, type Table, type Value } from "./job_schema.ts";
+import { buildRules } from "./job_rules.ts";
 import { buildService, MAX_CANDIDATES, scaleOf } from "./job_service.ts";
 import { locate, readYaml, treeAt, type Fault, type MapTree, type Path, type Tree } from "./job_yaml.ts";
-import type { Detail, ServiceSpec } from "./model.ts";
+import type { Detail, ServiceRules, ServiceSpec } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
 export type ParsedService = {
   service_name: string;
   spec: ServiceSpec;
+  rules: ServiceRules;
   /** Set only when the document says `deploy.replicas` or `scale`. */
   scale?: number;
 };
@@ -240,16 +242,17 @@ class Reading {
       const ordered = (service.depends_on ?? []).filter(({ service: other, required }) =>
         known(other, this.#member([...path, "depends_on"], other), required),
       );
-      for (const [index, link] of (service.links ?? []).entries())
-        known(link.split(":", 1)[0] ?? "", [...path, "links", index]);
-      needs.set(
-        name,
-        ordered.map(({ service: other }) => other),
-      );
+      const linked = (service.links ?? []).map((link, index) => {
+        const other = link.split(":", 1)[0] ?? "";
+        return known(other, [...path, "links", index]) ? [other] : [];
+      });
+      needs.set(name, [...ordered.map(({ service: other }) => other), ...linked.flat()]);
     }
     const cycle = findCycle(needs);
+    const first = cycle?.[0] ?? "";
+    const place = services.get(first)?.depends_on ? "depends_on" : "links";
     if (cycle)
-      this.#fault(["services", cycle[0] ?? "", "depends_on"], `goes in a circle: ${cycle.join(" needs ")}`, {
+      this.#fault(["services", first, place], `goes in a circle: ${cycle.join(" needs ")}`, {
         key: true,
       });
   }
@@ -286,6 +289,7 @@ class Reading {
 
   #built(services: ReadonlyMap<string, ServiceFields>, definitions: Definitions): ParsedService[] {
     const names = linkedNames(services, (path, message) => this.#fault(path, message));
+    const running = new Set([...services].filter(([, service]) => this.#runs(service)).map(([name]) => name));
     const built: ParsedService[] = [];
     let ports = 0;
     for (const [service_name, service] of services) {
@@ -300,6 +304,7 @@ class Reading {
         report.fault(["ports"], `brings the job to over ${MAX_PORTS} ports; use network_mode: host for so many`);
         break;
       }
+      const rules = buildRules(service, { services: running, report });
       if (!this.#runs(service)) {
         this.#warn(
           [...path, "profiles"],
@@ -314,7 +319,7 @@ class Reading {
         report,
       });
       const scale = scaleOf(service);
-      built.push({ service_name, spec, ...(scale === undefined ? {} : { scale }) });
+      built.push({ service_name, spec, rules, ...(scale === undefined ? {} : { scale }) });
     }
     return built;
   }

@@ -34,6 +34,9 @@ export function openLog({ level, format }: { level: LogLevel; format: LogFormat 
           translateTime: "SYS:HH:MM:ss.l",
         })
       : pino.destination({ fd: STDERR, sync: true });
+  // A log that can't be written (a full disk behind standard error) is no reason to end the node.
+  const emitter: NodeJS.EventEmitter = destination;
+  emitter.on("error", () => {});
   const options = {
     level,
     base: null,

@@ -8,13 +8,27 @@ import type { Clock, Timer } from "./clock.ts";
 import type { NodeView } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
-import type { Heartbeat, Hello, MasterMessage, NodeMessage, NodeRecord, Peer, StatusReport } from "./model.ts";
-import { nodeMessage, PROTOCOL_VERSION } from "./model.ts";
+import type {
+  EngineStatus,
+  Heartbeat,
+  Hello,
+  MasterMessage,
+  NodeMessage,
+  NodeRecord,
+  Peer,
+  StatusReport,
+} from "./model.ts";
+import { NODE_IN_USE, nodeMessage, PROTOCOL_VERSION } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
 import type { Channel } from "./transport.ts";
 
 /** One open connection of a node. */
 type NodeLink = { send(message: MasterMessage): void; close(): void };
+
+/** Heartbeats after which a connected node that says nothing is not ready. */
+const SILENT_HEARTBEATS = 2.5;
+/** A connection that does not say who it is by then is closed. */
+const HELLO_TIMEOUT_MS = 5_000;
 
 export type MembershipOptions = {
   scheduler: Scheduler;
@@ -30,9 +44,12 @@ export type MembershipOptions = {
 export class Membership {
   readonly #options: MembershipOptions;
   readonly #links = new Map<string, NodeLink>();
+  /** The process that is behind each link. */
+  readonly #instances = new Map<string, string>();
   /** Nodes whose last report could not be written down, with the removals that it told of. */
   readonly #unconfirmed = new Map<string, readonly string[]>();
   #sweepTimer: Timer | undefined;
+  #sweptAt = 0;
   #roomChanged = false;
 
   constructor(options: MembershipOptions) {
@@ -42,6 +59,7 @@ export class Membership {
   /** Begins to listen for every node that the state knows: each gets the whole timeout before it counts as down. */
   start(): void {
     for (const nodeId of this.#state.nodes.keys()) this.#state.views.set(nodeId, this.#newView());
+    this.#sweptAt = this.#options.clock.now();
     this.#sweep();
   }
 
@@ -57,6 +75,7 @@ export class Membership {
     let nodeId: string | undefined;
     let connecting = false;
     let closed = false;
+    const timeout = this.#options.clock.after(HELLO_TIMEOUT_MS, () => channel.close());
     return {
       onMessage: (text) => {
         const parsed = v.safeParse(nodeMessage, parseJson(text));
@@ -70,6 +89,7 @@ export class Membership {
         if (nodeId !== undefined) return this.#receive(nodeId, { link, message: parsed.output });
         if (parsed.output.type !== "hello" || connecting) return channel.close();
         connecting = true;
+        timeout.cancel();
         this.#connect(parsed.output, link).then(
           (id) => {
             nodeId = id;
@@ -83,6 +103,7 @@ export class Membership {
       },
       onClose: () => {
         closed = true;
+        timeout.cancel();
         if (nodeId !== undefined) this.#disconnect(nodeId, link);
       },
     };
@@ -172,9 +193,24 @@ export class Membership {
         message: `this node belongs to cluster ${hello.cluster_id}, not to ${cluster_id}`,
       };
     }
+    if (this.#isHeldByAnother(hello)) {
+      const node = this.#state.nodes.get(hello.node_id);
+      return {
+        code: NODE_IN_USE,
+        message: `another process at ${node?.address} is node ${node?.node_name} (${hello.node_id}) already: two processes share a data directory or its copy; stop one of them`,
+      };
+    }
     const holder = hello.engine.engine_id === undefined ? undefined : this.#holderOf(hello.engine.engine_id);
     if (holder && holder.node_id !== hello.node_id) return engineInUse(holder);
     return undefined;
+  }
+
+  /** Whether another process that speaks regularly is this node. A link that went silent may be of a machine that is gone. */
+  #isHeldByAnother({ node_id, instance }: Hello): boolean {
+    const view = this.#state.views.get(node_id);
+    const { clock, heartbeatIntervalMs } = this.#options;
+    const isHeld = this.#links.has(node_id) && this.#instances.get(node_id) !== instance;
+    return isHeld && view !== undefined && clock.now() - view.lastSeen < heartbeatIntervalMs * SILENT_HEARTBEATS;
   }
 
   /** The connected node that runs on this Docker Engine. */
@@ -197,6 +233,8 @@ export class Membership {
       role: node_id === this.#options.self.node_id ? "master" : "worker",
       availability: former?.availability ?? "active",
       labels: hello.labels,
+      set_labels: former?.set_labels ?? [],
+      ...platformOf(hello.engine, former),
       ...(engineId !== undefined ? { engine_id: engineId } : former?.engine_id ? { engine_id: former.engine_id } : {}),
       joined_at: former?.joined_at ?? this.#options.clock.now(),
     };
@@ -217,6 +255,7 @@ export class Membership {
     const nodeId = record.node_id;
     const replaced = this.#links.get(nodeId);
     this.#links.set(nodeId, link);
+    this.#instances.set(nodeId, hello.instance);
     replaced?.close();
     const view = this.#state.views.get(nodeId) ?? this.#newView();
     this.#state.views.set(nodeId, view);
@@ -255,20 +294,26 @@ export class Membership {
     view.engine = heartbeat.engine;
     view.resources = heartbeat.resources;
     view.foreign = heartbeat.foreign;
+    view.volumes = heartbeat.volumes && new Set(heartbeat.volumes);
     this.#roomChanged = true;
     this.#judge(nodeId, view);
     const engineId = heartbeat.engine.engine_id;
     const record = this.#state.nodes.get(nodeId);
-    if (engineId === undefined || !record || record.engine_id === engineId) return;
+    if (engineId === undefined || !record) return;
+    const platform = platformOf(heartbeat.engine, record);
+    if (record.engine_id === engineId && Bun.deepEquals(platform, platformOf(undefined, record))) return;
     const holder = this.#holderOf(engineId);
-    if (holder) {
+    if (holder && holder.node_id !== nodeId) {
       link.send({ type: "refused", ...engineInUse(holder) });
       link.close();
       return this.#disconnect(nodeId, link);
     }
     // When this fails, the next heartbeat brings it again.
     this.#options.scheduler
-      .change(() => [{ op: "put", kind: "node", record: { ...record, engine_id: engineId } }])
+      .change(() => {
+        const latest = this.#state.nodes.get(nodeId) ?? record;
+        return [{ op: "put", kind: "node", record: { ...latest, engine_id: engineId, ...platform } }];
+      })
       .catch((error: unknown) => this.#writeFailed(error));
   }
 
@@ -294,7 +339,7 @@ export class Membership {
     this.#options.scheduler.settleDigests(found).catch((error: unknown) => this.#writeFailed(error));
   }
 
-  /** Writes down what a report proves gone. A node says nothing twice, so what cannot be written now is tried again later. */
+  /** Writes down what a report proves gone or ended for good. A node says nothing twice, so what cannot be written now is tried again later. */
   #confirm(nodeId: string, removalsDone: readonly string[]): void {
     const { scheduler } = this.#options;
     this.#unconfirmed.delete(nodeId);
@@ -302,6 +347,7 @@ export class Membership {
       const done = removalsDone.filter((id) => this.#state.removals.has(id));
       await scheduler.change(() => done.map((key) => ({ op: "delete", kind: "removal", key })));
       if (done.length > 0) scheduler.wakeBlocked();
+      await scheduler.recordEnds(nodeId);
       await scheduler.confirmStopped(nodeId);
     };
     confirm().catch((error: unknown) => {
@@ -318,11 +364,20 @@ export class Membership {
 
   #sweep(): void {
     const { clock, scheduler, heartbeatIntervalMs } = this.#options;
+    const everyMs = heartbeatIntervalMs / 2;
+    const now = clock.now();
+    // A master that stood still (suspended, or busy) heard nobody meanwhile: that time is not the nodes' silence.
+    const deafMs = now - this.#sweptAt - everyMs;
+    if (deafMs > everyMs) {
+      // Nobody was heard in the future: what arrived since the pause ended counts as it is.
+      for (const view of this.#state.views.values()) view.lastSeen = Math.min(now, view.lastSeen + deafMs);
+    }
+    this.#sweptAt = now;
     for (const [nodeId, view] of this.#state.views) this.#judge(nodeId, view);
     for (const [nodeId, removalsDone] of this.#unconfirmed) this.#confirm(nodeId, removalsDone);
     if (this.#roomChanged) scheduler.wakeBlocked();
     this.#roomChanged = false;
-    this.#sweepTimer = clock.after(heartbeatIntervalMs / 2, () => this.#sweep());
+    this.#sweepTimer = clock.after(everyMs, () => this.#sweep());
   }
 
   #judge(nodeId: string, view: NodeView): void {
@@ -336,9 +391,7 @@ export class Membership {
     if (state === "ready") log.info("a node is ready", fields);
     else log.warn("a node is not ready", fields);
     if (state === "down") this.#links.get(nodeId)?.close();
-    // An unready node changes no plan but for what is blocked; a node that went down or came back concerns all that it has.
-    scheduler.wakeBlocked();
-    scheduler.wake(this.#state.allocationsOn(nodeId).map(serviceKey));
+    scheduler.wakeForNode(nodeId);
   }
 
   #verdict(view: NodeView): { state: NodeView["state"]; reason: string } {
@@ -347,7 +400,7 @@ export class Membership {
     const silent = `not heard from for ${Math.round(silentMs / 1000)} s`;
     if (silentMs > nodeTimeoutMs) return { state: "down", reason: silent };
     if (!view.connected) return { state: "unready", reason: "no session with the master" };
-    if (silentMs > heartbeatIntervalMs * 2.5) return { state: "unready", reason: silent };
+    if (silentMs > heartbeatIntervalMs * SILENT_HEARTBEATS) return { state: "unready", reason: silent };
     if (view.engine?.state === "unready") return { state: "unready", reason: view.engine.reason };
     if (!view.resources) return { state: "unready", reason: "no reading of its resources yet" };
     if (!view.reported) return { state: "unready", reason: "has not reported its containers yet" };
@@ -364,11 +417,18 @@ export class Membership {
       engine: undefined,
       resources: undefined,
       foreign: [],
+      volumes: undefined,
       applied: undefined,
       reported: false,
       statuses: new Map(),
     };
   }
+}
+
+/** The platform as the Engine tells it, or as it was known before. */
+function platformOf(engine: EngineStatus | undefined, former: NodeRecord | undefined): Pick<NodeRecord, "platform"> {
+  const platform = engine?.state === "ready" ? engine.platform : former?.platform;
+  return platform ? { platform } : {};
 }
 
 function engineInUse(holder: NodeRecord): { code: string; message: string } {

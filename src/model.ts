@@ -269,6 +269,39 @@ export const serviceSpec = v.object({
 });
 export type ServiceSpec = v.InferOutput<typeof serviceSpec>;
 
+/** `key` is `node.id`, `node.name`, `node.role`, `node.platform.arch`, `node.platform.os` or `node.labels.` and a label. */
+export const constraint = v.object({ key: v.string(), operator: v.picklist(["==", "!="]), value: v.string() });
+export type Constraint = v.InferOutput<typeof constraint>;
+
+export const dependency = v.object({
+  service_name: v.string(),
+  condition: v.picklist(["service_started", "service_healthy", "service_completed_successfully"]),
+  /** Whether the dependent stays unstarted when the dependency fails. */
+  required: v.boolean(),
+});
+export type Dependency = v.InferOutput<typeof dependency>;
+
+/** How many of a service run, where, and after what. No part of the container's definition: a change of it restarts nothing. */
+export const serviceRules = v.object({
+  mode: v.picklist(["replicated", "global", "replicated-job", "global-job"]),
+  constraints: v.array(constraint),
+  /** Node labels over whose values replicas are spread evenly, the weightiest first. */
+  spread: strings,
+  max_per_node: v.exactOptional(count),
+  depends_on: v.array(dependency),
+});
+export type ServiceRules = v.InferOutput<typeof serviceRules>;
+
+/** Whether there is one of the service on each node. */
+export function isGlobal({ mode }: Pick<ServiceRules, "mode">): boolean {
+  return mode === "global" || mode === "global-job";
+}
+
+/** Whether the service's containers run to an end. */
+export function isRunToEnd({ mode }: Pick<ServiceRules, "mode">): boolean {
+  return mode === "replicated-job" || mode === "global-job";
+}
+
 /** A fault or remark about one place of a document. `line` and `column` count from 1. */
 export type Detail = { path: string; message: string; line?: number; column?: number };
 
@@ -285,6 +318,7 @@ export type ClusterRecord = v.InferOutput<typeof clusterRecord>;
 export const jobServiceRecord = v.object({
   service_name: v.string(),
   spec_hash: v.string(),
+  /** Means nothing for a service that runs once on each node. */
   scale: count,
   /** Counts restarts of the service's replicas: one of an older generation is outdated. Absent: 0. */
   generation: v.exactOptional(count),
@@ -292,6 +326,11 @@ export const jobServiceRecord = v.object({
   digest: v.exactOptional(v.string()),
   /** Whether an image that is present on a node must be that digest to be used. */
   refresh: v.exactOptional(v.boolean()),
+  rules: serviceRules,
+  /** The job version whose constraints these are: replicas of older ones move when their node does not match. */
+  rules_since: count,
+  /** What `depends_on` asks for held once since the definition last changed, so it orders starts no more. */
+  released: v.boolean(),
 });
 export type JobServiceRecord = v.InferOutput<typeof jobServiceRecord>;
 
@@ -327,8 +366,13 @@ export const allocationRecord = v.object({
   generation: v.exactOptional(count),
   desired: v.picklist(["run", "stop"]),
   created_at: count,
+  /** Set when the container ended for good: kept, so that it is not run again whatever becomes of the node. */
+  ended: v.exactOptional(v.object({ exit_code: v.number() })),
 });
 export type AllocationRecord = v.InferOutput<typeof allocationRecord>;
+
+/** What images the node runs, in Go's words: `linux`, `amd64`. */
+export const platform = v.object({ os: v.string(), arch: v.string() });
 
 export const nodeRecord = v.object({
   node_id: v.string(),
@@ -336,7 +380,11 @@ export const nodeRecord = v.object({
   address: v.string(),
   role: v.picklist(["master", "standby", "worker"]),
   availability: v.picklist(["active", "drain"]),
+  /** As the node was started with. */
   labels: pairs,
+  /** Set through the API; they win. */
+  set_labels: pairs,
+  platform: v.exactOptional(platform),
   engine_id: v.exactOptional(v.string()),
   joined_at: count,
 });
@@ -438,6 +486,8 @@ export const allocationStatus = v.object({
   state: v.picklist(["pending", "pulling", "starting", "running", "exited", "failed", "stopping"]),
   final: v.boolean(),
   container_id: v.exactOptional(v.string()),
+  /** What Docker's health check says of a running container; absent: it has none. */
+  health: v.exactOptional(v.picklist(["starting", "healthy", "unhealthy"])),
   ports: v.array(publishedPort),
   restarts: count,
   exit_code: v.exactOptional(v.number()),
@@ -461,6 +511,7 @@ export const engineStatus = v.variant("state", [
     engine_id: v.string(),
     docker_version: v.string(),
     api_version: v.string(),
+    platform,
   }),
   v.object({ state: v.literal("unready"), reason: v.string(), engine_id: v.exactOptional(v.string()) }),
 ]);
@@ -507,12 +558,17 @@ export const assignments = v.object({
 });
 export type Assignments = v.InferOutput<typeof assignments>;
 
+/** Code of the one refusal that passes by itself: another process is that node, as far as the master knows. */
+export const NODE_IN_USE = "node_in_use";
+
 export const hello = v.object({
   type: v.literal("hello"),
   protocol: v.number(),
   /** Absent on a first join: the master hands it out, and with it maybe another node id. */
   cluster_id: v.exactOptional(v.string()),
   node_id: v.string(),
+  /** Differs for each process: two that claim one node id (a copied data directory) must not both be it. */
+  instance: v.string(),
   node_name: v.string(),
   address: v.string(),
   labels: pairs,
@@ -526,6 +582,8 @@ export const heartbeat = v.object({
   sequence: count,
   resources: v.exactOptional(resources),
   engine: engineStatus,
+  /** Names of all volumes on the node; absent while they are not known, or when they are too many to tell. */
+  volumes: v.exactOptional(strings),
   foreign: v.array(foreignContainer),
 });
 export type Heartbeat = v.InferOutput<typeof heartbeat>;

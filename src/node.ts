@@ -19,7 +19,7 @@ import { readPolicy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, Welcome } from "./model.ts";
-import { PROTOCOL_VERSION, StartError } from "./model.ts";
+import { NODE_IN_USE, PROTOCOL_VERSION, StartError } from "./model.ts";
 import { HostMeter } from "./resources.ts";
 import { Scheduler } from "./scheduler.ts";
 import { Sealer } from "./seal.ts";
@@ -46,6 +46,8 @@ export type StartOptions = {
 
 const DEFAULT_HEARTBEAT_MS = 2_000;
 const DEFAULT_NODE_TIMEOUT_MS = 15_000;
+/** One lost heartbeat is no reason to move a machine's containers. */
+const MIN_TIMEOUT_HEARTBEATS = 3;
 const DEFAULT_NETWORK_POOL = "10.210.0.0/16";
 /** SIGTERM has to end the process within 2 s, whatever a part is waiting for. */
 const STOP_TIMEOUT_MS = 1_500;
@@ -59,6 +61,7 @@ export class Node implements LocalNode {
   readonly #log: Log;
   readonly #data: DataDir;
   readonly #bind: Address;
+  readonly #instance = crypto.randomUUID();
   #advertise: string;
   #identity: Identity;
   #executor: Executor | undefined;
@@ -179,7 +182,7 @@ export class Node implements LocalNode {
   }
 
   async #startMaster(): Promise<void> {
-    const { cluster_id, node_id, has_state, settings } = this.#identity;
+    const { cluster_id, node_id, has_state, seen_term, settings } = this.#identity;
     if (cluster_id === undefined) throw new Error("a master has an identity before it starts");
     const { statePath } = this.#data;
     if (has_state && !existsSync(statePath)) {
@@ -188,6 +191,13 @@ export class Node implements LocalNode {
       );
     }
     this.#policy = policyOf(settings.policy_file);
+    const heartbeatIntervalMs = settings.heartbeat_interval_ms ?? DEFAULT_HEARTBEAT_MS;
+    const nodeTimeoutMs = settings.node_timeout_ms ?? DEFAULT_NODE_TIMEOUT_MS;
+    if (nodeTimeoutMs < heartbeatIntervalMs * MIN_TIMEOUT_HEARTBEATS) {
+      throw new StartError(
+        `--node-timeout (${nodeTimeoutMs} ms) must be at least ${MIN_TIMEOUT_HEARTBEATS} times --heartbeat-interval (${heartbeatIntervalMs} ms)`,
+      );
+    }
     const common = { clock: systemClock, log: this.#log };
     const scheduler = new Scheduler({
       ...common,
@@ -198,15 +208,16 @@ export class Node implements LocalNode {
       onFenced: () => this.#fail(new StartError("another master has taken over this cluster's state; this one ends")),
     });
     const network_pool = settings.network_pool ?? DEFAULT_NETWORK_POOL;
-    await scheduler.start({ cluster_id, created_at: systemClock.now(), network_pool });
+    const fresh = { cluster_id, created_at: systemClock.now(), network_pool };
+    await scheduler.start(fresh, { seen: seen_term, written: has_state });
     this.#update({ has_state: true });
     this.#scheduler = scheduler;
     this.#membership = new Membership({
       ...common,
       scheduler,
       self: { node_id, address: this.#advertise },
-      heartbeatIntervalMs: settings.heartbeat_interval_ms ?? DEFAULT_HEARTBEAT_MS,
-      nodeTimeoutMs: settings.node_timeout_ms ?? DEFAULT_NODE_TIMEOUT_MS,
+      heartbeatIntervalMs,
+      nodeTimeoutMs,
     });
     this.#membership.start();
   }
@@ -248,7 +259,11 @@ export class Node implements LocalNode {
       addresses: () => this.#knownAddresses(),
       onWelcome: (welcome) => this.#welcomed(welcome, executor),
       onPeers: (peers) => this.#update({ peers }),
-      onRefused: ({ message }) => this.#fail(new StartError(`the master refused this node: ${message}`)),
+      onRefused: ({ code, message }) => {
+        // A machine that was reset comes back before the master has noticed that it was gone: it waits.
+        if (code === NODE_IN_USE) this.#log.warn("the master refused this node for now", { reason: message });
+        else this.#fail(new StartError(`the master refused this node: ${message}`));
+      },
     });
     const session = this.#session;
     // The hello carries the engine's id, so that a second node on one engine is noticed before it becomes a member.
@@ -279,6 +294,7 @@ export class Node implements LocalNode {
       protocol: PROTOCOL_VERSION,
       ...(cluster_id === undefined ? {} : { cluster_id }),
       node_id,
+      instance: this.#instance,
       node_name: settings.node_name ?? hostname(),
       address: this.#advertise,
       labels: settings.labels ?? [],

@@ -1,8 +1,10 @@
 /**
  * @module Placement: which node gets a replica. Pure: the same input gives the same answer, and randomness comes in.
  *
- * **Hard limits.** A node is eligible when it is ready and active, when the service's reservations fit, when its fixed host
- * ports are free there, and when the job's network there has an address left. Each refusal is one sentence.
+ * **Hard limits.** A node is eligible when it is ready and active, when the rules about nodes hold for it (constraints,
+ * external volumes, a recent enough Engine: `placement_rules.ts`), when it runs fewer replicas of the service than
+ * `max_replicas_per_node`, when the service's reservations fit, when its fixed host ports are free there, and when the job's
+ * network there has an address left. Each refusal is one sentence.
  * - CPU reserved: `reserved_cpus + asked <= cpus`.
  * - Memory reserved: `reserved_memory + asked <= total_memory`, and also `asked <= available_memory - reserved by what is
  *   placed but not running yet`, because memory that other processes hold can't be given twice (CPU time can be shared).
@@ -19,11 +21,16 @@
  * divides them. A machine that is busy throughout gives half: CPU time is shared where memory is not, and a reading that
  * comes and goes must not outweigh what is placed. `planned` sums the demand of everything placed on the node, `starting` of what is placed but not running yet (what runs is
  * in the measured `available` already). A replica goes to the eligible node without one first, then to the highest score.
+ * With `preferences: spread`, the nodes are grouped by the label's value (none is a value, too), for several labels group within
+ * group, and a replica first of all goes to the eligible group with the fewest of the service.
  * This is the highest-averages method of apportionment (Jefferson, D'Hondt): replicas end up in proportion to the weights, one
  * at a time and without ever moving an earlier one; placing one leaves the node's weight as it was (fit - 1, own + 1).
- * Ties go to the node with fewer allocations, then by chance. Scaling down undoes it: the lowest `weight / own` goes first.
+ * Nodes whose weights differ by at most 15 % count as equal, because readings are never exact: of those, the one with the fewest
+ * replicas takes the next. Ties go to the node with fewer allocations, then by chance. Scaling down undoes it: from the group with the most, the lowest
+ * `weight / own` goes first.
  */
-import type { PortSpec, Resources, ServiceSpec } from "./model.ts";
+import type { PortSpec, Resources, ServiceRules, ServiceSpec } from "./model.ts";
+import { type NodeFacts, unmetRule } from "./placement_rules.ts";
 
 /** Demand of a replica without reservations: used for weighing, never for refusing. */
 export const DEFAULT_CPUS = 0.1;
@@ -32,18 +39,20 @@ export const DEFAULT_MEMORY = 64 * 2 ** 20;
 /** Containers of one job on one node: a /26 network has 64 addresses less network, gateway and broadcast. */
 export const MAX_JOB_CONTAINERS = 61;
 
+/** Weights this close count as equal, as a share of the larger: readings of busy machines are never exact, and replicas stay. */
+const NOISE = 0.15;
+
 /** Smallest weight: a full node still takes its share of what no node has room for. */
 const MIN_WEIGHT = 0.01;
 
 /** Sums over allocations. CPUs and bytes. */
 export type Load = { cpus: number; memory: number };
 
-/** A fixed host port that an allocation holds. */
+/** A host port that an allocation holds, or one of a range, which is not known before it runs. */
 export type PortClaim = { protocol: string; host_ip: string; first: number; last: number };
 
 /** A node as placement sees it; `place` counts what it places into it. */
-export type Candidate = {
-  node_id: string;
+export type Candidate = NodeFacts & {
   /** Why nothing new goes there (not ready, draining, …); undefined: eligible. */
   refusal: string | undefined;
   resources: Resources | undefined;
@@ -62,6 +71,7 @@ export type Candidate = {
 export type PlacementRequest = {
   job_id: string;
   spec: ServiceSpec;
+  rules: ServiceRules;
   /** Replicas of this service per node id, those that were just placed included; `place` adds to it. */
   own: Map<string, number>;
   /** The only node that may take the slot, and why. */
@@ -83,17 +93,18 @@ export function reservationOf(spec: ServiceSpec): Load {
   return { cpus: spec.reservations.cpus ?? 0, memory: spec.reservations.memory_bytes ?? 0 };
 }
 
-/** The fixed host ports of a spec; a range is no claim, since any free port of it will do. */
+/** The host ports that a spec asks for. */
 export function claimsOf(spec: ServiceSpec): PortClaim[] {
   return spec.ports.flatMap(({ protocol, host_ip, host_port }) =>
-    host_port && host_port.first === host_port.last ? [{ protocol, host_ip, ...host_port }] : [],
+    host_port ? [{ protocol, host_ip, ...host_port }] : [],
   );
 }
 
 /** Places one replica and counts it into its candidate, or says why no node takes it: "3 nodes: host port 8080 taken". */
 export function place(request: PlacementRequest, candidates: readonly Candidate[], random: () => number): Placement {
   const refused = new Map<string, number>();
-  let best: { candidate: Candidate; rank: readonly number[] } | undefined;
+  const crowd = crowding(request, { candidates, own: request.own });
+  const options: Option[] = [];
   for (const candidate of candidates) {
     const refusal = refusalOf(request, candidate);
     if (refusal !== undefined) {
@@ -101,17 +112,51 @@ export function place(request: PlacementRequest, candidates: readonly Candidate[
       continue;
     }
     const own = request.own.get(candidate.node_id) ?? 0;
-    const rank = [own === 0 ? 1 : 0, weight(request, candidate) / (own + 1), -candidate.allocations, random()];
-    if (!best || compare(rank, best.rank) > 0) best = { candidate, rank };
+    const first = [...crowd(candidate).map((n) => -n), own === 0 ? 1 : 0];
+    options.push({ candidate, own, first, weight: weight(request, candidate), chance: random() });
   }
+  const top = highest(options, ({ first, weight: share, own }) => [...first, share / (own + 1)])[0];
+  // Its equals: nodes of the same standing whose weight is the same as far as readings can tell.
+  const equals = options.filter((one) => top && compare(one.first, top.first) === 0 && isNear(one.weight, top.weight));
+  const [best] = highest(equals, ({ own, weight: share, candidate, chance }) => [
+    -own,
+    share,
+    -candidate.allocations,
+    chance,
+  ]);
   if (!best) return { reasons: reasons(refused, request.pinned) };
   occupy(request, best.candidate);
   return { node_id: best.candidate.node_id };
 }
 
+/** An eligible node, and what speaks for it. */
+type Option = { candidate: Candidate; own: number; first: number[]; weight: number; chance: number };
+
+function isNear(a: number, b: number): boolean {
+  return Math.abs(a - b) <= NOISE * Math.max(a, b);
+}
+
+/** Those of `options` whose rank no other exceeds. */
+function highest(options: readonly Option[], rankOf: (option: Option) => number[]): Option[] {
+  let best: Option[] = [];
+  let bestRank: number[] = [];
+  for (const option of options) {
+    const rank = rankOf(option);
+    const difference = best.length === 0 ? 1 : compare(rank, bestRank);
+    if (difference > 0) [best, bestRank] = [[option], rank];
+    else if (difference === 0) best.push(option);
+  }
+  return best;
+}
+
+/** Whether some node would take one more replica now. */
+export function hasRoom(request: PlacementRequest, candidates: readonly Candidate[]): boolean {
+  return candidates.some((candidate) => refusalOf(request, candidate) === undefined);
+}
+
 /**
- * Order in which replicas of one service leave on scale-down: the fullest node first (lowest `weight / own`), and on it the
- * newest first. Returns the `count` that go; `own` is counted down on a copy.
+ * Order in which replicas of one service leave on scale-down: from the group with the most (where they are to be spread), the
+ * fullest node first (lowest `weight / own`), and on it the newest first. Returns the `count` that go; `own` is counted down on a copy.
  */
 export function chooseRemovals<T extends { node_id: string; created_at: number; slot: number }>(
   replicas: readonly T[],
@@ -123,9 +168,18 @@ export function chooseRemovals<T extends { node_id: string; created_at: number; 
   for (const list of byNode.values()) list.sort((a, b) => a.created_at - b.created_at || a.slot - b.slot);
   const removed: T[] = [];
   while (removed.length < count) {
+    const own = new Map(Array.from(byNode, ([nodeId, list]) => [nodeId, list.length]));
+    const crowd = crowding(request, { candidates, own });
+    const crowds = new Map(candidates.map((candidate) => [candidate.node_id, crowd(candidate)]));
     const fullest = [...byNode.entries()]
       .filter(([, list]) => list.length > 0)
-      .toSorted((a, b) => share(a) - share(b) || b[1].length - a[1].length || (a[0] < b[0] ? -1 : 1))[0];
+      .toSorted(
+        (a, b) =>
+          compare(crowds.get(b[0]) ?? [], crowds.get(a[0]) ?? []) ||
+          share(a) - share(b) ||
+          b[1].length - a[1].length ||
+          (a[0] < b[0] ? -1 : 1),
+      )[0];
     const last = fullest?.[1].pop();
     if (!last) break;
     removed.push(last);
@@ -137,9 +191,32 @@ export function chooseRemovals<T extends { node_id: string; created_at: number; 
   }
 }
 
-function refusalOf({ job_id, spec, pinned }: PlacementRequest, node: Candidate): string | undefined {
+/**
+ * How many replicas of the service are in a node's group, for each label that they are spread over; a group of the second label
+ * is one within the group of the first.
+ */
+function crowding(
+  { rules }: PlacementRequest,
+  { candidates, own }: { candidates: readonly Candidate[]; own: ReadonlyMap<string, number> },
+): (node: Candidate) => number[] {
+  const { spread } = rules;
+  if (spread.length === 0) return () => [];
+  const groups = (node: Candidate) =>
+    spread.map((_, depth) => JSON.stringify(spread.slice(0, depth + 1).map((label) => node.labels.get(label) ?? null)));
+  const counts = new Map<string, number>();
+  for (const node of candidates) {
+    for (const group of groups(node)) counts.set(group, (counts.get(group) ?? 0) + (own.get(node.node_id) ?? 0));
+  }
+  return (node) => groups(node).map((group) => counts.get(group) ?? 0);
+}
+
+function refusalOf({ job_id, spec, rules, own, pinned }: PlacementRequest, node: Candidate): string | undefined {
   if (pinned && pinned.node_id !== node.node_id) return pinned.reason;
   if (node.refusal !== undefined) return node.refusal;
+  const unmet = unmetRule({ job_id, spec, constraints: rules.constraints }, node);
+  if (unmet !== undefined) return unmet;
+  const most = rules.max_per_node;
+  if (most !== undefined && (own.get(node.node_id) ?? 0) >= most) return `has max_replicas_per_node (${most})`;
   if (!node.resources) return "no resource reading yet";
   const asked = reservationOf(spec);
   const { total_memory, available_memory, cpus } = node.resources;
@@ -162,18 +239,22 @@ function refusalOf({ job_id, spec, pinned }: PlacementRequest, node: Candidate):
   return undefined;
 }
 
+/** Whether no port of the range is left: each is held, or will be by a replica that takes one of an overlapping range. */
 function isTaken(port: PortSpec, range: { first: number; last: number }, node: Candidate): boolean {
+  const near = node.claims.filter(
+    (claim) =>
+      claim.protocol === port.protocol &&
+      claim.first <= range.last &&
+      range.first <= claim.last &&
+      overlaps(claim.host_ip, port.host_ip),
+  );
+  const held = new Set(near.flatMap(({ first, last }) => (first === last ? [first] : [])));
+  const undecided = near.filter(({ first, last }) => first !== last).length;
+  let free = 0;
   for (let number = range.first; number <= range.last; number++) {
-    const claimed = node.claims.some(
-      (claim) =>
-        claim.protocol === port.protocol &&
-        claim.first <= number &&
-        number <= claim.last &&
-        overlaps(claim.host_ip, port.host_ip),
-    );
-    if (!claimed && !node.resources?.taken_ports.includes(`${port.protocol}/${number}`)) return false;
+    if (!held.has(number) && !node.resources?.taken_ports.includes(`${port.protocol}/${number}`)) free++;
   }
-  return true;
+  return free <= undecided;
 }
 
 /** Two bindings of one port collide when either listens on all addresses or both on the same one. */

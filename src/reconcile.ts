@@ -2,12 +2,18 @@
  * @module Reconcile: what has to change so that one service becomes what is wanted. Pure and level-triggered: it compares the
  * goal with the allocations there are, and a settled service gives an empty plan. Replica by replica, never by guess: nothing
  * is stopped because a report is missing.
+ *
+ * A service that runs once on each node has its slots bound to nodes; what is wanted of it follows from the nodes there are. A
+ * service whose `depends_on` does not hold yet starts nothing and stops nothing of an older definition either.
  */
-import type { ClusterState } from "./cluster_state.ts";
+import type { ClusterState, ServiceKey } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
-import type { AllocationRecord, HomeRecord, ServiceSpec } from "./model.ts";
+import type { AllocationRecord, AllocationStatus, HomeRecord, ServiceRules, ServiceSpec } from "./model.ts";
+import { isGlobal } from "./model.ts";
 import type { Candidate, PlacementRequest } from "./placement.ts";
-import { chooseRemovals, place } from "./placement.ts";
+import { chooseRemovals, hasRoom, place } from "./placement.ts";
+import { matches } from "./placement_rules.ts";
+import { type Need, waitingFor } from "./reconcile_order.ts";
 
 /** What a service should be. */
 export type Goal = {
@@ -17,9 +23,15 @@ export type Goal = {
   job_version: number;
   spec_hash: string;
   spec: ServiceSpec;
+  /** How many are wanted; of a service that runs once on each node, as many as there are nodes for it. */
   scale: number;
   /** Absent: 0. */
   generation?: number;
+  rules: ServiceRules;
+  rules_since: number;
+  released: boolean;
+  /** `rules.depends_on`, with what those services should be. */
+  needs: readonly Need[];
 };
 
 /** A slot that has no allocation, and why: one sentence per reason. */
@@ -31,6 +43,8 @@ export type Plan = {
   /** Slots whose data live on a node from now on. */
   homes: HomeRecord[];
   blocked: Blocked[];
+  /** What the service depends on holds for the first time: to be remembered. */
+  released: boolean;
 };
 
 /** Everything from outside that a plan depends on. `candidates` are counted into: one list serves a whole pass. */
@@ -40,42 +54,52 @@ export type PlanContext = {
   now: number;
   random: () => number;
   newId: () => string;
+  /** Slots of a service without an allocation, as of the last pass. */
+  blockedOf: (key: ServiceKey) => readonly Blocked[];
 };
 
 /** Blocked slots listed one by one; all slots of a service mostly wait for the same thing. */
-export const MAX_BLOCKED = 1000;
+export const MAX_BLOCKED = 100;
 
 /** Plan for a service that is wanted. */
 export function reconcileService(goal: Goal, context: PlanContext): Plan {
   const { state } = context;
-  const plan: Plan = { place: [], stop: [], homes: [], blocked: [] };
+  const waiting = goal.released ? [] : waitingFor(goal, context);
+  const released = !goal.released && waiting.length === 0;
+  const plan: Plan = { place: [], stop: [], homes: [], blocked: [], released };
   const all = state.allocationsOf(serviceKey(goal));
   const mine = all.filter((allocation) => allocation.incarnation === goal.incarnation);
   const stateful = isStateful(goal.spec);
 
   let live = mine.filter((allocation) => allocation.desired === "run");
   const lost = live.filter(
-    (allocation) => state.isDown(allocation.node_id) && !staysWithNode(allocation, { state, stateful }),
+    (allocation) => state.isDown(allocation.node_id) && !staysWithNode(allocation, { goal, state, stateful }),
   );
   live = without(live, lost);
 
-  const request: PlacementRequest = { job_id: goal.job_id, spec: goal.spec, own: countByNode(live) };
-  const excess = chooseExcess(live, { goal, context, request, stateful });
+  const { job_id, spec, rules } = goal;
+  const request: PlacementRequest = { job_id, spec, rules, own: countByNode(live) };
+  const excess = isGlobal(rules)
+    ? chooseMisplaced(live, goal, state)
+    : chooseExcess(live, { goal, context, request, stateful });
   live = without(live, excess);
 
-  const outdated = chooseOutdated(live, { goal, state, mine });
   plan.stop.push(
     ...all.filter((allocation) => allocation.desired === "run" && allocation.incarnation !== goal.incarnation),
   );
-  plan.stop.push(...lost, ...excess, ...outdated);
+  plan.stop.push(...lost, ...excess);
 
-  placeMissing(plan, { goal, context, request, stateful, live, mine });
+  const missing = { goal, context, request, stateful, live, mine, waiting };
+  if (isGlobal(rules)) placeOnEach(plan, missing);
+  else placeMissing(plan, missing);
+  plan.stop.push(...chooseOutdated(plan, missing));
   return plan;
 }
 
 /** Plan for a service that is wanted no more: its document or its whole job is gone. */
 export function reconcileRemoved(allocations: readonly AllocationRecord[]): Plan {
-  return { place: [], stop: allocations.filter(({ desired }) => desired === "run"), homes: [], blocked: [] };
+  const stop = allocations.filter(({ desired }) => desired === "run");
+  return { place: [], stop, homes: [], blocked: [], released: false };
 }
 
 /** Whether a service writes to its node's disk, so that its slots stay where their data are. */
@@ -85,12 +109,25 @@ export function isStateful(spec: ServiceSpec): boolean {
   );
 }
 
-/** A slot with data waits for its node; one that ended for good has nothing left to run elsewhere. */
+/**
+ * A slot with data waits for its node, and so does one that is there for its node; one that ended for good has nothing left to
+ * run elsewhere.
+ */
 function staysWithNode(
   allocation: AllocationRecord,
-  { state, stateful }: { state: ClusterState; stateful: boolean },
+  { goal, state, stateful }: { goal: Goal; state: ClusterState; stateful: boolean },
 ): boolean {
-  return stateful || state.status(allocation)?.final === true;
+  return stateful || isGlobal(goal.rules) || hasEnded(allocation, state);
+}
+
+function hasEnded(allocation: AllocationRecord, state: ClusterState): boolean {
+  return allocation.ended !== undefined || state.status(allocation)?.final === true;
+}
+
+/** Of a service that runs once on each node: replicas whose node has left or matches no more, and second ones on one node. */
+function chooseMisplaced(live: readonly AllocationRecord[], { rules }: Goal, state: ClusterState): AllocationRecord[] {
+  const free = new Set(state.nodesFor(rules).map(({ node_id }) => node_id));
+  return live.filter(({ node_id }) => !free.delete(node_id));
 }
 
 /** Replicas above the scale: those that do not run first, then by placement's order; of slots with data, the highest. */
@@ -116,25 +153,45 @@ function chooseExcess(
 }
 
 /**
- * Which replicas of an older definition stop now: all that do not run anyway, and one of those that do once nothing of the
- * service is on its way up or down. A node that can't be told to stop anything is left out, so it can't hold up the others.
+ * Which replicas of an older definition, or on a node that a newer document excludes, stop now: all that do not run anyway, and
+ * one of those that do once nothing of the service is on its way up or down (a replica with a health check is up when it is
+ * healthy). A node that can't be told to stop anything is left out, so it can't hold up the others.
  */
 function chooseOutdated(
-  live: readonly AllocationRecord[],
-  { goal, state, mine }: { goal: Goal; state: ClusterState; mine: readonly AllocationRecord[] },
+  plan: Plan,
+  { goal, context, live, mine, request, stateful, waiting }: Missing,
 ): AllocationRecord[] {
-  const reachable = live.filter(
-    (allocation) => !isCurrent(allocation, goal) && state.views.get(allocation.node_id)?.state === "ready",
-  );
-  const idle = reachable.filter((allocation) => isKnownIdle(allocation, state));
+  if (waiting.length > 0) return [];
+  const { state } = context;
+  const excluded = stateful ? new Set<string>() : excludedNodes(goal, { context, request });
+  const isOutdated = (one: AllocationRecord) =>
+    !isCurrent(one, goal) || (one.job_version < goal.rules_since && excluded.has(one.node_id));
+  const reachable = live.filter((one) => isOutdated(one) && state.views.get(one.node_id)?.state === "ready");
+  const idle = reachable.filter((one) => isKnownIdle(one, state) || one.ended !== undefined);
   const onTheWay = mine.some((allocation) => {
     if (state.isDown(allocation.node_id)) return false;
     if (allocation.desired === "stop") return true;
-    const status = state.status(allocation);
-    return isCurrent(allocation, goal) && status?.state !== "running" && status?.final !== true;
+    if (!isCurrent(allocation, goal) || hasEnded(allocation, state)) return false;
+    return !isUp(state.status(allocation));
   });
-  const running = without(reachable, idle).toSorted((a, b) => a.slot - b.slot);
-  return onTheWay || idle.length > 0 ? idle : running.slice(0, 1);
+  const isSick = (one: AllocationRecord) => state.status(one)?.health === "unhealthy";
+  const running = without(reachable, idle).toSorted((a, b) => Number(isSick(b)) - Number(isSick(a)) || a.slot - b.slot);
+  return onTheWay || plan.place.length > 0 || idle.length > 0 ? idle : running.slice(0, 1);
+}
+
+/** Nodes that do not match the service's constraints; none while there is no other node to move to. */
+function excludedNodes(
+  { rules }: Goal,
+  { context, request }: { context: PlanContext; request: PlacementRequest },
+): Set<string> {
+  if (rules.constraints.length === 0) return new Set();
+  const excluded = context.candidates.filter((candidate) => !matches(rules.constraints, candidate));
+  if (excluded.length === 0 || !hasRoom(request, context.candidates)) return new Set();
+  return new Set(excluded.map(({ node_id }) => node_id));
+}
+
+function isUp(status: AllocationStatus | undefined): boolean {
+  return status?.state === "running" && (status.health === undefined || status.health === "healthy");
 }
 
 /** Whether an allocation was made for what the goal is now. */
@@ -157,9 +214,11 @@ type Missing = {
   stateful: boolean;
   live: readonly AllocationRecord[];
   mine: readonly AllocationRecord[];
+  /** Why nothing of the service may start yet. */
+  waiting: string[];
 };
 
-function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine }: Missing): void {
+function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine, waiting }: Missing): void {
   const { state } = context;
   const taken = new Set(live.map(({ slot }) => slot));
   const stoppingSlots = new Set(
@@ -167,15 +226,19 @@ function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine
       .filter(({ node_id }) => !state.isDown(node_id))
       .map(({ slot }) => slot),
   );
-  const predecessor = hasPredecessor(goal, state);
+  const hold = reasonsToHold(goal, { state, waiting });
   let refusedAll: string[] | undefined;
   for (let slot = 1, missing = goal.scale - live.length; missing > 0; slot++) {
     if (taken.has(slot)) continue;
     missing--;
-    if (predecessor) block(plan, slot, ["waiting for the containers of the deleted job with this id to stop"]);
-    else if (stoppingSlots.has(slot)) block(plan, slot, ["waiting for this slot's previous container to stop"]);
-    else if (refusedAll) block(plan, slot, refusedAll);
-    else {
+    if (hold) {
+      if (plan.blocked.length === MAX_BLOCKED) break;
+      block(plan, slot, hold);
+    } else if (stoppingSlots.has(slot)) block(plan, slot, [PREVIOUS_STOPS]);
+    else if (refusedAll) {
+      if (plan.blocked.length === MAX_BLOCKED) break;
+      block(plan, slot, refusedAll);
+    } else {
       const pinned = stateful ? pinOf(goal, slot, state) : undefined;
       const placement = place(pinned ? { ...request, pinned } : request, context.candidates, context.random);
       if ("node_id" in placement) accept(plan, { goal, slot, node_id: placement.node_id, stateful, context });
@@ -186,6 +249,51 @@ function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine
       }
     }
   }
+}
+
+/** One replica on each node that has none; the slot is the one that the node had, or the lowest free one. */
+function placeOnEach(plan: Plan, { goal, context, request, live, mine, waiting }: Missing): void {
+  const { state } = context;
+  const covered = new Set(live.map(({ node_id }) => node_id));
+  const stopping = new Map(
+    [...mine.filter(({ desired }) => desired === "stop"), ...plan.stop]
+      .filter(({ node_id }) => !state.isDown(node_id))
+      .map(({ node_id, slot }) => [node_id, slot]),
+  );
+  const taken = new Set([...live.map(({ slot }) => slot), ...stopping.values()]);
+  const hold = reasonsToHold(goal, { state, waiting });
+  for (const { node_id, node_name } of state.nodesFor(goal.rules)) {
+    if (covered.has(node_id)) continue;
+    const previous = stopping.get(node_id);
+    if (previous !== undefined) {
+      block(plan, previous, [PREVIOUS_STOPS]);
+      continue;
+    }
+    let slot = 1;
+    while (taken.has(slot)) slot++;
+    taken.add(slot);
+    if (hold) {
+      block(plan, slot, hold);
+      continue;
+    }
+    const pinned = { node_id, reason: `this slot is for node ${node_name}` };
+    const placement = place({ ...request, pinned }, context.candidates, context.random);
+    if ("reasons" in placement) block(plan, slot, placement.reasons);
+    // Its data need no note of where they are: each node has its own.
+    else accept(plan, { goal, slot, node_id, stateful: false, context });
+  }
+}
+
+const PREVIOUS_STOPS = "waiting for this slot's previous container to stop";
+
+/** Why no slot of the service may be placed at all; undefined: nothing stands in the way. */
+function reasonsToHold(
+  goal: Goal,
+  { state, waiting }: { state: ClusterState; waiting: string[] },
+): string[] | undefined {
+  const predecessor = waitsForPredecessor(goal, state);
+  if (predecessor !== undefined) return [predecessor];
+  return waiting.length > 0 ? waiting : undefined;
 }
 
 function accept(
@@ -223,15 +331,19 @@ function pinOf({ job_id, service_name }: Goal, slot: number, state: ClusterState
   return node && { node_id: node.node_id, reason: `the data of slot ${slot} are on node ${node.node_name}` };
 }
 
-/** Whether containers or volumes of a deleted job with the same id are still being removed on a node that can do it. */
-function hasPredecessor({ job_id, incarnation }: Goal, state: ClusterState): boolean {
+/** What of a deleted job with the same id is still being removed on a node that can do it. */
+function waitsForPredecessor({ job_id, incarnation }: Goal, state: ClusterState): string | undefined {
   for (const service_name of state.allocatedServices(job_id)) {
     const old = state
       .allocationsOf(serviceKey({ job_id, service_name }))
       .filter((allocation) => allocation.incarnation !== incarnation);
-    if (old.some(({ node_id }) => !state.isDown(node_id))) return true;
+    if (old.some(({ node_id }) => !state.isDown(node_id)))
+      return "waiting for the containers of the deleted job with this id to stop";
   }
-  return [...state.removals.values()].some((removal) => removal.job_id === job_id && !state.isDown(removal.node_id));
+  const removal = [...state.removals.values()].find((one) => one.job_id === job_id && !state.isDown(one.node_id));
+  if (!removal) return undefined;
+  const name = state.nodes.get(removal.node_id)?.node_name ?? removal.node_id;
+  return `waiting for node ${name} to remove the volumes of the deleted job with this id`;
 }
 
 function block(plan: Plan, slot: number, reasons: string[]): void {

@@ -8,11 +8,27 @@ import type { Clock, Timer } from "./clock.ts";
 import type { ServiceKey } from "./cluster_state.ts";
 import { ClusterState, serviceKey } from "./cluster_state.ts";
 import type { Preconditions, PutOutcome, WantedJob } from "./job_changes.ts";
-import { changesForDelete, changesForPut, changesForScale, checkPreconditions } from "./job_changes.ts";
+import {
+  changesForDelete,
+  changesForLabels,
+  changesForPut,
+  changesForScale,
+  checkPreconditions,
+} from "./job_changes.ts";
 import { assignedImageOf, changesForDigests, changesForRestart, registryOf } from "./job_images.ts";
 import type { Log } from "./log.ts";
-import type { Assignments, Change, ClusterLogin, ClusterRecord, LiveJob } from "./model.ts";
-import { CacophonyError, StartError } from "./model.ts";
+import type {
+  AllocationRecord,
+  Assignments,
+  Change,
+  ClusterLogin,
+  ClusterRecord,
+  JobServiceRecord,
+  LiveJob,
+  NodeRecord,
+  ServiceSpec,
+} from "./model.ts";
+import { CacophonyError, isGlobal, StartError } from "./model.ts";
 import type { Blocked, Goal, Plan, PlanContext } from "./reconcile.ts";
 import { reconcileRemoved, reconcileService } from "./reconcile.ts";
 import type { Sealer } from "./seal.ts";
@@ -73,8 +89,15 @@ export class Scheduler {
     return this.#cluster;
   }
 
-  /** Begins a new term and loads the state; `fresh` is the cluster record of a store that is still empty. */
-  async start(fresh: ClusterRecord): Promise<void> {
+  /**
+   * Begins a new term and loads the state. `fresh` is the cluster record of a store that is still empty; `seen` the newest term
+   * that this node knows of, 0 if its state was never written.
+   * @throws StartError when the state is of another cluster, or empty though it was written before.
+   */
+  async start(
+    fresh: ClusterRecord,
+    { seen = 0, written = false }: { seen?: number; written?: boolean } = {},
+  ): Promise<void> {
     const { store, log } = this.#options;
     const stored = await store.load();
     const known = stored.cluster[0];
@@ -83,7 +106,12 @@ export class Scheduler {
         `the cluster state belongs to cluster ${known.cluster_id}, this node to ${fresh.cluster_id}`,
       );
     }
-    this.#term = await store.beginTerm();
+    if (!known && written) {
+      throw new StartError(
+        "the cluster state is empty, though it was written before: restore it, or the nodes would remove all containers",
+      );
+    }
+    this.#term = await store.beginTerm(seen);
     for (const kind of ["spec", "node", "job", "allocation", "home", "removal", "registry", "chunk"] as const) {
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
     }
@@ -124,8 +152,12 @@ export class Scheduler {
     });
   }
 
-  async scaleService(jobId: string, { serviceName, scale }: { serviceName: string; scale: number }): Promise<LiveJob> {
+  async scaleService(
+    jobId: string,
+    { serviceName, scale, preconditions = {} }: { serviceName: string; scale: number; preconditions?: Preconditions },
+  ): Promise<LiveJob> {
     return this.#exclusive(async () => {
+      checkPreconditions(this.state.jobs.get(jobId), preconditions);
       const { job, changes } = changesForScale(this.state, {
         jobId,
         serviceName,
@@ -169,18 +201,32 @@ export class Scheduler {
   }
 
   /** What a PUT would do, with nothing changed: the outcome, and the first plan of each service. */
-  dryRun(jobId: string, wanted: WantedJob): { outcome: PutOutcome; services: ServicePlan[] } {
+  dryRun(
+    jobId: string,
+    { wanted, preconditions }: { wanted: WantedJob; preconditions: Preconditions },
+  ): { outcome: PutOutcome; services: ServicePlan[] } {
     const { clock, newId } = this.#options;
+    checkPreconditions(this.state.jobs.get(jobId), preconditions);
     const outcome = changesForPut(this.state, { jobId, wanted, now: clock.now(), newId });
     const specs = new Map(outcome.job.services.map(({ service_name }, i) => [service_name, wanted.services[i]?.spec]));
     const context = this.#planContext();
     const services = outcome.job.services.flatMap((service) => {
       const spec = specs.get(service.service_name);
       if (!spec) return [];
-      const goal = goalOf(outcome.job, { ...service, spec });
+      // Where everything would go, not what starts first.
+      const goal = { ...this.#goalOf(outcome.job, { service, spec }), released: true };
       return [{ goal, plan: reconcileService(goal, context) }];
     });
     return { outcome, services };
+  }
+
+  async setLabels(nodeId: string, labels: readonly [string, string][]): Promise<NodeRecord> {
+    return this.#exclusive(async () => {
+      const { node, changes } = changesForLabels(this.state, { nodeId, labels });
+      await this.#commit(changes);
+      this.wakeForNode(node.node_id);
+      return node;
+    });
   }
 
   /** Slots of a service that have no allocation, as of the last pass. */
@@ -286,6 +332,36 @@ export class Scheduler {
     this.wake(this.#blocked.keys());
   }
 
+  /** A node came, went or changed: looks again at what it has, at what is to be on each node, and at what found no place. */
+  wakeForNode(nodeId: string): void {
+    this.wakeBlocked();
+    this.wake(this.state.allocationsOn(nodeId).map(serviceKey));
+    for (const { job_id, services } of this.state.liveJobs()) {
+      const keys = services
+        .filter(({ rules }) => isGlobal(rules))
+        .map(({ service_name }) => ({ job_id, service_name }));
+      this.wake(keys.map(serviceKey));
+    }
+  }
+
+  /** Remembers which of the node's allocations ended for good, as it reported; the node is told to leave them so. */
+  async recordEnds(nodeId: string): Promise<void> {
+    const statuses = this.state.views.get(nodeId)?.statuses;
+    const isNews = ({ allocation_id, desired, ended }: AllocationRecord) =>
+      desired === "run" && ended === undefined && statuses?.get(allocation_id)?.final === true;
+    if (!this.state.allocationsOn(nodeId).some(isNews)) return;
+    await this.change(() =>
+      this.state.allocationsOn(nodeId).flatMap((record) => {
+        if (!isNews(record)) return [];
+        const ended = { exit_code: statuses?.get(record.allocation_id)?.exit_code ?? 0 };
+        return [{ op: "put", kind: "allocation", record: { ...record, ended } }];
+      }),
+    );
+    this.sendAssignments(nodeId);
+    this.wake(this.state.allocationsOn(nodeId).map(serviceKey));
+    this.wakeBlocked();
+  }
+
   /**
    * Removes the records of stopped allocations that the node's last report proves gone: it has taken in assignments without
    * them, and does not have them.
@@ -341,6 +417,8 @@ export class Scheduler {
   #fullPass(): void {
     for (const job of this.state.liveJobs()) this.#wakeJob(job);
     this.wake([...this.state.allocations.values()].map(serviceKey));
+    // Whatever a node missed reaches it now: assignments are the full set, and taking them in again changes nothing.
+    for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
     void this.change(() => this.#unused()).catch((error: unknown) => this.#storeFailed(error));
     this.#fullPassTimer = this.#options.clock.after(FULL_PASS_MS, () => this.#fullPass());
   }
@@ -372,20 +450,23 @@ export class Scheduler {
   }
 
   async #pass(): Promise<void> {
-    const keys = [...this.#dirty];
+    const keys = this.#withDependents(this.#dirty);
     this.#dirty.clear();
     const context = this.#planContext();
     const changes: Change[] = [];
     const blocked = new Map<ServiceKey, Blocked[]>();
     const nodes = new Set(this.#untold);
+    const released: ServiceKey[] = [];
     for (const key of keys) {
       const plan = this.#planFor(key, context);
       blocked.set(key, plan.blocked);
+      if (plan.released) released.push(key);
       for (const record of plan.place) changes.push({ op: "put", kind: "allocation", record });
       for (const one of plan.stop) changes.push({ op: "put", kind: "allocation", record: { ...one, desired: "stop" } });
       for (const record of plan.homes) changes.push({ op: "put", kind: "home", record });
       for (const { node_id } of [...plan.place, ...plan.stop]) nodes.add(node_id);
     }
+    changes.push(...this.#releases(new Set(released)));
     try {
       await this.#commit(changes);
     } catch (error) {
@@ -405,18 +486,75 @@ export class Scheduler {
   }
 
   #planFor(key: ServiceKey, context: PlanContext): Plan {
+    const { job, service } = this.#find(key);
+    const spec = service && this.state.specs.get(service.spec_hash);
+    if (!job || !service || !spec) return reconcileRemoved(this.state.allocationsOf(key));
+    return reconcileService(this.#goalOf(job, { service, spec }), context);
+  }
+
+  #find(key: ServiceKey): { job: LiveJob | undefined; service: JobServiceRecord | undefined } {
     const slash = key.indexOf("/");
     const serviceName = key.slice(slash + 1);
     const job = this.state.liveJob(key.slice(0, slash));
-    const service = job?.services.find((one) => one.service_name === serviceName);
-    const spec = service && this.state.specs.get(service.spec_hash);
-    if (!job || !service || !spec) return reconcileRemoved(this.state.allocationsOf(key));
-    return reconcileService(goalOf(job, { ...service, spec }), context);
+    return { job, service: job?.services.find((one) => one.service_name === serviceName) };
+  }
+
+  #goalOf(job: LiveJob, { service, spec }: { service: JobServiceRecord; spec: ServiceSpec }): Goal {
+    const { job_id, incarnation } = job;
+    const needs = service.rules.depends_on.flatMap((dependency) => {
+      const other = job.services.find(({ service_name }) => service_name === dependency.service_name);
+      if (!other) return [];
+      const { spec_hash, released } = other;
+      return [{ ...dependency, spec_hash, released, scale: this.state.scaleOf(other) }];
+    });
+    return {
+      job_id,
+      incarnation,
+      job_version: job.version,
+      ...service,
+      spec,
+      scale: this.state.scaleOf(service),
+      needs,
+    };
+  }
+
+  /** The services, and those whose start waits for one of them. */
+  #withDependents(keys: ReadonlySet<ServiceKey>): ServiceKey[] {
+    const all = new Set(keys);
+    for (const jobId of new Set(Array.from(keys, (key) => key.slice(0, key.indexOf("/"))))) {
+      for (const { service_name, released, rules } of this.state.liveJob(jobId)?.services ?? []) {
+        const isAffected = rules.depends_on.some((one) =>
+          keys.has(serviceKey({ job_id: jobId, service_name: one.service_name })),
+        );
+        if (!released && isAffected) all.add(serviceKey({ job_id: jobId, service_name }));
+      }
+    }
+    return [...all];
+  }
+
+  /** Job records in which these services wait for nothing any more. The version stays: nothing that a user asked for changed. */
+  #releases(keys: ReadonlySet<ServiceKey>): Change[] {
+    const jobs = new Set(Array.from(keys, (key) => this.#find(key).job));
+    return [...jobs].flatMap((job) => {
+      if (!job) return [];
+      const services = job.services.map((service) => {
+        const isReleased = keys.has(serviceKey({ job_id: job.job_id, service_name: service.service_name }));
+        return isReleased ? { ...service, released: true } : service;
+      });
+      return [{ op: "put", kind: "job", record: { ...job, services } }];
+    });
   }
 
   #planContext(): PlanContext {
     const { clock, random, newId } = this.#options;
-    return { state: this.state, candidates: this.state.candidates(), now: clock.now(), random, newId };
+    return {
+      state: this.state,
+      candidates: this.state.candidates(),
+      now: clock.now(),
+      random,
+      newId,
+      blockedOf: (key) => this.blockedOf(key),
+    };
   }
 
   #wakeJob(job: LiveJob | undefined): void {
@@ -463,11 +601,4 @@ export class Scheduler {
 
 function sealedFor(host: string): string {
   return `login for registry ${host}`;
-}
-
-function goalOf(
-  job: LiveJob,
-  service: Pick<Goal, "service_name" | "spec_hash" | "scale" | "spec" | "generation">,
-): Goal {
-  return { job_id: job.job_id, incarnation: job.incarnation, job_version: job.version, ...service };
 }

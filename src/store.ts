@@ -22,8 +22,11 @@ export class StoreError extends Error {
 
 /** Where a master keeps the cluster's state. All methods reject with `StoreError`. */
 export interface Store {
-  /** Begins a new leadership: raises the term durably and returns it. Commits of earlier terms are refused from here on. */
-  beginTerm(): Promise<number>;
+  /**
+   * Begins a new leadership: raises the term durably, above `seen` too, and returns it. Commits of earlier terms are refused
+   * from here on.
+   */
+  beginTerm(seen?: number): Promise<number>;
   load(): Promise<StoredState>;
   /** Writes all changes or none; durable when the promise resolves. */
   commit(term: number, changes: readonly Change[]): Promise<void>;
@@ -114,9 +117,9 @@ class SqliteStore implements Store {
     this.#path = path;
   }
 
-  async beginTerm(): Promise<number> {
+  async beginTerm(seen = 0): Promise<number> {
     return this.#attempt(() => {
-      this.#db.run("UPDATE leadership SET term = term + 1");
+      this.#db.run("UPDATE leadership SET term = max(term, ?1) + 1", [seen]);
       return this.#term();
     });
   }

@@ -63,8 +63,15 @@ export function listen(
       port,
       maxRequestBodySize: MAX_REQUEST_BYTES,
       idleTimeout: IDLE_TIMEOUT_S,
+      development: false,
+      // Without development mode Bun shares a port that is taken, and two nodes would each get some of the requests.
+      reusePort: false,
       async fetch(request, self) {
-        if (new URL(request.url).pathname !== SESSION_PATH) return fetch(request);
+        const url = URL.parse(request.url);
+        if (!url) return fetch(withoutBadHost(request));
+        if (url.pathname !== SESSION_PATH) return fetch(request);
+        // Nodes are no browsers and send no Origin; a web page must not become a node through its reader's browser.
+        if (request.headers.has("origin")) return new Response("a session is not for web pages\n", { status: 403 });
         if (!session()) return new Response("this node is not the master\n", { status: 421 });
         if (self.upgrade(request, { data: {} })) return undefined;
         return new Response("a WebSocket is expected here\n", { status: 400 });
@@ -73,10 +80,18 @@ export function listen(
         maxPayloadLength: MAX_MESSAGE_BYTES,
         // Dead peers are noticed by missing heartbeats; a socket must not end because both sides had nothing to say.
         idleTimeout: 0,
+        // What does not fit is not dropped in silence: the connection ends, and the next one begins with the full set.
+        backpressureLimit: MAX_MESSAGE_BYTES,
+        closeOnBackpressureLimit: true,
         open(socket) {
           const handler = session();
           if (!handler) return socket.close();
-          socket.data.handlers = handler({ send: (text) => void socket.send(text), close: () => socket.terminate() });
+          socket.data.handlers = handler({
+            send: (text) => {
+              if (socket.send(text) === 0) socket.terminate();
+            },
+            close: () => socket.terminate(),
+          });
         },
         message: (socket, text) => socket.data.handlers?.onMessage(String(text)),
         close: (socket) => socket.data.handlers?.onClose(),
@@ -86,6 +101,12 @@ export function listen(
   } catch (error) {
     throw new StartError(listenFault({ host, port }, error), { cause: error });
   }
+}
+
+/** HTTP/1.0 requests and bad Host headers leave Bun without a URL; the path alone is enough here. */
+function withoutBadHost(request: Request): Request {
+  const path = request.url.startsWith("/") ? request.url : "/";
+  return new Request(new URL(path, "http://localhost").href, request);
 }
 
 function listenFault(address: Address, error: unknown): string {

@@ -263,6 +263,13 @@ describe("PUT /cluster/job/:job_id", () => {
     ["a job id with a space", "/cluster/job/a%20b", DOCUMENT, 422, "invalid_document"],
     ["a job id that starts with a dot", "/cluster/job/.a", DOCUMENT, 422, "invalid_document"],
     ["a job id of 64 letters", `/cluster/job/${"a".repeat(64)}`, DOCUMENT, 422, "invalid_document"],
+    [
+      "replicas beyond what a job may have",
+      "/cluster/job/x",
+      "services: {a: {image: b, scale: 60000}, c: {image: d, scale: 60000}}",
+      422,
+      "invalid_document",
+    ],
     ["a misspelt parameter", "/cluster/job/x?dryrun=true", DOCUMENT, 400, "bad_request"],
   ])("refuses %s", async (_, path, body, status, code) => {
     expect(await call("PUT", path, { body })).toMatchObject({ status, body: { error: { code } } });
@@ -304,6 +311,9 @@ describe("conditions", () => {
       call("PUT", "/cluster/job/cond", { body: DOCUMENT.replace("busybox", tag), headers: { "if-match": '"1"' } });
     expect((await update("one")).status).toBe(200);
     expect((await update("two")).status).toBe(412);
+    const scale = (tag: string) =>
+      call("PUT", "/cluster/job/cond/web", { body: '{"scale": 1}', headers: { "if-match": tag } });
+    expect([(await scale('"1"')).status, (await scale('"2"')).status]).toEqual([412, 200]);
     expect((await call("DELETE", "/cluster/job/cond", { headers: { "if-match": '"1"' } })).status).toBe(412);
     expect((await call("DELETE", "/cluster/job/cond", { headers: { "if-match": '"2"' } })).status).toBe(202);
     expect((await call("PUT", "/cluster/job/cond", { body: DOCUMENT, headers: { "if-match": "*" } })).status).toBe(412);
@@ -414,6 +424,104 @@ describe("restarting", () => {
     expect((await call("POST", "/cluster/job/nothing/restart")).status).toBe(404);
     expect((await call("GET", path)).headers.get("allow")).toBe("PUT, POST");
     expect((await call<{ version: number }>("GET", "/cluster/job/again")).body.version).toBe(3);
+  });
+});
+
+describe("services with rules", () => {
+  const put = (id: string, service: string) =>
+    call<{ version: number; services: unknown }>("PUT", `/cluster/job/${id}`, {
+      body: `services:\n  web:\n    image: busybox\n${service}  db: {image: busybox}\n`,
+    });
+
+  test("a change of rules alone is a change, and the same rules again are none", async () => {
+    const versions: number[] = [];
+    for (const service of [
+      "",
+      "    depends_on: [db]\n",
+      "    depends_on: {db: {condition: service_started}}\n",
+      "    deploy: {placement: {max_replicas_per_node: 2, constraints: [node.labels.a == b]}}\n",
+      "    deploy: {placement: {constraints: [node.labels.a==b], max_replicas_per_node: 2}}\n",
+    ]) {
+      // oxlint-disable-next-line no-await-in-loop -- each is a version of the one before
+      versions.push((await put("rules", service)).body.version);
+    }
+    expect(versions).toEqual([1, 2, 2, 3, 3]);
+  });
+
+  test("a service that runs once on each node has no scale", async () => {
+    expect((await put("global", "    deploy: {mode: global}\n")).body.services).toMatchObject({ web: { scale: 0 } });
+    const refused = await call<ErrorDoc>("PUT", "/cluster/job/global/web", { body: '{"scale": 2}' });
+    expect([refused.status, refused.body.error.message]).toEqual([409, expect.stringContaining("once on each node")]);
+  });
+
+  test("a dry run shows where a service would go, not what it waits for first", async () => {
+    const { body } = await call<{ blocked: { reasons: string[] }[] }>("PUT", "/cluster/job/order?dry_run=true", {
+      body: "services:\n  web: {image: a, depends_on: [db]}\n  db: {image: b}\n",
+    });
+    expect(body.blocked.flatMap(({ reasons }) => reasons)).toEqual([
+      "the cluster has no nodes",
+      "the cluster has no nodes",
+    ]);
+  });
+});
+
+describe("PUT /cluster/node/:node_id", () => {
+  const record = {
+    node_id: "n-1",
+    node_name: "alpha",
+    address: "10.0.0.2:9000",
+    role: "worker" as const,
+    availability: "active" as const,
+    joined_at: 1,
+  };
+  const labels = (body: unknown, id = "n-1") =>
+    call<{ labels: Record<string, string> } & ErrorDoc>("PUT", `/cluster/node/${id}`, { body: JSON.stringify(body) });
+
+  beforeAll(async () => {
+    const node = { ...record, labels: [["zone", "a"] as [string, string]], set_labels: [] };
+    await scheduler.change(() => [{ op: "put", kind: "node", record: node }]);
+  });
+  afterAll(() => scheduler.change(() => [{ op: "delete", kind: "node", key: "n-1" }]));
+
+  test("puts labels over those of the start, by id or name, and takes them back", async () => {
+    const both = await labels({ labels: { zone: "b", disk: "fast" } });
+    expect([both.status, both.body.labels]).toEqual([200, { zone: "b", disk: "fast" }]);
+    expect((await labels({ labels: { disk: "slow" } }, "alpha")).body.labels).toEqual({ zone: "a", disk: "slow" });
+    expect((await labels({ labels: {} })).body.labels).toEqual({ zone: "a" });
+  });
+
+  test("keeps labels in the store", async () => {
+    await labels({ labels: { kept: "yes" } });
+    const store = openSqliteStore(join(root, "cluster.db"));
+    const [stored] = (await store.load()).node;
+    expect(stored).toMatchObject({ labels: [["zone", "a"]], set_labels: [["kept", "yes"]] });
+    await store.close();
+  });
+
+  test("takes __proto__ for a name like any other", async () => {
+    const body = '{"labels": {"__proto__": "x"}}';
+    expect((await call("PUT", "/cluster/node/n-1", { body })).text).toContain('"__proto__":"x"');
+  });
+
+  test.each([
+    ["no labels", {}, "labels: must be an object from names to texts"],
+    ["a list", { labels: ["a=b"] }, "labels: must be an object from names to texts"],
+    ["another key", { labels: {}, role: "master" }, "role: is not known here; a node's labels can be set"],
+    ["a number", { labels: { a: 1 } }, "labels.a: must be a text in quotes"],
+    ["nothing", { labels: { a: null } }, "labels.a: must be a text in quotes"],
+    ["a name with a space", { labels: { "a b": "c" } }, "labels.a b: a label's name has 1 to 200 characters"],
+    ["a list for a body", [], "labels: must be an object"],
+  ])("refuses %s", async (_, body, message) => {
+    const answer = await labels(body);
+    const faults = answer.body.error.details.map((detail) => `${detail.path}: ${detail.message}`);
+    expect([answer.status, faults]).toEqual([422, [expect.stringContaining(message)]]);
+  });
+
+  test("says which node it does not know, and what was meant", async () => {
+    const unknown = await labels({ labels: {} }, "alphas");
+    expect([unknown.status, unknown.body.error.message]).toEqual([404, "no node 'alphas'; did you mean 'alpha'?"]);
+    expect((await call("PUT", "/cluster/node/n-1", { body: "zone=a" })).status).toBe(400);
+    expect((await call("GET", "/cluster/node/n-1")).headers.get("allow")).toBe("PUT");
   });
 });
 

@@ -12,7 +12,7 @@ import { silentLog } from "../src/log.ts";
 import type { AllocationStatus, Change, NodeRecord } from "../src/model.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { openSqliteStore, type Store } from "../src/store.ts";
-import { GIB, idleMachine, seeded, spec, unusedSealer } from "./cluster_fixture.ts";
+import { GIB, idleMachine, rules, seeded, spec, unusedSealer } from "./cluster_fixture.ts";
 
 const ROOT = join(import.meta.dir, "..");
 const EXECUTABLE = join(ROOT, "dist/cacophony");
@@ -110,10 +110,17 @@ async function passes(allocations: number): Promise<Row[]> {
 async function commits(): Promise<Row[]> {
   const store = openSqliteStore(join(dir, "commits.db"));
   const term = await store.beginTerm();
-  const times = async (records: number, runs: number) => {
-    const changes = Array.from({ length: records }, (_, n): Change => ({ op: "put", kind: "node", record: node(n) }));
-    return repeatAsync(runs, () => store.commit(term, changes));
-  };
+  let commit = 0;
+  const times = async (records: number, runs: number) =>
+    repeatAsync(runs, () => {
+      // SQLite writes nothing where nothing differs.
+      const joined_at = ++commit;
+      const list = Array.from({ length: records }, (_, n): NodeRecord => ({ ...node(n), joined_at }));
+      return store.commit(
+        term,
+        list.map((record): Change => ({ op: "put", kind: "node", record })),
+      );
+    });
   const rows = [
     { what: `SQLite commit of 1 record (${tmpdir()})`, times: await times(1, 200) },
     { what: `SQLite commit of 100 records (${tmpdir()})`, times: await times(100, 50) },
@@ -208,7 +215,7 @@ class SchedulerBench {
         bench.sent += JSON.stringify(assignments).length;
       });
     }
-    const services = [{ service_name: "web", spec: spec(), scale: REPLICAS }];
+    const services = [{ service_name: "web", spec: spec(), rules: rules(), scale: REPLICAS }];
     for (let n = 0; n < jobs; n++) {
       await scheduler.putJob(`job-${n}`, { wanted: { document: "{}", services }, preconditions: {} });
     }
@@ -259,6 +266,7 @@ function node(n: number): NodeRecord {
     role: "worker",
     availability: "active",
     labels: [],
+    set_labels: [],
     joined_at: 0,
   };
 }
@@ -273,6 +281,7 @@ function readyView() {
     engine: undefined,
     resources: idleMachine({ cpus: 64, total_memory: 256 * GIB, available_memory: 256 * GIB }),
     foreign: [],
+    volumes: undefined,
     applied: undefined,
     reported: true,
     statuses: new Map<string, AllocationStatus>(),

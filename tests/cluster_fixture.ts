@@ -1,5 +1,5 @@
 /** @module Small parts of clusters for tests of the pure floor: specs, nodes as placement sees them, a seeded random source. */
-import type { Resources, ServiceSpec } from "../src/model.ts";
+import type { Resources, ServiceRules, ServiceSpec } from "../src/model.ts";
 import type { Candidate } from "../src/placement.ts";
 import { Sealer } from "../src/seal.ts";
 
@@ -24,6 +24,11 @@ export function spec(more: Partial<ServiceSpec> = {}): ServiceSpec {
   };
 }
 
+/** Rules of a service that says nothing about them. */
+export function rules(more: Partial<ServiceRules> = {}): ServiceRules {
+  return { mode: "replicated", constraints: [], spread: [], depends_on: [], ...more };
+}
+
 /** Readings of an idle machine of 2 CPUs and 8 GiB. */
 export function idleMachine(more: Partial<Resources> = {}): Resources {
   return {
@@ -41,6 +46,11 @@ export function candidate(node_id: string, resources: Partial<Resources> = {}, r
   const zero = () => ({ cpus: 0, memory: 0 });
   return {
     node_id,
+    node_name: node_id,
+    role: "worker",
+    labels: new Map(),
+    volumes: undefined,
+    apiVersion: undefined,
     refusal,
     resources: idleMachine(resources),
     reserved: zero(),

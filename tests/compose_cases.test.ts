@@ -16,9 +16,7 @@ const PROJECT = "t";
 const PROJECT_DIR = "/project";
 
 /** Valid compose that is refused for now, each with a word of the reason. */
-const NOT_YET: Readonly<Record<string, string>> = {
-  "095-deploy-mode-global.yaml": "is global",
-};
+const NOT_YET: Readonly<Record<string, string>> = {};
 
 /** Cases under `invalid` that are taken here, and why. */
 const TAKEN: Readonly<Record<string, string>> = {
@@ -32,6 +30,7 @@ type Expectation = {
   env?: Record<string, string>;
   services: Record<string, JsonObject>;
   replicas?: Record<string, number>;
+  scheduling?: Record<string, { mode?: string; after?: string[] }>;
 };
 
 function read(folder: string, file: string): Buffer {
@@ -81,6 +80,11 @@ describe("valid cases lead to the body that they expect", () => {
       const service = services.get(name);
       if (!service) throw new Error(`no service ${name}`);
       expect(differences(ourNames(piece), create(service))).toEqual([]);
+    }
+    for (const [name, { mode, after }] of Object.entries(expected.scheduling ?? {})) {
+      const rules = services.get(name)?.rules;
+      if (mode !== undefined) expect(rules?.mode).toBe(mode as "global");
+      if (after !== undefined) expect(rules?.depends_on.map(({ service_name }) => service_name)).toEqual(after);
     }
     for (const [name, replicas] of Object.entries(expected.replicas ?? {})) {
       expect(services.get(name)?.scale ?? 1).toBe(replicas);

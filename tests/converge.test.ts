@@ -52,6 +52,13 @@ function short(actions: readonly Action[]): string[] {
 }
 
 describe("converge()", () => {
+  test("does not run again what ended for good, also when somebody removed its container", () => {
+    const ended = converge(view({ containers: [container("exited", { restart: "no", exitCode: 3 })] }));
+    const after = converge(view({ memories: ended.memories }));
+    expect(after.actions).toEqual([]);
+    expect(after.statuses[0]).toMatchObject({ state: "exited", final: true, exit_code: 3 });
+  });
+
   const run = new Map([["a", "run"]] as const);
   const stop = new Map([["a", "stop"]] as const);
   const counted = `c1 ${NOW - 2_000}`;

@@ -174,6 +174,8 @@ export class FakeEngine implements Engine {
       engineId: this.engineId,
       dockerVersion: "20.10.24",
       apiVersion: "1.41",
+      os: "linux",
+      arch: "amd64",
       cpus: 2,
       memoryBytes: 8 * 2 ** 30,
     }));

@@ -5,7 +5,7 @@ import { changesForPut } from "../src/job_changes.ts";
 import { assignedImageOf, changesForDigests, changesForRestart, imageWarnings } from "../src/job_images.ts";
 import type { AllocationRecord, LiveJob, ServiceSpec } from "../src/model.ts";
 import { reconcileService } from "../src/reconcile.ts";
-import { idleMachine, seeded, spec } from "./cluster_fixture.ts";
+import { idleMachine, rules, seeded, spec } from "./cluster_fixture.ts";
 
 class Bench {
   readonly state = new ClusterState();
@@ -13,7 +13,7 @@ class Bench {
 
   constructor() {
     for (const node_id of ["a", "b"]) {
-      const record = { node_id, node_name: node_id, address: "", labels: [], joined_at: 0 };
+      const record = { node_id, node_name: node_id, address: "", labels: [], set_labels: [], joined_at: 0 };
       this.state.apply([{ op: "put", kind: "node", record: { ...record, role: "worker", availability: "active" } }]);
       this.state.views.set(node_id, {
         state: "ready",
@@ -23,6 +23,7 @@ class Bench {
         version: "",
         engine: undefined,
         resources: idleMachine(),
+        volumes: undefined,
         foreign: [],
         applied: undefined,
         reported: true,
@@ -33,7 +34,7 @@ class Bench {
 
   put(service: Partial<ServiceSpec> & { scale?: number } = {}): LiveJob {
     const { scale = 2, ...more } = service;
-    const wanted = { document: "{}", services: [{ service_name: "web", spec: spec(more), scale }] };
+    const wanted = { document: "{}", services: [{ service_name: "web", spec: spec(more), rules: rules(), scale }] };
     const { job, changes } = changesForPut(this.state, { jobId: "j", wanted, now: 1, newId: () => "incarnation" });
     this.state.apply(changes);
     return job;
@@ -44,9 +45,17 @@ class Bench {
     const job = this.job;
     const service = job.services[0]!;
     const { job_id, incarnation, version: job_version } = job;
-    const goal = { job_id, incarnation, job_version, ...service, spec: this.state.specs.get(service.spec_hash)! };
+    const spec = this.state.specs.get(service.spec_hash)!;
+    const goal = { job_id, incarnation, job_version, ...service, spec, needs: [] };
     const newId = () => `id${++this.#ids}`;
-    const context = { state: this.state, candidates: this.state.candidates(), now: 0, random: seeded(1), newId };
+    const context = {
+      state: this.state,
+      candidates: this.state.candidates(),
+      now: 0,
+      random: seeded(1),
+      newId,
+      blockedOf: () => [],
+    };
     const { place, stop } = reconcileService(goal, context);
     this.state.apply([
       ...place.map((record) => ({ op: "put", kind: "allocation", record }) as const),

@@ -20,6 +20,7 @@ export type Allocation = {
   node_id: string;
   node_name: string;
   state: string;
+  health: string | null;
   container_id: string | null;
   ports: { container_port: number; protocol: string; host_ip: string; host_port: number }[];
   restarts: number;

@@ -126,6 +126,8 @@ describe("a start that cannot work is refused with exit code 2 and one line", ()
     expect(readFileSync(state)).toEqual(before);
     rmSync(state);
     expect(await refused(one, [])).toMatch(/cluster\.db is missing/);
+    writeFileSync(state, "");
+    expect(await refused(one, [])).toMatch(/cluster state is empty/);
   });
 });
 
@@ -177,6 +179,43 @@ describe("a start that works", () => {
     await bootstrap();
     await cluster.ready(2);
     expect((await two.fetch("/readyz")).status).toBe(200);
+  });
+
+  test("SIGTERM ends a node that is still starting, with exit code 0", async () => {
+    const node = start(two, ["join", `${lab.host(3).address}:9000`, "--bind-addr", "0.0.0.0:9405"]);
+    await waitUntil("the port to be open", async () => (await two.fetch("/healthz", { port: 9405 })).ok, {
+      intervalMs: 2,
+    });
+    expect(await node.stop({ timeoutMs: 2_000 })).toBe(0);
+  });
+
+  test("a request without a usable Host gets an answer in JSON, and a web page cannot open a session", async () => {
+    const address = await bootstrap();
+    const old = await one.run([
+      "sh",
+      "-c",
+      `printf 'GET /healthz HTTP/1.0\\r\\n\\r\\n' | busybox nc ${one.address} 9000`,
+    ]);
+    expect(old.stdout).toContain('"status":"ok"');
+    const odd = await one.curl("-H", "Host: a b", `${address}/healthz`);
+    expect(odd.stdout).not.toContain("<html");
+    const page = await one.curl(
+      "-i",
+      "-m",
+      "2",
+      "-H",
+      "Origin: http://evil.example",
+      "-H",
+      "Upgrade: websocket",
+      "-H",
+      "Connection: Upgrade",
+      "-H",
+      "Sec-WebSocket-Version: 13",
+      "-H",
+      "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+      `${address}/internal/session`,
+    );
+    expect(page.stdout).toContain("403");
   });
 
   test("a second node of the same name gets a suffix", async () => {

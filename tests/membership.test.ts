@@ -6,9 +6,10 @@ import type { AllocationStatus, Assignments, Hello, MasterMessage, NodeMessage, 
 import { PROTOCOL_VERSION } from "../src/model.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { openSqliteStore, type Store, StoreError } from "../src/store.ts";
-import { idleMachine, seeded, spec, unusedSealer } from "./cluster_fixture.ts";
+import { idleMachine, rules, seeded, spec, unusedSealer } from "./cluster_fixture.ts";
 import { VirtualClock } from "./virtual_clock.ts";
 
+const PLATFORM = { os: "linux", arch: "amd64" };
 const SELF = { node_id: "master", address: "10.0.0.1:9000" };
 
 /** A master without a node of its own, and a disk that may be full. */
@@ -46,7 +47,7 @@ class Master {
 
   #disk(store: Store): Store {
     return {
-      beginTerm: () => store.beginTerm(),
+      beginTerm: (seen) => store.beginTerm(seen),
       load: () => store.load(),
       commit: async (term, changes) => {
         if (this.isDiskFull) throw new StoreError("failed", "the disk is full");
@@ -60,22 +61,31 @@ class Master {
 /** A node that says what the test tells it to. */
 class Peer {
   readonly heard: MasterMessage[] = [];
+  isClosed = false;
   readonly #handlers: ReturnType<Membership["accept"]>;
 
   constructor({ membership }: Master) {
-    this.#handlers = membership.accept({ send: (text) => this.heard.push(JSON.parse(text)), close: () => {} });
+    const close = () => void (this.isClosed = true);
+    this.#handlers = membership.accept({ send: (text) => this.heard.push(JSON.parse(text)), close });
   }
 
   say(message: NodeMessage): void {
     this.#handlers.onMessage(JSON.stringify(message));
   }
 
-  hello(nodeId: string): void {
-    const engine = { state: "ready", engine_id: nodeId, docker_version: "20", api_version: "1.41" } as const;
+  hello(nodeId: string, instance = "one"): void {
+    const engine = {
+      state: "ready",
+      engine_id: nodeId,
+      docker_version: "20",
+      api_version: "1.41",
+      platform: PLATFORM,
+    } as const;
     const hello: Hello = {
       type: "hello",
       protocol: PROTOCOL_VERSION,
       node_id: nodeId,
+      instance,
       node_name: nodeId,
       address: "10.0.0.2:9000",
       labels: [],
@@ -87,7 +97,13 @@ class Peer {
 
   /** A heartbeat, and all there is to report: `running` allocations and `removals_done`. */
   report({ running = [], ...more }: { running?: string[] } & Partial<StatusReport> = {}): void {
-    const engine = { state: "ready", engine_id: "worker", docker_version: "20", api_version: "1.41" } as const;
+    const engine = {
+      state: "ready",
+      engine_id: "worker",
+      docker_version: "20",
+      api_version: "1.41",
+      platform: PLATFORM,
+    } as const;
     this.say({ type: "heartbeat", sequence: 1, engine, resources: idleMachine(), foreign: [] });
     const { order } = this.assignments;
     const allocations: AllocationStatus[] = running.map((allocation_id) => ({
@@ -116,6 +132,44 @@ test("Membership tells a node that comes before the master's own where the maste
   expect(worker.heard.find(({ type }) => type === "welcome")).toMatchObject({ master: SELF });
 });
 
+test("Membership takes a time in which the master itself stood still for nobody's silence", async () => {
+  const master = await new Master().start();
+  const worker = new Peer(master);
+  worker.hello("worker");
+  await master.clock.advance(10);
+  worker.report();
+  const state = () => master.scheduler.state.views.get("worker")?.state;
+  expect(state()).toBe("ready");
+  master.clock.stall(60_000);
+  await master.clock.advance(1_000);
+  expect(state()).not.toBe("down");
+  await master.clock.advance(20_000);
+  expect(state()).toBe("down");
+});
+
+test("Membership refuses a second process that claims to be a node, until the first one is silent", async () => {
+  const master = await new Master().start();
+  const first = new Peer(master);
+  first.hello("worker");
+  await master.clock.advance(10);
+  const second = new Peer(master);
+  second.hello("worker", "two");
+  await master.clock.advance(10);
+  expect(second.heard).toMatchObject([{ type: "refused", code: "node_in_use" }]);
+  await master.clock.advance(6_000);
+  const third = new Peer(master);
+  third.hello("worker", "two");
+  await master.clock.advance(10);
+  expect(third.heard[0]?.type).toBe("welcome");
+});
+
+test("Membership closes a connection that never says who it is", async () => {
+  const master = await new Master().start();
+  const silent = new Peer(master);
+  await master.clock.advance(6_000);
+  expect(silent.isClosed).toBe(true);
+});
+
 test("Membership writes down later what a node reported while the store failed", async () => {
   const master = await new Master().start();
   const { scheduler, clock } = master;
@@ -123,7 +177,7 @@ test("Membership writes down later what a node reported while the store failed",
   worker.hello("worker");
   await clock.advance(10);
   worker.report();
-  const wanted = { document: "{}", services: [{ service_name: "s", spec: spec() }] };
+  const wanted = { document: "{}", services: [{ service_name: "s", spec: spec(), rules: rules() }] };
   await scheduler.putJob("job", { wanted, preconditions: {} });
   await clock.advance(10);
   const running = worker.assignments.allocations.map(({ allocation_id }) => allocation_id);
@@ -141,4 +195,37 @@ test("Membership writes down later what a node reported while the store failed",
   master.isDiskFull = false;
   await clock.advance(2_000);
   expect([scheduler.state.allocations.size, scheduler.state.removals.size]).toEqual([0, 0]);
+});
+
+test("Membership has it remembered that a container ended for good, and what waited for that starts", async () => {
+  const master = await new Master().start();
+  const { scheduler, clock } = master;
+  const worker = new Peer(master);
+  worker.hello("worker");
+  await clock.advance(10);
+  worker.report();
+  const depends_on = [
+    { service_name: "migrate", condition: "service_completed_successfully" as const, required: true },
+  ];
+  const services = [
+    { service_name: "web", spec: spec(), rules: rules({ depends_on }) },
+    { service_name: "migrate", spec: spec({ tty: true }), rules: rules({ mode: "replicated-job" }) },
+  ];
+  await scheduler.putJob("job", { wanted: { document: "{}", services }, preconditions: {} });
+  await clock.advance(10);
+  const [migrate, ...others] = worker.assignments.allocations;
+  expect([migrate?.service_name, others]).toEqual(["migrate", []]);
+
+  const status = { allocation_id: migrate?.allocation_id ?? "", final: true, exit_code: 0, ports: [], restarts: 0 };
+  worker.report({ allocations: [{ ...status, state: "exited" }] });
+  await clock.advance(10);
+  const now = new Map(worker.assignments.allocations.map((one) => [one.service_name, one.ended]));
+  expect(now).toEqual(
+    new Map([
+      ["migrate", { exit_code: 0 }],
+      ["web", undefined],
+    ]),
+  );
+  expect(scheduler.state.liveJob("job")).toMatchObject({ version: 1, services: [{ released: true }, {}] });
+  expect(scheduler.state.nodes.get("worker")?.platform).toEqual(PLATFORM);
 });

@@ -4,10 +4,11 @@ import fc from "fast-check";
 import type { ServiceSpec } from "../src/model.ts";
 import type { Candidate, PlacementRequest } from "../src/placement.ts";
 import { chooseRemovals, MAX_JOB_CONTAINERS, place } from "../src/placement.ts";
-import { candidate, GIB, seeded, spec } from "./cluster_fixture.ts";
+import { matches, type NodeFacts, unmetRule } from "../src/placement_rules.ts";
+import { candidate, GIB, rules, seeded, spec } from "./cluster_fixture.ts";
 
 function request(service: ServiceSpec = spec(), more: Partial<PlacementRequest> = {}): PlacementRequest {
-  return { job_id: "job", spec: service, own: new Map(), ...more };
+  return { job_id: "job", spec: service, rules: rules(), own: new Map(), ...more };
 }
 
 function spread(
@@ -25,6 +26,15 @@ describe("place()", () => {
       candidate("a"),
       candidate("b", { used_cpus: 0.03 }),
       candidate("c", { available_memory: 7.9 * GIB }),
+    ];
+    expect(spread(request(), { nodes, count: 30 })).toEqual({ a: 10, b: 10, c: 10 });
+  });
+
+  test("spreads evenly on equal machines that are busy and do not read quite the same", () => {
+    const nodes = [
+      candidate("a", { used_cpus: 1.4 }),
+      candidate("b", { used_cpus: 1.9 }),
+      candidate("c", { used_cpus: 1.6 }),
     ];
     expect(spread(request(), { nodes, count: 30 })).toEqual({ a: 10, b: 10, c: 10 });
   });
@@ -104,6 +114,17 @@ describe("place()", () => {
     expect("node_id" in place(request(range(8001)), [node], seeded(1))).toBe(true);
   });
 
+  test("a range is used up by replicas that take one port of it each, running or not yet", () => {
+    const ports = [
+      { container_port: 80, protocol: "tcp" as const, host_ip: "", host_port: { first: 8000, last: 8002 } },
+    ];
+    const node = candidate("a");
+    node.claims.push({ protocol: "tcp", host_ip: "0.0.0.0", first: 8001, last: 8001 });
+    const service = request(spec({ ports }));
+    expect(spread(service, { nodes: [node], count: 2 })).toEqual({ a: 2 });
+    expect(place(service, [node], seeded(1))).toEqual({ reasons: ["1 node: host ports 8000-8002 all taken"] });
+  });
+
   test("names each kind of refusal with the number of its nodes, the commonest first", () => {
     const nodes = [candidate("a", {}, "down"), candidate("b", {}, "down"), candidate("c", {}, "draining")];
     expect(place(request(), nodes, seeded(1))).toEqual({ reasons: ["2 nodes: down", "1 node: draining"] });
@@ -127,7 +148,132 @@ describe("place()", () => {
   });
 });
 
+describe("rules about nodes", () => {
+  const node: NodeFacts = {
+    node_id: "id-1",
+    node_name: "Alpha",
+    role: "standby",
+    platform: { os: "linux", arch: "amd64" },
+    labels: new Map([
+      ["zone", "EU"],
+      ["__proto__", "x"],
+    ]),
+    volumes: new Set(["have", "job_data"]),
+    apiVersion: "1.41",
+  };
+  const cases: [key: string, operator: "==" | "!=", value: string, holds: boolean][] = [
+    ["node.id", "==", "id-1", true],
+    ["node.id", "!=", "id-1", false],
+    ["node.name", "==", "alpha", true],
+    ["node.name", "==", "beta", false],
+    ["node.role", "==", "manager", true],
+    ["node.role", "==", "standby", true],
+    ["node.role", "==", "worker", false],
+    ["node.role", "!=", "worker", true],
+    ["node.platform.os", "==", "linux", true],
+    ["node.platform.arch", "==", "x86_64", true],
+    ["node.platform.arch", "==", "aarch64", false],
+    ["node.labels.zone", "==", "eu", true],
+    ["node.labels.zone", "!=", "us", true],
+    ["node.labels.none", "==", "a", false],
+    ["node.labels.none", "!=", "a", true],
+    ["node.labels.__proto__", "==", "x", true],
+  ];
+  test.each(cases)("%s %s %s: %s", (key, operator, value, holds) => {
+    expect(matches([{ key, operator, value }], node)).toBe(holds);
+    const unmet = unmetRule({ job_id: "job", spec: spec(), constraints: [{ key, operator, value }] }, node);
+    expect(unmet).toBe(holds ? undefined : `does not match ${key} ${operator} ${value}`);
+  });
+
+  const external = (name: string) =>
+    spec({
+      mounts: [
+        {
+          type: "volume",
+          volume: { key: name, name, external: true, driver_opts: [], labels: [] },
+          target: "/d",
+          read_only: false,
+          nocopy: false,
+          long: false,
+        },
+      ],
+    });
+  test.each([
+    ["have", node.volumes, undefined],
+    ["lack", node.volumes, "no external volume lack (docker volume create lack)"],
+    ["lack", undefined, undefined],
+  ])("external volume %s", (name, volumes, expected) => {
+    expect(unmetRule({ job_id: "job", spec: external(name), constraints: [] }, { ...node, volumes })).toBe(expected);
+  });
+
+  test.each([
+    ["1.41", "Docker is too old for annotations (API 1.43, the node's is 1.41)"],
+    ["1.9", "Docker is too old for annotations (API 1.43, the node's is 1.9)"],
+    ["1.43", undefined],
+    ["1.51", undefined],
+    ["2.0", undefined],
+    [undefined, undefined],
+  ])("annotations on an Engine with API %s", (apiVersion, expected) => {
+    const asked = { job_id: "job", spec: spec({ annotations: [["a", "b"]] }), constraints: [] };
+    expect(unmetRule(asked, { ...node, apiVersion })).toBe(expected);
+    expect(unmetRule({ ...asked, spec: spec() }, { ...node, apiVersion })).toBeUndefined();
+  });
+
+  test("keep a replica away, and say so once for all nodes that they exclude", () => {
+    const constraints = [{ key: "node.name", operator: "!=" as const, value: "a" }];
+    const asked = request(spec(), { rules: rules({ constraints }) });
+    expect(spread(asked, { nodes: [candidate("a"), candidate("b")], count: 3 })).toEqual({ b: 3 });
+    const never = request(spec(), { rules: rules({ constraints: [{ key: "node.id", operator: "==", value: "z" }] }) });
+    expect(place(never, [candidate("a"), candidate("b")], seeded(1))).toEqual({
+      reasons: ["2 nodes: does not match node.id == z"],
+    });
+  });
+
+  test("max_replicas_per_node", () => {
+    const asked = request(spec(), { rules: rules({ max_per_node: 2 }) });
+    const nodes = [candidate("a"), candidate("b", { cpus: 64 })];
+    expect(spread(asked, { nodes, count: 5 })).toEqual({ a: 2, b: 2 });
+    expect(place(asked, nodes, seeded(1))).toEqual({ reasons: ["2 nodes: has max_replicas_per_node (2)"] });
+  });
+
+  test("spread goes evenly over zones whatever they have free, then over racks, then by what is free", () => {
+    const at = (name: string, labels: Record<string, string>, cpus = 2) => ({
+      ...candidate(name, { cpus }),
+      labels: new Map(Object.entries(labels)),
+    });
+    const nodes = [
+      at("a", { zone: "1", rack: "1" }, 64),
+      at("b", { zone: "1", rack: "1" }, 64),
+      at("c", { zone: "1", rack: "2" }),
+      at("d", { zone: "2", rack: "1" }),
+      at("e", {}),
+    ];
+    const one = request(spec(), { rules: rules({ spread: ["zone"] }) });
+    const zones = spread(one, { nodes, count: 12 });
+    expect([(zones["a"] ?? 0) + (zones["b"] ?? 0) + (zones["c"] ?? 0), zones["d"], zones["e"]]).toEqual([4, 4, 4]);
+    const two = request(spec(), { rules: rules({ spread: ["zone", "rack"] }) });
+    const racks = spread(two, { nodes, count: 12 });
+    expect(racks).toMatchObject({ a: 1, b: 1, c: 2, d: 4, e: 4 });
+  });
+});
+
 describe("chooseRemovals()", () => {
+  test("takes from the group with the most first, where replicas are spread", () => {
+    const zone = (name: string, value: string) => ({ ...candidate(name), labels: new Map([["zone", value]]) });
+    const candidates = [zone("a", "1"), zone("b", "1"), zone("c", "2")];
+    const replicas = ["a", "b", "a", "c", "c"].map((node_id, i) => ({ slot: i + 1, node_id, created_at: i }));
+    const own = new Map([
+      ["a", 2],
+      ["b", 1],
+      ["c", 2],
+    ]);
+    const asked = request(spec(), { own, rules: rules({ spread: ["zone"] }) });
+    const removed = chooseRemovals(replicas, { count: 3, request: asked, candidates });
+    // Zone 1 has one more; from then on the zones are even, and the fullest node goes first.
+    expect(removed[0]?.node_id).toBe("a");
+    expect(removed.map(({ node_id }) => node_id).toSorted()).toEqual(["a", "b", "c"]);
+  });
+
   test("takes from the fullest node first, and there the newest", () => {
     const candidates = [candidate("a"), candidate("b")];
     const replica = (slot: number, node_id: string) => ({ slot, node_id, created_at: slot });
@@ -149,6 +295,7 @@ const nodeShape = fc.record({
   gibibytes: fc.integer({ min: 1, max: 256 }),
   availableShare: fc.double({ min: 0, max: 1, noNaN: true }),
   ready: fc.boolean(),
+  zone: fc.constantFrom("a", "b"),
 });
 const serviceShape = fc.record({
   cpus: fc.option(
@@ -159,19 +306,19 @@ const serviceShape = fc.record({
     fc.integer({ min: 1, max: 4096 }).map((n) => n * 2 ** 20),
     { nil: undefined },
   ),
+  maxPerNode: fc.option(fc.integer({ min: 1, max: 3 }), { nil: undefined }),
+  zone: fc.option(fc.constantFrom("a", "b", "c"), { nil: undefined }),
   port: fc.option(fc.integer({ min: 8000, max: 8002 }), { nil: undefined }),
   replicas: fc.integer({ min: 0, max: 20 }),
 });
 
 function build(shapes: readonly (typeof nodeShape extends fc.Arbitrary<infer T> ? T : never)[]): Candidate[] {
-  return shapes.map(({ cpus, usedShare, gibibytes, availableShare, ready }, i) => {
+  return shapes.map(({ cpus, usedShare, gibibytes, availableShare, ready, zone }, i) => {
     const total_memory = gibibytes * GIB;
     const available_memory = Math.floor(total_memory * availableShare);
-    return candidate(
-      `n${i}`,
-      { cpus, used_cpus: cpus * usedShare, total_memory, available_memory },
-      ready ? undefined : "down",
-    );
+    const readings = { cpus, used_cpus: cpus * usedShare, total_memory, available_memory };
+    const node = candidate(`n${i}`, readings, ready ? undefined : "down");
+    return { ...node, labels: new Map([["zone", zone]]) };
   });
 }
 
@@ -181,7 +328,7 @@ function run(
 ) {
   const nodes = build(shapes);
   const random = seeded(7);
-  const placed = services.flatMap(({ cpus, memory, port, replicas }, i) => {
+  const placed = services.flatMap(({ cpus, memory, port, replicas, maxPerNode, zone }, i) => {
     const ports =
       port === undefined
         ? []
@@ -190,8 +337,22 @@ function run(
       ...(cpus === undefined ? {} : { cpus }),
       ...(memory === undefined ? {} : { memory_bytes: memory }),
     };
-    const asked = request(spec({ ports, reservations }), { job_id: `job${i}` });
-    return Array.from({ length: replicas }, () => ({ port, answer: place(asked, nodes, random) }));
+    const constraints = zone === undefined ? [] : [{ key: "node.labels.zone", operator: "==" as const, value: zone }];
+    const asked = request(spec({ ports, reservations }), {
+      job_id: `job${i}`,
+      rules: rules({
+        constraints,
+        spread: ["zone"],
+        ...(maxPerNode === undefined ? {} : { max_per_node: maxPerNode }),
+      }),
+    });
+    return Array.from({ length: replicas }, () => ({
+      port,
+      zone,
+      maxPerNode,
+      asked,
+      answer: place(asked, nodes, random),
+    }));
   });
   return { nodes, placed };
 }
@@ -208,6 +369,12 @@ describe("every placement", () => {
             port !== undefined && "node_id" in answer ? [`${answer.node_id}:${port}`] : [],
           );
           expect(new Set(ports).size).toBe(ports.length);
+          for (const { zone, maxPerNode, asked, answer } of placed) {
+            if (!("node_id" in answer)) continue;
+            const at = nodes.find(({ node_id }) => node_id === answer.node_id)?.labels.get("zone");
+            if (zone !== undefined) expect(at).toBe(zone);
+            if (maxPerNode !== undefined) expect(Math.max(...asked.own.values())).toBeLessThanOrEqual(maxPerNode);
+          }
           for (const node of nodes) {
             expect(node.reserved.cpus).toBeLessThanOrEqual((node.resources?.cpus ?? 0) + 1e-9);
             expect(node.reserved.memory).toBeLessThanOrEqual(node.resources?.available_memory ?? 0);

@@ -5,7 +5,7 @@ import { ClusterState } from "../src/cluster_state.ts";
 import type { AllocationRecord, AllocationStatus, ServiceSpec } from "../src/model.ts";
 import type { Goal, Plan } from "../src/reconcile.ts";
 import { reconcileRemoved, reconcileService } from "../src/reconcile.ts";
-import { idleMachine, seeded, spec } from "./cluster_fixture.ts";
+import { idleMachine, rules, seeded, spec } from "./cluster_fixture.ts";
 
 /** A cluster whose nodes do at once what they are told. */
 class Bench {
@@ -15,31 +15,33 @@ class Bench {
   #now = 1000;
 
   constructor(nodes: readonly string[]) {
-    for (const node_id of nodes) {
-      const record = {
-        node_id,
-        node_name: node_id,
-        address: "",
-        role: "worker",
-        availability: "active",
-        labels: [],
-        joined_at: 0,
-      } as const;
-      this.state.apply([{ op: "put", kind: "node", record: { ...record, labels: [] } }]);
-      this.state.views.set(node_id, {
-        state: "ready",
-        reason: "",
-        lastSeen: 0,
-        connected: true,
-        version: "",
-        engine: undefined,
-        resources: idleMachine(),
-        foreign: [],
-        applied: undefined,
-        reported: true,
-        statuses: new Map(),
-      });
-    }
+    for (const node_id of nodes) this.add(node_id);
+  }
+
+  add(node_id: string): void {
+    const record = {
+      node_id,
+      node_name: node_id,
+      address: "",
+      role: "worker",
+      availability: "active",
+      joined_at: 0,
+    } as const;
+    this.state.apply([{ op: "put", kind: "node", record: { ...record, labels: [], set_labels: [] } }]);
+    this.state.views.set(node_id, {
+      state: "ready",
+      reason: "",
+      lastSeen: 0,
+      connected: true,
+      version: "",
+      engine: undefined,
+      resources: idleMachine(),
+      foreign: [],
+      volumes: undefined,
+      applied: undefined,
+      reported: true,
+      statuses: new Map(),
+    });
   }
 
   goal(scale: number, more: Partial<Goal> & { service?: Partial<ServiceSpec> } = {}): Goal {
@@ -52,6 +54,10 @@ class Bench {
       spec_hash: "h1",
       spec: spec(service),
       scale,
+      rules: rules(),
+      rules_since: 1,
+      released: true,
+      needs: [],
       ...rest,
     };
     this.state.apply([{ op: "put", kind: "spec", record: { spec_hash: goal.spec_hash, spec: goal.spec } }]);
@@ -66,6 +72,7 @@ class Bench {
       now: this.#now++,
       random: this.random,
       newId,
+      blockedOf: () => [],
     });
   }
 
@@ -80,10 +87,22 @@ class Bench {
     ]);
   }
 
-  report(allocation: AllocationRecord, state: AllocationStatus["state"], final = false): void {
+  report(allocation: AllocationRecord, state: AllocationStatus["state"], more: Partial<AllocationStatus> = {}): void {
     const { allocation_id, node_id } = allocation;
-    this.state.views.get(node_id)?.statuses.set(allocation_id, { allocation_id, state, final, ports: [], restarts: 0 });
+    const status = { allocation_id, state, final: false, ports: [], restarts: 0, ...more };
+    this.state.views.get(node_id)?.statuses.set(allocation_id, status);
     this.state.touch(node_id);
+  }
+
+  /** The allocation's container ended for good, and the Scheduler wrote that down. */
+  end(allocation: AllocationRecord, exit_code = 0): void {
+    this.report(allocation, "exited", { final: true, exit_code });
+    this.state.apply([{ op: "put", kind: "allocation", record: { ...allocation, ended: { exit_code } } }]);
+  }
+
+  label(nodeId: string, set_labels: [string, string][]): void {
+    const record = this.state.nodes.get(nodeId);
+    if (record) this.state.apply([{ op: "put", kind: "node", record: { ...record, set_labels } }]);
   }
 
   /** Every node that is up runs what it should and forgets what it stopped. */
@@ -135,7 +154,7 @@ describe("reconcile()", () => {
         .map(({ slot }) => slot)
         .toSorted(),
     ).toEqual([1, 2, 3, 4, 5, 6]);
-    expect(bench.plan(goal)).toEqual({ place: [], stop: [], homes: [], blocked: [] });
+    expect(bench.plan(goal)).toEqual({ place: [], stop: [], homes: [], blocked: [], released: false });
   });
 
   test("replaces an allocation whose node is down, and lets the old one go when the node returns", () => {
@@ -156,7 +175,7 @@ describe("reconcile()", () => {
     const goal = bench.goal(4);
     bench.settle(goal);
     bench.set("a", "unready");
-    expect(bench.plan(goal)).toEqual({ place: [], stop: [], homes: [], blocked: [] });
+    expect(bench.plan(goal)).toEqual({ place: [], stop: [], homes: [], blocked: [], released: false });
   });
 
   test("replaces a changed service replica by replica", () => {
@@ -197,7 +216,7 @@ describe("reconcile()", () => {
     const view = bench.state.views.get("a");
     view?.statuses.clear();
     if (view) Object.assign(view, { state: "unready", reported: false });
-    expect(bench.plan(bench.goal(4))).toEqual({ place: [], stop: [], homes: [], blocked: [] });
+    expect(bench.plan(bench.goal(4))).toEqual({ place: [], stop: [], homes: [], blocked: [], released: false });
     expect(bench.plan(bench.goal(4, { spec_hash: "h2" })).stop.map(({ node_id }) => node_id)).toEqual(["b"]);
   });
 
@@ -224,6 +243,7 @@ describe("reconcile()", () => {
       stop: [],
       homes: [],
       blocked: [],
+      released: false,
     });
   });
 
@@ -243,8 +263,8 @@ describe("reconcile()", () => {
     const bench = new Bench(["a"]);
     const goal = bench.goal(1, { service: { restart: { condition: "no", max_attempts: 0, compose: "no" } } });
     bench.commit(bench.plan(goal));
-    for (const one of bench.running()) bench.report(one, "exited", true);
-    expect(bench.plan(goal)).toEqual({ place: [], stop: [], homes: [], blocked: [] });
+    for (const one of bench.running()) bench.report(one, "exited", { final: true });
+    expect(bench.plan(goal)).toEqual({ place: [], stop: [], homes: [], blocked: [], released: false });
   });
 
   test("removes replicas that do not run before those that do", () => {
@@ -253,6 +273,179 @@ describe("reconcile()", () => {
     const victim = bench.running()[1];
     if (victim) bench.report(victim, "failed");
     expect(bench.plan(bench.goal(3)).stop).toEqual(victim ? [victim] : []);
+  });
+});
+
+describe("a service with rules", () => {
+  const agent = (bench: Bench, more: Partial<Goal> = {}) => {
+    const one = { rules: rules({ mode: "global", ...more.rules }), ...more };
+    return bench.goal(bench.state.scaleOf({ scale: 1, rules: one.rules }), one);
+  };
+  const where = (bench: Bench) =>
+    bench
+      .running()
+      .map(({ node_id, slot }) => `${node_id}${slot}`)
+      .toSorted();
+
+  test("that is global runs once on each node, also on one that joins later", () => {
+    const bench = new Bench(["a", "b"]);
+    bench.settle(agent(bench));
+    expect(where(bench)).toEqual(["a1", "b2"]);
+    bench.add("c");
+    bench.settle(agent(bench));
+    expect(where(bench)).toEqual(["a1", "b2", "c3"]);
+    expect(bench.plan(agent(bench))).toMatchObject({ place: [], stop: [], blocked: [] });
+  });
+
+  test("that is global leaves a node that matches no more, and stays with one that is down", () => {
+    const bench = new Bench(["a", "b", "c"]);
+    const constraints = [{ key: "node.labels.gpu", operator: "!=" as const, value: "yes" }];
+    const goal = () => agent(bench, { rules: rules({ mode: "global", constraints }) });
+    bench.settle(goal());
+    bench.set("a", "down");
+    expect(bench.plan(goal())).toMatchObject({ place: [], stop: [] });
+    bench.set("a", "ready");
+    bench.label("b", [["gpu", "yes"]]);
+    bench.settle(goal());
+    expect(where(bench)).toEqual(["a1", "c3"]);
+  });
+
+  test("that is global says for which node it has no place", () => {
+    const bench = new Bench(["a", "b"]);
+    bench.set("b", "down");
+    expect(bench.plan(agent(bench)).blocked).toEqual([{ slot: 2, reasons: ["this slot is for node b; 1 node: down"] }]);
+  });
+
+  test("that is global is replaced node by node, on the same slots", () => {
+    const bench = new Bench(["a", "b", "c"]);
+    bench.settle(agent(bench));
+    const before = where(bench);
+    const goal = agent(bench, { spec_hash: "h2", service: { image: "new" } } as Partial<Goal>);
+    for (let round = 0; round < 20; round++) {
+      bench.commit(bench.plan(goal));
+      expect(bench.running().length).toBeGreaterThanOrEqual(2);
+      bench.obey();
+    }
+    expect(where(bench)).toEqual(before);
+    expect(bench.running().every(({ spec_hash }) => spec_hash === "h2")).toBe(true);
+  });
+
+  test("that ran to its end is left so when its node goes down, and runs again when its definition changes", () => {
+    const bench = new Bench(["a", "b"]);
+    const job = { rules: rules({ mode: "replicated-job" }) };
+    bench.commit(bench.plan(bench.goal(2, job)));
+    for (const one of bench.running()) bench.end(one);
+    expect(bench.plan(bench.goal(2, job))).toMatchObject({ place: [], stop: [] });
+    bench.set("a", "down");
+    expect(bench.plan(bench.goal(2, job))).toMatchObject({ place: [], stop: [] });
+    bench.set("a", "ready");
+    expect(bench.plan(bench.goal(2, { ...job, spec_hash: "h2" })).stop).toHaveLength(2);
+  });
+
+  test("what ended for good holds no resources", () => {
+    const bench = new Bench(["a"]);
+    const job = { rules: rules({ mode: "replicated-job" }), service: { reservations: { cpus: 2 } } };
+    bench.commit(bench.plan(bench.goal(2, job)));
+    expect(bench.plan(bench.goal(2, job)).blocked).toHaveLength(1);
+    for (const one of bench.running()) bench.end(one);
+    expect(bench.plan(bench.goal(2, job)).place).toHaveLength(1);
+  });
+
+  test("keeps its replicas when a node's label changes, and moves them when its constraints do", () => {
+    const bench = new Bench(["a", "b"]);
+    const to = (value: string) => rules({ constraints: [{ key: "node.labels.zone", operator: "==", value }] });
+    bench.label("a", [["zone", "1"]]);
+    bench.label("b", [["zone", "2"]]);
+    bench.settle(bench.goal(2, { rules: to("1") }));
+    bench.label("a", []);
+    expect(bench.plan(bench.goal(2, { rules: to("1") }))).toMatchObject({ place: [], stop: [], blocked: [] });
+    expect(bench.plan(bench.goal(3, { rules: to("1") })).blocked).toEqual([
+      { slot: 3, reasons: ["2 nodes: does not match node.labels.zone == 1"] },
+    ]);
+    bench.settle(bench.goal(2, { rules: to("2"), rules_since: 2, job_version: 2 }));
+    expect(bench.running().map(({ node_id }) => node_id)).toEqual(["b", "b"]);
+    const nowhere = bench.goal(2, { rules: to("3"), rules_since: 3, job_version: 3 });
+    expect(bench.plan(nowhere)).toMatchObject({ place: [], stop: [] });
+  });
+
+  test("waits on an update for a replica to be healthy, and replaces sick ones first", () => {
+    const bench = new Bench(["a", "b"]);
+    bench.settle(bench.goal(3));
+    const sick = bench.running().find(({ slot }) => slot === 3);
+    if (sick) bench.report(sick, "running", { health: "unhealthy" });
+    const goal = bench.goal(3, { spec_hash: "h2" });
+    const first = bench.plan(goal);
+    expect(first.stop.map(({ slot }) => slot)).toEqual([3]);
+    bench.commit(first);
+    bench.obey();
+    bench.commit(bench.plan(goal));
+    const fresh = bench.running().find(({ spec_hash }) => spec_hash === "h2");
+    for (const health of ["starting", "unhealthy"] as const) {
+      if (fresh) bench.report(fresh, "running", { health });
+      expect(bench.plan(goal).stop).toEqual([]);
+    }
+    if (fresh) bench.report(fresh, "running", { health: "healthy" });
+    expect(bench.plan(goal).stop).toHaveLength(1);
+  });
+
+  const conditions = ["service_started", "service_healthy", "service_completed_successfully"] as const;
+  type Seen = { state: AllocationStatus["state"]; health?: "starting" | "healthy" | "unhealthy"; exit?: number };
+  const seen: [seen: Seen | undefined, holds: readonly boolean[], without: readonly boolean[]][] = [
+    [undefined, [false, false, false], [false, false, false]],
+    [{ state: "pulling" }, [false, false, false], [false, false, false]],
+    [{ state: "failed" }, [false, false, false], [true, true, true]],
+    [{ state: "running" }, [true, false, false], [true, true, false]],
+    [{ state: "running", health: "starting" }, [true, false, false], [true, false, false]],
+    [{ state: "running", health: "healthy" }, [true, true, false], [true, true, false]],
+    [{ state: "running", health: "unhealthy" }, [true, false, false], [true, true, false]],
+    [{ state: "exited", exit: 0 }, [true, false, true], [true, true, true]],
+    [{ state: "exited", exit: 3 }, [true, false, false], [true, true, true]],
+  ];
+  const rows = seen.flatMap(([one, holds, without]) =>
+    conditions.flatMap((condition, i) => [
+      [one, condition, true, holds[i] ?? false] as const,
+      [one, condition, false, without[i] ?? false] as const,
+    ]),
+  );
+  test.each(rows)("a dependency seen as %p, %s, required %p: starts %p", (one, condition, required, starts) => {
+    const bench = new Bench(["a"]);
+    const db = bench.goal(1, { service_name: "db" });
+    bench.commit(bench.plan(db));
+    const [replica] = bench.running();
+    if (replica && one) {
+      bench.report(replica, one.state, {
+        ...(one.health ? { health: one.health } : {}),
+        ...(one.state === "running" ? { started_at: 1 } : {}),
+      });
+      if (one.exit !== undefined) bench.end(replica, one.exit);
+    }
+    const need = { service_name: "db", condition, required, spec_hash: "h1", scale: 1, released: true };
+    const plan = bench.plan(bench.goal(2, { service_name: "web", released: false, needs: [need] }));
+    expect(plan.released).toBe(starts);
+    expect(plan.place).toHaveLength(starts ? 2 : 0);
+    expect(plan.blocked).toHaveLength(starts ? 0 : 2);
+    if (!starts) expect(plan.blocked[0]?.reasons[0]).toStartWith("waiting for service db to ");
+  });
+
+  test("says what it waits for, and stops nothing of its older definition meanwhile", () => {
+    const bench = new Bench(["a"]);
+    bench.settle(bench.goal(1, { service_name: "web" }));
+    const need = {
+      service_name: "db",
+      condition: "service_healthy",
+      required: true,
+      spec_hash: "h1",
+      scale: 1,
+      released: true,
+    } as const;
+    const goal = bench.goal(2, { service_name: "web", spec_hash: "h2", released: false, needs: [need] });
+    expect(bench.plan(goal)).toMatchObject({
+      stop: [],
+      place: [],
+      blocked: [{ slot: 2, reasons: ["waiting for service db to be healthy (it has no replica yet)"] }],
+    });
+    expect(bench.plan({ ...goal, needs: [{ ...need, scale: 0 }] }).released).toBe(true);
+    expect(bench.plan({ ...goal, released: true }).place).toHaveLength(1);
   });
 });
 
@@ -267,6 +460,48 @@ describe("every service", () => {
     ),
     { maxLength: 12 },
   );
+
+  test("that is global settles on one replica for each node that matches, whatever happened before", () => {
+    const names = ["a", "b", "c", "d"];
+    const trouble = fc.record({
+      node: fc.constantFrom(...names),
+      to: fc.constantFrom("ready" as const, "unready" as const, "down" as const),
+      zone: fc.constantFrom("1", "2"),
+      version: fc.integer({ min: 1, max: 2 }),
+    });
+    fc.assert(
+      fc.property(fc.array(trouble, { maxLength: 12 }), (list) => {
+        const bench = new Bench(["a", "b"]);
+        const wanted = rules({
+          mode: "global",
+          constraints: [{ key: "node.labels.zone", operator: "!=", value: "2" }],
+        });
+        let version = 1;
+        const goal = () =>
+          bench.goal(bench.state.scaleOf({ scale: 1, rules: wanted }), { rules: wanted, spec_hash: `h${version}` });
+        for (const step of list) {
+          if (bench.state.nodes.has(step.node)) bench.set(step.node, step.to);
+          else bench.add(step.node);
+          bench.label(step.node, [["zone", step.zone]]);
+          ({ version } = step);
+          bench.commit(bench.plan(goal()));
+          bench.obey();
+        }
+        for (const node of names) bench.set(node, "ready");
+        bench.settle(goal());
+        const nodes = bench.state.nodesFor(wanted).map(({ node_id }) => node_id);
+        expect(
+          bench
+            .running()
+            .map(({ node_id }) => node_id)
+            .toSorted(),
+        ).toEqual(nodes);
+        expect(new Set(bench.running().map(({ slot }) => slot)).size).toBe(nodes.length);
+        expect(bench.state.allocations.size).toBe(nodes.length);
+        expect(bench.running().every(({ spec_hash }) => spec_hash === `h${version}`)).toBe(true);
+      }),
+    );
+  });
 
   test("settles on exactly its scale once all nodes are back, each slot once, whatever happened before", () => {
     fc.assert(

@@ -8,6 +8,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { ClusterState } from "../src/cluster_state.ts";
 import { type Log, silentLog } from "../src/log.ts";
 import { LABELS } from "../src/model.ts";
 import { type Requests, SimClient, VARIANT } from "./simulation_client.ts";
@@ -72,6 +73,8 @@ class Simulation {
   readonly #client: SimClient;
   readonly #story: string[] = [];
   #storyHash = "";
+  /** Machines whose Engine may still do what it was asked for before, such as making a volume of a job that is gone by then. */
+  readonly #late = new Set<string>();
 
   constructor(seed: number, { dir, log }: { dir: string; log: Log }) {
     this.#seed = seed;
@@ -189,6 +192,7 @@ class Simulation {
       case "hang":
         return engine.freeze();
       case "faults":
+        this.#late.add(name);
         engine.faults = { loseRequest: 0.05, loseAnswer: 0.05, lateEffect: 0.05, loseEvent: 0.5 };
         return;
       case "well":
@@ -270,11 +274,12 @@ class Simulation {
     for (const { job_id, node_id } of state.removals.values()) {
       faults.push(`volumes of job ${job_id} are still to be removed on ${node_id}`);
     }
-    return [...faults, ...this.#containerFaults(), ...this.#leftovers()];
+    return [...faults, ...this.#containerFaults(), ...this.#leftovers(state)];
   }
 
   #containerFaults(): string[] {
     const wanted = this.#client.wanted();
+    const ended = [...(this.#cluster.scheduler?.state.allocations.values() ?? [])].filter((one) => one.ended);
     const found = Map.groupBy(
       this.#cluster.machines.flatMap(({ engine }) => engine.containers),
       ({ labels }) => `${labels.get(LABELS.job)}/${labels.get(LABELS.service)}`,
@@ -286,13 +291,14 @@ class Simulation {
       found.delete(key);
       const expected = fixedPort ? Math.min(scale, this.#cluster.machines.length) : scale;
       const slots = new Set(containers.map(({ labels }) => labels.get(LABELS.slot)));
-      if (containers.length !== expected || slots.size !== expected) {
+      // What ended for good needs no container any more: someone may have removed it.
+      const over = ended.filter((one) => `${one.job_id}/${one.service_name}` === key && !slots.has(String(one.slot)));
+      if (containers.length + over.length !== expected || slots.size + over.length !== expected) {
         faults.push(
           `${key}: ${expected} containers expected, there are slots ${[...slots].join()} in ${containers.length}`,
         );
       }
       for (const { state, labels, name } of containers) {
-        // A task that has ended stays as it is.
         if (state !== "running" && service !== "task") faults.push(`${key}: container ${name} is ${state}`);
         if (labels.get(VARIANT) !== variant) {
           faults.push(`${key}: container ${name} is of ${labels.get(VARIANT)}, wanted is ${variant}`);
@@ -304,13 +310,16 @@ class Simulation {
     return faults;
   }
 
-  /** Networks of jobs that have no container on their node, volumes of jobs that were deleted with them. */
-  #leftovers(): string[] {
+  /** Networks of jobs that have nothing on their node, volumes of jobs that were deleted with them. */
+  #leftovers(state: ClusterState): string[] {
     return this.#cluster.machines.flatMap(({ name, engine }) => {
-      const volumes = this.#client
-        .withoutVolumes()
-        .flatMap((job) => engine.volumeNames.filter((one) => one.startsWith(job)));
-      const jobs = new Set(engine.containers.map(({ labels }) => `${labels.get(LABELS.job)}_default`));
+      const gone = this.#late.has(name) ? [] : this.#client.withoutVolumes();
+      const volumes = gone.flatMap((job) => engine.volumeNames.filter((one) => one.startsWith(`${job}_`)));
+      const here = [
+        ...engine.containers.map(({ labels }) => labels.get(LABELS.job)),
+        ...state.allocationsOn(name).map(({ job_id }) => job_id),
+      ];
+      const jobs = new Set(here.map((job) => `${job}_default`));
       const networks = engine.networkNames.filter((network) => !jobs.has(network));
       return [...volumes, ...networks].map((what) => `${what} is left on ${name}`);
     });

@@ -5,7 +5,7 @@
 import { specHash, type WantedJob } from "../src/job_changes.ts";
 import { CacophonyError, type JobRecord, type ServiceSpec } from "../src/model.ts";
 import type { Scheduler } from "../src/scheduler.ts";
-import { spec } from "./cluster_fixture.ts";
+import { rules, spec } from "./cluster_fixture.ts";
 import type { SimCluster } from "./simulation_cluster.ts";
 
 /** A job as its user knows it: service name -> hash of its definition and scale. */
@@ -222,7 +222,7 @@ export class SimClient {
       const old = before?.services.find((one) => one.service_name === service_name);
       const scale = this.#random() < 0.6 ? Math.floor(this.#random() * (MOST_REPLICAS + 1)) : undefined;
       const one = old && this.#random() < 0.5 ? old.spec : this.#spec(jobId, service_name);
-      return { service_name, spec: one, ...(scale === undefined ? {} : { scale }) };
+      return { service_name, spec: one, rules: rules(), ...(scale === undefined ? {} : { scale }) };
     });
     return { document: JSON.stringify({ services: names }), services };
   }

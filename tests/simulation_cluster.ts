@@ -19,6 +19,7 @@ import {
   type RemovalRecord,
   type StoredState,
   type Welcome,
+  NODE_IN_USE,
 } from "../src/model.ts";
 import { claimsOf } from "../src/placement.ts";
 import { Scheduler } from "../src/scheduler.ts";
@@ -84,6 +85,7 @@ export class SimCluster {
   onLoad: (state: StoredState) => void = () => {};
   /** Called when the master's process is gone. */
   onMasterGone: () => void = () => {};
+  #starts = 0;
   readonly #options: ClusterOptions;
   readonly #storeRandom: () => number;
   /** Allocations that were given up while their node was down: theirs may run beside their replacement's. */
@@ -118,6 +120,7 @@ export class SimCluster {
     const life = new Life(this.#options.clock);
     const { clock } = life;
     const { name, address, identity } = machine;
+    const instance = `${name}-${++this.#starts}`;
     const common = { clock, random: random(name), log: log.with({ node: name }) };
     const executor = new Executor({
       ...common,
@@ -140,6 +143,7 @@ export class SimCluster {
         protocol: PROTOCOL_VERSION,
         ...(identity.cluster_id === undefined ? {} : { cluster_id: identity.cluster_id }),
         node_id: identity.node_id,
+        instance,
         node_name: name,
         address,
         labels: [],
@@ -149,7 +153,9 @@ export class SimCluster {
       addresses: () => [this.master.address, ...identity.peers.map((peer) => peer.address)],
       onWelcome: (welcome) => welcomed(machine, { welcome, executor }),
       onPeers: (peers) => void (identity.peers = peers),
-      onRefused: ({ message }) => this.#fail(machine, message),
+      onRefused: ({ code, message }) => {
+        if (code !== NODE_IN_USE) this.#fail(machine, message);
+      },
     });
     const process: Process = { life, executor, session };
     machine.process = process;
@@ -179,7 +185,8 @@ export class SimCluster {
       onFenced: () => this.violations.push("the only master was fenced"),
     });
     try {
-      await scheduler.start({ cluster_id: CLUSTER_ID, created_at: 1, network_pool: "10.210.0.0/16" });
+      const fresh = { cluster_id: CLUSTER_ID, created_at: 1, network_pool: "10.210.0.0/16" };
+      await scheduler.start(fresh, { seen: machine.identity.seen_term });
     } catch (error) {
       return this.#fail(machine, error);
     }
@@ -263,7 +270,7 @@ export class SimCluster {
     const random = this.#storeRandom;
     const wait = (mostMs: number) => sleep(life.clock, random() * mostMs);
     return {
-      beginTerm: () => life.of(store.beginTerm()),
+      beginTerm: (seen) => life.of(store.beginTerm(seen)),
       load: async () => {
         const state = await life.of(store.load());
         this.#loaded(state);

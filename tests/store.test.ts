@@ -7,6 +7,7 @@ import { join } from "node:path";
 import type { Change } from "../src/model.ts";
 import type { Store } from "../src/store.ts";
 import { openSqliteStore } from "../src/store.ts";
+import { rules } from "./cluster_fixture.ts";
 
 const root = mkdtempSync(join(tmpdir(), "cacophony-store-"));
 afterAll(() => rmSync(root, { recursive: true }));
@@ -23,6 +24,8 @@ const node = (id: string): Change => ({
     role: "worker",
     availability: "active",
     labels: [["__proto__", "x"]],
+    set_labels: [["zone", "a"]],
+    platform: { os: "linux", arch: "amd64" },
     joined_at: 1,
   },
 });
@@ -65,7 +68,14 @@ function contract(name: string, open: () => { store: Store; reopen: () => Store 
     test("service names and labels called __proto__ and constructor survive", async () => {
       const { store } = open();
       const term = await store.beginTerm();
-      const services = ["__proto__", "constructor"].map((service_name) => ({ service_name, spec_hash: "h", scale: 1 }));
+      const services = ["__proto__", "constructor"].map((service_name) => ({
+        service_name,
+        spec_hash: "h",
+        scale: 1,
+        rules: rules({ depends_on: [{ service_name: "db", condition: "service_healthy", required: true }] }),
+        rules_since: 1,
+        released: false,
+      }));
       const record = {
         state: "live" as const,
         job_id: "j",

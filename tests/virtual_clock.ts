@@ -35,6 +35,11 @@ export class VirtualClock implements Clock {
     this.#now = end;
   }
 
+  /** Time passes while nobody runs, as for a process that is suspended: what was due goes off late, at the next `advance`. */
+  stall(ms: number): void {
+    this.#now += ms;
+  }
+
   /**
    * Lets time pass until `condition` holds.
    * @throws if it does not within `limitMs`; the error says what `describe` sees then.

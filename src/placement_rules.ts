@@ -1,0 +1,93 @@
+/**
+ * @module Rules of placement about the nodes themselves, whatever they have free: `deploy.placement.constraints`, external
+ * volumes, and Engines that are too old for what a service asks. Pure; `placement.ts` asks it about each node.
+ *
+ * Constraints are Swarm's (docker service create, "Specify service constraints"): `==` and `!=`, without regard to case, and a
+ * label that a node does not have equals nothing. `node.hostname` is the node's name; a manager is a node that is or may
+ * become the master.
+ */
+import { volumeName } from "./container_options.ts";
+import type { Constraint, NodeRecord, ServiceSpec } from "./model.ts";
+
+/** What rules look at. `volumes` undefined: the node has not told them, or has too many to tell. */
+export type NodeFacts = Pick<NodeRecord, "node_id" | "node_name" | "role" | "platform"> & {
+  labels: ReadonlyMap<string, string>;
+  volumes: ReadonlySet<string> | undefined;
+  /** Newest version of the Engine's API, as `1.43`. */
+  apiVersion: string | undefined;
+};
+
+/** What an Engine drops in silence when its API is older than `since`. */
+const ENGINE_NEEDS: readonly { key: string; since: string; asks: (spec: ServiceSpec) => boolean }[] = [
+  { key: "annotations", since: "1.43", asks: ({ annotations = [] }) => annotations.length > 0 },
+];
+
+/** Machines' own names for architectures, and Go's. */
+const ARCHITECTURES: Readonly<Record<string, string>> = {
+  x86_64: "amd64",
+  aarch64: "arm64",
+  armv7l: "arm",
+  i686: "386",
+};
+
+/** Why the node may not run the service, in one sentence; undefined: it may. */
+export function unmetRule(
+  { job_id, spec, constraints }: { job_id: string; spec: ServiceSpec; constraints: readonly Constraint[] },
+  node: NodeFacts,
+): string | undefined {
+  const unmet = constraints.find((constraint) => !holds(constraint, node));
+  if (unmet) return `does not match ${writeConstraint(unmet)}`;
+  for (const mount of spec.mounts) {
+    if (mount.type !== "volume" || !mount.volume?.external) continue;
+    const name = volumeName(mount.volume, job_id);
+    if (node.volumes && !node.volumes.has(name)) return `no external volume ${name} (docker volume create ${name})`;
+  }
+  const { apiVersion } = node;
+  const missing =
+    apiVersion !== undefined && ENGINE_NEEDS.find(({ since, asks }) => asks(spec) && isBefore(apiVersion, since));
+  return missing
+    ? `Docker is too old for ${missing.key} (API ${missing.since}, the node's is ${apiVersion})`
+    : undefined;
+}
+
+/** Whether all `constraints` hold for the node. */
+export function matches(constraints: readonly Constraint[], node: NodeFacts): boolean {
+  return constraints.every((constraint) => holds(constraint, node));
+}
+
+function holds({ key, operator, value }: Constraint, node: NodeFacts): boolean {
+  const equal = actual(key, node).includes(normal(key, value));
+  return operator === "==" ? equal : !equal;
+}
+
+/** The values that the node answers to, in normal form. */
+function actual(key: string, node: NodeFacts): string[] {
+  if (key.startsWith("node.labels.")) {
+    const label = node.labels.get(key.slice("node.labels.".length));
+    return label === undefined ? [] : [normal(key, label)];
+  }
+  const values: Readonly<Record<string, readonly (string | undefined)[]>> = {
+    "node.id": [node.node_id],
+    "node.name": [node.node_name],
+    "node.role": [node.role, ...(node.role === "worker" ? [] : ["manager"])],
+    "node.platform.arch": [node.platform?.arch],
+    "node.platform.os": [node.platform?.os],
+  };
+  return (values[key] ?? []).flatMap((one) => (one === undefined ? [] : normal(key, one)));
+}
+
+function normal(key: string, value: string): string {
+  const lower = value.toLowerCase();
+  return key === "node.platform.arch" ? (ARCHITECTURES[lower] ?? lower) : lower;
+}
+
+function writeConstraint({ key, operator, value }: Constraint): string {
+  return `${key} ${operator} ${value}`;
+}
+
+/** Whether version `a`, as `1.41`, comes before `b`. */
+function isBefore(a: string, b: string): boolean {
+  const [major = 0, minor = 0] = a.split(".").map(Number);
+  const [otherMajor = 0, otherMinor = 0] = b.split(".").map(Number);
+  return major < otherMajor || (major === otherMajor && minor < otherMinor);
+}
