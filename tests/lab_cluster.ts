@@ -116,7 +116,17 @@ export class LabCluster {
     return (await this.api<{ allocations: Allocation[] }>(`/cluster/allocation${query}`)).body.allocations;
   }
 
+  /** Waits until the master holds `count` nodes for ready, and each node that runs has its session with the master. */
   async ready(count: number): Promise<NodeDoc[]> {
+    const started = this.processes.flatMap((one, number) => (one?.running ? [number] : []));
+    await waitUntil(
+      "the nodes to have their sessions",
+      async () => Promise.all(started.map(async (number) => (await this.lab.host(number).fetch("/readyz")).status)),
+      {
+        until: (statuses) => statuses.every((status) => status === 200),
+        timeoutMs: 20_000,
+      },
+    );
     return waitUntil(`${count} nodes to be ready`, () => this.nodes(), {
       until: (nodes) => nodes.filter(({ state }) => state === "ready").length === count,
       timeoutMs: 20_000,

@@ -163,8 +163,10 @@ test("depends_on orders starts over nodes: first the healthy database, then the 
   };
   await cluster.put("stack", document);
   const waiting = await until("stack", {
-    what: "the database to run and not to be healthy yet",
-    holds: ({ services: { db } }) => db?.allocations[0]?.health === "starting",
+    what: "the database to run and not to be healthy yet, and what depends on it to say so",
+    holds: ({ services: { db, migrate } }) =>
+      db?.allocations[0]?.health === "starting" &&
+      migrate?.blocked[0]?.reasons[0]?.includes("not healthy yet") === true,
   });
   expect(waiting.services["migrate"]?.blocked[0]?.reasons[0]).toBe(
     "waiting for service db to be healthy (slot 1 is not healthy yet)",
