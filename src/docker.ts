@@ -11,8 +11,9 @@ import Docker from "dockerode";
 import type { CreateBody, Endpoint } from "./container_options.ts";
 import type { Container } from "./converge.ts";
 import { apiError, EngineError, pullError, unavailableError } from "./docker_errors.ts";
+import { publishedPorts } from "./docker_ports.ts";
 import { endStrays } from "./docker_strays.ts";
-import { type PublishedPort, StartError } from "./model.ts";
+import { StartError } from "./model.ts";
 
 export type EngineInfo = {
   engineId: string;
@@ -555,31 +556,6 @@ function containerState(state: string): Container["state"] {
 /** Docker says "none" where there is no health check. */
 function healthOf(text: string | undefined): Pick<Container, "health"> {
   return text === "starting" || text === "healthy" || text === "unhealthy" ? { health: text } : {};
-}
-
-/**
- * Published ports, each once: where Docker binds one port on all IPv4 and all IPv6 addresses, that is one published port
- * to its user.
- */
-function publishedPorts(bindings: readonly { key: string; ip?: string; port?: number }[]): PublishedPort[] {
-  const ports: PublishedPort[] = [];
-  for (const { key, ip, port } of bindings) {
-    const [containerPort, protocol] = key.split("/");
-    if (!port || (protocol !== "tcp" && protocol !== "udp" && protocol !== "sctp")) continue;
-    const entry = { container_port: Number(containerPort), protocol, host_ip: ip ?? "", host_port: port } as const;
-    const twin = ports.find((other) => isSamePort(other, entry) && isAnyAddress(other) && isAnyAddress(entry));
-    if (!twin) ports.push(entry);
-    else if (entry.host_ip === "0.0.0.0") twin.host_ip = entry.host_ip;
-  }
-  return ports.sort((a, b) => a.container_port - b.container_port || a.host_port - b.host_port);
-}
-
-function isSamePort(a: PublishedPort, b: PublishedPort): boolean {
-  return a.container_port === b.container_port && a.protocol === b.protocol && a.host_port === b.host_port;
-}
-
-function isAnyAddress({ host_ip }: PublishedPort): boolean {
-  return host_ip === "" || host_ip === "0.0.0.0" || host_ip === "::";
 }
 
 function asMap(labels: Record<string, string> | null | undefined): ReadonlyMap<string, string> {

@@ -1,0 +1,27 @@
+/** @module The ports that a container has published, read from what Docker says about them. */
+import type { PublishedPort } from "./model.ts";
+
+/**
+ * Published ports, each once: where Docker binds one port on all IPv4 and all IPv6 addresses, that is one published port
+ * to its user.
+ */
+export function publishedPorts(bindings: readonly { key: string; ip?: string; port?: number }[]): PublishedPort[] {
+  const ports: PublishedPort[] = [];
+  for (const { key, ip, port } of bindings) {
+    const [containerPort, protocol] = key.split("/");
+    if (!port || (protocol !== "tcp" && protocol !== "udp" && protocol !== "sctp")) continue;
+    const entry = { container_port: Number(containerPort), protocol, host_ip: ip ?? "", host_port: port } as const;
+    const twin = ports.find((other) => isSamePort(other, entry) && isAnyAddress(other) && isAnyAddress(entry));
+    if (!twin) ports.push(entry);
+    else if (entry.host_ip === "0.0.0.0") twin.host_ip = entry.host_ip;
+  }
+  return ports.sort((a, b) => a.container_port - b.container_port || a.host_port - b.host_port);
+}
+
+function isSamePort(a: PublishedPort, b: PublishedPort): boolean {
+  return a.container_port === b.container_port && a.protocol === b.protocol && a.host_port === b.host_port;
+}
+
+function isAnyAddress({ host_ip }: PublishedPort): boolean {
+  return host_ip === "" || host_ip === "0.0.0.0" || host_ip === "::";
+}

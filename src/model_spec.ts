@@ -1,0 +1,296 @@
+/**
+ * @module The words of Cacophony for what a job is made of: a service's spec and its rules, with all their parts. Other files
+ * have them from `model.ts`, whose rules hold here, too.
+ */
+import * as v from "valibot";
+
+export const count = v.pipe(v.number(), v.integer(), v.minValue(0));
+export const port = v.pipe(v.number(), v.integer(), v.minValue(1), v.maxValue(65535));
+export const pairs = v.array(v.tuple([v.string(), v.string()]));
+export const strings = v.array(v.string());
+
+/** `host_port` absent: Docker picks a free one. A range: one free port out of it (Compose `published: "8000-8010"`). */
+export const portSpec = v.object({
+  container_port: port,
+  protocol: v.picklist(["tcp", "udp", "sctp"]),
+  /** Empty: all addresses. */
+  host_ip: v.string(),
+  host_port: v.exactOptional(v.object({ first: port, last: port })),
+});
+export type PortSpec = v.InferOutput<typeof portSpec>;
+
+/** A named volume as the document's top-level `volumes` defines it. `name` set: used as it is, else `<job>_<key>`. */
+export const volumeSpec = v.object({
+  key: v.string(),
+  name: v.exactOptional(v.string()),
+  external: v.boolean(),
+  driver: v.exactOptional(v.string()),
+  driver_opts: pairs,
+  labels: pairs,
+});
+export type VolumeSpec = v.InferOutput<typeof volumeSpec>;
+
+/** A network as the document's top-level `networks` defines it. `name` set: used as it is, else `<job>_<key>`. */
+export const networkSpec = v.object({
+  key: v.string(),
+  name: v.exactOptional(v.string()),
+  external: v.boolean(),
+  internal: v.exactOptional(v.boolean()),
+  attachable: v.exactOptional(v.boolean()),
+  enable_ipv6: v.exactOptional(v.boolean()),
+  driver_opts: pairs,
+  labels: pairs,
+  /** Absent, or without a subnet: the node chooses one out of the cluster's pool. */
+  ipam: v.exactOptional(
+    v.object({
+      driver: v.exactOptional(v.string()),
+      config: v.array(
+        v.object({
+          subnet: v.exactOptional(v.string()),
+          ip_range: v.exactOptional(v.string()),
+          gateway: v.exactOptional(v.string()),
+          aux_addresses: pairs,
+        }),
+      ),
+      options: pairs,
+    }),
+  ),
+});
+export type NetworkSpec = v.InferOutput<typeof networkSpec>;
+
+/** A service's place on a network. */
+export const endpointSpec = v.object({
+  network: networkSpec,
+  aliases: strings,
+  ipv4_address: v.exactOptional(v.string()),
+  ipv6_address: v.exactOptional(v.string()),
+  link_local_ips: v.exactOptional(strings),
+  /** The highest one is the container's first network. Absent: 0. */
+  priority: v.exactOptional(v.number()),
+});
+export type EndpointSpec = v.InferOutput<typeof endpointSpec>;
+
+export const mountSpec = v.variant("type", [
+  v.object({
+    type: v.literal("bind"),
+    source: v.string(),
+    target: v.string(),
+    read_only: v.boolean(),
+    /** Whether Docker makes a missing source directory (true for compose's short form). */
+    create_host_path: v.boolean(),
+    propagation: v.exactOptional(v.string()),
+    selinux: v.exactOptional(v.picklist(["z", "Z"])),
+    /** Mounts below the source are left out (Compose `recursive: disabled`). */
+    non_recursive: v.exactOptional(v.boolean()),
+  }),
+  v.object({
+    type: v.literal("volume"),
+    /** Absent: an anonymous volume that goes with its container. */
+    volume: v.exactOptional(volumeSpec),
+    target: v.string(),
+    read_only: v.boolean(),
+    nocopy: v.boolean(),
+    /** Whether the document used the long form (sent to Docker as a Mount, the short form as a Bind, as compose does). */
+    long: v.boolean(),
+  }),
+  v.object({
+    type: v.literal("tmpfs"),
+    target: v.string(),
+    size_bytes: v.exactOptional(count),
+    mode: v.exactOptional(count),
+    read_only: v.boolean(),
+  }),
+]);
+export type MountSpec = v.InferOutput<typeof mountSpec>;
+
+/**
+ * A file that the node writes into the job's project directory before it creates the container. `chunks`: SHA-256 of the
+ * content's pieces, in order. `uid` and `gid` absent: whoever the node runs as.
+ */
+export const fileSpec = v.object({
+  path: v.string(),
+  size: count,
+  chunks: strings,
+  mode: count,
+  uid: v.exactOptional(count),
+  gid: v.exactOptional(count),
+});
+export type FileSpec = v.InferOutput<typeof fileSpec>;
+
+/** Run by Docker; absent members are the image's own. Nanoseconds, as Docker counts (Engine API: HealthConfig). */
+export const healthcheckSpec = v.object({
+  test: v.exactOptional(strings),
+  interval_ns: v.exactOptional(count),
+  timeout_ns: v.exactOptional(count),
+  start_period_ns: v.exactOptional(count),
+  start_interval_ns: v.exactOptional(count),
+  retries: v.exactOptional(count),
+});
+export type HealthcheckSpec = v.InferOutput<typeof healthcheckSpec>;
+
+/** A request for GPUs or other devices that a driver hands out. `count` -1: all there are. */
+export const deviceRequestSpec = v.object({
+  driver: v.exactOptional(v.string()),
+  count: v.exactOptional(v.pipe(v.number(), v.integer())),
+  device_ids: v.exactOptional(strings),
+  capabilities: strings,
+  options: pairs,
+});
+export type DeviceRequestSpec = v.InferOutput<typeof deviceRequestSpec>;
+
+const deviceRates = v.exactOptional(v.array(v.object({ path: v.string(), rate: count })));
+
+/**
+ * What only Docker's create call cares about: each member is the compose key of that name, absent where the document says
+ * nothing. `init: false` differs from saying nothing (the Engine may have a default), so flags may be false where they are.
+ */
+const engineOptions = {
+  domainname: v.exactOptional(v.string()),
+  mac_address: v.exactOptional(v.string()),
+  /** Image variant to pull, as `linux/arm64`; the `platform` query parameter of pull and create, not part of the body. */
+  platform: v.exactOptional(v.string()),
+  /** When to pull, as compose has it; absent: only where the image is absent. */
+  pull_policy: v.exactOptional(v.string()),
+  tty: v.exactOptional(v.boolean()),
+  stdin_open: v.exactOptional(v.boolean()),
+  privileged: v.exactOptional(v.boolean()),
+  read_only: v.exactOptional(v.boolean()),
+  init: v.exactOptional(v.boolean()),
+  /** Ports that the container listens on besides the published ones: `8080/tcp`. */
+  expose: v.exactOptional(strings),
+  healthcheck: v.exactOptional(healthcheckSpec),
+  annotations: v.exactOptional(pairs),
+  logging: v.exactOptional(v.object({ driver: v.string(), options: pairs })),
+  /** Absent: the job's networks. */
+  network_mode: v.exactOptional(v.picklist(["host", "none", "bridge"])),
+  /** Absent: the job's network `default`, as it is where the document does not define it. */
+  networks: v.exactOptional(v.array(endpointSpec)),
+  /** Further names of the service on all its networks. */
+  network_aliases: v.exactOptional(strings),
+  dns: v.exactOptional(strings),
+  dns_opt: v.exactOptional(strings),
+  dns_search: v.exactOptional(strings),
+  /** `name:address`, as Docker takes it. */
+  extra_hosts: v.exactOptional(strings),
+  cap_add: v.exactOptional(strings),
+  cap_drop: v.exactOptional(strings),
+  security_opt: v.exactOptional(strings),
+  group_add: v.exactOptional(strings),
+  /** Path in the container -> options of the mount (`size=64m,mode=1777`). */
+  tmpfs: v.exactOptional(pairs),
+  sysctls: v.exactOptional(pairs),
+  storage_opt: v.exactOptional(pairs),
+  /** -1: no limit. */
+  ulimits: v.exactOptional(v.array(v.object({ name: v.string(), soft: v.number(), hard: v.number() }))),
+  devices: v.exactOptional(v.array(v.object({ source: v.string(), target: v.string(), permissions: v.string() }))),
+  device_cgroup_rules: v.exactOptional(strings),
+  device_requests: v.exactOptional(v.array(deviceRequestSpec)),
+  cgroup: v.exactOptional(v.string()),
+  cgroup_parent: v.exactOptional(v.string()),
+  ipc: v.exactOptional(v.string()),
+  pid: v.exactOptional(v.string()),
+  uts: v.exactOptional(v.string()),
+  userns_mode: v.exactOptional(v.string()),
+  isolation: v.exactOptional(v.string()),
+  runtime: v.exactOptional(v.string()),
+  shm_size_bytes: v.exactOptional(count),
+  /** Memory plus swap; -1: no limit on swap. */
+  memswap_limit_bytes: v.exactOptional(v.number()),
+  mem_swappiness: v.exactOptional(count),
+  oom_kill_disable: v.exactOptional(v.boolean()),
+  oom_score_adj: v.exactOptional(v.number()),
+  cpu_count: v.exactOptional(v.number()),
+  cpu_percent: v.exactOptional(v.number()),
+  cpu_period: v.exactOptional(v.number()),
+  cpu_quota: v.exactOptional(v.number()),
+  cpu_rt_period: v.exactOptional(v.number()),
+  cpu_rt_runtime: v.exactOptional(v.number()),
+  cpu_shares: v.exactOptional(v.number()),
+  cpuset: v.exactOptional(v.string()),
+  blkio_config: v.exactOptional(
+    v.object({
+      weight: v.exactOptional(count),
+      weight_device: v.exactOptional(v.array(v.object({ path: v.string(), weight: count }))),
+      device_read_bps: deviceRates,
+      device_read_iops: deviceRates,
+      device_write_bps: deviceRates,
+      device_write_iops: deviceRates,
+    }),
+  ),
+};
+
+/** When an ended container is started again. `max_attempts` 0: without limit. `compose` is the text for dry runs. */
+export const restartSpec = v.object({
+  condition: v.picklist(["always", "on-failure", "no"]),
+  max_attempts: count,
+  /** What compose would have put in Docker's RestartPolicy.Name for this service ("" where the document says nothing). */
+  compose: v.picklist(["", "no", "always", "on-failure", "unless-stopped"]),
+});
+export type RestartSpec = v.InferOutput<typeof restartSpec>;
+
+/** Definition of one service's container; its hash decides whether a running container is up to date. */
+export const serviceSpec = v.object({
+  image: v.pipe(v.string(), v.minLength(1)),
+  entrypoint: v.exactOptional(strings),
+  command: v.exactOptional(strings),
+  /** `NAME=value`, as Docker takes it; a `NAME` alone removes one of the image's variables. */
+  environment: strings,
+  labels: pairs,
+  user: v.exactOptional(v.string()),
+  working_dir: v.exactOptional(v.string()),
+  hostname: v.exactOptional(v.string()),
+  stop_signal: v.exactOptional(v.string()),
+  /** Milliseconds between the stop signal and SIGKILL; compose's default is 10 s. */
+  stop_grace_period_ms: count,
+  ports: v.array(portSpec),
+  mounts: v.array(mountSpec),
+  /** What of the project directory was sent with the document, as far as the service mounts it. */
+  files: v.exactOptional(v.array(fileSpec)),
+  restart: restartSpec,
+  /** Upper bounds for the container: bytes, CPUs (1.5 = one and a half), processes. */
+  limits: v.object({
+    memory_bytes: v.exactOptional(count),
+    cpus: v.exactOptional(v.number()),
+    pids: v.exactOptional(v.number()),
+  }),
+  /** What placement sets aside on the node: bytes and CPUs. */
+  reservations: v.object({ memory_bytes: v.exactOptional(count), cpus: v.exactOptional(v.number()) }),
+  ...engineOptions,
+});
+export type ServiceSpec = v.InferOutput<typeof serviceSpec>;
+
+/** `key` is `node.id`, `node.name`, `node.role`, `node.platform.arch`, `node.platform.os` or `node.labels.` and a label. */
+export const constraint = v.object({ key: v.string(), operator: v.picklist(["==", "!="]), value: v.string() });
+export type Constraint = v.InferOutput<typeof constraint>;
+
+export const dependency = v.object({
+  service_name: v.string(),
+  condition: v.picklist(["service_started", "service_healthy", "service_completed_successfully"]),
+  /** Whether the dependent stays unstarted when the dependency fails. */
+  required: v.boolean(),
+});
+export type Dependency = v.InferOutput<typeof dependency>;
+
+/** How many of a service run, where, and after what. No part of the container's definition: a change of it restarts nothing. */
+export const serviceRules = v.object({
+  mode: v.picklist(["replicated", "global", "replicated-job", "global-job"]),
+  constraints: v.array(constraint),
+  /** Node labels over whose values replicas are spread evenly, the weightiest first. */
+  spread: strings,
+  max_per_node: v.exactOptional(count),
+  depends_on: v.array(dependency),
+});
+export type ServiceRules = v.InferOutput<typeof serviceRules>;
+
+/** Whether there is one of the service on each node. */
+export function isGlobal({ mode }: Pick<ServiceRules, "mode">): boolean {
+  return mode === "global" || mode === "global-job";
+}
+
+/** Whether the service's containers run to an end. */
+export function isRunToEnd({ mode }: Pick<ServiceRules, "mode">): boolean {
+  return mode === "replicated-job" || mode === "global-job";
+}
+
+/** A fault or remark about one place of a document. `line` and `column` count from 1. */
+export type Detail = { path: string; message: string; line?: number; column?: number };
