@@ -10,6 +10,7 @@ import { Executor } from "../src/executor.ts";
 import { silentLog } from "../src/log.ts";
 import { LABELS, type NetworkSpec, type RemovalRecord, type ServiceSpec } from "../src/model.ts";
 import { HostMeter } from "../src/resources.ts";
+import { spec as plainSpec } from "./cluster_fixture.ts";
 import { Lab, type LabHost } from "./lab.ts";
 import { waitUntil } from "./wait.ts";
 
@@ -73,19 +74,7 @@ function assign(items: readonly Item[], removals: RemovalRecord[] = []): void {
     network_pool: "10.210.0.0/16",
     specs: items.map(({ id, spec }) => ({
       spec_hash: id,
-      spec: {
-        image: "busybox:latest",
-        command: POLITE,
-        environment: [],
-        labels: [],
-        stop_grace_period_ms: 10_000,
-        ports: [],
-        mounts: [],
-        restart: { condition: "always", max_attempts: 0, compose: "" },
-        limits: {},
-        reservations: {},
-        ...spec,
-      },
+      spec: plainSpec({ image: "busybox:latest", command: POLITE, ...spec }),
     })),
     allocations: items.map(({ id, job = "job" }, index) => ({
       allocation_id: id,

@@ -6,6 +6,7 @@ import { Executor } from "../src/executor.ts";
 import { silentLog } from "../src/log.ts";
 import { type AllocationRecord, type Assignments, LABELS, type ServiceSpec } from "../src/model.ts";
 import type { Meter } from "../src/resources.ts";
+import { spec as plainSpec } from "./cluster_fixture.ts";
 import { FakeEngine } from "./fake_engine.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
 
@@ -18,18 +19,7 @@ afterAll(() => {
 type Change = Partial<ServiceSpec>;
 
 function spec(change: Change = {}): ServiceSpec {
-  return {
-    image: "busybox:latest",
-    environment: [],
-    labels: [],
-    stop_grace_period_ms: 10_000,
-    ports: [],
-    mounts: [],
-    restart: { condition: "always", max_attempts: 0, compose: "" },
-    limits: {},
-    reservations: {},
-    ...change,
-  };
+  return plainSpec({ image: "busybox:latest", ...change });
 }
 
 type Item = { id: string; job?: string; spec?: Change; desired?: "run" | "stop" };
