@@ -20,6 +20,7 @@ import {
   listOf,
   mapOf,
   meaning,
+  NOTHING,
   namesAndTexts,
   oneOf,
   oneOrMore,
@@ -29,6 +30,7 @@ import {
   textOrTexts,
   uniqueTexts,
   type Fields,
+  type JsonSchema,
   type Schema,
   type Table,
 } from "./job_schema.ts";
@@ -49,9 +51,8 @@ export const memory: Schema<number> = v.pipe(
 
 /** A size that compose takes as text only, under `deploy`. */
 export function quoted(size: Schema<number>): Schema<number> {
-  return byForm((value) =>
-    typeof value === "string" ? size : reads<number>(() => new Refusal('must be a size in quotes, as "50M"')),
-  );
+  const other = reads<number>({}, () => new Refusal('must be a size in quotes, as "50M"'));
+  return byForm({ size, other }, (value) => (typeof value === "string" ? "size" : "other"));
 }
 
 /** A namespace of the node or of the container's own. */
@@ -74,26 +75,34 @@ export const address: Schema<string> = readsText((value) =>
 );
 
 /** An empty text is what an unset variable leaves behind; compose takes it for no entry. */
-export const addresses: Schema<string[]> = byForm((value) =>
-  value === "" ? meaning<string[]>([]) : oneOrMore(address),
+export const addresses: Schema<string[]> = byForm(
+  { none: meaning<string[]>([], { enum: [""] }), some: oneOrMore(address) },
+  (value) => (value === "" ? "none" : "some"),
 );
 
 /** A list of words, or a text that is split into them; `null` is the image's own. */
-export const command: Schema<{ words: string[]; operator?: string } | null> = reads((value) => {
-  if (value === null) return null;
-  if (typeof value === "string") return readWords(value);
-  const words = v.safeParse(listOf(text), value);
-  if (words.success) return { words: words.output };
-  const [issue] = words.issues;
-  if (!Array.isArray(value)) return new Refusal("must be a text or a list of texts");
-  return new Refusal(
-    issue.message,
-    (issue.path ?? []).map((item) => item.key as number),
-  );
-});
+const WORDS: JsonSchema = { anyOf: [{ type: "string" }, { type: "array", items: { type: "string" } }] };
+export const command: Schema<{ words: string[]; operator?: string } | null> = reads(
+  { anyOf: [WORDS, NOTHING] },
+  (value) => {
+    if (value === null) return null;
+    if (typeof value === "string") return readWords(value);
+    const words = v.safeParse(listOf(text), value);
+    if (words.success) return { words: words.output };
+    const [issue] = words.issues;
+    if (!Array.isArray(value)) return new Refusal("must be a text or a list of texts");
+    return new Refusal(
+      issue.message,
+      (issue.path ?? []).map((item) => item.key as number),
+    );
+  },
+);
 
+const RESTART: JsonSchema = {
+  anyOf: [{ enum: ["", "no", "always", "on-failure", "unless-stopped"] }, { pattern: "^on-failure:[0-9]{1,9}$" }],
+};
 export const restart: Schema<{ name: "" | "no" | "always" | "on-failure" | "unless-stopped"; attempts: number }> =
-  reads((value) => {
+  reads(RESTART, (value) => {
     // YAML 1.1 writers turn an unquoted `no` into false.
     const written = value === false ? "no" : value;
     if (typeof written !== "string") return new Refusal("must be a text: no, always, on-failure or unless-stopped");
@@ -109,14 +118,17 @@ export const restart: Schema<{ name: "" | "no" | "always" | "on-failure" | "unle
     return { name, attempts: Number(attempts) };
   });
 
-export const extraHosts: Schema<string[]> = byForm((value) =>
-  Array.isArray(value) ? v.pipe(listOf(readsText(readExtraHost), { unique: true }), flattened) : hostMap,
-);
 const hostMap: Schema<string[]> = v.pipe(
   mapOf(textOrTexts),
   v.transform((hosts) => hosts.flatMap(([host, ips]) => ips.map((ip) => `${host}:${ip.replace(/^\[(.*)\]$/, "$1")}`))),
 );
-const flattened = v.transform((hosts: string[][]) => hosts.flat().toSorted());
+const hostList: Schema<string[]> = v.pipe(
+  listOf(readsText(readExtraHost), { unique: true }),
+  v.transform((hosts) => hosts.flat().toSorted()),
+);
+export const extraHosts: Schema<string[]> = byForm({ list: hostList, mapping: hostMap }, (value) =>
+  Array.isArray(value) ? "list" : "mapping",
+);
 
 function readExtraHost(entry: string): string[] | Refusal {
   const separator = entry.indexOf(entry.includes("=") ? "=" : ":");
@@ -128,7 +140,7 @@ function readExtraHost(entry: string): string[] | Refusal {
   return ips.map((ip) => `${host}:${ip.replace(/^\[(.*)\]$/, "$1")}`);
 }
 
-export const healthTest: Schema<string[]> = reads((value) => {
+export const healthTest: Schema<string[]> = reads(WORDS, (value) => {
   if (typeof value === "string") return ["CMD-SHELL", value];
   const words = v.safeParse(listOf(text), value);
   if (!words.success) return new Refusal("must be a text, or a list that starts with CMD, CMD-SHELL or NONE");
@@ -137,7 +149,9 @@ export const healthTest: Schema<string[]> = reads((value) => {
   return new Refusal(`is ${show(first)}; a list starts with CMD, CMD-SHELL or NONE`, [0]);
 });
 
-const count: Schema<number> = byForm((value) => (value === "all" ? meaning(-1) : integer({ least: -1 })));
+const count: Schema<number> = byForm({ all: meaning(-1, { enum: ["all"] }), some: integer({ least: -1 }) }, (value) =>
+  value === "all" ? "all" : "some",
+);
 const DEVICE_REQUEST = {
   driver: honoured(text),
   count: honoured(count),
@@ -158,37 +172,38 @@ export const reservedDevice: Schema<DeviceRequestFields> = v.pipe(
   deviceRequest,
   v.check((request) => request.capabilities !== undefined, "has no capabilities, which are required here, as [gpu]"),
 );
-export const gpus: Schema<DeviceRequestFields[]> = byForm((value) =>
-  value === "all" ? meaning<DeviceRequestFields[]>([{}]) : listOf(deviceRequest),
+export const gpus: Schema<DeviceRequestFields[]> = byForm(
+  { all: meaning<DeviceRequestFields[]>([{}], { enum: ["all"] }), list: listOf(deviceRequest) },
+  (value) => (value === "all" ? "all" : "list"),
 );
 
 const DEVICE = { source: honoured(text), target: honoured(text), permissions: honoured(text) } satisfies Table;
-export const device: Schema<{ source: string; target: string; permissions: string }> = byForm((value) =>
-  typeof value === "string"
-    ? readsText(readDevice)
-    : v.pipe(
-        fields(DEVICE),
-        v.check((entry) => Boolean(entry.source), "has no source: name the device's path on the node"),
-        v.transform(({ source = "", target = source, permissions = "rwm" }) => ({ source, target, permissions })),
-      ),
+const longDevice: Schema<{ source: string; target: string; permissions: string }> = v.pipe(
+  fields(DEVICE),
+  v.check((entry) => Boolean(entry.source), "has no source: name the device's path on the node"),
+  v.transform(({ source = "", target = source, permissions = "rwm" }) => ({ source, target, permissions })),
+);
+export const device: Schema<{ source: string; target: string; permissions: string }> = byForm(
+  { short: readsText(readDevice), long: longDevice },
+  (value) => (typeof value === "string" ? "short" : "long"),
 );
 
 const ULIMIT = { soft: honoured(integer({ least: -1 })), hard: honoured(integer({ least: -1 })) } satisfies Table;
-export const ulimit: Schema<{ soft: number; hard: number }> = byForm((value) =>
-  value instanceof Map
-    ? v.pipe(
-        fields(ULIMIT),
-        v.check(({ soft, hard }) => soft !== undefined && hard !== undefined, "needs both soft and hard"),
-        v.transform(({ soft = 0, hard = 0 }) => ({ soft, hard })),
-        v.check(
-          ({ soft, hard }) => hard === -1 || (soft !== -1 && soft <= hard),
-          (issue) => `has a soft limit of ${issue.input.soft}, above its hard limit of ${issue.input.hard}`,
-        ),
-      )
-    : v.pipe(
-        integer({ least: -1 }),
-        v.transform((both) => ({ soft: both, hard: both })),
-      ),
+const oneLimit: Schema<{ soft: number; hard: number }> = v.pipe(
+  integer({ least: -1 }),
+  v.transform((both) => ({ soft: both, hard: both })),
+);
+const twoLimits: Schema<{ soft: number; hard: number }> = v.pipe(
+  fields(ULIMIT),
+  v.check(({ soft, hard }) => soft !== undefined && hard !== undefined, "needs both soft and hard"),
+  v.transform(({ soft = 0, hard = 0 }) => ({ soft, hard })),
+  v.check(
+    ({ soft, hard }) => hard === -1 || (soft !== -1 && soft <= hard),
+    (issue) => `has a soft limit of ${issue.input.soft}, above its hard limit of ${issue.input.hard}`,
+  ),
+);
+export const ulimit: Schema<{ soft: number; hard: number }> = byForm({ oneLimit, twoLimits }, (value) =>
+  value instanceof Map ? "twoLimits" : "oneLimit",
 );
 
 const dependency = fields({
@@ -197,40 +212,30 @@ const dependency = fields({
   required: honoured(flag),
 });
 type DependsOn = { service: string; condition: Dependency["condition"]; required: boolean; restart: boolean };
-export const dependsOn: Schema<DependsOn[]> = byForm((value) =>
-  Array.isArray(value)
-    ? v.pipe(
-        uniqueTexts,
-        v.transform((names) =>
-          names.map((service): DependsOn => ({
-            service,
-            condition: "service_started",
-            required: true,
-            restart: false,
-          })),
-        ),
-      )
-    : v.pipe(
-        mapOf(
-          v.pipe(
-            dependency,
-            v.check(
-              (entry) => entry.condition !== undefined,
-              "has no condition, which is required here, as service_started",
-            ),
-          ),
-        ),
-        v.transform((entries) =>
-          entries.map(
-            ([service, { condition = "service_started", required = true, restart: again = false }]): DependsOn => ({
-              service,
-              condition,
-              required,
-              restart: again,
-            }),
-          ),
-        ),
-      ),
+const shortDependencies: Schema<DependsOn[]> = v.pipe(
+  uniqueTexts,
+  v.transform((names) =>
+    names.map((service): DependsOn => ({ service, condition: "service_started", required: true, restart: false })),
+  ),
+);
+const longDependencies: Schema<DependsOn[]> = v.pipe(
+  mapOf(
+    v.pipe(
+      dependency,
+      v.check((entry) => entry.condition !== undefined, "has no condition, which is required here, as service_started"),
+    ),
+  ),
+  v.transform((entries) =>
+    entries.map(([service, { condition = "service_started", required = true, restart: again = false }]): DependsOn => ({
+      service,
+      condition,
+      required,
+      restart: again,
+    })),
+  ),
+);
+export const dependsOn: Schema<DependsOn[]> = byForm({ short: shortDependencies, long: longDependencies }, (value) =>
+  Array.isArray(value) ? "short" : "long",
 );
 
 /** Attributes of a node that constraints speak of, by what documents call them. */
@@ -275,14 +280,14 @@ export const spreadLabel: Schema<string> = readsText((value) => {
 });
 
 export type EnvFile = { path: string; required: boolean; raw: boolean };
-export const envFile: Schema<EnvFile> = byForm((value) =>
-  typeof value === "string"
-    ? meaning<EnvFile>({ path: value, required: true, raw: false })
-    : v.pipe(
-        fields({ path: honoured(text), format: honoured(oneOf(["raw", ""])), required: honoured(flag) }),
-        v.check((entry) => Boolean(entry.path), "has no path: name the file"),
-        v.transform(({ path = "", format, required = true }) => ({ path, required, raw: format === "raw" })),
-      ),
+const longEnvFile: Schema<EnvFile> = v.pipe(
+  fields({ path: honoured(text), format: honoured(oneOf(["raw", ""])), required: honoured(flag) }),
+  v.check((entry) => Boolean(entry.path), "has no path: name the file"),
+  v.transform(({ path = "", format, required = true }) => ({ path, required, raw: format === "raw" })),
+);
+export const envFile: Schema<EnvFile> = byForm(
+  { short: readsText((path): EnvFile => ({ path, required: true, raw: false })), long: longEnvFile },
+  (value) => (typeof value === "string" ? "short" : "long"),
 );
 
 /** Where a config or secret of the document is put into a container. */
@@ -294,14 +299,14 @@ const FILE_MOUNT = {
   gid: honoured(integer({ least: 0, most: 0xffff_fffe })),
   mode: honoured(fileMode),
 } satisfies Table;
-export const fileMount: Schema<FileMount> = byForm((value) =>
-  typeof value === "string"
-    ? meaning<FileMount>({ source: value })
-    : v.pipe(
-        fields(FILE_MOUNT),
-        v.check((entry) => Boolean(entry.source), "has no source: name one of the top level"),
-        v.transform((entry) => ({ ...entry, source: entry.source ?? "" })),
-      ),
+const longFileMount: Schema<FileMount> = v.pipe(
+  fields(FILE_MOUNT),
+  v.check((entry) => Boolean(entry.source), "has no source: name one of the top level"),
+  v.transform((entry) => ({ ...entry, source: entry.source ?? "" })),
+);
+export const fileMount: Schema<FileMount> = byForm(
+  { short: readsText((source): FileMount => ({ source })), long: longFileMount },
+  (value) => (typeof value === "string" ? "short" : "long"),
 );
 
 export const securityOption: Schema<string> = readsText((value) => {
@@ -309,7 +314,8 @@ export const securityOption: Schema<string> = readsText((value) => {
   return new Refusal(`is ${show(value)}; write name=value, as no-new-privileges:true`);
 });
 
-export const exposedPort: Schema<string> = reads((value) => {
+const NUMBER_OR_TEXT: JsonSchema = { anyOf: [{ type: "integer" }, { type: "string" }] };
+export const exposedPort: Schema<string> = reads(NUMBER_OR_TEXT, (value) => {
   const written = typeof value === "bigint" ? String(value) : value;
   if (typeof written === "string" && /^[0-9]{1,5}(-[0-9]{1,5})?(\/(tcp|udp|sctp))?$/i.test(written))
     return written.toLowerCase();
@@ -317,20 +323,19 @@ export const exposedPort: Schema<string> = reads((value) => {
 });
 
 /** A group of the container, by name or number. */
-export const group: Schema<string> = reads((value) =>
+export const group: Schema<string> = reads(NUMBER_OR_TEXT, (value) =>
   typeof value === "string" || typeof value === "bigint"
     ? String(value)
     : new Refusal("must be a group's name or number"),
 );
 
 /** `external: true`, or the older form with a name, which is then the name on the node. */
-export const external: Schema<boolean | { name: string }> = byForm<boolean | { name: string }>((value) =>
-  value instanceof Map
-    ? v.pipe(
-        fields({ name: honoured(text) }),
-        v.transform(({ name }) => (name === undefined ? true : { name })),
-      )
-    : flag,
+const externalName: Schema<boolean | { name: string }> = v.pipe(
+  fields({ name: honoured(text) }),
+  v.transform(({ name }) => (name === undefined ? true : { name })),
+);
+export const external: Schema<boolean | { name: string }> = byForm({ flag, externalName }, (value) =>
+  value instanceof Map ? "externalName" : "flag",
 );
 
 const BUILD = {
@@ -362,7 +367,9 @@ const BUILD = {
 } satisfies Table;
 
 /** How compose would build the image; nothing is built here, so all that counts is that it is one. */
-export const build: Schema<unknown> = byForm<unknown>((value) => (typeof value === "string" ? text : fields(BUILD)));
+export const build: Schema<unknown> = byForm({ context: text, long: fields(BUILD) }, (value) =>
+  typeof value === "string" ? "context" : "long",
+);
 
 /** How Swarm would replace containers; checked, and left out. */
 export const updates: Schema<unknown> = fields({

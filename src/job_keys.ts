@@ -45,10 +45,12 @@ import {
   flag,
   honoured,
   integer,
+  jsonSchemaOfTable,
   limited,
   listOf,
   mapOf,
   meaning,
+  NOTHING,
   namesAndTexts,
   namesWithTexts,
   oneOf,
@@ -58,6 +60,7 @@ import {
   readsText,
   refused,
   section,
+  shape,
   text,
   textMatching,
   textOrTexts,
@@ -163,21 +166,20 @@ const SERVICE_NETWORK = {
   priority: honoured(integer()),
   gw_priority: warned(integer(), "is left out: engines before Docker 28 choose the way out by the networks' names"),
 } satisfies Table;
-const oneServiceNetwork: Schema<Fields<typeof SERVICE_NETWORK>> = byForm((value) =>
-  value === null ? meaning<Fields<typeof SERVICE_NETWORK>>({}) : fields(SERVICE_NETWORK),
+const networkNames: Schema<[string, Fields<typeof SERVICE_NETWORK>][]> = v.pipe(
+  uniqueTexts,
+  v.transform((names) => names.map((name): [string, Fields<typeof SERVICE_NETWORK>] => [name, {}])),
 );
-const serviceNetworks: Schema<[string, Fields<typeof SERVICE_NETWORK>][]> = byForm((value) =>
-  Array.isArray(value)
-    ? v.pipe(
-        uniqueTexts,
-        v.transform((names) => names.map((name): [string, Fields<typeof SERVICE_NETWORK>] => [name, {}])),
-      )
-    : mapOf(oneServiceNetwork),
+const serviceNetworks: Schema<[string, Fields<typeof SERVICE_NETWORK>][]> = byForm(
+  { short: networkNames, long: mapOf(definition(SERVICE_NETWORK)) },
+  (value) => (Array.isArray(value) ? "short" : "long"),
 );
 
 /** A mapping that may be named and nothing more (`data:`): all defaults. */
 function definition<T extends Table>(table: T): Schema<Fields<T>> {
-  return byForm((value) => (value === null ? meaning({} as Fields<T>) : fields(table)));
+  return byForm({ defaults: meaning({} as Fields<T>, NOTHING), given: fields(table) }, (value) =>
+    value === null ? "defaults" : "given",
+  );
 }
 
 /** What a service may say. */
@@ -203,7 +205,11 @@ export const SERVICE_KEYS = {
   deploy: { ...section(DEPLOY_KEYS), schema: definition(DEPLOY_KEYS) },
   mem_limit: honoured(memory),
   mem_reservation: honoured(bytes),
-  memswap_limit: honoured(byForm((value) => (value === -1n || value === "-1" ? meaning(-1) : bytes))),
+  memswap_limit: honoured(
+    byForm({ unlimited: meaning(-1, { enum: ["-1"] }), bytes }, (value) =>
+      value === -1n || value === "-1" ? "unlimited" : "bytes",
+    ),
+  ),
   mem_swappiness: honoured(integer({ least: 0, most: 100 })),
   cpus: honoured(cpus),
   cpu_count: limited(integer({ least: 0 }), "engines on Linux drop it"),
@@ -244,7 +250,11 @@ export const SERVICE_KEYS = {
   networks: limited(serviceNetworks, NODE_NETWORKS),
   oom_kill_disable: honoured(flag),
   oom_score_adj: honoured(integer({ least: -1000, most: 1000 })),
-  pid: honoured(byForm((value) => (value === null ? meaning<"host" | "">("") : namespace(["host", ""])))),
+  pid: honoured(
+    byForm({ own: meaning<"host" | "">("", NOTHING), named: namespace(["host", ""]) }, (value) =>
+      value === null ? "own" : "named",
+    ),
+  ),
   platform: warned(text, "is left out: an image is pulled for the platform of the node that runs it"),
   privileged: honoured(flag),
   profiles: limited(uniqueTexts, "chosen by ?profile=NAME (repeatable, `*` for all), anew with each PUT"),
@@ -355,9 +365,12 @@ function fileObject(table: Table, sources: string): Schema<FileObjectFields> {
 }
 
 /** A service is checked by its own table; the document's table keeps it as it came. */
-const rawServices: Schema<ReadonlyMap<string, unknown>> = v.custom<ReadonlyMap<string, unknown>>(
-  (value) => value instanceof Map,
-  "must be a mapping from service names to services",
+const rawServices: Schema<ReadonlyMap<string, unknown>> = v.pipe(
+  v.custom<ReadonlyMap<string, unknown>>(
+    (value) => value instanceof Map,
+    "must be a mapping from service names to services",
+  ),
+  shape(() => ({ type: "object", additionalProperties: jsonSchemaOfTable(SERVICE_KEYS) })),
 );
 
 const NAME = /^[a-zA-Z0-9._-]+$/;
@@ -392,7 +405,7 @@ export const DOCUMENT_KEYS = {
   ),
   name: limited(text, "the job's id is its name"),
   version: honoured(
-    reads((value) =>
+    reads({ anyOf: [{ type: "string" }, { type: "number" }] }, (value) =>
       typeof value === "string" || typeof value === "bigint" || typeof value === "number"
         ? String(value)
         : new Refusal("must be a text"),

@@ -38,7 +38,7 @@ import type { PortSpec } from "./model.ts";
 const PORT = {
   target: honoured(integer({ least: 1, most: 65_535 })),
   published: honoured(
-    reads((value) =>
+    reads({ anyOf: [{ type: "integer" }, { type: "string" }] }, (value) =>
       typeof value === "bigint"
         ? String(value)
         : typeof value === "string"
@@ -69,14 +69,14 @@ const longPort: Schema<PortText> = v.pipe(
   }),
 );
 
-const shortPort: Schema<PortText> = reads((value) => {
+const shortPort: Schema<PortText> = reads({ anyOf: [{ type: "integer" }, { type: "string" }] }, (value) => {
   if (typeof value === "string" || typeof value === "bigint") return readPort(String(value));
   return new Refusal(`must be a port, as "8080:80", or a mapping with target and published, not ${kindOf(value)}`);
 });
 
 /** The entries of `ports`, ranges still ranges: a few letters can stand for 65,535 of them. */
 export const portsSchema: Schema<PortText[]> = listOf(
-  byForm((value) => (value instanceof Map ? longPort : shortPort)),
+  byForm({ longPort, shortPort }, (value) => (value instanceof Map ? "longPort" : "shortPort")),
   { unique: true },
 );
 
@@ -194,6 +194,6 @@ const shortMount: Schema<ParsedMount> = readsText((written) => {
 
 /** The mounts of a service, in order. */
 export const mountsSchema: Schema<ParsedMount[]> = listOf(
-  byForm((value) => (value instanceof Map ? longMount : shortMount)),
+  byForm({ longMount, shortMount }, (value) => (value instanceof Map ? "longMount" : "shortMount")),
   { unique: true },
 );

@@ -11,6 +11,22 @@ import { nearest } from "./nearest.ts";
 export type Value = Scalar | readonly Value[] | ReadonlyMap<string, Value>;
 export type Schema<T> = v.GenericSchema<unknown, T>;
 
+/** A JSON Schema (draft 2020-12), as far as the description of the document says something. */
+export type JsonSchema = {
+  type?: string;
+  description?: string;
+  enum?: readonly string[];
+  pattern?: string;
+  minimum?: number;
+  maximum?: number;
+  uniqueItems?: boolean;
+  items?: JsonSchema;
+  properties?: Record<string, JsonSchema>;
+  patternProperties?: Record<string, JsonSchema>;
+  additionalProperties?: boolean | JsonSchema;
+  anyOf?: readonly JsonSchema[];
+};
+
 /** What becomes of a key of a compose document. */
 export type Row<T> =
   /** As compose has it. */
@@ -51,6 +67,42 @@ export function section<T extends Table>(table: T): { fate: "honoured"; schema: 
   return { fate: "honoured", schema: fields(table), table };
 }
 
+/** What a row says beside its schema: the limit, the effect or the reason. */
+export function remarkOf(row: Row<unknown>): string {
+  if (row.fate === "limited") return row.limit;
+  if (row.fate === "warned") return row.effect;
+  return row.fate === "refused" ? row.reason : "";
+}
+
+/** The JSON Schema of what a schema takes; what is known of a value only by reading it (a duration, an image) is a text there. */
+export function jsonSchemaOf(schema: Schema<unknown>): JsonSchema {
+  const json = v.getMetadata(schema)[SHAPE];
+  return typeof json === "function" ? (json() as JsonSchema) : {};
+}
+
+/** The metadata under which a schema keeps its JSON Schema. */
+const SHAPE = "shape";
+
+/** The last step of a schema's pipe: what JSON Schema says of the value. A function, since most processes never ask. */
+export function shape<T>(json: () => JsonSchema): v.MetadataAction<T, { shape: () => JsonSchema }> {
+  return v.metadata({ [SHAPE]: json });
+}
+
+/** The JSON Schema of a mapping with the keys of `table`; each says what becomes of it. */
+export function jsonSchemaOfTable(table: Table): JsonSchema {
+  const properties = Object.entries(table).map(([key, row]): [string, JsonSchema] => {
+    const remark = remarkOf(row);
+    const description = remark === "" ? row.fate : `${row.fate}: ${remark}`;
+    return [key, { ...(row.fate === "refused" ? {} : jsonSchemaOf(row.schema)), description }];
+  });
+  return {
+    type: "object",
+    properties: Object.fromEntries(properties),
+    patternProperties: { "^x-": {} },
+    additionalProperties: false,
+  };
+}
+
 /** The value of a tree, as the schemas take it. */
 export function valueOf(tree: Tree): Value {
   if (tree.kind === "scalar") return tree.value;
@@ -67,6 +119,7 @@ export function fields<T extends Table>(table: T): Schema<Fields<T>> {
       for (const issue of issues) addIssue(issue);
       return issues.length === 0 ? output : NEVER;
     }),
+    shape(() => jsonSchemaOfTable(table)),
   );
 }
 
@@ -136,8 +189,8 @@ export function kindOf(value: unknown): string {
   return `the ${typeof value === "boolean" ? "boolean" : "number"} ${String(value)}`;
 }
 
-/** A schema made of one function: its answer, or its Refusal as an issue. */
-export function reads<T>(read: (value: unknown) => T | Refusal): Schema<T> {
+/** A schema made of one function: its answer, or its Refusal as an issue. `json` is what it takes. */
+export function reads<T>(json: JsonSchema, read: (value: unknown) => T | Refusal): Schema<T> {
   return v.pipe(
     v.unknown(),
     v.rawTransform(({ dataset, addIssue, NEVER }) => {
@@ -147,12 +200,15 @@ export function reads<T>(read: (value: unknown) => T | Refusal): Schema<T> {
       addIssue({ message: result.message, ...(first ? { path: [first, ...rest] as [Step, ...Step[]] } : {}) });
       return NEVER;
     }),
+    shape(() => json),
   );
 }
 
 /** A text that `read` understands. */
-export function readsText<T>(read: (text: string) => T | Refusal): Schema<T> {
-  return reads((value) => (typeof value === "string" ? read(value) : new Refusal(notText(value))));
+export function readsText<T>(read: (text: string) => T | Refusal, json: JsonSchema = {}): Schema<T> {
+  return reads({ type: "string", ...json }, (value) =>
+    typeof value === "string" ? read(value) : new Refusal(notText(value)),
+  );
 }
 
 function notText(value: unknown): string {
@@ -165,20 +221,28 @@ const mapping = v.custom<ReadonlyMap<string, Value>>(
   (issue) => `must be a mapping (key: value), not ${kindOf(issue.input)}`,
 );
 
-export const text: Schema<string> = v.string((issue) => notText(issue.input));
+export const text: Schema<string> = v.pipe(
+  v.string((issue) => notText(issue.input)),
+  shape(() => ({ type: "string" })),
+);
 export const anything: Schema<unknown> = v.unknown();
 
 export function textMatching(pattern: RegExp, expected: string): Schema<string> {
-  return readsText((value) => (pattern.test(value) ? value : new Refusal(`is ${show(value)}; ${expected}`)));
+  return readsText((value) => (pattern.test(value) ? value : new Refusal(`is ${show(value)}; ${expected}`)), {
+    pattern: pattern.source,
+  });
 }
 
 export function oneOf<const T extends string>(names: readonly T[]): Schema<T> {
-  return readsText((value) => {
-    const found = names.find((name) => name === value);
-    if (found !== undefined) return found;
-    const near = nearest(value, names);
-    return new Refusal(`is ${show(value)}; allowed are ${names.join(", ")}${near ? `: did you mean ${near}?` : ""}`);
-  });
+  return readsText(
+    (value) => {
+      const found = names.find((name) => name === value);
+      if (found !== undefined) return found;
+      const near = nearest(value, names);
+      return new Refusal(`is ${show(value)}; allowed are ${names.join(", ")}${near ? `: did you mean ${near}?` : ""}`);
+    },
+    { enum: names },
+  );
 }
 
 type Bounds = { least?: number; most?: number };
@@ -194,7 +258,17 @@ export function decimal(bounds: Bounds = {}): Schema<number> {
 }
 
 function number(kind: string, pattern: RegExp, { least, most, whole }: Bounds & { whole: boolean }): Schema<number> {
-  return reads((value) => {
+  const bounds = {
+    ...(least === undefined ? {} : { minimum: least }),
+    ...(most === undefined ? {} : { maximum: most }),
+  };
+  const json = {
+    anyOf: [
+      { type: whole ? "integer" : "number", ...bounds },
+      { type: "string", pattern: pattern.source },
+    ],
+  };
+  return reads(json, (value) => {
     const isNumber = typeof value === "bigint" || typeof value === "number";
     if (!isNumber && !(typeof value === "string" && pattern.test(value))) {
       return new Refusal(`must be ${kind}, not ${kindOf(value)}`);
@@ -210,22 +284,26 @@ function number(kind: string, pattern: RegExp, { least, most, whole }: Bounds & 
 }
 
 /** A boolean, or one of the words that YAML 1.1 took for one (compose still takes them). */
-export const flag: Schema<boolean> = reads((value) => {
+const ON = ["true", "yes", "y", "on"];
+const OFF = ["false", "no", "n", "off"];
+export const flag: Schema<boolean> = reads({ anyOf: [{ type: "boolean" }, { enum: [...ON, ...OFF] }] }, (value) => {
   if (typeof value === "boolean") return value;
   const word = typeof value === "string" ? value.toLowerCase() : "";
-  if (["true", "yes", "y", "on"].includes(word)) return true;
-  if (["false", "no", "n", "off"].includes(word)) return false;
+  if (ON.includes(word)) return true;
+  if (OFF.includes(word)) return false;
   return new Refusal(`must be true or false, not ${kindOf(value)}`);
 });
 
 /** Nanoseconds. Compose refuses a plain number here, since it would have no unit. */
-export const duration: Schema<number> = reads((value) => {
+export const duration: Schema<number> = reads({ type: "string" }, (value) => {
   if (typeof value === "string") return readDuration(value);
   return new Refusal(`must be a duration with its unit, as 90s or 1m30s, not ${kindOf(value)}`);
 });
 
+const NUMBER_OR_TEXT: JsonSchema = { anyOf: [{ type: "number" }, { type: "string" }] };
+
 /** Bytes: a whole number of them, or a size such as `64m`. */
-export const bytes: Schema<number> = reads((value) => {
+export const bytes: Schema<number> = reads(NUMBER_OR_TEXT, (value) => {
   if (typeof value === "string") return readBytes(value);
   const isNumber = typeof value === "bigint" || typeof value === "number";
   if (!isNumber || !Number.isSafeInteger(Number(value))) {
@@ -235,7 +313,7 @@ export const bytes: Schema<number> = reads((value) => {
 });
 
 /** A file mode. YAML has read `0440` as octal already; a text is octal as it stands. */
-export const fileMode: Schema<number> = reads((value) => {
+export const fileMode: Schema<number> = reads(NUMBER_OR_TEXT, (value) => {
   if (typeof value === "string" && /^(0o)?[0-7]{1,5}$/.test(value)) return Number.parseInt(value.replace("0o", ""), 8);
   if (typeof value === "bigint" && value >= 0n && value <= 0o7777n) return Number(value);
   return new Refusal(`must be a file mode in octal, as 0440, not ${kindOf(value)}`);
@@ -243,7 +321,11 @@ export const fileMode: Schema<number> = reads((value) => {
 
 /** A list; `unique` where compose's JSON schema says uniqueItems. */
 export function listOf<T>(item: Schema<T>, { unique = false }: { unique?: boolean } = {}): Schema<T[]> {
-  const items = v.array(item, (issue) => `must be a list, not ${kindOf(issue.input)}`);
+  const json = () => ({ type: "array", items: jsonSchemaOf(item), ...(unique ? { uniqueItems: true } : {}) });
+  const items = v.pipe(
+    v.array(item, (issue) => `must be a list, not ${kindOf(issue.input)}`),
+    shape(json),
+  );
   if (!unique) return items;
   return v.pipe(
     v.unknown(),
@@ -257,6 +339,7 @@ export function listOf<T>(item: Schema<T>, { unique = false }: { unique?: boolea
       for (const { index, message } of repeats) addIssue({ message, path: [step(index)] });
       return result.success && repeats.length === 0 ? result.output : NEVER;
     }),
+    shape(json),
   );
 }
 
@@ -274,18 +357,29 @@ function findRepeats(items: readonly unknown[]): { index: number; message: strin
 
 export const uniqueTexts: Schema<string[]> = listOf(text, { unique: true });
 
-/** The schema that `pick` names for a value, where a key has several forms. */
-export function byForm<T>(pick: (value: unknown) => Schema<T>): Schema<T> {
-  return v.lazy(pick);
+/** One of several forms of a value: the one that `pick` names. */
+export function byForm<F extends Readonly<Record<string, Schema<unknown>>>>(
+  forms: F,
+  pick: (value: unknown) => keyof F & string,
+): Schema<v.InferOutput<F[keyof F & string]>> {
+  const schemas: Readonly<Record<string, Schema<unknown>>> = forms;
+  return v.pipe(
+    v.lazy((value) => schemas[pick(value)] ?? v.never()) as Schema<v.InferOutput<F[keyof F & string]>>,
+    shape(() => ({ anyOf: Object.values(schemas).map(jsonSchemaOf) })),
+  );
 }
 
-/** Takes any value and means `result`. */
-export function meaning<T>(result: T): Schema<T> {
+/** Takes any value and means `result`; for the form of `byForm` that is one word or nothing. */
+export function meaning<T>(result: T, json: JsonSchema): Schema<T> {
   return v.pipe(
     v.unknown(),
     v.transform(() => result),
+    shape(() => json),
   );
 }
+
+/** A key that is named and nothing more. */
+export const NOTHING: JsonSchema = { type: "null" };
 
 /** One item, or a list of them. */
 export function oneOrMore<T>(item: Schema<T>): Schema<T[]> {
@@ -294,7 +388,7 @@ export function oneOrMore<T>(item: Schema<T>): Schema<T[]> {
     v.transform((value) => [value]),
   );
   const more = listOf(item, { unique: true });
-  return byForm((value) => (Array.isArray(value) ? more : one));
+  return byForm({ one, more }, (value) => (Array.isArray(value) ? "more" : "one"));
 }
 
 export const textOrTexts: Schema<string[]> = oneOrMore(text);
@@ -304,6 +398,7 @@ export function mapOf<T>(value: Schema<T>): Schema<[string, T][]> {
   return v.pipe(
     v.map(v.string(), value, (issue) => `must be a mapping (key: value), not ${kindOf(issue.input)}`),
     v.transform((entries) => sorted([...entries])),
+    shape(() => ({ type: "object", additionalProperties: jsonSchemaOf(value) })),
   );
 }
 
@@ -312,7 +407,8 @@ function sorted<T>(pairs: [string, T][]): [string, T][] {
 }
 
 /** A text, number, boolean or nothing, as the text that compose makes of it. */
-const scalarText: Schema<string | undefined> = reads((value) => {
+const SCALAR: JsonSchema = { anyOf: ["string", "number", "boolean", "null"].map((type) => ({ type })) };
+const scalarText: Schema<string | undefined> = reads(SCALAR, (value) => {
   if (value instanceof Map || Array.isArray(value))
     return new Refusal(`must be a text, number or boolean, not ${kindOf(value)}`);
   return value === null ? undefined : writeScalar(value as Scalar);
@@ -330,11 +426,6 @@ function writeScalar(value: Scalar): string {
   return `${digits}e${power < 0 ? "-" : "+"}${String(Math.abs(power)).padStart(2, "0")}`;
 }
 
-/** Names with texts, as a mapping or a list of `NAME=text`; a name alone has none. Sorted by name; the last one of a name wins. */
-export const namesWithTexts: Schema<[string, string | undefined][]> = v.lazy((value) =>
-  Array.isArray(value) ? assignmentList : mapOf(scalarText),
-);
-
 const assignmentList: Schema<[string, string | undefined][]> = v.pipe(
   listOf(
     readsText((item): [string, string | undefined] => {
@@ -346,6 +437,12 @@ const assignmentList: Schema<[string, string | undefined][]> = v.pipe(
   v.transform((entries) => sorted([...new Map(entries)])),
 );
 
+/** Names with texts, as a mapping or a list of `NAME=text`; a name alone has none. Sorted by name; the last one of a name wins. */
+export const namesWithTexts: Schema<[string, string | undefined][]> = byForm(
+  { list: assignmentList, mapping: mapOf(scalarText) },
+  (value) => (Array.isArray(value) ? "list" : "mapping"),
+);
+
 /** As `namesWithTexts`, where nothing and an empty text are the same. */
 export const namesAndTexts: Schema<[string, string][]> = v.pipe(
   namesWithTexts,
@@ -353,11 +450,11 @@ export const namesAndTexts: Schema<[string, string][]> = v.pipe(
 );
 
 /** A mapping from names to texts or numbers, as drivers take for options. */
-export const options: Schema<[string, string][]> = mapOf(reads(readOption));
+export const options: Schema<[string, string][]> = mapOf(reads(NUMBER_OR_TEXT, readOption));
 
 /** As `options`, where an option may stand without a value. */
 export const bareOptions: Schema<[string, string][]> = mapOf(
-  reads((value) => (value === null ? "" : readOption(value))),
+  reads({ anyOf: [NUMBER_OR_TEXT, NOTHING] }, (value) => (value === null ? "" : readOption(value))),
 );
 
 function readOption(value: unknown): string | Refusal {

@@ -3,23 +3,17 @@ import { expect, test } from "bun:test";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DOCUMENT_KEYS, SERVICE_KEYS } from "../src/job_keys.ts";
-import type { Row, Table } from "../src/job_schema.ts";
+import { remarkOf, type Table } from "../src/job_schema.ts";
 
 const ROOT = join(import.meta.dir, "..");
 const README = join(ROOT, "README.md");
 const BEGIN = /(<!-- format table: [^\n]*-->\n)([\s\S]*?)(<!-- end of format table -->)/;
 
-function remark(row: Row<unknown>): string {
-  if (row.fate === "limited") return row.limit;
-  if (row.fate === "warned") return row.effect;
-  return row.fate === "refused" ? row.reason : "";
-}
-
 function rows(table: Table, prefix: string): string[] {
   return Object.entries(table).flatMap(([key, row]) => {
     const below = row.fate !== "refused" ? row.table : undefined;
     if (below && row.fate === "honoured") return rows(below, `${prefix}${key}.`);
-    return [`| \`${prefix}${key}\` | ${row.fate} | ${remark(row).replaceAll("|", "\\|")} |`];
+    return [`| \`${prefix}${key}\` | ${row.fate} | ${remarkOf(row).replaceAll("|", "\\|")} |`];
   });
 }
 
