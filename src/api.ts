@@ -9,6 +9,7 @@ import type { Master } from "./api_forward.ts";
 import { forward, FORWARDED_HEADER } from "./api_forward.ts";
 import { jobRoutes } from "./api_jobs.ts";
 import { nodeRoutes } from "./api_nodes.ts";
+import { openApi } from "./api_openapi.ts";
 import { registryRoutes } from "./api_registries.ts";
 import { answer, queryOf, readPage } from "./api_request.ts";
 import { allocationsView, countsView, resourcesView } from "./cluster_views.ts";
@@ -78,7 +79,8 @@ export function createApi(options: ApiOptions): Hono {
     return answer(c, { ready: reasons.length === 0, reasons }, reasons.length === 0 ? 200 : 503);
   });
   app.get(PEER_PATH, (c) => answer(c, local.peerInfo()));
-  only(app, ["/healthz", "/readyz", PEER_PATH], "GET");
+  app.get("/openapi.json", (c) => answer(c, openApi(local.version)));
+  only(app, ["/healthz", "/readyz", "/openapi.json", PEER_PATH], "GET");
   app.get(`${CHUNK_PATH}/:chunk_hash`, (c) => {
     const data = options.scheduler()?.state.chunks.get(c.req.param("chunk_hash"));
     if (data === undefined) throw new CacophonyError("not_found", "this node has no such chunk of a file");

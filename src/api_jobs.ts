@@ -126,10 +126,13 @@ function refuseForbidden(wanted: ParsedJob, policy: Policy | undefined): void {
   throw new CacophonyError("invalid_document", message, { details });
 }
 
-const scaleBody = v.strictObject({ scale: v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(MAX_SCALE)) });
+/** The body that scales a service. */
+export const scaleBody = v.strictObject({
+  scale: v.pipe(v.number(), v.integer(), v.minValue(0), v.maxValue(MAX_SCALE)),
+});
 
 /** An empty body restarts with the images that the replicas have. */
-const restartBody = v.strictObject({ pull: v.exactOptional(v.boolean()) });
+export const restartBody = v.strictObject({ pull: v.exactOptional(v.boolean()) });
 
 function preconditionsOf(c: Context) {
   return { ifMatch: c.req.header("if-match"), ifNoneMatch: c.req.header("if-none-match") };

@@ -7,7 +7,7 @@ import { CacophonyError } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
 
 // With messages of their own, for valibot's would quote what was sent.
-const login = v.strictObject({
+export const loginBody = v.strictObject({
   username: v.pipe(v.string("must be a text"), v.minLength(1, "is empty"), v.maxLength(1024, "is too long")),
   /** Registries of clouds hand out tokens of some kilobytes. */
   password: v.pipe(v.string("must be a text"), v.minLength(1, "is empty"), v.maxLength(16_384, "is too long")),
@@ -26,7 +26,7 @@ export function registryRoutes({ scheduler, only }: RegistryRoutesOptions): Hono
   app.put("/:host", async (c) => {
     queryOf(c, []);
     const host = readHost(c.req.param("host"));
-    const wanted = readJson(await readBody(c), { schema: login, example: EXAMPLE });
+    const wanted = readJson(await readBody(c), { schema: loginBody, example: EXAMPLE });
     const outcome = await scheduler().putRegistry(host, wanted);
     return answer(c, { registry: host }, outcome === "created" ? 201 : 200);
   });
