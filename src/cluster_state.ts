@@ -20,6 +20,7 @@ import type {
   ServiceSpec,
 } from "./model.ts";
 import { isGlobal, RECORD_KINDS } from "./model.ts";
+import type { NodeNetwork } from "./model_network.ts";
 import type { Candidate, Load, PortClaim } from "./placement.ts";
 import { claimsOf, demandOf, reservationOf } from "./placement.ts";
 import { matches, type NodeFacts } from "./placement_rules.ts";
@@ -38,6 +39,8 @@ export type NodeView = {
   foreign: ForeignContainer[];
   /** Names of the volumes that the node has; undefined: not known, or too many. */
   volumes: ReadonlySet<string> | undefined;
+  /** How the node takes part in the cluster's network, as it told last. */
+  network?: NodeNetwork | undefined;
   applied: Order | undefined;
   /** Whether `statuses` holds a full report of the current or the last session. */
   reported: boolean;

@@ -19,7 +19,9 @@ import type {
   StatusReport,
 } from "./model.ts";
 import { NODE_IN_USE, nodeMessage, PROTOCOL_VERSION } from "./model.ts";
+import type { NodeNetwork } from "./model_network.ts";
 import type { Scheduler } from "./scheduler.ts";
+import { freeSubnet } from "./subnet.ts";
 import type { Channel } from "./transport.ts";
 
 /** One open connection of a node. */
@@ -27,6 +29,8 @@ type NodeLink = { send(message: MasterMessage): void; close(): void };
 
 /** Heartbeats after which a connected node that says nothing is not ready. */
 const SILENT_HEARTBEATS = 2.5;
+/** A node's block of the cluster's range: 256 addresses. */
+const BLOCK_BITS = 24;
 /** A connection that does not say who it is by then is closed. */
 const HELLO_TIMEOUT_MS = 5_000;
 
@@ -232,12 +236,27 @@ export class Membership {
       address: hello.address,
       role: node_id === this.#options.self.node_id ? "master" : "worker",
       availability: former?.availability ?? "active",
+      ...this.#networkFor(hello, former),
       labels: hello.labels,
       set_labels: former?.set_labels ?? [],
       ...platformOf(hello.engine, former),
       ...(engineId !== undefined ? { engine_id: engineId } : former?.engine_id ? { engine_id: former.engine_id } : {}),
       joined_at: former?.joined_at ?? this.#options.clock.now(),
     };
+  }
+
+  /** Its place in the cluster's network: a node keeps its first block while it is a member. */
+  #networkFor({ underlay }: Hello, former: NodeRecord | undefined): Pick<NodeRecord, "underlay" | "subnets"> {
+    const subnets = former?.subnets ?? this.#moreBlocks([]);
+    return { ...(underlay === undefined ? {} : { underlay }), ...(subnets ? { subnets } : {}) };
+  }
+
+  /** These blocks and a further one; undefined when the cluster's range has none left. */
+  #moreBlocks(own: readonly string[]): string[] | undefined {
+    const { network_cidr } = this.#options.scheduler.cluster;
+    const taken = [...this.#state.nodes.values()].flatMap(({ subnets = [] }) => subnets);
+    const block = freeSubnet(network_cidr, { taken: [...taken, ...own], bits: BLOCK_BITS });
+    return block === undefined ? undefined : [...own, block];
   }
 
   /** Names need not be unique: a second equal one gets a suffix, and keeps it while the first is there. */
@@ -273,7 +292,7 @@ export class Membership {
       heartbeat_interval_ms: heartbeatIntervalMs,
       node_timeout_ms: nodeTimeoutMs,
     });
-    scheduler.attach(nodeId, (assignments) => link.send(assignments));
+    scheduler.attach(nodeId, (message) => link.send(message));
     this.#judge(nodeId, view);
     log.info("a node joined the session", { node: nodeId, node_name: record.node_name, address: record.address });
     const peers = this.#peers();
@@ -296,6 +315,7 @@ export class Membership {
     view.foreign = heartbeat.foreign;
     view.volumes = heartbeat.volumes && new Set(heartbeat.volumes);
     this.#roomChanged = true;
+    this.#network(nodeId, { view, network: heartbeat.network });
     this.#judge(nodeId, view);
     const engineId = heartbeat.engine.engine_id;
     const record = this.#state.nodes.get(nodeId);
@@ -315,6 +335,26 @@ export class Membership {
         return [{ op: "put", kind: "node", record: { ...latest, engine_id: engineId, ...platform } }];
       })
       .catch((error: unknown) => this.#writeFailed(error));
+  }
+
+  #network(nodeId: string, { view, network }: { view: NodeView; network: NodeNetwork | undefined }): void {
+    const { scheduler, log } = this.#options;
+    if (!Bun.deepEquals(view.network, network)) scheduler.directory.touchNetworks();
+    view.network = network;
+    if (!network?.full) return;
+    const grow = () => {
+      const record = this.#state.nodes.get(nodeId);
+      // A node that has not heard of its latest block yet may have room in that.
+      const isCurrent = record?.subnets?.length === network.blocks;
+      const subnets = record && isCurrent ? this.#moreBlocks(record.subnets ?? []) : undefined;
+      if (!record || !subnets) return [];
+      log.info("a node gets a further block of addresses", { node: nodeId, subnets });
+      return [{ op: "put", kind: "node", record: { ...record, subnets } } as const];
+    };
+    scheduler.change(grow).then(
+      () => scheduler.directory.touchNetworks(),
+      (error: unknown) => this.#writeFailed(error),
+    );
   }
 
   #status(nodeId: string, { view, report }: { view: NodeView; report: StatusReport }): void {

@@ -8,6 +8,7 @@
  * a JavaScript object is no safe place for it.
  */
 import * as v from "valibot";
+import { directoryMessage, networkMessage, networkMode, nodeNetwork } from "./model_network.ts";
 import { count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
 
 export * from "./model_spec.ts";
@@ -17,11 +18,15 @@ export const PROTOCOL_VERSION = 1;
 
 // ---- Records: what the Store keeps ----------------------------------------------------------------------------------
 
+/** A block of 256 addresses for each of 256 nodes. */
+export const DEFAULT_NETWORK_CIDR = "10.213.0.0/16";
+
 export const clusterRecord = v.object({
   cluster_id: v.string(),
   created_at: count,
-  /** IPv4 range (CIDR) that job networks take their /26 subnets from. */
-  network_pool: v.string(),
+  /** How containers of different nodes reach each other, and the IPv4 range (CIDR) that all their addresses are out of. */
+  network_mode: v.optional(networkMode, "vxlan"),
+  network_cidr: v.optional(v.string(), DEFAULT_NETWORK_CIDR),
 });
 export type ClusterRecord = v.InferOutput<typeof clusterRecord>;
 
@@ -96,6 +101,10 @@ export const nodeRecord = v.object({
   set_labels: pairs,
   platform: v.exactOptional(platform),
   engine_id: v.exactOptional(v.string()),
+  /** IPv4 address that packets between containers of different nodes travel to. */
+  underlay: v.exactOptional(v.string()),
+  /** Blocks of the cluster's range (CIDR) that are this node's for as long as it is a member. */
+  subnets: v.exactOptional(strings),
   joined_at: count,
 });
 export type NodeRecord = v.InferOutput<typeof nodeRecord>;
@@ -199,6 +208,8 @@ export const allocationStatus = v.object({
   /** What Docker's health check says of a running container; absent: it has none. */
   health: v.exactOptional(v.picklist(["starting", "healthy", "unhealthy"])),
   ports: v.array(publishedPort),
+  /** IPv4 addresses on the networks of its job, while it runs. */
+  addresses: v.exactOptional(v.array(v.object({ network: v.string(), address: v.string() }))),
   restarts: count,
   exit_code: v.exactOptional(v.number()),
   error: v.exactOptional(v.string()),
@@ -257,7 +268,6 @@ export type ClusterLogin = v.InferOutput<typeof clusterLogin>;
 export const assignments = v.object({
   type: v.literal("assignments"),
   order,
-  network_pool: v.string(),
   specs: v.array(specRecord),
   allocations: v.array(allocationRecord),
   removals: v.array(removalRecord),
@@ -281,6 +291,8 @@ export const hello = v.object({
   instance: v.string(),
   node_name: v.string(),
   address: v.string(),
+  /** IPv4 address that packets between containers of different nodes travel to; absent: it has none. */
+  underlay: v.exactOptional(v.string()),
   labels: pairs,
   engine: engineStatus,
   version: v.string(),
@@ -294,6 +306,7 @@ export const heartbeat = v.object({
   engine: engineStatus,
   /** Names of all volumes on the node; absent while they are not known, or when they are too many to tell. */
   volumes: v.exactOptional(strings),
+  network: v.exactOptional(nodeNetwork),
   foreign: v.array(foreignContainer),
 });
 export type Heartbeat = v.InferOutput<typeof heartbeat>;
@@ -336,6 +349,8 @@ export const masterMessage = v.variant("type", [
   v.object({ type: v.literal("peers"), peers: v.array(peer) }),
   v.object({ type: v.literal("ack"), sequence: count }),
   assignments,
+  networkMessage,
+  directoryMessage,
 ]);
 export type MasterMessage = v.InferOutput<typeof masterMessage>;
 

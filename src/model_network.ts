@@ -4,7 +4,7 @@
  * has for it, which is the same on every node.
  */
 import * as v from "valibot";
-import { count, port, strings } from "./model_spec.ts";
+import { count, entryPort, port, strings } from "./model_spec.ts";
 
 /** A node as the cluster's network reaches it. */
 export const networkPeer = v.object({
@@ -13,22 +13,10 @@ export const networkPeer = v.object({
   underlay: v.string(),
   /** Blocks of the cluster's range that are this node's (CIDR); the first address of the first one is the node's own. */
   subnets: strings,
+  /** For WireGuard. */
+  public_key: v.exactOptional(v.string()),
 });
 export type NetworkPeer = v.InferOutput<typeof networkPeer>;
-
-/** Whether an entry prefers replicas of its own node, or looks at all of them for the one with the fewest connections. */
-export const balance = v.picklist(["local_first", "least_connections"]);
-
-/** A port that is open on every node and leads to a service's replicas. */
-export const entryPort = v.object({
-  port,
-  protocol: v.picklist(["tcp", "udp"]),
-  container_port: port,
-  balance,
-  /** How the client's address is told to the replica (tcp only). */
-  proxy_protocol: v.picklist(["none", "v1", "v2"]),
-});
-export type EntryPort = v.InferOutput<typeof entryPort>;
 
 /** One replica with an address. */
 export const endpoint = v.object({
@@ -37,6 +25,8 @@ export const endpoint = v.object({
   node_id: v.string(),
   /** Running, healthy where there is a check, and not about to stop: names and entries lead to it. */
   ready: v.boolean(),
+  /** This master has not heard of it from its node yet: what was known of it still holds. */
+  unknown: v.exactOptional(v.literal(true)),
   /** Its IPv4 address on each of its networks. */
   addresses: v.array(v.object({ network: v.string(), address: v.string() })),
 });
@@ -56,3 +46,46 @@ export const serviceEntry = v.object({
   endpoints: v.array(endpoint),
 });
 export type ServiceEntry = v.InferOutput<typeof serviceEntry>;
+
+// ---- Messages between a node and the master -------------------------------------------------------------------------
+
+export const networkMode = v.picklist(["vxlan", "wireguard", "none"]);
+export type NetworkMode = v.InferOutput<typeof networkMode>;
+
+/** How a node takes part in the cluster's network; part of its heartbeats. */
+export const nodeNetwork = v.object({
+  /** `none`: its containers reach, and are reached from, this node only. */
+  mode: networkMode,
+  /** Why the node does not do what the cluster asks for. */
+  reason: v.exactOptional(v.string()),
+  /** The networks of jobs that it has, with their subnets out of its blocks. */
+  networks: v.array(v.object({ network: v.string(), subnet: v.string() })),
+  /** How many blocks it knows to be its own, and whether they have no room for a further network. */
+  blocks: count,
+  full: v.boolean(),
+  /** For WireGuard. */
+  public_key: v.exactOptional(v.string()),
+});
+export type NodeNetwork = v.InferOutput<typeof nodeNetwork>;
+
+/** All that a node must know to reach the others; the full picture each time. */
+export const networkMessage = v.object({
+  type: v.literal("network"),
+  mode: networkMode,
+  /** The cluster's range, which all blocks are out of. */
+  cidr: v.string(),
+  self: networkPeer,
+  peers: v.array(networkPeer),
+  /** The networks that this node shares with others, with their subnets there. */
+  networks: v.array(v.object({ network: v.string(), subnets: strings })),
+});
+export type NetworkMessage = v.InferOutput<typeof networkMessage>;
+
+/** Services that changed since the last message of this session; `full`: all there are. */
+export const directoryMessage = v.object({
+  type: v.literal("directory"),
+  full: v.boolean(),
+  services: v.array(serviceEntry),
+  gone: v.array(v.object({ job_id: v.string(), service_name: v.string() })),
+});
+export type DirectoryMessage = v.InferOutput<typeof directoryMessage>;

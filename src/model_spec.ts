@@ -260,6 +260,20 @@ export const serviceSpec = v.object({
 export type ServiceSpec = v.InferOutput<typeof serviceSpec>;
 
 /** `key` is `node.id`, `node.name`, `node.role`, `node.platform.arch`, `node.platform.os` or `node.labels.` and a label. */
+/** Whether an entry prefers replicas of its own node, or looks at all of them for the one with the fewest connections. */
+export const balance = v.picklist(["local_first", "least_connections"]);
+
+/** A port that is open on every node and leads to a service's replicas. */
+export const entryPort = v.object({
+  port,
+  protocol: v.picklist(["tcp", "udp"]),
+  container_port: port,
+  balance,
+  /** How the client's address is told to the replica (tcp only). */
+  proxy_protocol: v.picklist(["none", "v1", "v2"]),
+});
+export type EntryPort = v.InferOutput<typeof entryPort>;
+
 export const constraint = v.object({ key: v.string(), operator: v.picklist(["==", "!="]), value: v.string() });
 export type Constraint = v.InferOutput<typeof constraint>;
 
@@ -278,6 +292,8 @@ export const serviceRules = v.object({
   /** Node labels over whose values replicas are spread evenly, the weightiest first. */
   spread: strings,
   max_per_node: v.exactOptional(count),
+  /** Ports that are open on every node and lead to this service. */
+  entries: v.exactOptional(v.array(entryPort)),
   depends_on: v.array(dependency),
 });
 export type ServiceRules = v.InferOutput<typeof serviceRules>;

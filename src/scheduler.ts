@@ -16,15 +16,16 @@ import {
   checkPreconditions,
 } from "./job_changes.ts";
 import { assignedImageOf, changesForDigests, changesForRestart, registryOf } from "./job_images.ts";
+import { Directory } from "./directory.ts";
 import type { Log } from "./log.ts";
 import type {
   AllocationRecord,
-  Assignments,
   Change,
   ClusterLogin,
   ClusterRecord,
   JobServiceRecord,
   LiveJob,
+  MasterMessage,
   NodeRecord,
   ServiceSpec,
 } from "./model.ts";
@@ -60,10 +61,12 @@ export type ServicePlan = { goal: Goal; plan: Plan };
 
 export class Scheduler {
   readonly state = new ClusterState();
+  /** Where names and addresses lead; nodes hear of it in their session. */
+  readonly directory: Directory;
   readonly #options: SchedulerOptions;
   readonly #dirty = new Set<ServiceKey>();
   readonly #blocked = new Map<ServiceKey, Blocked[]>();
-  readonly #senders = new Map<string, (assignments: Assignments) => void>();
+  readonly #senders = new Map<string, (message: MasterMessage) => void>();
   /** Nodes that the next pass sends their assignments to, also when it changes nothing there. */
   readonly #untold = new Set<string>();
   /** Revision of the first assignments without an allocation that is to stop: reports from there on can confirm it gone. */
@@ -78,6 +81,8 @@ export class Scheduler {
 
   constructor(options: SchedulerOptions) {
     this.#options = options;
+    const network = () => ({ mode: this.cluster.network_mode, cidr: this.cluster.network_cidr });
+    this.directory = new Directory({ state: this.state, clock: options.clock, network });
   }
 
   get term(): number {
@@ -129,6 +134,7 @@ export class Scheduler {
     this.#stopped = true;
     this.#passTimer?.cancel();
     this.#fullPassTimer?.cancel();
+    this.directory.stop();
     await this.#queue.catch(() => {});
     await this.#options.store.close();
   }
@@ -312,18 +318,22 @@ export class Scheduler {
   }
 
   /** From here on the node gets its assignments through `send`; the present ones go out at once. */
-  attach(nodeId: string, send: (assignments: Assignments) => void): void {
+  attach(nodeId: string, send: (message: MasterMessage) => void): void {
     this.#senders.set(nodeId, send);
+    this.directory.attach(nodeId, send);
     this.sendAssignments(nodeId);
   }
 
   detach(nodeId: string): void {
     this.#senders.delete(nodeId);
+    this.directory.detach(nodeId);
   }
 
   /** Marks services for the next pass. */
   wake(keys: Iterable<ServiceKey>): void {
-    for (const key of keys) this.#dirty.add(key);
+    const all = [...keys];
+    for (const key of all) this.#dirty.add(key);
+    this.directory.touch(all);
     if (this.#dirty.size > 0) this.#schedulePass(PASS_DELAY_MS);
   }
 
@@ -400,7 +410,6 @@ export class Scheduler {
     send({
       type: "assignments",
       order: { term: this.#term, revision },
-      network_pool: this.cluster.network_pool,
       specs,
       allocations,
       // A node takes containers of the job for its next life, whose volumes are to stay: those of this life go first.
@@ -479,6 +488,9 @@ export class Scheduler {
     }
     if (changes.length > 0)
       this.#options.log.debug("scheduling pass", { services: keys.length, changes: changes.length });
+    // A replica that is to stop is out of names before its node hears of it.
+    this.directory.touch(keys);
+    this.directory.flush();
     for (const nodeId of nodes) {
       this.#untold.delete(nodeId);
       this.sendAssignments(nodeId);

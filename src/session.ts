@@ -21,6 +21,7 @@ import type {
   Welcome,
 } from "./model.ts";
 import { masterMessage } from "./model.ts";
+import type { DirectoryMessage, NetworkMessage } from "./model_network.ts";
 import type { Channel, Transport } from "./transport.ts";
 
 /** What the session needs of the executor beside it. */
@@ -43,6 +44,8 @@ export type SessionOptions = {
   /** Called with each welcome, before any assignments: the place to keep the identity that it hands out. */
   onWelcome: (welcome: Welcome) => void;
   onPeers: (peers: Peer[]) => void;
+  /** What the master tells of the cluster's network and of where services are. */
+  onNetwork: (message: NetworkMessage | DirectoryMessage) => void;
   /** The master will not have this node: for good, as things are. */
   onRefused: (refusal: { code: string; message: string }) => void;
 };
@@ -53,6 +56,11 @@ const WELCOME_TIMEOUT_MS = 5_000;
 /** Status changes of this span are one message. */
 const STATUS_DELAY_MS = 20;
 
+/** What of a heartbeat cannot wait for the next one. */
+function urgentPart({ engine, network }: Omit<Heartbeat, "type" | "sequence">): string {
+  return JSON.stringify([engine, network]);
+}
+
 /** An open session: between a welcome and the end of its channel. */
 type Live = {
   channel: Channel;
@@ -61,7 +69,7 @@ type Live = {
   acknowledged: number;
   sent: Map<string, string> | undefined;
   sentRest: string;
-  sentEngine: string;
+  sentUrgent: string;
   heartbeatTimer: Timer | undefined;
   statusTimer: Timer | undefined;
   lost: AbortController;
@@ -107,8 +115,8 @@ export class Session {
     live.statusTimer = this.#options.clock.after(STATUS_DELAY_MS, () => {
       live.statusTimer = undefined;
       if (this.#live !== live) return;
-      // The engine's state travels with heartbeats; when it changed, the master hears of it now.
-      if (JSON.stringify(this.#options.executor.heartbeat().engine) !== live.sentEngine) this.#sendHeartbeat(live);
+      // The engine's state and the node's networks travel with heartbeats; when they changed, the master hears of it now.
+      if (urgentPart(this.#options.executor.heartbeat()) !== live.sentUrgent) this.#sendHeartbeat(live);
       this.#sendStatus(live);
     });
   }
@@ -195,10 +203,11 @@ export class Session {
   }
 
   #receive(message: MasterMessage, { channel, live }: { channel: Channel; live: Live | undefined }): Live | undefined {
-    const { executor, log, onRefused, onPeers } = this.#options;
+    const { executor, log, onRefused, onPeers, onNetwork } = this.#options;
     if (message.type === "welcome") return this.#begin(message, channel);
     if (message.type === "refused") onRefused(message);
     else if (message.type === "peers") onPeers(message.peers);
+    else if (message.type === "network" || message.type === "directory") onNetwork(message);
     else if (message.type === "ack" && live) live.acknowledged = message.sequence;
     else if (message.type === "assignments") {
       if (executor.assign(message) === "stale")
@@ -216,7 +225,7 @@ export class Session {
       acknowledged: 0,
       sent: undefined,
       sentRest: "",
-      sentEngine: "",
+      sentUrgent: "",
       heartbeatTimer: undefined,
       statusTimer: undefined,
       lost: new AbortController(),
@@ -250,7 +259,7 @@ export class Session {
   #sendHeartbeat(live: Live): void {
     const reading = this.#options.executor.heartbeat();
     live.sequence++;
-    live.sentEngine = JSON.stringify(reading.engine);
+    live.sentUrgent = urgentPart(reading);
     this.#send(live, { type: "heartbeat", sequence: live.sequence, ...reading });
   }
 

@@ -30,7 +30,7 @@ beforeAll(async () => {
     log: silentLog,
     onFenced: () => {},
   });
-  await scheduler.start({ cluster_id: "c1", created_at: 0, network_pool: "10.210.0.0/16" });
+  await scheduler.start({ cluster_id: "c1", created_at: 0, network_mode: "vxlan", network_cidr: "10.213.0.0/16" });
   app = createApi({
     local: localNode("master"),
     scheduler: () => scheduler,

@@ -64,7 +64,7 @@ async function master({ commits = Number.POSITIVE_INFINITY }: { commits?: number
     log: silentLog,
     onFenced: () => {},
   });
-  await scheduler.start({ cluster_id: "c", created_at: 0, network_pool: "10.210.0.0/16" });
+  await scheduler.start({ cluster_id: "c", created_at: 0, network_mode: "vxlan", network_cidr: "10.213.0.0/16" });
   await scheduler.change(() => []);
   left = commits;
   return { scheduler, pass, stop: () => scheduler.stop() };

@@ -71,7 +71,7 @@ function assign(items: readonly Item[], removals: RemovalRecord[] = []): void {
   const accepted = executor.assign({
     type: "assignments",
     order: { term: 1, revision: ++revision },
-    network_pool: "10.210.0.0/16",
+    network_mode: "vxlan", network_cidr: "10.213.0.0/16",
     specs: items.map(({ id, spec }) => ({
       spec_hash: id,
       spec: plainSpec({ image: "busybox:latest", command: POLITE, ...spec }),

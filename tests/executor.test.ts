@@ -87,7 +87,7 @@ class Node {
     return this.executor.assign({
       type: "assignments",
       order: { term: 1, revision: ++this.#revision },
-      network_pool: "10.210.0.0/16",
+      network_mode: "vxlan", network_cidr: "10.213.0.0/16",
       specs: [...specs].map(([spec_hash, value]) => ({ spec_hash, spec: value })),
       allocations,
       removals: [],

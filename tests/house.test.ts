@@ -7,7 +7,7 @@ const SRC = join(import.meta.dir, "..", "src");
 
 /** Floors from the ground up; a file belongs to the entry that its name equals, or begins with up to a "_". */
 const FLOORS: readonly (readonly string[])[] = [
-  ["model", "clock", "log", "metrics", "nearest", "address", "version"],
+  ["model", "clock", "log", "metrics", "nearest", "subnet", "address", "version"],
   [
     "job",
     "container_options",
@@ -32,7 +32,7 @@ const FLOORS: readonly (readonly string[])[] = [
     "dns_server",
     "entry_proxy",
   ],
-  ["api", "scheduler", "membership", "executor", "session"],
+  ["api", "scheduler", "directory", "overlay", "membership", "executor", "session"],
   ["node"],
   ["main", "cli", "build"],
 ];

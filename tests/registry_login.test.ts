@@ -60,7 +60,7 @@ describe("the cluster's logins", () => {
       log: silentLog,
       onFenced: () => {},
     });
-    await scheduler.start({ cluster_id: "c", created_at: 0, network_pool: "10.210.0.0/16" });
+    await scheduler.start({ cluster_id: "c", created_at: 0, network_mode: "vxlan", network_cidr: "10.213.0.0/16" });
     const local = {
       nodeId: "n",
       version: "0",

@@ -185,7 +185,7 @@ export class SimCluster {
       onFenced: () => this.violations.push("the only master was fenced"),
     });
     try {
-      const fresh = { cluster_id: CLUSTER_ID, created_at: 1, network_pool: "10.210.0.0/16" };
+      const fresh = { cluster_id: CLUSTER_ID, created_at: 1, network_mode: "vxlan", network_cidr: "10.213.0.0/16" };
       await scheduler.start(fresh, { seen: machine.identity.seen_term });
     } catch (error) {
       return this.#fail(machine, error);

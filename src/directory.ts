@@ -1,0 +1,209 @@
+/**
+ * @module The master's side of names and addresses: from the cluster's state it makes what each node must know of the others'
+ * addresses (`network` messages) and of where services are (`directory` messages), and sends what changed. Decides nothing;
+ * the node's side is `overlay.ts`.
+ */
+import type { Clock, Timer } from "./clock.ts";
+import { type ClusterState, type ServiceKey, serviceKey } from "./cluster_state.ts";
+import { networkName } from "./container_options.ts";
+import type { AllocationRecord, JobServiceRecord, ServiceSpec } from "./model.ts";
+import type { DirectoryMessage, Endpoint, NetworkMessage, NetworkMode, NetworkPeer, ServiceEntry } from "./model_network.ts";
+
+/** Changes of this span are one message: a name is to be known within milliseconds of its replica's start. */
+const FLUSH_DELAY_MS = 5;
+
+export type DirectoryOptions = {
+  state: ClusterState;
+  clock: Clock;
+  network: () => { mode: NetworkMode; cidr: string };
+};
+
+type Send = (message: NetworkMessage | DirectoryMessage) => void;
+type Link = { send: Send; sentNetwork: string };
+
+export class Directory {
+  readonly #options: DirectoryOptions;
+  readonly #links = new Map<string, Link>();
+  /** What was sent last, by service; every link has had all of it. */
+  readonly #entries = new Map<ServiceKey, { entry: ServiceEntry; text: string }>();
+  readonly #dirty = new Set<ServiceKey>();
+  #networksDirty = false;
+  #timer: Timer | undefined;
+
+  constructor(options: DirectoryOptions) {
+    this.#options = options;
+  }
+
+  stop(): void {
+    this.#timer?.cancel();
+    this.#links.clear();
+  }
+
+  /** From here on the node is told, beginning with all there is; so it must be before any assignments. */
+  attach(nodeId: string, send: Send): void {
+    this.flush();
+    const link = { send, sentNetwork: "" };
+    this.#links.set(nodeId, link);
+    this.#sendNetwork(nodeId, link);
+    send({ type: "directory", full: true, services: Array.from(this.#entries.values(), ({ entry }) => entry), gone: [] });
+    this.touchNetworks();
+  }
+
+  detach(nodeId: string): void {
+    this.#links.delete(nodeId);
+  }
+
+  /** Something about these services, or their replicas, may have changed. */
+  touch(keys: Iterable<ServiceKey>): void {
+    for (const key of keys) this.#dirty.add(key);
+    this.#schedule();
+  }
+
+  /** A node's addresses or networks changed. */
+  touchNetworks(): void {
+    this.#networksDirty = true;
+    this.#schedule();
+  }
+
+  /** Sends what changed now: whoever is told to stop a replica must hear after all others that its name is gone. */
+  flush(): void {
+    this.#timer?.cancel();
+    this.#timer = undefined;
+    if (this.#networksDirty) for (const [nodeId, link] of this.#links) this.#sendNetwork(nodeId, link);
+    this.#networksDirty = false;
+    const services: ServiceEntry[] = [];
+    const gone: DirectoryMessage["gone"] = [];
+    for (const key of this.#dirty) {
+      const entry = this.#entryOf(key);
+      const text = entry && JSON.stringify(entry);
+      const before = this.#entries.get(key);
+      if (before?.text === text) continue;
+      if (entry && text !== undefined) {
+        this.#entries.set(key, { entry, text });
+        services.push(entry);
+      } else if (before) {
+        this.#entries.delete(key);
+        gone.push({ job_id: before.entry.job_id, service_name: before.entry.service_name });
+      }
+    }
+    this.#dirty.clear();
+    if (services.length === 0 && gone.length === 0) return;
+    for (const { send } of this.#links.values()) send({ type: "directory", full: false, services, gone });
+  }
+
+  /** A service as it was sent last. */
+  entry(key: ServiceKey): ServiceEntry | undefined {
+    return this.#entries.get(key)?.entry;
+  }
+
+  /** All services, as they were sent last. */
+  entries(): ServiceEntry[] {
+    return Array.from(this.#entries.values(), ({ entry }) => entry);
+  }
+
+  #schedule(): void {
+    this.#timer ??= this.#options.clock.after(FLUSH_DELAY_MS, () => this.flush());
+  }
+
+  #sendNetwork(nodeId: string, link: Link): void {
+    const message = this.#networkOf(nodeId);
+    if (!message) return;
+    const text = JSON.stringify(message);
+    if (text === link.sentNetwork) return;
+    link.sentNetwork = text;
+    link.send(message);
+  }
+
+  #networkOf(nodeId: string): NetworkMessage | undefined {
+    const { state, network } = this.#options;
+    const self = this.#peer(nodeId);
+    if (!self) return undefined;
+    const ids = [...state.nodes.keys()].filter((id) => id !== nodeId).toSorted();
+    const elsewhere = new Map<string, string[]>();
+    for (const id of ids) {
+      for (const { network: name, subnet } of state.views.get(id)?.network?.networks ?? []) {
+        elsewhere.set(name, [...(elsewhere.get(name) ?? []), subnet]);
+      }
+    }
+    const own = state.views.get(nodeId)?.network?.networks ?? [];
+    return {
+      type: "network",
+      ...network(),
+      self,
+      peers: ids.flatMap((id) => this.#peer(id) ?? []),
+      networks: own.map(({ network: name }) => ({ network: name, subnets: elsewhere.get(name) ?? [] })),
+    };
+  }
+
+  #peer(nodeId: string): NetworkPeer | undefined {
+    const { state } = this.#options;
+    const node = state.nodes.get(nodeId);
+    if (node?.underlay === undefined || node.subnets === undefined) return undefined;
+    const key = state.views.get(nodeId)?.network?.public_key;
+    return {
+      node_id: nodeId,
+      underlay: node.underlay,
+      subnets: node.subnets,
+      ...(key === undefined ? {} : { public_key: key }),
+    };
+  }
+
+  #entryOf(key: ServiceKey): ServiceEntry | undefined {
+    const { state } = this.#options;
+    const slash = key.indexOf("/");
+    const job_id = key.slice(0, slash);
+    const service_name = key.slice(slash + 1);
+    const service = state.liveJob(job_id)?.services.find((one) => one.service_name === service_name);
+    const spec = service && state.specs.get(service.spec_hash);
+    if (!service || !spec) return undefined;
+    return {
+      job_id,
+      service_name,
+      aliases: aliasesOf(spec, job_id),
+      ports: portsOf(spec),
+      entries: entriesOf(service),
+      endpoints: state
+        .allocationsOf(serviceKey({ job_id, service_name }))
+        .toSorted((a, b) => a.slot - b.slot || (a.allocation_id < b.allocation_id ? -1 : 1))
+        .flatMap((allocation) => this.#endpointOf(allocation) ?? []),
+    };
+  }
+
+  #endpointOf(allocation: AllocationRecord): Endpoint | undefined {
+    const { state } = this.#options;
+    const { allocation_id, slot, node_id, desired } = allocation;
+    const status = state.status(allocation);
+    if (!status && !state.views.get(node_id)?.reported && !state.isDown(node_id) && desired === "run")
+      return { allocation_id, slot, node_id, ready: false, unknown: true, addresses: [] };
+    if (!status?.addresses || status.addresses.length === 0) return undefined;
+    const isUp = status.state === "running" && (status.health ?? "healthy") === "healthy";
+    const ready = isUp && desired === "run" && !state.isDown(node_id);
+    return { allocation_id, slot, node_id, ready, addresses: status.addresses };
+  }
+}
+
+function entriesOf({ rules }: JobServiceRecord): ServiceEntry["entries"] {
+  return rules.entries ?? [];
+}
+
+function aliasesOf(spec: ServiceSpec, jobId: string): ServiceEntry["aliases"] {
+  const everywhere = spec.network_aliases ?? [];
+  if (spec.network_mode) return [];
+  if (!spec.networks) return everywhere.length > 0 ? [{ network: `${jobId}_default`, names: everywhere }] : [];
+  return spec.networks.flatMap(({ network, aliases }) => {
+    const names = [...new Set([...aliases, ...everywhere])];
+    return names.length > 0 ? [{ network: networkName(network, jobId), names }] : [];
+  });
+}
+
+/** What containers listen on, as far as the document tells. */
+function portsOf(spec: ServiceSpec): ServiceEntry["ports"] {
+  const ports = new Map<string, ServiceEntry["ports"][number]>();
+  for (const { container_port, protocol } of spec.ports) ports.set(`${container_port}/${protocol}`, { container_port, protocol });
+  for (const text of spec.expose ?? []) {
+    const [, number = "", protocol] = /^(\d+)\/(tcp|udp|sctp)$/.exec(text) ?? [];
+    if (protocol === "tcp" || protocol === "udp" || protocol === "sctp")
+      ports.set(text, { container_port: Number(number), protocol });
+  }
+  return [...ports.values()];
+}
