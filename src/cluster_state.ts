@@ -40,7 +40,9 @@ export type NodeView = {
   /** Names of the volumes that the node has; undefined: not known, or too many. */
   volumes: ReadonlySet<string> | undefined;
   /** How the node takes part in the cluster's network, as it told last. */
-  network?: NodeNetwork | undefined;
+  overlay?: NodeNetwork | undefined;
+  /** Names of its Docker networks; undefined as `volumes`. */
+  networks: ReadonlySet<string> | undefined;
   applied: Order | undefined;
   /** Whether `statuses` holds a full report of the current or the last session. */
   reported: boolean;
@@ -186,6 +188,7 @@ export class ClusterState {
       ...(platform ? { platform } : {}),
       labels: labelsOf(node),
       volumes: view?.volumes,
+      networks: view?.networks,
       apiVersion: view?.engine?.state === "ready" ? view.engine.api_version : undefined,
     };
   }

@@ -121,11 +121,11 @@ export class Directory {
     const ids = [...state.nodes.keys()].filter((id) => id !== nodeId).toSorted();
     const elsewhere = new Map<string, string[]>();
     for (const id of ids) {
-      for (const { network: name, subnet } of state.views.get(id)?.network?.networks ?? []) {
+      for (const { network: name, subnet } of state.views.get(id)?.overlay?.networks ?? []) {
         elsewhere.set(name, [...(elsewhere.get(name) ?? []), subnet]);
       }
     }
-    const own = state.views.get(nodeId)?.network?.networks ?? [];
+    const own = state.views.get(nodeId)?.overlay?.networks ?? [];
     return {
       type: "network",
       ...network(),
@@ -139,7 +139,7 @@ export class Directory {
     const { state } = this.#options;
     const node = state.nodes.get(nodeId);
     if (node?.underlay === undefined || node.subnets === undefined) return undefined;
-    const key = state.views.get(nodeId)?.network?.public_key;
+    const key = state.views.get(nodeId)?.overlay?.public_key;
     return {
       node_id: nodeId,
       underlay: node.underlay,

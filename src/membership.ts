@@ -314,8 +314,9 @@ export class Membership {
     view.resources = heartbeat.resources;
     view.foreign = heartbeat.foreign;
     view.volumes = heartbeat.volumes && new Set(heartbeat.volumes);
+    view.networks = heartbeat.networks && new Set(heartbeat.networks);
     this.#roomChanged = true;
-    this.#network(nodeId, { view, network: heartbeat.network });
+    this.#overlay(nodeId, { view, overlay: heartbeat.overlay });
     this.#judge(nodeId, view);
     const engineId = heartbeat.engine.engine_id;
     const record = this.#state.nodes.get(nodeId);
@@ -337,15 +338,15 @@ export class Membership {
       .catch((error: unknown) => this.#writeFailed(error));
   }
 
-  #network(nodeId: string, { view, network }: { view: NodeView; network: NodeNetwork | undefined }): void {
+  #overlay(nodeId: string, { view, overlay }: { view: NodeView; overlay: NodeNetwork | undefined }): void {
     const { scheduler, log } = this.#options;
-    if (!Bun.deepEquals(view.network, network)) scheduler.directory.touchNetworks();
-    view.network = network;
-    if (!network?.full) return;
+    if (!Bun.deepEquals(view.overlay, overlay)) scheduler.directory.touchNetworks();
+    view.overlay = overlay;
+    if (!overlay?.full) return;
     const grow = () => {
       const record = this.#state.nodes.get(nodeId);
       // A node that has not heard of its latest block yet may have room in that.
-      const isCurrent = record?.subnets?.length === network.blocks;
+      const isCurrent = record?.subnets?.length === overlay.blocks;
       const subnets = record && isCurrent ? this.#moreBlocks(record.subnets ?? []) : undefined;
       if (!record || !subnets) return [];
       log.info("a node gets a further block of addresses", { node: nodeId, subnets });
@@ -458,6 +459,7 @@ export class Membership {
       resources: undefined,
       foreign: [],
       volumes: undefined,
+      networks: undefined,
       applied: undefined,
       reported: false,
       statuses: new Map(),

@@ -57,8 +57,8 @@ const WELCOME_TIMEOUT_MS = 5_000;
 const STATUS_DELAY_MS = 20;
 
 /** What of a heartbeat cannot wait for the next one. */
-function urgentPart({ engine, network }: Omit<Heartbeat, "type" | "sequence">): string {
-  return JSON.stringify([engine, network]);
+function urgentPart({ engine, overlay }: Omit<Heartbeat, "type" | "sequence">): string {
+  return JSON.stringify([engine, overlay]);
 }
 
 /** An open session: between a welcome and the end of its channel. */
