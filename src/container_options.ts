@@ -23,6 +23,8 @@ export type ContainerContext = {
   networkName: string;
   /** Absolute; relative sources of bind mounts are resolved against it. */
   projectDir: string;
+  /** The networks that reach over nodes, and the name server that knows who is on them; absent: there are none. */
+  overlay?: { networks: ReadonlySet<string>; dns: string };
 };
 
 export type PortBinding = { HostIp: string; HostPort: string };
@@ -186,20 +188,30 @@ export function byPriority(places: readonly EndpointSpec[]): EndpointSpec[] {
   return places.toSorted((a, b) => (b.priority ?? 0) - (a.priority ?? 0) || (a.network.key < b.network.key ? -1 : 1));
 }
 
+/** The container's networks whose names Cacophony answers; none where the document names servers of its own. */
+function namesOf(spec: ServiceSpec, { overlay, jobId, networkName: first }: ContainerContext): Set<string> | undefined {
+  if (!overlay || spec.dns || spec.network_mode) return undefined;
+  const all = spec.networks?.map(({ network }) => networkName(network, jobId)) ?? [first];
+  const ours = new Set(all.filter((name) => overlay.networks.has(name)));
+  return ours.size > 0 ? ours : undefined;
+}
+
 /** The networks of a container by their names on the node, its first one first. */
 function endpoints(spec: ServiceSpec, context: ContainerContext): [string, Endpoint][] {
   if (spec.network_mode) return [];
   const aliases = (own: readonly string[] = []) => [
     ...new Set([context.serviceName, ...own, ...(spec.network_aliases ?? [])]),
   ];
-  if (!spec.networks) return [[context.networkName, { Aliases: aliases() }]];
+  // What Docker knows by name it answers itself, and it knows the containers of one node only.
+  const isOurs = (name: string) => namesOf(spec, context)?.has(name) === true;
+  if (!spec.networks) return [[context.networkName, { Aliases: isOurs(context.networkName) ? [] : aliases() }]];
   return byPriority(spec.networks).map((place): [string, Endpoint] => {
     const { ipv4_address, ipv6_address, link_local_ips, mac_address, driver_opts, gw_priority } = place;
     const name = networkName(place.network, context.jobId);
     const fixed = present({ IPv4Address: ipv4_address, IPv6Address: ipv6_address, LinkLocalIPs: link_local_ips });
     const endpoint = {
       // Docker's own bridge knows no names, and refuses them.
-      Aliases: place.network.external && name === "bridge" ? [] : aliases(place.aliases),
+      Aliases: isOurs(name) || (place.network.external && name === "bridge") ? [] : aliases(place.aliases),
       ...(Object.keys(fixed).length > 0 ? { IPAMConfig: fixed } : {}),
       ...present({
         MacAddress: mac_address,
@@ -297,7 +309,7 @@ function hostConfig(spec: ServiceSpec, context: ContainerContext): HostConfig {
       CapDrop: spec.cap_drop,
       CgroupnsMode: spec.cgroup,
       CgroupParent: spec.cgroup_parent,
-      Dns: spec.dns,
+      Dns: spec.dns ?? (namesOf(spec, context) && context.overlay ? [context.overlay.dns] : undefined),
       DnsOptions: spec.dns_opt,
       DnsSearch: spec.dns_search,
       ExtraHosts: spec.extra_hosts,

@@ -17,6 +17,8 @@ export type Container = {
   labels: ReadonlyMap<string, string>;
   state: "created" | "running" | "paused" | "restarting" | "removing" | "exited" | "dead";
   ports: readonly PublishedPort[];
+  /** IPv4 addresses by network; absent in lists. */
+  addresses?: readonly { network: string; address: string }[];
   createdAt: number;
   /** Absent in lists, so an ended container without it is one not looked at closely yet. */
   exitCode?: number;
@@ -225,6 +227,7 @@ function statusOf({
     restarts: memory.restarts,
   };
   if (container) status.container_id = container.id;
+  if (container?.state === "running" && container.addresses?.length) status.addresses = [...container.addresses];
   if (memory.work === "pulling" && memory.pull) status.pull = memory.pull;
   if (memory.resolved !== undefined) status.resolved_digest = memory.resolved;
   const [imageId, imageDigest] = [LABELS.image, LABELS.imageDigest].map((name) => container?.labels.get(name));

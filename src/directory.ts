@@ -7,7 +7,14 @@ import type { Clock, Timer } from "./clock.ts";
 import { type ClusterState, type ServiceKey, serviceKey } from "./cluster_state.ts";
 import { networkName } from "./container_options.ts";
 import type { AllocationRecord, JobServiceRecord, ServiceSpec } from "./model.ts";
-import type { DirectoryMessage, Endpoint, NetworkMessage, NetworkMode, NetworkPeer, ServiceEntry } from "./model_network.ts";
+import type {
+  DirectoryMessage,
+  Endpoint,
+  NetworkMessage,
+  NetworkMode,
+  NetworkPeer,
+  ServiceEntry,
+} from "./model_network.ts";
 
 /** Changes of this span are one message: a name is to be known within milliseconds of its replica's start. */
 const FLUSH_DELAY_MS = 5;
@@ -45,7 +52,12 @@ export class Directory {
     const link = { send, sentNetwork: "" };
     this.#links.set(nodeId, link);
     this.#sendNetwork(nodeId, link);
-    send({ type: "directory", full: true, services: Array.from(this.#entries.values(), ({ entry }) => entry), gone: [] });
+    send({
+      type: "directory",
+      full: true,
+      services: Array.from(this.#entries.values(), ({ entry }) => entry),
+      gone: [],
+    });
     this.touchNetworks();
   }
 
@@ -116,8 +128,14 @@ export class Directory {
 
   #networkOf(nodeId: string): NetworkMessage | undefined {
     const { state, network } = this.#options;
-    const self = this.#peer(nodeId);
-    if (!self) return undefined;
+    const node = state.nodes.get(nodeId);
+    if (!node) return undefined;
+    const self = this.#peer(nodeId) ?? { node_id: nodeId, underlay: "", subnets: [] };
+    const wanted = network();
+    const reason = node.subnets
+      ? "it has no IPv4 address that other nodes reach: give it one with --advertise-addr"
+      : `the cluster's range ${wanted.cidr} has no block left for it`;
+    const isIn = wanted.mode === "none" || self.subnets.length > 0;
     const ids = [...state.nodes.keys()].filter((id) => id !== nodeId).toSorted();
     const elsewhere = new Map<string, string[]>();
     for (const id of ids) {
@@ -128,7 +146,7 @@ export class Directory {
     const own = state.views.get(nodeId)?.overlay?.networks ?? [];
     return {
       type: "network",
-      ...network(),
+      ...(isIn ? wanted : { ...wanted, mode: "none", reason }),
       self,
       peers: ids.flatMap((id) => this.#peer(id) ?? []),
       networks: own.map(({ network: name }) => ({ network: name, subnets: elsewhere.get(name) ?? [] })),
@@ -199,7 +217,8 @@ function aliasesOf(spec: ServiceSpec, jobId: string): ServiceEntry["aliases"] {
 /** What containers listen on, as far as the document tells. */
 function portsOf(spec: ServiceSpec): ServiceEntry["ports"] {
   const ports = new Map<string, ServiceEntry["ports"][number]>();
-  for (const { container_port, protocol } of spec.ports) ports.set(`${container_port}/${protocol}`, { container_port, protocol });
+  for (const { container_port, protocol } of spec.ports)
+    ports.set(`${container_port}/${protocol}`, { container_port, protocol });
   for (const text of spec.expose ?? []) {
     const [, number = "", protocol] = /^(\d+)\/(tcp|udp|sctp)$/.exec(text) ?? [];
     if (protocol === "tcp" || protocol === "udp" || protocol === "sctp")

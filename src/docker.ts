@@ -11,7 +11,7 @@ import Docker from "dockerode";
 import type { CreateBody, Endpoint } from "./container_options.ts";
 import type { Container } from "./converge.ts";
 import { apiError, EngineError, pullError, unavailableError } from "./docker_errors.ts";
-import { publishedPorts } from "./docker_ports.ts";
+import { bridgeOf, publishedPorts } from "./docker_ports.ts";
 import { endStrays } from "./docker_strays.ts";
 import { StartError } from "./model.ts";
 
@@ -25,7 +25,14 @@ export type EngineInfo = {
   memoryBytes: number;
 };
 
-export type EngineNetwork = { id: string; name: string; labels: ReadonlyMap<string, string>; subnets: string[] };
+export type EngineNetwork = {
+  id: string;
+  name: string;
+  labels: ReadonlyMap<string, string>;
+  subnets: string[];
+  /** The bridge that its containers are on, where they can reach beyond it. */
+  bridge?: { device: string; subnet: string };
+};
 /** An image that is here: its id, its digests in registries (`name@sha256:…`), and when its tag was set here last. */
 export type EngineImage = { id: string; digests: string[]; taggedAt?: number };
 /** What a registry is shown: name and password, or a token that it gave out. */
@@ -237,6 +244,9 @@ class DockerodeEngine implements Engine {
       labels: asMap(found.Config.Labels),
       state: containerState(state.Status),
       ports: publishedPorts(ports),
+      addresses: Object.entries(found.NetworkSettings.Networks ?? {}).flatMap(([network, { IPAddress: address }]) =>
+        address ? [{ network, address }] : [],
+      ),
       createdAt: time(found.Created) ?? 0,
       exitCode: state.ExitCode,
       ...healthOf(state.Health?.Status),
@@ -355,12 +365,12 @@ class DockerodeEngine implements Engine {
 
   async networks(): Promise<EngineNetwork[]> {
     const all = await this.#call(READ_TIMEOUT_MS, (abortSignal) => this.#docker.listNetworks({ abortSignal }));
-    return all.map((network) => ({
-      id: network.Id,
-      name: network.Name,
-      labels: asMap(network.Labels),
-      subnets: (network.IPAM?.Config ?? []).flatMap(({ Subnet }) => (Subnet ? [Subnet] : [])),
-    }));
+    return all.map(
+      ({ Id: id, Name: name, Driver: driver, Internal: internal, Options: options = {}, Labels, IPAM }) => {
+        const subnets = (IPAM?.Config ?? []).flatMap(({ Subnet }) => (Subnet ? [Subnet] : []));
+        return { id, name, labels: asMap(Labels), subnets, ...bridgeOf({ id, driver, internal, options, subnets }) };
+      },
+    );
   }
 
   async createNetwork(network: NewNetwork): Promise<string> {

@@ -1,4 +1,4 @@
-/** @module The ports that a container has published, read from what Docker says about them. */
+/** @module The ports that a container has published, and the bridge of a network, read from what Docker says about them. */
 import type { PublishedPort } from "./model.ts";
 
 /**
@@ -24,4 +24,21 @@ function isSamePort(a: PublishedPort, b: PublishedPort): boolean {
 
 function isAnyAddress({ host_ip }: PublishedPort): boolean {
   return host_ip === "" || host_ip === "0.0.0.0" || host_ip === "::";
+}
+
+type BridgeNetwork = {
+  id: string;
+  driver: string;
+  internal: boolean;
+  options: Record<string, string>;
+  subnets: readonly string[];
+};
+
+/** The bridge device of a network whose containers can reach beyond it, and its IPv4 subnet. */
+export function bridgeOf(network: BridgeNetwork): { bridge?: { device: string; subnet: string } } {
+  const { id, driver, internal, options, subnets } = network;
+  const subnet = subnets.find((text) => text.includes("."));
+  if (driver !== "bridge" || internal || subnet === undefined) return {};
+  // Docker names the device after the network's id unless it is told otherwise.
+  return { bridge: { device: options["com.docker.network.bridge.name"] ?? `br-${id.slice(0, 12)}`, subnet } };
 }

@@ -27,7 +27,8 @@ import { EngineConnection } from "./executor_connection.ts";
 import { RestartCounts } from "./executor_counts.ts";
 import { Slots } from "./executor_slots.ts";
 import { removeVolumes } from "./executor_volumes.ts";
-import { type Owner, type Wanted, Worker } from "./executor_worker.ts";
+import type { LocalNetwork } from "./executor_networks.ts";
+import { type LocalAddresses, type Owner, type Wanted, Worker } from "./executor_worker.ts";
 import type { Log } from "./log.ts";
 import {
   type AllocationStatus,
@@ -42,6 +43,16 @@ import {
 } from "./model.ts";
 import type { Meter } from "./resources.ts";
 
+/** What the executor needs of the cluster's network, and tells it. */
+export interface ExecutorOverlay {
+  /** Resolves once it is known. */
+  addresses(): Promise<LocalAddresses>;
+  /** The bridges of all jobs on this node. */
+  setBridges(bridges: readonly LocalNetwork[]): void;
+  /** The pools have no room for a further network. */
+  noticeFull(): void;
+}
+
 export type ExecutorOptions = {
   engine: Engine;
   meter: Meter;
@@ -54,6 +65,8 @@ export type ExecutorOptions = {
   fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
   /** Called whenever `snapshot()` or `engineStatus()` may differ from before. */
   onChange: () => void;
+  /** This node's part of the cluster's network. */
+  overlay: ExecutorOverlay;
   /** The login of this machine's user for a registry, where there is one. */
   nodeLogin?: (host: string) => Promise<RegistryLogin | undefined>;
   /** The newest term this node ever saw: assignments of older ones are stale. */
@@ -167,6 +180,9 @@ export class Executor {
       nodeLogin: this.#options.nodeLogin ?? (async () => undefined),
       specsOf: (jobId) => this.#specsOf(jobId),
       fetchChunk: this.#options.fetchChunk,
+      addresses: () => this.#options.overlay.addresses(),
+      onNetworks: (bridges) => this.#options.overlay.setBridges(bridges),
+      onFull: () => this.#options.overlay.noticeFull(),
     });
     this.#counts = new RestartCounts({ path: join(dataDir, "restarts.json"), clock: this.#clock, log: this.#log });
     this.#memories = this.#counts.load();
@@ -184,7 +200,7 @@ export class Executor {
       const spec = specs.get(allocation.spec_hash);
       this.#jobOf.set(allocation.allocation_id, allocation.job_id);
       if (allocation.desired !== "run") continue;
-      if (spec) this.#wanted.set(allocation.allocation_id, { allocation, spec, networkPool: assignments.network_pool });
+      if (spec) this.#wanted.set(allocation.allocation_id, { allocation, spec });
       else this.#log.error("assignments lack a definition", { spec_hash: allocation.spec_hash });
     }
     this.#settleImages(assignments);

@@ -1,6 +1,6 @@
 /**
  * @module The job networks of one node: one for each network of a job, made on first use and removed with the job's last
- * container. One that asks for no subnet gets a /26 out of the cluster's pool, unless its addresses are not for us to choose.
+ * container. One that asks for no subnet gets a /26 out of the node's pools, unless its addresses are not for us to choose.
  *
  * Owns whose network is whose, and the choice of subnets: none that another Docker network or a route of the host uses. Docker's own choice ends after
  * about 30 networks.
@@ -10,27 +10,36 @@ import type { Engine, EngineNetwork, NewNetwork } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import { Refusal } from "./executor_words.ts";
 import { LABELS, type NetworkSpec } from "./model.ts";
+import { contains, freeSubnet } from "./subnet.ts";
 
-/** 62 addresses: more containers of one job than a node usually holds. A /16 pool has room for 1,024 such networks. */
-const SUBNET_BITS = 26;
+/** 62 addresses: more containers of one job than a node usually holds. A node's block has room for four of them, and it gets
+ * further blocks when it needs them. */
+export const SUBNET_BITS = 26;
 /** How often a subnet that Docker calls taken is replaced by the next one before the start counts as failed. */
 const MAX_TRIES = 20;
 
-type Range = { first: number; size: number };
 type Owner = { clusterId: string; nodeId: string };
+
+/** A bridge on this node for a network of a job. */
+export type LocalNetwork = { network: string; device: string; subnet: string };
+
+type Known = { id: string; jobId: string; bridge?: { device: string; subnet: string } };
 
 export class JobNetworks {
   readonly #engine: Engine;
   readonly #owner: Owner;
   readonly #routes: () => string[];
   /** The networks that were made for jobs of ours, by name, as last seen. */
-  readonly #known = new Map<string, { id: string; jobId: string }>();
+  readonly #known = new Map<string, Known>();
   /** One piece of work per job at a time; a removal and a start must not overtake each other. */
   readonly #work = new Map<string, Promise<unknown>>();
   /** Subnets of networks that are just being made. */
   readonly #reserved = new Set<string>();
+  readonly #onChange: () => void;
 
-  constructor(options: { engine: Engine; owner: Owner; routes: () => string[] }) {
+  /** `onChange` is called when networks came or went. */
+  constructor(options: { engine: Engine; owner: Owner; routes: () => string[]; onChange: () => void }) {
+    this.#onChange = options.onChange;
     this.#engine = options.engine;
     this.#owner = options.owner;
     this.#routes = options.routes;
@@ -49,14 +58,21 @@ export class JobNetworks {
 
   /**
    * Makes sure that a network of the job exists; without `network` its `default`.
-   * @throws {Refusal} if the pool has no room, a network of that name is not the job's, or an external one is missing.
+   * @throws {Refusal} if the pools have no room, a network of that name is not the job's, or an external one is missing.
    */
-  ensure(jobId: string, { pool, network }: { pool: string; network?: NetworkSpec }): Promise<void> {
+  ensure(jobId: string, { pools, network }: { pools: readonly string[]; network?: NetworkSpec }): Promise<void> {
     const name = network ? networkName(network, jobId) : JobNetworks.nameOf(jobId);
     return this.#inTurn(jobId, async () => {
       if (network?.external) return this.#mustExist(name);
-      if (this.#known.get(name)?.jobId !== jobId) await this.#make(jobId, { name, pool, network });
+      if (this.#known.get(name)?.jobId !== jobId) await this.#make(jobId, { name, pools, network });
     });
+  }
+
+  /** The bridges by which containers can reach beyond their network; with `pools` those with a subnet out of them. */
+  bridges(pools?: readonly string[]): LocalNetwork[] {
+    return [...this.#known].flatMap(([network, { bridge }]) =>
+      bridge && (!pools || pools.some((pool) => contains(pool, bridge.subnet))) ? [{ network, ...bridge }] : [],
+    );
   }
 
   /** Takes note that Docker does not know a network of the job (any more). */
@@ -74,6 +90,7 @@ export class JobNetworks {
           const own = [...this.#known].filter(([, known]) => known.jobId === jobId);
           this.forget(jobId);
           await Promise.all(own.map(([, { id }]) => this.#engine.removeNetwork(id)));
+          this.#onChange();
         }),
       ),
     );
@@ -87,7 +104,7 @@ export class JobNetworks {
 
   async #make(
     jobId: string,
-    { name, pool, network }: { name: string; pool: string; network: NetworkSpec | undefined },
+    { name, pools, network }: { name: string; pools: readonly string[]; network: NetworkSpec | undefined },
   ): Promise<void> {
     const refused = new Set<string>();
     for (let tries = 0; tries < MAX_TRIES; tries++) {
@@ -99,17 +116,17 @@ export class JobNetworks {
       const taken = networks.flatMap(({ subnets }) => subnets);
       const asked = network?.ipam?.config.find(({ subnet }) => subnet !== undefined && !subnet.includes(":"))?.subnet;
       const isOurs = asked === undefined && isFromPool(network);
-      const free = isOurs && freeSubnet(pool, [...taken, ...this.#routes(), ...this.#reserved, ...refused]);
+      const free = isOurs && firstFree(pools, [...taken, ...this.#routes(), ...this.#reserved, ...refused]);
       if (isOurs && free === undefined) {
-        throw new Refusal(
-          `no /${SUBNET_BITS} subnet is free on this node in the network pool ${pool}: Docker networks and routes use them all`,
+        throw new NoSubnet(
+          `no /${SUBNET_BITS} subnet is free on this node in ${pools.join(", ")}: Docker networks and routes use them all`,
         );
       }
       const subnet = asked ?? (free || undefined);
       if (subnet !== undefined) this.#reserved.add(subnet);
       try {
-        const id = await this.#engine.createNetwork(newNetwork(network, { name, subnet, labels: this.#labels(jobId) }));
-        this.#known.set(name, { id, jobId });
+        await this.#engine.createNetwork(newNetwork(network, { name, subnet, labels: this.#labels(jobId) }));
+        this.#learn(await this.#engine.networks());
         return;
       } catch (error) {
         if (!(error instanceof EngineError)) throw error;
@@ -125,7 +142,7 @@ export class JobNetworks {
         if (subnet !== undefined) this.#reserved.delete(subnet);
       }
     }
-    throw new Refusal(`Docker refused ${MAX_TRIES} subnets of the network pool ${pool} as taken`);
+    throw new Refusal(`Docker refused ${MAX_TRIES} subnets of ${pools.join(", ")} as taken`);
   }
 
   #labels(jobId: string): Record<string, string> {
@@ -135,12 +152,13 @@ export class JobNetworks {
 
   #learn(networks: readonly EngineNetwork[]): void {
     this.#known.clear();
-    for (const { id, name, labels } of networks) {
+    for (const { id, name, labels, bridge } of networks) {
       const jobId = labels.get(LABELS.job);
       const isOurs =
         labels.get(LABELS.cluster) === this.#owner.clusterId && labels.get(LABELS.node) === this.#owner.nodeId;
-      if (isOurs && jobId !== undefined) this.#known.set(name, { id, jobId });
+      if (isOurs && jobId !== undefined) this.#known.set(name, { id, jobId, ...(bridge && { bridge }) });
     }
+    this.#onChange();
   }
 
   async #inTurn(jobId: string, work: () => Promise<void>): Promise<void> {
@@ -156,6 +174,17 @@ export class JobNetworks {
       if (this.#work.get(jobId) === turn) this.#work.delete(jobId);
     }
   }
+}
+
+/** The node's pools have no room for a further network. */
+export class NoSubnet extends Refusal {}
+
+function firstFree(pools: readonly string[], taken: readonly string[]): string | undefined {
+  for (const pool of pools) {
+    const found = freeSubnet(pool, { taken, bits: SUBNET_BITS });
+    if (found !== undefined) return found;
+  }
+  return undefined;
 }
 
 function nameTaken(name: string, owner: string | undefined): Refusal {
@@ -195,31 +224,4 @@ function newNetwork(
     enableIpv6: network?.enable_ipv6 ?? false,
     ipam: { driver: ipam?.driver || "default", options: Object.fromEntries(ipam?.options ?? []), config },
   };
-}
-
-/** The first /26 of `pool` that overlaps none of `taken` (CIDR texts; IPv6 ones don't matter here); undefined if none is left. */
-export function freeSubnet(pool: string, taken: readonly string[]): string | undefined {
-  const range = parseRange(pool);
-  if (!range) return undefined;
-  const size = 2 ** (32 - SUBNET_BITS);
-  const used = taken.flatMap((text) => parseRange(text) ?? []).sort((a, b) => a.first - b.first);
-  let first = Math.ceil(range.first / size) * size;
-  for (const { first: start, size: length } of used) {
-    if (start + length <= first) continue;
-    if (start >= first + size) break;
-    first = Math.ceil((start + length) / size) * size;
-  }
-  return first + size <= range.first + range.size ? `${formatAddress(first)}/${SUBNET_BITS}` : undefined;
-}
-
-function parseRange(text: string): Range | undefined {
-  const [, a, b, c, d, bits] = /^(\d+)\.(\d+)\.(\d+)\.(\d+)\/(\d+)$/.exec(text) ?? [];
-  if (bits === undefined) return undefined;
-  const size = 2 ** (32 - Number(bits));
-  const address = ((Number(a) * 256 + Number(b)) * 256 + Number(c)) * 256 + Number(d);
-  return { first: Math.floor(address / size) * size, size };
-}
-
-function formatAddress(address: number): string {
-  return [24, 16, 8, 0].map((shift) => Math.floor(address / 2 ** shift) % 256).join(".");
 }

@@ -12,7 +12,7 @@ import type { Engine, EngineImage, RegistryLogin } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import { ProjectFiles } from "./executor_files.ts";
 import { digestOf, type ImageNeed, Images, PullError, type PullOptions } from "./executor_images.ts";
-import { JobNetworks } from "./executor_networks.ts";
+import { JobNetworks, type LocalNetwork, NoSubnet } from "./executor_networks.ts";
 import { Slots } from "./executor_slots.ts";
 import { ensureVolumes } from "./executor_volumes.ts";
 import { inWords, portInUse, Refusal } from "./executor_words.ts";
@@ -32,8 +32,16 @@ const DEFAULT_GRACE_MS = 10_000;
 
 export type Owner = { clusterId: string; nodeId: string };
 
-/** What to run: the allocation with its definition, and the range its job's network comes from. */
-export type Wanted = { allocation: AllocationRecord; spec: ServiceSpec; networkPool: string };
+/** What to run: the allocation with its definition. */
+export type Wanted = { allocation: AllocationRecord; spec: ServiceSpec };
+
+/** What the cluster's network gives to the containers of this node. */
+export type LocalAddresses = {
+  /** Ranges (CIDR) that job networks take their subnets from. */
+  pools: readonly string[];
+  /** The name server that knows all nodes' containers; absent: names are of one node. */
+  dns?: string;
+};
 
 export type CreateOptions = PullOptions & {
   settled: () => Pick<ImageNeed, "digest" | "refresh">;
@@ -52,6 +60,7 @@ export class Worker {
   readonly #owner: Owner;
   readonly #projectDirOf: (jobId: string) => string;
   readonly #files: ProjectFiles;
+  readonly #options: { addresses: () => Promise<LocalAddresses>; onFull: () => void };
   readonly #starts = new Slots(STARTS_AT_ONCE);
   readonly #stops = new Slots(STOPS_AT_ONCE);
 
@@ -65,6 +74,9 @@ export class Worker {
     nodeLogin: (host: string) => Promise<RegistryLogin | undefined>;
     specsOf: (jobId: string) => ServiceSpec[];
     fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
+    addresses: () => Promise<LocalAddresses>;
+    onNetworks: (networks: LocalNetwork[]) => void;
+    onFull: () => void;
   }) {
     this.#engine = options.engine;
     this.#clock = options.clock;
@@ -72,7 +84,9 @@ export class Worker {
     this.#owner = options.owner;
     this.#projectDirOf = options.projectDirOf;
     this.images = new Images(options);
-    this.networks = new JobNetworks(options);
+    this.#options = options;
+    const onChange = () => options.onNetworks(this.networks.bridges());
+    this.networks = new JobNetworks({ ...options, onChange });
     this.#files = new ProjectFiles(options);
   }
 
@@ -141,12 +155,13 @@ export class Worker {
     wanted: Wanted,
     { signal, image }: { signal: AbortSignal; image: EngineImage },
   ): Promise<string> {
-    const { allocation, spec, networkPool } = wanted;
+    const { allocation, spec } = wanted;
     const { job_id: jobId } = allocation;
-    if (!spec.network_mode) await this.#ensureNetworks(jobId, { spec, pool: networkPool });
+    const addresses = await this.#options.addresses();
+    if (!spec.network_mode) await this.#ensureNetworks(jobId, { spec, pools: addresses.pools });
     if (spec.files) await this.#files.ensure(jobId, spec);
     await ensureVolumes(this.#engine, { spec, jobId, owner: this.#owner });
-    const context = this.#contextOf(allocation);
+    const context = this.#contextOf(allocation, addresses);
     const options = containerOptions(spec, context);
     const [first] = Object.entries(options.NetworkingConfig?.EndpointsConfig ?? {});
     const body = {
@@ -163,23 +178,35 @@ export class Worker {
     return id;
   }
 
-  async #ensureNetworks(jobId: string, { spec, pool }: { spec: ServiceSpec; pool: string }): Promise<void> {
-    if (!spec.networks) return this.networks.ensure(jobId, { pool });
-    await Promise.all(spec.networks.map(({ network }) => this.networks.ensure(jobId, { pool, network })));
+  async #ensureNetworks(
+    jobId: string,
+    { spec, pools }: { spec: ServiceSpec; pools: readonly string[] },
+  ): Promise<void> {
+    try {
+      if (!spec.networks) await this.networks.ensure(jobId, { pools });
+      else await Promise.all(spec.networks.map(({ network }) => this.networks.ensure(jobId, { pools, network })));
+    } catch (error) {
+      if (error instanceof NoSubnet) this.#options.onFull();
+      throw error;
+    }
   }
 
   /** Puts a container that never ran on its networks but the first. */
   async #connect(id: string, { allocation, spec }: Wanted): Promise<void> {
-    const { NetworkingConfig: networking } = containerOptions(spec, this.#contextOf(allocation));
+    const context = this.#contextOf(allocation, await this.#options.addresses());
+    const { NetworkingConfig: networking } = containerOptions(spec, context);
     const [, ...others] = Object.entries(networking?.EndpointsConfig ?? {});
     for (const [network, endpoint] of others) await this.#engine.connect(id, network, endpoint);
   }
 
-  #contextOf(allocation: AllocationRecord): ContainerContext {
+  #contextOf(allocation: AllocationRecord, { pools, dns }: LocalAddresses): ContainerContext {
     const { job_id: jobId, service_name: serviceName, slot, allocation_id: allocationId } = allocation;
     const networkName = JobNetworks.nameOf(jobId);
     const projectDir = this.#projectDirOf(jobId);
-    return { ...this.#owner, jobId, serviceName, slot, allocationId, networkName, projectDir };
+    const context = { ...this.#owner, jobId, serviceName, slot, allocationId, networkName, projectDir };
+    if (dns === undefined) return context;
+    const networks = new Set(this.networks.bridges(pools).map(({ network }) => network));
+    return { ...context, overlay: { dns, networks } };
   }
 
   /** A name that is taken by this very allocation's container means that an earlier answer was lost. */

@@ -72,6 +72,8 @@ export type NodeNetwork = v.InferOutput<typeof nodeNetwork>;
 export const networkMessage = v.object({
   type: v.literal("network"),
   mode: networkMode,
+  /** Why this node is left out of it. */
+  reason: v.exactOptional(v.string()),
   /** The cluster's range, which all blocks are out of. */
   cidr: v.string(),
   self: networkPeer,

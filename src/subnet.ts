@@ -1,4 +1,4 @@
-/** @module IPv4 ranges in CIDR notation: reading them, and finding a free one in a pool. */
+/** @module IPv4 ranges in CIDR notation: comparing them, taking them apart, and finding a free one in a pool. */
 
 type Range = { first: number; size: number };
 
@@ -32,6 +32,16 @@ export function contains(range: string, text: string): boolean {
 export function firstAddress(subnet: string): string | undefined {
   const range = parseRange(subnet);
   return range && formatAddress(range.first + 1);
+}
+
+/** What is left of a subnet without the first one of `bits` in it, smallest first. */
+export function withoutFirst(subnet: string, bits: number): string[] {
+  const range = parseRange(subnet);
+  if (!range) return [];
+  const rest: string[] = [];
+  for (let size = 2 ** (32 - bits); size < range.size; size *= 2)
+    rest.push(`${formatAddress(range.first + size)}/${32 - Math.log2(size)}`);
+  return rest;
 }
 
 function parseRange(text: string): Range | undefined {

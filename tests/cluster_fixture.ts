@@ -1,4 +1,5 @@
 /** @module Small parts of clusters for tests of the pure floor: specs, nodes as placement sees them, a seeded random source. */
+import type { ExecutorOverlay } from "../src/executor.ts";
 import type { Resources, ServiceRules, ServiceSpec } from "../src/model.ts";
 import type { Candidate } from "../src/placement.ts";
 import { Sealer } from "../src/seal.ts";
@@ -73,4 +74,9 @@ export function seeded(seed: number): () => number {
     t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
     return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
   };
+}
+
+/** A node without a network over nodes: its containers take their addresses from `pool`. */
+export function noOverlay(pool: () => string = () => "10.210.0.0/16"): ExecutorOverlay {
+  return { addresses: async () => ({ pools: [pool()] }), setBridges: () => {}, noticeFull: () => {} };
 }

@@ -10,7 +10,7 @@ import { Executor } from "../src/executor.ts";
 import { silentLog } from "../src/log.ts";
 import { LABELS, type NetworkSpec, type RemovalRecord, type ServiceSpec } from "../src/model.ts";
 import { HostMeter } from "../src/resources.ts";
-import { spec as plainSpec } from "./cluster_fixture.ts";
+import { noOverlay, spec as plainSpec } from "./cluster_fixture.ts";
 import { Lab, type LabHost } from "./lab.ts";
 import { waitUntil } from "./wait.ts";
 
@@ -51,6 +51,7 @@ afterAll(async () => {
 async function begin(): Promise<Executor> {
   const made = new Executor({
     fetchChunk: () => Promise.reject(new Error("no files here")),
+    overlay: noOverlay(),
     engine,
     meter: new HostMeter({ engine, clock: systemClock, caps: { memoryBytes: undefined, cpus: undefined } }),
     clock: systemClock,
@@ -71,7 +72,6 @@ function assign(items: readonly Item[], removals: RemovalRecord[] = []): void {
   const accepted = executor.assign({
     type: "assignments",
     order: { term: 1, revision: ++revision },
-    network_mode: "vxlan", network_cidr: "10.213.0.0/16",
     specs: items.map(({ id, spec }) => ({
       spec_hash: id,
       spec: plainSpec({ image: "busybox:latest", command: POLITE, ...spec }),

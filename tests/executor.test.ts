@@ -6,7 +6,7 @@ import { Executor } from "../src/executor.ts";
 import { silentLog } from "../src/log.ts";
 import { type AllocationRecord, type Assignments, LABELS, type ServiceSpec } from "../src/model.ts";
 import type { Meter } from "../src/resources.ts";
-import { spec as plainSpec } from "./cluster_fixture.ts";
+import { noOverlay, spec as plainSpec } from "./cluster_fixture.ts";
 import { FakeEngine } from "./fake_engine.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
 
@@ -33,6 +33,8 @@ class Node {
   readonly meter: Meter = { read: () => undefined, routes: () => ["10.0.0.0/24"] };
   executor: Executor;
   changes = 0;
+  /** Where job networks take their subnets from. */
+  pool = "10.210.0.0/16";
   #revision = 0;
 
   constructor(seed = 1) {
@@ -45,6 +47,7 @@ class Node {
   #make(): Executor {
     return new Executor({
       fetchChunk: () => Promise.reject(new Error("no files here")),
+      overlay: noOverlay(() => this.pool),
       engine: this.engine,
       meter: this.meter,
       clock: this.clock,
@@ -87,7 +90,6 @@ class Node {
     return this.executor.assign({
       type: "assignments",
       order: { term: 1, revision: ++this.#revision },
-      network_mode: "vxlan", network_cidr: "10.213.0.0/16",
       specs: [...specs].map(([spec_hash, value]) => ({ spec_hash, spec: value })),
       allocations,
       removals: [],
@@ -497,9 +499,10 @@ describe("Executor", () => {
     node.assign(ids(["a"]));
     await node.until(() => node.status("a")?.state === "failed");
     expect(node.status("a")?.error).toContain("job_default exists on this node and was not made by this cluster");
-    node.assign([{ id: "b", job: "other" }], { network_pool: "10.0.0.0/25" });
+    node.pool = "10.0.0.0/25";
+    node.assign([{ id: "b", job: "other" }]);
     await node.until(() => node.status("b")?.state === "failed");
-    expect(node.status("b")?.error).toContain("no /26 subnet is free on this node in the network pool 10.0.0.0/25");
+    expect(node.status("b")?.error).toContain("no /26 subnet is free on this node in 10.0.0.0/25");
   });
 
   test("makes volumes, respects those of others, and removes them only when told", async () => {

@@ -40,7 +40,12 @@ class Master {
   }
 
   async start(): Promise<this> {
-    await this.scheduler.start({ cluster_id: "c", created_at: 0, network_mode: "vxlan", network_cidr: "10.213.0.0/16" });
+    await this.scheduler.start({
+      cluster_id: "c",
+      created_at: 0,
+      network_mode: "vxlan",
+      network_cidr: "10.213.0.0/16",
+    });
     this.membership.start();
     return this;
   }

@@ -101,9 +101,9 @@ describe("the cluster's logins", () => {
     ];
     await scheduler.change(() => put("a", "r.example:5000/team/app:1"));
     const sent: Assignments[] = [];
-    scheduler.attach("n1", (assignments) => sent.push(assignments));
+    scheduler.attach("n1", (message) => void (message.type === "assignments" && sent.push(message)));
     expect(sent.at(-1)?.logins).toEqual([{ host: "r.example:5000", username: "someone", password: "s3cret-word" }]);
-    scheduler.attach("n2", (assignments) => sent.push(assignments));
+    scheduler.attach("n2", (message) => void (message.type === "assignments" && sent.push(message)));
     expect(sent.at(-1)?.logins).toEqual([]);
     scheduler.detach("n2");
     await call("DELETE", "/cluster/registry/r.example:5000");
@@ -120,7 +120,7 @@ describe("the cluster's logins", () => {
     const { scheduler, call } = await begin();
     expect(JSON.parse((await call("GET", "/cluster/registry")).text).registries).toContain("r.example");
     const sent: Assignments[] = [];
-    scheduler.attach("n1", (assignments) => sent.push(assignments));
+    scheduler.attach("n1", (message) => void (message.type === "assignments" && sent.push(message)));
     expect(sent.at(-1)?.logins).toEqual([]);
     await scheduler.stop();
   });

@@ -2,8 +2,8 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { freeSubnet } from "../src/executor_networks.ts";
 import { HostMeter, parseLoadavg, parseMeminfo, parseRoutes, parseSockets, parseStat } from "../src/resources.ts";
+import { freeSubnet } from "../src/subnet.ts";
 import { FakeEngine } from "./fake_engine.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
 
@@ -165,6 +165,6 @@ describe("freeSubnet()", () => {
     ],
   ];
   for (const [name, pool, taken, expected] of cases) {
-    test(name, () => expect(freeSubnet(pool, taken)).toBe(expected as string));
+    test(name, () => expect(freeSubnet(pool, { taken, bits: 26 })).toBe(expected as string));
   }
 });

@@ -25,7 +25,7 @@ import { claimsOf } from "../src/placement.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { Session } from "../src/session.ts";
 import { openSqliteStore, type Store, StoreError } from "../src/store.ts";
-import { idleMachine, unusedSealer } from "./cluster_fixture.ts";
+import { idleMachine, noOverlay, unusedSealer } from "./cluster_fixture.ts";
 import { FakeEngine } from "./fake_engine.ts";
 import { Life, SimNetwork } from "./simulation_process.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
@@ -129,6 +129,7 @@ export class SimCluster {
       dataDir: machine.dataDir,
       seenTerm: identity.seen_term,
       fetchChunk: () => Promise.reject(new Error("no files in the simulation")),
+      overlay: noOverlay(),
       onChange: () => process.session.notify(),
     });
     if (identity.cluster_id !== undefined) {
@@ -138,6 +139,7 @@ export class SimCluster {
       ...common,
       transport: this.network.transport(address, life),
       executor,
+      onNetwork: () => {},
       hello: () => ({
         type: "hello",
         protocol: PROTOCOL_VERSION,
@@ -185,7 +187,12 @@ export class SimCluster {
       onFenced: () => this.violations.push("the only master was fenced"),
     });
     try {
-      const fresh = { cluster_id: CLUSTER_ID, created_at: 1, network_mode: "vxlan", network_cidr: "10.213.0.0/16" };
+      const fresh = {
+        cluster_id: CLUSTER_ID,
+        created_at: 1,
+        network_mode: "vxlan" as const,
+        network_cidr: "10.213.0.0/16",
+      };
       await scheduler.start(fresh, { seen: machine.identity.seen_term });
     } catch (error) {
       return this.#fail(machine, error);
