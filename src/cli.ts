@@ -46,9 +46,13 @@ const OPTIONS = {
   label: { valueHint: "KEY=VALUE", description: "a label of this node; repeatable", multiple: true },
   memory: { valueHint: "SIZE", description: "how much memory the cluster may use here, as 8g (default: all)" },
   cpus: { valueHint: "NUMBER", description: "how many CPUs the cluster may use here, as 1.5 (default: all)" },
-  "network-pool": {
+  network: {
+    valueHint: "MODE",
+    description: "how containers of different nodes reach each other: vxlan, wireguard or none (bootstrap only; default vxlan)",
+  },
+  "network-cidr": {
     valueHint: "CIDR",
-    description: "where job networks take their /26 subnets from (bootstrap only; default 10.210.0.0/16)",
+    description: "where all addresses of containers come from, a /24 for each node (bootstrap only; default 10.213.0.0/16)",
   },
   policy: {
     valueHint: "FILE",
@@ -239,7 +243,8 @@ function readSettings(given: Given): Settings {
   if (given.labels.length > 0) settings.labels = given.labels.map(readLabel);
   if (given.memory !== undefined) settings.memory_bytes = positive(readBytes(given.memory), { what: "--memory" });
   if (given.cpus !== undefined) settings.cpus = readCpus(given.cpus);
-  if (given["network-pool"] !== undefined) settings.network_pool = readPool(given["network-pool"]);
+  if (given.network !== undefined) settings.network = readNetworkMode(given.network);
+  if (given["network-cidr"] !== undefined) settings.network_cidr = readRange(given["network-cidr"]);
   if (given.policy !== undefined) settings.policy_file = given.policy === "none" ? "" : resolve(given.policy);
   for (const [name, key] of [
     ["heartbeat-interval", "heartbeat_interval_ms"],
@@ -283,14 +288,19 @@ function readDockerHost(text: string, what: string): string {
   throw new StartError(`${what} '${text}' is not usable: write unix:///path/to/docker.sock or tcp://host:port`);
 }
 
-/** An IPv4 range with room for at least one /26. */
-function readPool(text: string): string {
+function readNetworkMode(text: string): NetworkMode {
+  if (text === "vxlan" || text === "wireguard" || text === "none") return text;
+  throw new StartError(`--network '${text}' is unknown: write vxlan, wireguard or none`);
+}
+
+/** An IPv4 range with room for at least one node's /24. */
+function readRange(text: string): string {
   const match = /^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})\/(\d{1,2})$/.exec(text);
   const [bytes, prefix] = [match?.slice(1, 5).map(Number) ?? [], Number(match?.[5])];
   const bits = bytes.reduce((sum, byte) => sum * 256 + byte, 0);
-  if (!match || bytes.some((byte) => byte > 255) || prefix < 8 || prefix > 26 || bits % 2 ** (32 - prefix) !== 0) {
+  if (!match || bytes.some((byte) => byte > 255) || prefix < 8 || prefix > 24 || bits % 2 ** (32 - prefix) !== 0) {
     throw new StartError(
-      `--network-pool '${text}' is no usable range: write an IPv4 network of /8 to /26, as 10.210.0.0/16`,
+      `--network-cidr '${text}' is no usable range: write an IPv4 network of /8 to /24, as 10.213.0.0/16`,
     );
   }
   return text;

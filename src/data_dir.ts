@@ -18,6 +18,7 @@ import {
 import { join } from "node:path";
 import * as v from "valibot";
 import { peer, StartError } from "./model.ts";
+import { networkMode } from "./model_network.ts";
 
 /** What a node was last started with; an option that is not given again stays as it was. */
 export const settings = v.object({
@@ -28,7 +29,8 @@ export const settings = v.object({
   labels: v.exactOptional(v.array(v.tuple([v.string(), v.string()]))),
   memory_bytes: v.exactOptional(v.number()),
   cpus: v.exactOptional(v.number()),
-  network_pool: v.exactOptional(v.string()),
+  network: v.exactOptional(networkMode),
+  network_cidr: v.exactOptional(v.string()),
   /** Absolute path; empty: no policy. */
   policy_file: v.exactOptional(v.string()),
   heartbeat_interval_ms: v.exactOptional(v.number()),

@@ -48,7 +48,6 @@ const DEFAULT_HEARTBEAT_MS = 2_000;
 const DEFAULT_NODE_TIMEOUT_MS = 15_000;
 /** One lost heartbeat is no reason to move a machine's containers. */
 const MIN_TIMEOUT_HEARTBEATS = 3;
-const DEFAULT_NETWORK_POOL = "10.210.0.0/16";
 /** SIGTERM has to end the process within 2 s, whatever a part is waiting for. */
 const STOP_TIMEOUT_MS = 1_500;
 
@@ -207,8 +206,12 @@ export class Node implements LocalNode {
       random: Math.random,
       onFenced: () => this.#fail(new StartError("another master has taken over this cluster's state; this one ends")),
     });
-    const network_pool = settings.network_pool ?? DEFAULT_NETWORK_POOL;
-    const fresh = { cluster_id, created_at: systemClock.now(), network_pool };
+    const fresh = {
+      cluster_id,
+      created_at: systemClock.now(),
+      network_mode: settings.network ?? "vxlan",
+      network_cidr: settings.network_cidr ?? DEFAULT_NETWORK_CIDR,
+    };
     await scheduler.start(fresh, { seen: seen_term, written: has_state });
     this.#update({ has_state: true });
     this.#scheduler = scheduler;
@@ -259,6 +262,7 @@ export class Node implements LocalNode {
       addresses: () => this.#knownAddresses(),
       onWelcome: (welcome) => this.#welcomed(welcome, executor),
       onPeers: (peers) => this.#update({ peers }),
+      onNetwork: (message) => this.#overlay?.receive(message),
       onRefused: ({ code, message }) => {
         // A machine that was reset comes back before the master has noticed that it was gone: it waits.
         if (code === NODE_IN_USE) this.#log.warn("the master refused this node for now", { reason: message });
@@ -297,6 +301,7 @@ export class Node implements LocalNode {
       instance: this.#instance,
       node_name: settings.node_name ?? hostname(),
       address: this.#advertise,
+      ...(this.#underlay === undefined ? {} : { underlay: this.#underlay }),
       labels: settings.labels ?? [],
       engine: executor.engineStatus(),
       version: this.version,
