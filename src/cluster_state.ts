@@ -38,6 +38,8 @@ export type NodeView = {
   foreign: ForeignContainer[];
   /** Names of the volumes that the node has; undefined: not known, or too many. */
   volumes: ReadonlySet<string> | undefined;
+  /** Names of its Docker networks; undefined as `volumes`. */
+  networks: ReadonlySet<string> | undefined;
   applied: Order | undefined;
   /** Whether `statuses` holds a full report of the current or the last session. */
   reported: boolean;
@@ -183,6 +185,7 @@ export class ClusterState {
       ...(platform ? { platform } : {}),
       labels: labelsOf(node),
       volumes: view?.volumes,
+      networks: view?.networks,
       apiVersion: view?.engine?.state === "ready" ? view.engine.api_version : undefined,
     };
   }

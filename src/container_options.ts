@@ -3,7 +3,14 @@
  * pkg/compose/create.go; field names of the Engine API). Also the names of containers and volumes. Pure; sends nothing. The
  * executor changes one field of the body before it sends it: RestartPolicy, since it owns restarts.
  */
-import { LABELS, type MountSpec, type NetworkSpec, type ServiceSpec, type VolumeSpec } from "./model.ts";
+import {
+  type EndpointSpec,
+  LABELS,
+  type MountSpec,
+  type NetworkSpec,
+  type ServiceSpec,
+  type VolumeSpec,
+} from "./model.ts";
 
 export type ContainerContext = {
   clusterId: string;
@@ -25,8 +32,14 @@ export type Mount = {
   Source?: string;
   Target: string;
   ReadOnly?: boolean;
-  BindOptions?: { Propagation?: string; NonRecursive?: boolean; CreateMountpoint?: boolean };
-  VolumeOptions?: { NoCopy: boolean };
+  BindOptions?: {
+    Propagation?: string;
+    NonRecursive?: boolean;
+    ReadOnlyNonRecursive?: boolean;
+    ReadOnlyForceRecursive?: boolean;
+    CreateMountpoint?: boolean;
+  };
+  VolumeOptions?: { NoCopy?: boolean; Subpath?: string; Labels?: Record<string, string> };
   TmpfsOptions?: { SizeBytes?: number; Mode?: number };
 };
 
@@ -81,6 +94,7 @@ export type HostConfig = {
   UTSMode?: string;
   UsernsMode?: string;
   Isolation?: string;
+  VolumeDriver?: string;
   Runtime?: string;
   SecurityOpt?: string[];
   MaskedPaths?: string[];
@@ -106,6 +120,9 @@ export type HostConfig = {
 export type Endpoint = {
   Aliases: string[];
   IPAMConfig?: { IPv4Address?: string; IPv6Address?: string; LinkLocalIPs?: string[] };
+  MacAddress?: string;
+  DriverOpts?: Record<string, string>;
+  GwPriority?: number;
 };
 
 export type CreateBody = {
@@ -151,7 +168,8 @@ export function containerOptions(spec: ServiceSpec, context: ContainerContext): 
       WorkingDir: spec.working_dir,
       Hostname: spec.hostname,
       Domainname: spec.domainname,
-      MacAddress: spec.mac_address,
+      // Engines before 25 know no MAC address of one network; later ones want the two to be the same.
+      MacAddress: spec.mac_address ?? byPriority(spec.networks ?? [])[0]?.mac_address,
       StopSignal: spec.stop_signal,
       Tty: spec.tty,
       OpenStdin: spec.stdin_open,
@@ -163,22 +181,34 @@ export function containerOptions(spec: ServiceSpec, context: ContainerContext): 
   };
 }
 
-/** The networks of a container by their names on the node, its first one first: by priority, then by key, as compose. */
+/** Places on networks, the container's first one first: by priority, then by key, as compose. */
+export function byPriority(places: readonly EndpointSpec[]): EndpointSpec[] {
+  return places.toSorted((a, b) => (b.priority ?? 0) - (a.priority ?? 0) || (a.network.key < b.network.key ? -1 : 1));
+}
+
+/** The networks of a container by their names on the node, its first one first. */
 function endpoints(spec: ServiceSpec, context: ContainerContext): [string, Endpoint][] {
   if (spec.network_mode) return [];
   const aliases = (own: readonly string[] = []) => [
     ...new Set([context.serviceName, ...own, ...(spec.network_aliases ?? [])]),
   ];
   if (!spec.networks) return [[context.networkName, { Aliases: aliases() }]];
-  return spec.networks
-    .toSorted((a, b) => (b.priority ?? 0) - (a.priority ?? 0) || (a.network.key < b.network.key ? -1 : 1))
-    .map((place): [string, Endpoint] => {
-      const { ipv4_address, ipv6_address, link_local_ips } = place;
-      const fixed = present({ IPv4Address: ipv4_address, IPv6Address: ipv6_address, LinkLocalIPs: link_local_ips });
-      const endpoint = { Aliases: aliases(place.aliases) };
-      const isFixed = Object.keys(fixed).length > 0;
-      return [networkName(place.network, context.jobId), isFixed ? { ...endpoint, IPAMConfig: fixed } : endpoint];
-    });
+  return byPriority(spec.networks).map((place): [string, Endpoint] => {
+    const { ipv4_address, ipv6_address, link_local_ips, mac_address, driver_opts, gw_priority } = place;
+    const name = networkName(place.network, context.jobId);
+    const fixed = present({ IPv4Address: ipv4_address, IPv6Address: ipv6_address, LinkLocalIPs: link_local_ips });
+    const endpoint = {
+      // Docker's own bridge knows no names, and refuses them.
+      Aliases: place.network.external && name === "bridge" ? [] : aliases(place.aliases),
+      ...(Object.keys(fixed).length > 0 ? { IPAMConfig: fixed } : {}),
+      ...present({
+        MacAddress: mac_address,
+        DriverOpts: driver_opts && record(driver_opts),
+        GwPriority: gw_priority,
+      }),
+    };
+    return [name, endpoint];
+  });
 }
 
 /** What a network is called on the node: its own name where it has one, else `<job>_<key>`. */
@@ -277,6 +307,7 @@ function hostConfig(spec: ServiceSpec, context: ContainerContext): HostConfig {
       UTSMode: spec.uts,
       UsernsMode: spec.userns_mode,
       Isolation: spec.isolation,
+      VolumeDriver: spec.volume_driver,
       Runtime: spec.runtime,
       ShmSize: spec.shm_size_bytes,
       StorageOpt: spec.storage_opt && record(spec.storage_opt),
@@ -368,7 +399,8 @@ function mounts(spec: ServiceSpec, context: ContainerContext): Pick<HostConfig, 
 
 function bindText(mount: MountSpec, context: ContainerContext): string | undefined {
   if (mount.type === "tmpfs" || (mount.type === "volume" && !mount.volume)) return undefined;
-  if (mount.type === "bind" && (!mount.create_host_path || mount.non_recursive)) return undefined;
+  if (mount.type === "bind" && (!mount.create_host_path || mount.non_recursive || mount.recursive)) return undefined;
+  if (mount.type === "volume" && mount.subpath !== undefined) return undefined;
   const source = sourceOf(mount, context);
   if (source.includes(":") || mount.target.includes(":")) return undefined;
   const options = mount.type === "bind" ? [mount.selinux, mount.propagation] : [mount.nocopy ? "nocopy" : undefined];
@@ -383,11 +415,17 @@ function mountOf(mount: MountSpec, context: ContainerContext): Mount {
   }
   const source = sourceOf(mount, context);
   const sourced = { ...base, ...(source === "" ? {} : { Source: source }) };
-  if (mount.type === "volume") return { ...sourced, ...(mount.nocopy ? { VolumeOptions: { NoCopy: true } } : {}) };
-  const { propagation, non_recursive, create_host_path } = mount;
+  if (mount.type === "volume") {
+    const { nocopy, subpath, labels: own } = mount;
+    const options = present({ NoCopy: nocopy || undefined, Subpath: subpath, Labels: own && record(own) });
+    return { ...sourced, ...(Object.keys(options).length > 0 ? { VolumeOptions: options } : {}) };
+  }
+  const { propagation, non_recursive, recursive, create_host_path } = mount;
   const options = present({
     Propagation: propagation,
     NonRecursive: non_recursive,
+    ReadOnlyNonRecursive: recursive === "writable" || undefined,
+    ReadOnlyForceRecursive: recursive === "readonly" || undefined,
     CreateMountpoint: create_host_path || undefined,
   });
   return { ...sourced, ...(Object.keys(options).length > 0 ? { BindOptions: options } : {}) };

@@ -67,7 +67,7 @@ export interface Engine {
   /** Gives an image that is here a further name. */
   tag(image: string, name: string): Promise<void>;
   networks(): Promise<EngineNetwork[]>;
-  /** Creates a bridge network and returns its id. */
+  /** Creates a network and returns its id. */
   createNetwork(network: NewNetwork): Promise<string>;
   /** Puts a container on a further network, if it is not there yet. */
   connect(containerId: string, network: string, endpoint: Endpoint): Promise<void>;
@@ -88,10 +88,13 @@ export type RegistryOptions = { signal?: AbortSignal | undefined; login?: Regist
 export type PullProgress = { layer?: string; status: string; currentBytes?: number; totalBytes?: number };
 export type NewNetwork = {
   name: string;
+  driver: string;
   labels: Record<string, string>;
   driverOpts: Record<string, string>;
   internal: boolean;
   attachable: boolean;
+  /** Absent: true; engines before 28 know no other. */
+  enableIpv4?: boolean;
   enableIpv6: boolean;
   ipam: {
     driver: string;
@@ -367,9 +370,10 @@ class DockerodeEngine implements Engine {
         Name: network.name,
         // Engines before 25 allow two networks of one name unless told so; later ones never do.
         CheckDuplicate: true,
-        Driver: "bridge",
+        Driver: network.driver,
         Internal: network.internal,
         Attachable: network.attachable,
+        ...(network.enableIpv4 !== undefined && { EnableIPv4: network.enableIpv4 }),
         EnableIPv6: network.enableIpv6,
         Options: network.driverOpts,
         IPAM: {

@@ -34,11 +34,10 @@ import {
   type AssignedImage,
   type Assignments,
   type EngineStatus,
-  type ForeignContainer,
+  type Heartbeat,
   isOlder,
   LABELS,
   type Order,
-  type Resources,
   type ServiceSpec,
 } from "./model.ts";
 import type { Meter } from "./resources.ts";
@@ -74,8 +73,8 @@ const AGREE_MS = 5_000;
 /** A job's volumes may be in use by a container that is not ours; nothing is urgent about them. */
 const REMOVAL_RETRY_MS = 5_000;
 
-/** Volumes that a heartbeat names: about 100 KB of text. A node with more is taken to have what it is asked for. */
-const MAX_VOLUMES = 2_000;
+/** Volumes, or networks, that a heartbeat names: about 100 KB of text. A node with more is taken to have what it is asked for. */
+const MAX_NAMES = 2_000;
 
 type Task = { controller: AbortController; wanted: boolean; done: Promise<void> };
 type Inspection = { again: boolean; done: Promise<void> };
@@ -108,6 +107,8 @@ export class Executor {
   #others: Container[] = [];
   /** Names of all volumes, unless they are too many to tell. */
   #volumes: string[] | undefined;
+  /** Names of all networks, as those of volumes. */
+  #networks: string[] | undefined;
   readonly #inspections = new Map<string, Inspection>();
   readonly #inspectionSlots = new Slots(INSPECTIONS_AT_ONCE);
   /** Containers whose last inspection failed. */
@@ -238,7 +239,7 @@ export class Executor {
     };
   }
 
-  heartbeat(): { resources?: Resources; engine: EngineStatus; volumes?: string[]; foreign: ForeignContainer[] } {
+  heartbeat(): Pick<Heartbeat, "resources" | "engine" | "volumes" | "networks" | "foreign"> {
     const publish = (containers: Iterable<Container>) =>
       [...containers].flatMap(({ ports }) => ports.map(({ protocol, host_port }) => `${protocol}/${host_port}`));
     const running = [...this.#containers.values()].filter(({ state }) => state === "running");
@@ -251,8 +252,14 @@ export class Executor {
       const cluster = labels.get(LABELS.cluster);
       return cluster === undefined ? [] : [{ container_id: id, name, cluster_id: cluster }];
     });
-    const volumes = this.#volumes;
-    return { ...(resources && { resources }), engine: this.#connection.status, ...(volumes && { volumes }), foreign };
+    const [volumes, networks] = [this.#volumes, this.#networks];
+    return {
+      ...(resources && { resources }),
+      engine: this.#connection.status,
+      ...(volumes && { volumes }),
+      ...(networks && { networks }),
+      foreign,
+    };
   }
 
   /** Ends within a second. Containers keep running, and calls that are under way end by themselves. */
@@ -270,12 +277,13 @@ export class Executor {
   /** Looks at all containers. Only those that are new or look different are inspected. */
   async #look(): Promise<void> {
     const unsure = [...this.#memories].filter(([, memory]) => memory.unsure).map(([id]) => id);
-    const [all, volumes] = await Promise.all([
+    const [all, volumes, networks = []] = await Promise.all([
       this.#engine.list(),
       this.#engine.volumes([]),
       this.#worker?.networks.look(),
     ]);
-    this.#volumes = volumes.length <= MAX_VOLUMES ? volumes.map(({ name }) => name).sort() : undefined;
+    this.#volumes = volumes.length <= MAX_NAMES ? volumes.map(({ name }) => name).sort() : undefined;
+    this.#networks = networks.length <= MAX_NAMES ? networks.sort() : undefined;
     const own = new Map(
       all.filter((container) => this.#isOwn(container)).map((container) => [container.id, container]),
     );

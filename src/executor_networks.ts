@@ -1,6 +1,6 @@
 /**
- * @module The job networks of one node: a bridge for each network of a job, made on first use and removed with the job's last
- * container. One that asks for no subnet gets a /26 out of the cluster's pool.
+ * @module The job networks of one node: one for each network of a job, made on first use and removed with the job's last
+ * container. One that asks for no subnet gets a /26 out of the cluster's pool, unless its addresses are not for us to choose.
  *
  * Owns whose network is whose, and the choice of subnets: none that another Docker network or a route of the host uses. Docker's own choice ends after
  * about 30 networks.
@@ -40,9 +40,11 @@ export class JobNetworks {
     return `${jobId}_default`;
   }
 
-  /** Looks which job networks there are. */
-  async look(): Promise<void> {
-    this.#learn(await this.#engine.networks());
+  /** Looks which networks there are; returns the names of all. */
+  async look(): Promise<string[]> {
+    const networks = await this.#engine.networks();
+    this.#learn(networks);
+    return networks.map(({ name }) => name);
   }
 
   /**
@@ -96,13 +98,15 @@ export class JobNetworks {
       if (networks.some((one) => one.name === name)) throw nameTaken(name, known?.jobId);
       const taken = networks.flatMap(({ subnets }) => subnets);
       const asked = network?.ipam?.config.find(({ subnet }) => subnet !== undefined && !subnet.includes(":"))?.subnet;
-      const subnet = asked ?? freeSubnet(pool, [...taken, ...this.#routes(), ...this.#reserved, ...refused]);
-      if (subnet === undefined) {
+      const isOurs = asked === undefined && isFromPool(network);
+      const free = isOurs && freeSubnet(pool, [...taken, ...this.#routes(), ...this.#reserved, ...refused]);
+      if (isOurs && free === undefined) {
         throw new Refusal(
           `no /${SUBNET_BITS} subnet is free on this node in the network pool ${pool}: Docker networks and routes use them all`,
         );
       }
-      this.#reserved.add(subnet);
+      const subnet = asked ?? (free || undefined);
+      if (subnet !== undefined) this.#reserved.add(subnet);
       try {
         const id = await this.#engine.createNetwork(newNetwork(network, { name, subnet, labels: this.#labels(jobId) }));
         this.#known.set(name, { id, jobId });
@@ -110,14 +114,15 @@ export class JobNetworks {
       } catch (error) {
         if (!(error instanceof EngineError)) throw error;
         // A conflict: it appeared in between, the next look shows whose it is.
-        if (error.code === "pool_overlap" && asked === undefined) refused.add(subnet);
+        if (error.code === "pool_overlap" && free) refused.add(free);
         else if (error.code === "pool_overlap")
-          throw new Refusal(`the subnet ${subnet} of network ${name} is taken on this node by another network`, {
-            cause: error,
-          });
+          throw new Refusal(
+            `the subnet ${subnet ?? "that Docker chose"} of network ${name} is taken on this node by another network`,
+            { cause: error },
+          );
         else if (error.code !== "conflict") throw error;
       } finally {
-        this.#reserved.delete(subnet);
+        if (subnet !== undefined) this.#reserved.delete(subnet);
       }
     }
     throw new Refusal(`Docker refused ${MAX_TRIES} subnets of the network pool ${pool} as taken`);
@@ -161,10 +166,15 @@ function nameTaken(name: string, owner: string | undefined): Refusal {
   );
 }
 
-/** What Docker is told; `subnet` where the document names none. */
+/** Whether a network without a subnet of its own gets one of ours: not where a plugin hands out addresses, nor without IPv4. */
+function isFromPool(network: NetworkSpec | undefined): boolean {
+  return network?.enable_ipv4 !== false && ["", "default"].includes(network?.ipam?.driver ?? "");
+}
+
+/** What Docker is told; `subnet`: the IPv4 one, which the document may not have named. */
 function newNetwork(
   network: NetworkSpec | undefined,
-  { name, subnet, labels }: { name: string; subnet: string; labels: Record<string, string> },
+  { name, subnet, labels }: { name: string; subnet: string | undefined; labels: Record<string, string> },
 ): NewNetwork {
   const { ipam, driver_opts = [], labels: own = [] } = network ?? {};
   const config = (ipam?.config ?? []).map((entry) => ({
@@ -173,15 +183,17 @@ function newNetwork(
     ...(entry.ip_range !== undefined && { ipRange: entry.ip_range }),
     ...(entry.aux_addresses.length > 0 && { auxAddresses: Object.fromEntries(entry.aux_addresses) }),
   }));
-  if (!config.some((entry) => entry.subnet === subnet)) config.unshift({ subnet });
+  if (subnet !== undefined && !config.some((entry) => entry.subnet === subnet)) config.unshift({ subnet });
   return {
     name,
+    driver: network?.driver ?? "bridge",
     labels: { ...Object.fromEntries(own), ...labels },
     driverOpts: Object.fromEntries(driver_opts),
     internal: network?.internal ?? false,
     attachable: network?.attachable ?? false,
+    ...(network?.enable_ipv4 !== undefined && { enableIpv4: network.enable_ipv4 }),
     enableIpv6: network?.enable_ipv6 ?? false,
-    ipam: { driver: ipam?.driver ?? "default", options: Object.fromEntries(ipam?.options ?? []), config },
+    ipam: { driver: ipam?.driver || "default", options: Object.fromEntries(ipam?.options ?? []), config },
   };
 }
 

@@ -309,6 +309,19 @@ export const fileMount: Schema<FileMount> = byForm(
   (value) => (typeof value === "string" ? "short" : "long"),
 );
 
+const CREDENTIAL_SPEC_KEYS = {
+  config: honoured(text),
+  file: honoured(text),
+  registry: honoured(text),
+} satisfies Table;
+export const credentialSpec: Schema<Fields<typeof CREDENTIAL_SPEC_KEYS>> = v.pipe(
+  fields(CREDENTIAL_SPEC_KEYS),
+  v.check(
+    (entry) => Object.values(entry).filter(Boolean).length === 1,
+    "needs exactly one of config, file and registry",
+  ),
+);
+
 export const securityOption: Schema<string> = readsText((value) => {
   if (value === "no-new-privileges" || /[=:]/.test(value)) return value;
   return new Refusal(`is ${show(value)}; write name=value, as no-new-privileges:true`);

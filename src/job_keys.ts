@@ -10,6 +10,7 @@ import {
   build,
   command,
   constraint,
+  credentialSpec,
   dependsOn,
   device,
   envFile,
@@ -104,7 +105,8 @@ const reservationsTable = {
 } satisfies Table;
 
 const PULLING = /^(always|never|build|if_not_present|missing|refresh|daily|weekly|every_([0-9]+[wdhms])+)$/;
-const NODE_NETWORKS = "bridges of one node: names reach the containers there; an external network must exist on it";
+const NODE_NETWORKS =
+  "of one node: names reach the containers there; any driver that the node has, but for overlay, which is made a bridge; placed only where an external one exists";
 const UPDATES = "is left out: a changed service is replaced replica by replica";
 const RESTART_POLICY = {
   condition: honoured(oneOf(["none", "on-failure", "any", "no", "always", "unless-stopped"])),
@@ -153,6 +155,9 @@ const BLKIO = {
 
 const LOGGING = { driver: honoured(text), options: honoured(bareOptions) } satisfies Table;
 
+const macAddress = textMatching(/^([0-9a-f]{2}[:-]){5}[0-9a-f]{2}$|^$/i, "write a MAC address, as 02:42:ac:11:00:02");
+const FROM_DOCKER_28 = "not placed on nodes whose engine is older than Docker 28";
+
 /** A fixed address on a network of the node: a second replica there can't have it too. */
 const ONE_ADDRESS = "one replica per node can have it";
 const SERVICE_NETWORK = {
@@ -160,11 +165,17 @@ const SERVICE_NETWORK = {
   ipv4_address: limited(address, ONE_ADDRESS),
   ipv6_address: limited(address, ONE_ADDRESS),
   link_local_ips: honoured(listOf(address, { unique: true })),
-  mac_address: refused(`${NOT_YET} for one network: write mac_address on the service`),
-  driver_opts: refused(`${NOT_YET}: leave it out`),
-  interface_name: refused(`${NOT_YET}: leave it out`),
+  mac_address: limited(macAddress, "of a network that is not the first, from API 1.54 on"),
+  driver_opts: honoured(options),
+  interface_name: limited(
+    textMatching(
+      /^[^\s/:.][^\s/:]{0,14}$|^$/,
+      "an interface's name has up to 15 characters, without spaces, '/' and ':'",
+    ),
+    FROM_DOCKER_28,
+  ),
   priority: honoured(integer()),
-  gw_priority: warned(integer(), "is left out: engines before Docker 28 choose the way out by the networks' names"),
+  gw_priority: limited(integer(), FROM_DOCKER_28),
 } satisfies Table;
 const networkNames: Schema<[string, Fields<typeof SERVICE_NETWORK>][]> = v.pipe(
   uniqueTexts,
@@ -227,7 +238,10 @@ export const SERVICE_KEYS = {
   cap_drop: honoured(uniqueTexts),
   cgroup: honoured(oneOf(["host", "private"])),
   cgroup_parent: honoured(text),
-  credential_spec: refused(`is for Windows containers and ${NOT_YET}: leave it out`),
+  credential_spec: limited(
+    credentialSpec,
+    "placed on Windows nodes only; config: what the document or a sent file says",
+  ),
   device_cgroup_rules: honoured(uniqueTexts),
   devices: limited(listOf(device), "the node must have them; placement does not look for devices"),
   dns: honoured(addresses),
@@ -243,9 +257,7 @@ export const SERVICE_KEYS = {
   isolation: honoured(text),
   links: limited(uniqueTexts, "the name is known to all services of the job on that node"),
   logging: section(LOGGING),
-  mac_address: honoured(
-    textMatching(/^([0-9a-f]{2}[:-]){5}[0-9a-f]{2}$|^$/i, "write a MAC address, as 02:42:ac:11:00:02"),
-  ),
+  mac_address: honoured(macAddress),
   network_mode: limited(namespace(["host", "none", "bridge", ""]), "host, none and bridge"),
   networks: limited(serviceNetworks, NODE_NETWORKS),
   oom_kill_disable: honoured(flag),
@@ -287,7 +299,10 @@ export const SERVICE_KEYS = {
   ),
   develop: warned(definition({ watch: honoured(listOf(anything)) }), "is left out: there is no watch mode here"),
   env_file: limited(oneOrMore(envFile), SENT),
-  pull_refresh_after: warned(text, "is left out: an image is pulled where it is absent"),
+  pull_refresh_after: limited(
+    textMatching(/^([0-9]+[wdhms])+$/, "write a duration, as 24h or 1d12h"),
+    "for pull_policy: refresh, which otherwise asks each time",
+  ),
 
   configs: limited(listOf(fileMount, { unique: true }), MOUNTED),
   secrets: limited(listOf(fileMount, { unique: true }), MOUNTED),
@@ -302,7 +317,7 @@ export const SERVICE_KEYS = {
   pre_stop: refused(HOOK),
   provider: refused(`${NOT_YET}: a service is a container here`),
   use_api_socket: refused(`${NOT_YET}: bind /var/run/docker.sock under volumes`),
-  volume_driver: refused(`${NOT_YET}: name the driver under the top-level volumes`),
+  volume_driver: honoured(text),
   volumes_from: refused(`${NOT_YET}: name the volume in both services`),
 } satisfies Table;
 export type ServiceFields = Fields<typeof SERVICE_KEYS>;
@@ -332,7 +347,7 @@ const NETWORK = {
   external: honoured(external),
   internal: honoured(flag),
   attachable: honoured(flag),
-  enable_ipv4: honoured(flag),
+  enable_ipv4: limited(flag, FROM_DOCKER_28),
   enable_ipv6: honoured(flag),
   labels: honoured(namesAndTexts),
 } satisfies Table;

@@ -23,6 +23,7 @@ import {
   honoured,
   integer,
   kindOf,
+  limited,
   listOf,
   namesAndTexts,
   oneOf,
@@ -105,7 +106,10 @@ export type ParsedMount = {
   propagation?: string;
   selinux?: "z" | "Z";
   non_recursive?: boolean;
+  recursive?: "writable" | "readonly";
   nocopy: boolean;
+  subpath?: string;
+  labels?: [string, string][];
   size_bytes?: number;
   mode?: number;
   ignored: string[];
@@ -115,21 +119,14 @@ const BIND = {
   propagation: honoured(oneOf([...PROPAGATIONS, ""])),
   create_host_path: honoured(flag),
   selinux: honoured(oneOf(["z", "Z"])),
-  recursive: honoured(
-    readsText((value) =>
-      value === "enabled" || value === "disabled"
-        ? value
-        : new Refusal(
-            `is ${show(value)}; enabled and disabled are supported, readonly and writable need newer engines than all nodes may have`,
-          ),
-    ),
+  recursive: limited(
+    oneOf(["enabled", "disabled", "writable", "readonly"]),
+    "writable and readonly: not placed on nodes whose engine is older than Docker 25",
   ),
 } satisfies Table;
 const VOLUME = {
   nocopy: honoured(flag),
-  subpath: refused(
-    "is not supported yet, since older engines would mount the whole volume: mount it all, or use a volume of its own",
-  ),
+  subpath: limited(readsText(readSubpath), "not placed on nodes whose engine is older than Docker 26"),
   labels: honoured(namesAndTexts),
 } satisfies Table;
 const TMPFS = { size: honoured(bytes), mode: honoured(fileMode) } satisfies Table;
@@ -156,7 +153,8 @@ const MOUNT = {
 const longMount: Schema<ParsedMount> = v.pipe(
   fields(MOUNT),
   v.rawTransform(({ dataset, addIssue, NEVER }) => {
-    const { type, source = "", target, read_only = false, bind = {}, volume = {}, tmpfs = {} } = dataset.value;
+    const { type, source = "", target, read_only = false, consistency } = dataset.value;
+    const { bind = {}, volume = {}, tmpfs = {} } = dataset.value;
     const fault = (message: string) => {
       addIssue({ message });
       return NEVER;
@@ -164,9 +162,16 @@ const longMount: Schema<ParsedMount> = v.pipe(
     if (type === undefined) return fault("has no type: bind, volume or tmpfs");
     if (target === undefined) return fault("has no target: name the path in the container");
     if (type === "bind" && source === "") return fault("is a bind mount without a source: name a path of the node");
+    const { recursive } = bind;
+    const isForced = recursive === "writable" || recursive === "readonly";
+    if (isForced && !read_only) return fault(`has bind.recursive ${recursive}, which needs read_only: true beside it`);
+    if (volume.subpath !== undefined && source === "")
+      return fault("has a subpath of an anonymous volume, which is empty: name the volume under source");
     const foreign = (["bind", "volume", "tmpfs"] as const).filter(
       (key) => key !== type && dataset.value[key] !== undefined,
     );
+    // A named volume has the labels that the top level gives it.
+    const isOwn = type === "volume" && source === "";
     return {
       type,
       source: type === "tmpfs" ? "" : source,
@@ -176,11 +181,22 @@ const longMount: Schema<ParsedMount> = v.pipe(
       create_host_path: bind.create_host_path ?? true,
       ...(bind.propagation ? { propagation: bind.propagation } : {}),
       ...(bind.selinux ? { selinux: bind.selinux } : {}),
-      ...(bind.recursive === "disabled" ? { non_recursive: true } : {}),
+      ...(recursive === "disabled" ? { non_recursive: true } : {}),
+      ...(isForced ? { recursive } : {}),
       nocopy: volume.nocopy ?? false,
+      ...(volume.subpath === undefined ? {} : { subpath: volume.subpath }),
+      ...(isOwn && volume.labels ? { labels: volume.labels } : {}),
       ...(tmpfs.size ? { size_bytes: tmpfs.size } : {}),
       ...(tmpfs.mode ? { mode: tmpfs.mode } : {}),
-      ignored: [...foreign, ...(volume.labels ? ["volume.labels"] : [])],
+      ignored: [
+        ...foreign,
+        ...(volume.labels && !isOwn ? ["volume.labels"] : []),
+        ...(consistency ? ["consistency"] : []),
+        // Only the short form of the Engine's API knows labels of SELinux, and it cannot say these.
+        ...(bind.selinux && (bind.create_host_path === false || recursive === "disabled" || isForced)
+          ? ["bind.selinux"]
+          : []),
+      ],
     };
   }),
 );
@@ -191,6 +207,12 @@ const shortMount: Schema<ParsedMount> = readsText((written) => {
   const isPath = /^[./~]|^\\\\|^[a-zA-Z]:/.test(read.source);
   return { ...read, type: isPath ? "bind" : "volume", long: false, create_host_path: true };
 });
+
+/** A directory inside of a volume, as the Engine takes it: relative, and never out of it. */
+function readSubpath(path: string): string | Refusal {
+  if (path !== "" && !path.startsWith("/") && !path.split("/").includes("..")) return path;
+  return new Refusal(`is ${show(path)}; write a path inside of the volume, as data/web`);
+}
 
 /** The mounts of a service, in order. */
 export const mountsSchema: Schema<ParsedMount[]> = listOf(

@@ -4,6 +4,7 @@
  * volumes and networks), and where compose and Cacophony differ in effect.
  */
 import { cleanPath } from "./job_files.ts";
+import { endpointsOf, withNetworkMode } from "./job_networks.ts";
 import { show } from "./job_grammar.ts";
 import type { DeviceRequestFields } from "./job_forms.ts";
 import type { NetworkFields, ServiceFields, VolumeFields } from "./job_keys.ts";
@@ -20,10 +21,8 @@ import { portSpecs, type ParsedMount } from "./job_lists.ts";
 import type { Path } from "./job_yaml.ts";
 import type {
   DeviceRequestSpec,
-  EndpointSpec,
   HealthcheckSpec,
   MountSpec,
-  NetworkSpec,
   PortSpec,
   RestartSpec,
   ServiceSpec,
@@ -34,6 +33,7 @@ import { nearest } from "./nearest.ts";
 
 /** What a service needs to know of the document around it. */
 export type Surroundings = FilesAround & {
+  jobId: string;
   volumes: ReadonlyMap<string, VolumeFields>;
   networks: ReadonlyMap<string, NetworkFields>;
   /** Names that other services' `links` give this one. */
@@ -46,14 +46,19 @@ const STOP_GRACE_PERIOD_MS = 10_000;
 /** Names among which the nearest to an unknown one is looked for: the search costs, and a document has few. */
 export const MAX_CANDIDATES = 100;
 
+/** What becomes of a volume without a name. Compose gives it to the container that replaces the present one on the same machine. */
+const ANONYMOUS =
+  "is an anonymous volume, which goes with its container: a replica that replaces this one starts with an empty one; name it to keep its data";
+
 /** Containers of a service that its document asks for; undefined where it says nothing. */
 export function scaleOf(service: ServiceFields): number | undefined {
   return service.scale ?? service.deploy?.replicas;
 }
 
 /** The spec of a service's containers. Where faults are reported, it stands for nothing. */
-export function buildService(service: ServiceFields, around: Surroundings): ServiceSpec {
+export function buildService(written: ServiceFields, around: Surroundings): ServiceSpec {
   const { report } = around;
+  const service = withNetworkMode(written, around);
   checkImage(service, report);
   checkScale(service, report);
   if (service.pull_policy === "build") {
@@ -64,6 +69,9 @@ export function buildService(service: ServiceFields, around: Surroundings): Serv
   }
   if (service.healthcheck?.start_interval !== undefined) {
     report.warn(["healthcheck", "start_interval"], "is dropped by engines before Docker 25, which keep to interval");
+  }
+  if (service.pull_refresh_after !== undefined && service.pull_policy !== "refresh") {
+    report.warn(["pull_refresh_after"], "is without effect: it counts for pull_policy: refresh");
   }
   const words = (key: "command" | "entrypoint") => {
     const command = service[key];
@@ -155,12 +163,14 @@ function mounts(service: ServiceFields, around: Surroundings): Pick<ServiceSpec,
     const { read_only } = mount;
     const target = claim(mount.target, path);
     if (mount.type === "volume") {
+      if (mount.source === "") report.warn(path, ANONYMOUS);
       const volume = mount.source === "" ? undefined : namedVolume(mount.source, { known, report, path });
       return {
         type: "volume",
         ...(volume ? { volume } : {}),
         target,
         read_only,
+        ...present({ subpath: mount.subpath, labels: mount.labels }),
         nocopy: mount.nocopy,
         long: mount.long,
       };
@@ -169,7 +179,7 @@ function mounts(service: ServiceFields, around: Surroundings): Pick<ServiceSpec,
       const { size_bytes, mode } = mount;
       return { type: "tmpfs", target, read_only, ...present({ size_bytes, mode }) };
     }
-    const { create_host_path, propagation, selinux, non_recursive } = mount;
+    const { create_host_path, propagation, selinux, non_recursive, recursive } = mount;
     const source = hostPath(mount, { report, path });
     return {
       type: "bind",
@@ -177,7 +187,7 @@ function mounts(service: ServiceFields, around: Surroundings): Pick<ServiceSpec,
       target,
       read_only,
       create_host_path,
-      ...present({ propagation, selinux, non_recursive }),
+      ...present({ propagation, selinux, non_recursive, recursive }),
     };
   });
   const made = fileMounts(service, { ...around, claim });
@@ -329,31 +339,8 @@ function network(
     ...(names.length > 0 ? { network_aliases: names } : {}),
     ...(isPlain && Object.keys(places[0]?.[1] ?? {}).length === 0
       ? {}
-      : { networks: places.map(([key, place]) => endpoint(place, networkOf(key, around.networks.get(key)))) }),
+      : { networks: endpointsOf(places, { service, ...around }) }),
   };
-}
-
-type Place = NonNullable<ServiceFields["networks"]>[number][1];
-
-function endpoint(place: Place, network: NetworkSpec): EndpointSpec {
-  const { aliases = [], ipv4_address, ipv6_address, link_local_ips, priority } = place;
-  return { network, aliases, ...present({ ipv4_address, ipv6_address, link_local_ips, priority }) };
-}
-
-function networkOf(key: string, fields: NetworkFields = {}): NetworkSpec {
-  const { external: outside = false, internal, attachable, enable_ipv6, driver_opts = [], labels: own = [] } = fields;
-  const name = fields.name ?? (typeof outside === "object" ? outside.name : undefined);
-  const config = (fields.ipam?.config ?? []).map(({ subnet, ip_range, gateway, aux_addresses = [] }) => ({
-    ...present({ subnet, ip_range, gateway }),
-    aux_addresses,
-  }));
-  const ipam = fields.ipam && {
-    ...present({ driver: fields.ipam.driver }),
-    config,
-    options: fields.ipam.options ?? [],
-  };
-  const external = outside !== false;
-  return { key, ...present({ name, internal, attachable, enable_ipv6, ipam }), external, driver_opts, labels: own };
 }
 
 /** Keys whose checked value is the spec's, unless it is off or empty. */
@@ -365,7 +352,6 @@ const AS_THEY_ARE = [
   "stop_signal",
   "mac_address",
   "platform",
-  "pull_policy",
   "tty",
   "stdin_open",
   "privileged",
@@ -390,6 +376,7 @@ const AS_THEY_ARE = [
   "uts",
   "userns_mode",
   "isolation",
+  "volume_driver",
   "runtime",
   "oom_kill_disable",
   "oom_score_adj",
@@ -410,6 +397,7 @@ function passedOn(service: ServiceFields, around: Surroundings): Partial<Service
   );
   const { init, logging, tmpfs = [], ulimits = [], shm_size, blkio_config, healthcheck } = service;
   const security = securityOptions(service, around);
+  const pullPolicy = pullPolicyOf(service);
   const requests = [
     ...(service.gpus ?? []).map((request) => deviceRequest(request, ["gpu"])),
     ...(service.deploy?.resources?.reservations?.devices ?? []).map((request) => deviceRequest(request, [])),
@@ -418,6 +406,7 @@ function passedOn(service: ServiceFields, around: Surroundings): Partial<Service
     ...(Object.fromEntries(same) as Pick<ServiceSpec, (typeof AS_THEY_ARE)[number]>),
     ...present({ init, blkio_config: blkio_config as ServiceSpec["blkio_config"] }),
     ...(security.length > 0 ? { security_opt: security } : {}),
+    ...(pullPolicy ? { pull_policy: pullPolicy } : {}),
     ...(logging ? { logging: { driver: logging.driver ?? "", options: logging.options ?? [] } } : {}),
     ...(tmpfs.length > 0 ? { tmpfs: tmpfs.map(splitTmpfs) } : {}),
     ...(ulimits.length > 0 ? { ulimits: ulimits.map(([name, limit]) => ({ name, ...limit })) } : {}),
@@ -425,6 +414,11 @@ function passedOn(service: ServiceFields, around: Surroundings): Partial<Service
     ...(healthcheck ? { healthcheck: health(healthcheck) } : {}),
     ...(requests.length > 0 ? { device_requests: requests } : {}),
   };
+}
+
+/** `refresh` with a time is the policy that asks again after that time. */
+function pullPolicyOf({ pull_policy: policy, pull_refresh_after: after }: ServiceFields): string | undefined {
+  return policy === "refresh" && after !== undefined ? `every_${after}` : policy;
 }
 
 function splitTmpfs(entry: string): [string, string] {

@@ -8,7 +8,7 @@ import type { EnvFile, FileMount } from "./job_forms.ts";
 import { Refusal, show } from "./job_grammar.ts";
 import type { FileObjectFields, ServiceFields } from "./job_keys.ts";
 import type { Path } from "./job_yaml.ts";
-import type { FileSpec, MountSpec, ServiceSpec } from "./model.ts";
+import { CREDENTIAL_SPEC, type FileSpec, type MountSpec, type ServiceSpec } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
 /** Takes in what is wrong with a service, and what its sender should know; paths are below the service. */
@@ -67,10 +67,10 @@ export function labelsOf(service: ServiceFields, around: FilesAround): ServiceSp
   return files.length === 0 ? own : [...all].toSorted(([a], [b]) => (a < b ? -1 : 1));
 }
 
-/** A seccomp profile by its path becomes its contents, as compose sends it. */
-export function securityOptions({ security_opt: all = [] }: ServiceFields, around: FilesAround): string[] {
+/** The service's security options: a seccomp profile by its path becomes its contents, as compose sends it. */
+export function securityOptions(service: ServiceFields, around: FilesAround): string[] {
   const { files, report } = around;
-  return all.map((option, index) => {
+  const own = (service.security_opt ?? []).map((option, index) => {
     const named = /^seccomp[=:](?!unconfined$|builtin$|\s*\{)(.*)$/s.exec(option)?.[1];
     if (named === undefined) return option;
     const path = projectPath(named);
@@ -83,6 +83,33 @@ export function securityOptions({ security_opt: all = [] }: ServiceFields, aroun
     }
     return option;
   });
+  return [...own, ...credentialSpec(service, around)];
+}
+
+/** `credential_spec` as the security option that Docker on Windows takes; a config's contents stand for it. */
+function credentialSpec({ credential_spec: spec }: ServiceFields, around: FilesAround): string[] {
+  if (!spec) return [];
+  if (spec.file) return [`${CREDENTIAL_SPEC}file://${spec.file}`];
+  if (spec.registry) return [`${CREDENTIAL_SPEC}registry://${spec.registry}`];
+  const { configs, env, files, report } = around;
+  const path = ["credential_spec", "config"];
+  const definition = configs.get(spec.config ?? "");
+  if (!definition) {
+    report.fault(
+      path,
+      `names the config ${show(spec.config ?? "")}, which is not under the top-level configs; add it there`,
+    );
+    return [];
+  }
+  const { content = env.get(definition.environment ?? ""), file } = definition;
+  const sent = file === undefined ? undefined : projectPath(file);
+  const text = content ?? (typeof sent === "string" ? files.text(sent) : sent);
+  if (typeof text === "string") return [`${CREDENTIAL_SPEC}raw://${text}`];
+  report.fault(
+    path,
+    text?.message ?? `names the config ${show(spec.config ?? "")}, which has no contents here: give it content or file`,
+  );
+  return [];
 }
 
 type Reading = FilesAround & {

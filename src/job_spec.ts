@@ -18,6 +18,7 @@ import {
 } from "./job_keys.ts";
 import { portCount } from "./job_lists.ts";
 import { mergeFiles } from "./job_merge.ts";
+import { checkNetwork } from "./job_networks.ts";
 import { placeOf, readFields, valueOf, type Table, type Value } from "./job_schema.ts";
 import { buildRules } from "./job_rules.ts";
 import { buildService, MAX_CANDIDATES, scaleOf } from "./job_service.ts";
@@ -109,6 +110,7 @@ function decode(body: Uint8Array | string): string | { code: "unparseable" | "in
 }
 
 type Definitions = {
+  jobId: string;
   volumes: ReadonlyMap<string, VolumeFields>;
   networks: ReadonlyMap<string, NetworkFields>;
   configs: ReadonlyMap<string, FileObjectFields>;
@@ -160,6 +162,7 @@ class Reading {
     const checked = this.#services(services);
     this.#references(checked);
     const definitions = {
+      jobId,
       volumes: new Map(top.volumes),
       networks: new Map(top.networks),
       configs: new Map(top.configs),
@@ -272,18 +275,10 @@ class Reading {
       for (const name of own.length > 0 ? own.map(([key]) => key) : ["default"]) used.add(name);
     }
     for (const name of used) {
-      const { driver, external, enable_ipv4 } = networks.get(name) ?? {};
-      const path = ["networks", name];
-      if (driver !== undefined && !["", "default", "bridge", "overlay"].includes(driver)) {
-        this.#fault([...path, "driver"], `asks for the driver ${show(driver)}, which is not supported yet: use bridge`);
-      }
-      if (driver === "overlay" && !external)
-        this.#warn([...path, "driver"], "is left out: names reach the job's containers on the same node");
-      if (enable_ipv4 === false)
-        this.#fault(
-          [...path, "enable_ipv4"],
-          "asks for a network without IPv4, which is not supported yet: leave it out",
-        );
+      checkNetwork(networks.get(name), {
+        fault: (key, message) => this.#fault(["networks", name, key], message),
+        warn: (key, message) => this.#warn(["networks", name, key], message),
+      });
     }
   }
 

@@ -295,6 +295,7 @@ export class Membership {
     view.resources = heartbeat.resources;
     view.foreign = heartbeat.foreign;
     view.volumes = heartbeat.volumes && new Set(heartbeat.volumes);
+    view.networks = heartbeat.networks && new Set(heartbeat.networks);
     this.#roomChanged = true;
     this.#judge(nodeId, view);
     const engineId = heartbeat.engine.engine_id;
@@ -418,6 +419,7 @@ export class Membership {
       resources: undefined,
       foreign: [],
       volumes: undefined,
+      networks: undefined,
       applied: undefined,
       reported: false,
       statuses: new Map(),

@@ -294,6 +294,8 @@ export const heartbeat = v.object({
   engine: engineStatus,
   /** Names of all volumes on the node; absent while they are not known, or when they are too many to tell. */
   volumes: v.exactOptional(strings),
+  /** Names of all Docker networks on the node; absent as `volumes`. */
+  networks: v.exactOptional(strings),
   foreign: v.array(foreignContainer),
 });
 export type Heartbeat = v.InferOutput<typeof heartbeat>;

@@ -35,8 +35,12 @@ export const networkSpec = v.object({
   key: v.string(),
   name: v.exactOptional(v.string()),
   external: v.boolean(),
+  /** Absent: `bridge`. */
+  driver: v.exactOptional(v.string()),
   internal: v.exactOptional(v.boolean()),
   attachable: v.exactOptional(v.boolean()),
+  /** Absent: true. */
+  enable_ipv4: v.exactOptional(v.boolean()),
   enable_ipv6: v.exactOptional(v.boolean()),
   driver_opts: pairs,
   labels: pairs,
@@ -65,10 +69,21 @@ export const endpointSpec = v.object({
   ipv4_address: v.exactOptional(v.string()),
   ipv6_address: v.exactOptional(v.string()),
   link_local_ips: v.exactOptional(strings),
+  mac_address: v.exactOptional(v.string()),
+  /** For the network's driver; `interface_name` of the document is one of them (`IFNAME`). */
+  driver_opts: v.exactOptional(pairs),
   /** The highest one is the container's first network. Absent: 0. */
   priority: v.exactOptional(v.number()),
+  /** The highest one is the container's way out. Absent: 0. */
+  gw_priority: v.exactOptional(v.number()),
 });
 export type EndpointSpec = v.InferOutput<typeof endpointSpec>;
+
+/** How a security option begins that names a credential spec (Docker on Windows: `--security-opt`). */
+export const CREDENTIAL_SPEC = "credentialspec=";
+
+/** The driver option that names a container's interface (Docker: "network connect", driver options). */
+export const IFNAME = "com.docker.network.endpoint.ifname";
 
 export const mountSpec = v.variant("type", [
   v.object({
@@ -82,6 +97,8 @@ export const mountSpec = v.variant("type", [
     selinux: v.exactOptional(v.picklist(["z", "Z"])),
     /** Mounts below the source are left out (Compose `recursive: disabled`). */
     non_recursive: v.exactOptional(v.boolean()),
+    /** Of a read-only bind, what becomes of mounts below the source; absent: read-only where the kernel can do it. */
+    recursive: v.exactOptional(v.picklist(["writable", "readonly"])),
   }),
   v.object({
     type: v.literal("volume"),
@@ -90,6 +107,10 @@ export const mountSpec = v.variant("type", [
     target: v.string(),
     read_only: v.boolean(),
     nocopy: v.boolean(),
+    /** The directory in the volume that is mounted; absent: all of it. */
+    subpath: v.exactOptional(v.string()),
+    /** Of an anonymous volume. */
+    labels: v.exactOptional(pairs),
     /** Whether the document used the long form (sent to Docker as a Mount, the short form as a Bind, as compose does). */
     long: v.boolean(),
   }),
@@ -192,6 +213,8 @@ const engineOptions = {
   uts: v.exactOptional(v.string()),
   userns_mode: v.exactOptional(v.string()),
   isolation: v.exactOptional(v.string()),
+  /** Of volumes that come to be with the container: anonymous ones. */
+  volume_driver: v.exactOptional(v.string()),
   runtime: v.exactOptional(v.string()),
   shm_size_bytes: v.exactOptional(count),
   /** Memory plus swap; -1: no limit on swap. */

@@ -1,26 +1,60 @@
 /**
  * @module Rules of placement about the nodes themselves, whatever they have free: `deploy.placement.constraints`, external
- * volumes, and Engines that are too old for what a service asks. Pure; `placement.ts` asks it about each node.
+ * volumes and networks, and Engines that are too old for what a service asks. Pure; `placement.ts` asks it about each node.
  *
  * Constraints are Swarm's (docker service create, "Specify service constraints"): `==` and `!=`, without regard to case, and a
  * label that a node does not have equals nothing. `node.hostname` is the node's name; a manager is a node that is or may
  * become the master.
  */
-import { volumeName } from "./container_options.ts";
-import type { Constraint, NodeRecord, ServiceSpec } from "./model.ts";
+import { byPriority, networkName, volumeName } from "./container_options.ts";
+import { type Constraint, CREDENTIAL_SPEC, IFNAME, type NodeRecord, type ServiceSpec } from "./model.ts";
 
-/** What rules look at. `volumes` undefined: the node has not told them, or has too many to tell. */
+/** What rules look at. `volumes` or `networks` undefined: the node has not told them, or has too many to tell. */
 export type NodeFacts = Pick<NodeRecord, "node_id" | "node_name" | "role" | "platform"> & {
   labels: ReadonlyMap<string, string>;
   volumes: ReadonlySet<string> | undefined;
+  networks: ReadonlySet<string> | undefined;
   /** Newest version of the Engine's API, as `1.43`. */
   apiVersion: string | undefined;
 };
 
-/** What an Engine drops in silence when its API is older than `since`. */
+/** What an Engine drops in silence when its API is older than `since` (moby, docs/api/version-history.md). */
 const ENGINE_NEEDS: readonly { key: string; since: string; asks: (spec: ServiceSpec) => boolean }[] = [
   { key: "annotations", since: "1.43", asks: ({ annotations = [] }) => annotations.length > 0 },
+  { key: "gw_priority", since: "1.48", asks: ({ networks = [] }) => networks.some((one) => one.gw_priority) },
+  {
+    key: "interface_name",
+    since: "1.48",
+    asks: ({ networks = [] }) => networks.some(({ driver_opts = [] }) => driver_opts.some(([key]) => key === IFNAME)),
+  },
+  {
+    key: "enable_ipv4: false",
+    since: "1.48",
+    asks: ({ networks = [] }) => networks.some(({ network }) => network.enable_ipv4 === false),
+  },
+  {
+    key: "volume.subpath",
+    since: "1.45",
+    asks: ({ mounts }) => mounts.some((mount) => mount.type === "volume" && mount.subpath !== undefined),
+  },
+  {
+    key: "bind.recursive",
+    since: "1.44",
+    asks: ({ mounts }) => mounts.some((mount) => mount.type === "bind" && mount.recursive !== undefined),
+  },
+  {
+    // A container is put on its further networks by calls of their own, which know it since then only.
+    key: "mac_address on a further network",
+    since: "1.54",
+    asks: ({ networks = [] }) =>
+      byPriority(networks)
+        .slice(1)
+        .some((one) => one.mac_address),
+  },
 ];
+
+/** A network may be named by its id, which nodes don't tell. */
+const NETWORK_ID = /^[0-9a-f]{64}$/;
 
 /** Machines' own names for architectures, and Go's. */
 const ARCHITECTURES: Readonly<Record<string, string>> = {
@@ -42,12 +76,23 @@ export function unmetRule(
     const name = volumeName(mount.volume, job_id);
     if (node.volumes && !node.volumes.has(name)) return `no external volume ${name} (docker volume create ${name})`;
   }
+  for (const { network } of spec.networks ?? []) {
+    const name = networkName(network, job_id);
+    if (network.external && node.networks && !node.networks.has(name) && !NETWORK_ID.test(name))
+      return `no external network ${name} (docker network create ${name})`;
+  }
+  if (node.platform && node.platform.os !== "windows" && asksCredentialSpec(spec))
+    return `runs ${node.platform.os}, and credential_spec is for Windows`;
   const { apiVersion } = node;
   const missing =
     apiVersion !== undefined && ENGINE_NEEDS.find(({ since, asks }) => asks(spec) && isBefore(apiVersion, since));
   return missing
     ? `Docker is too old for ${missing.key} (API ${missing.since}, the node's is ${apiVersion})`
     : undefined;
+}
+
+function asksCredentialSpec({ security_opt = [] }: ServiceSpec): boolean {
+  return security_opt.some((option) => option.startsWith(CREDENTIAL_SPEC));
 }
 
 /** Whether all `constraints` hold for the node. */

@@ -282,6 +282,7 @@ function readyView() {
     resources: idleMachine({ cpus: 64, total_memory: 256 * GIB, available_memory: 256 * GIB }),
     foreign: [],
     volumes: undefined,
+    networks: undefined,
     applied: undefined,
     reported: true,
     statuses: new Map<string, AllocationStatus>(),

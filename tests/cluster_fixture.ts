@@ -50,6 +50,7 @@ export function candidate(node_id: string, resources: Partial<Resources> = {}, r
     role: "worker",
     labels: new Map(),
     volumes: undefined,
+    networks: undefined,
     apiVersion: undefined,
     refusal,
     resources: idleMachine(resources),

@@ -103,6 +103,12 @@ describe("containerOptions()", () => {
       { IpcMode: "host", PidMode: "host", UTSMode: "host", UsernsMode: "host" },
     ],
     ["isolation: default\nruntime: runc", { Isolation: "default", Runtime: "runc" }],
+    ["volume_driver: nfs", { VolumeDriver: "nfs" }],
+    ["credential_spec: {file: a.json}", { SecurityOpt: ["credentialspec=file://a.json"] }],
+    [
+      "security_opt: ['label:disable']\ncredential_spec: {registry: key}",
+      { SecurityOpt: ["label:disable", "credentialspec=registry://key"] },
+    ],
     [
       "logging: {options: {max-size: 1m, max-file: 3}}",
       { LogConfig: { Type: "", Config: { "max-file": "3", "max-size": "1m" } } },
@@ -222,6 +228,38 @@ healthcheck: {test: [CMD, a], interval: 5s, timeout: 1s, start_period: 2s, start
           { Type: "bind", Source: "/a", Target: "/b", BindOptions: { NonRecursive: true, CreateMountpoint: true } },
         ],
       },
+    ],
+    [
+      "{type: bind, source: /a, target: /b, read_only: true, bind: {recursive: readonly}}",
+      {
+        Mounts: [
+          {
+            Type: "bind",
+            Source: "/a",
+            Target: "/b",
+            ReadOnly: true,
+            BindOptions: { ReadOnlyForceRecursive: true, CreateMountpoint: true },
+          },
+        ],
+      },
+    ],
+    [
+      "{type: bind, source: /a, target: /b, read_only: true, bind: {recursive: writable, create_host_path: false}}",
+      {
+        Mounts: [
+          { Type: "bind", Source: "/a", Target: "/b", ReadOnly: true, BindOptions: { ReadOnlyNonRecursive: true } },
+        ],
+      },
+    ],
+    [
+      "{type: volume, source: data, target: /b, volume: {subpath: a, nocopy: true}}",
+      {
+        Mounts: [{ Type: "volume", Source: "shop_data", Target: "/b", VolumeOptions: { NoCopy: true, Subpath: "a" } }],
+      },
+    ],
+    [
+      "{type: volume, target: /b, volume: {labels: {a: b}}}",
+      { Mounts: [{ Type: "volume", Target: "/b", VolumeOptions: { Labels: { a: "b" } } }] },
     ],
     [
       "{type: tmpfs, target: /b, tmpfs: {size: 1m, mode: 0700}}",

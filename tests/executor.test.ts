@@ -468,6 +468,29 @@ describe("Executor", () => {
     expect(node.engine.networkNames.sort()).toEqual(["job-a0_default", "someones"]);
   });
 
+  test("chooses the subnet of a network, but where a plugin gives the addresses or there is no IPv4", async () => {
+    const node = await new Node().start();
+    const network = (key: string, more: object) => ({ key, external: false, driver_opts: [], labels: [], ...more });
+    const ipam = { driver: "dhcp", config: [], options: [["a", "b"] as [string, string]] };
+    const networks = [
+      network("plain", { driver: "macvlan" }),
+      network("plugin", { ipam }),
+      network("six", { enable_ipv4: false, enable_ipv6: true }),
+      network("both", { ipam: { config: [{ subnet: "fd00::/64", aux_addresses: [] }], options: [] } }),
+    ].map((one) => ({ network: one, aliases: [] }));
+    node.assign([{ id: "a", spec: { networks } }]);
+    await node.until(() => node.isSettled(["a"]));
+    const asked = new Map(node.engine.networksAsked.map((one) => [one.name, one]));
+    expect(asked.get("job_plain")).toMatchObject({ driver: "macvlan", ipam: { driver: "default" } });
+    expect(asked.get("job_plain")?.ipam.config).toEqual([{ subnet: expect.stringMatching(/^10\.210\..*\/26$/) }]);
+    expect(asked.get("job_plugin")?.ipam).toEqual({ driver: "dhcp", config: [], options: { a: "b" } });
+    expect(asked.get("job_six")).toMatchObject({ enableIpv4: false, enableIpv6: true, ipam: { config: [] } });
+    expect(asked.get("job_both")?.ipam.config).toEqual([
+      { subnet: expect.stringMatching(/^10\.210\./) },
+      { subnet: "fd00::/64" },
+    ]);
+  });
+
   test("says when a network of the job's name is another's, or the pool is full", async () => {
     const node = await new Node().start();
     node.engine.addNetwork({ name: "job_default", subnet: "10.99.0.0/24" });

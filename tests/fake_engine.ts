@@ -63,6 +63,8 @@ export class FakeEngine implements Engine {
   readonly registryDigests = new Map<string, string>();
   readonly digests = new Map<string, string>();
   readonly taggedAt = new Map<string, number>();
+  /** Networks that were asked for, in order. */
+  readonly networksAsked: NewNetwork[] = [];
   /** Containers that were put on a further network: `CONTAINER NETWORK`. */
   readonly connected: string[] = [];
   /** What was pulled, and the login of each question to a registry, in order. */
@@ -333,14 +335,16 @@ export class FakeEngine implements Engine {
     return this.#call("networks", () => [...this.#networks.values()]);
   }
 
-  createNetwork({ name, ipam, labels }: NewNetwork) {
+  createNetwork(network: NewNetwork) {
+    const { name, ipam, labels } = network;
     const subnet = ipam.config[0]?.subnet ?? "";
     return this.#call("createNetwork", () => {
+      this.networksAsked.push(network);
       const all = [...this.#networks.values()];
       if (all.some((other) => other.name === name)) {
         throw new EngineError("conflict", `network with name ${name} already exists`);
       }
-      if (all.some((other) => other.subnets.includes(subnet))) {
+      if (all.some((other) => subnet !== "" && other.subnets.includes(subnet))) {
         throw new EngineError("pool_overlap", "Pool overlaps with other one on this address space");
       }
       const id = this.#newId("net");

@@ -24,6 +24,7 @@ class Bench {
         engine: undefined,
         resources: idleMachine(),
         volumes: undefined,
+        networks: undefined,
         foreign: [],
         applied: undefined,
         reported: true,

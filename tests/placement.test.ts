@@ -1,7 +1,7 @@
 /** @module Placement as a table of cases and as properties that hold for every cluster. */
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import type { ServiceSpec } from "../src/model.ts";
+import { IFNAME, type ServiceSpec } from "../src/model.ts";
 import type { Candidate, PlacementRequest } from "../src/placement.ts";
 import { chooseRemovals, MAX_JOB_CONTAINERS, place } from "../src/placement.ts";
 import { matches, type NodeFacts, unmetRule } from "../src/placement_rules.ts";
@@ -159,6 +159,7 @@ describe("rules about nodes", () => {
       ["__proto__", "x"],
     ]),
     volumes: new Set(["have", "job_data"]),
+    networks: new Set(["bridge", "have"]),
     apiVersion: "1.41",
   };
   const cases: [key: string, operator: "==" | "!=", value: string, holds: boolean][] = [
@@ -204,6 +205,86 @@ describe("rules about nodes", () => {
     ["lack", undefined, undefined],
   ])("external volume %s", (name, volumes, expected) => {
     expect(unmetRule({ job_id: "job", spec: external(name), constraints: [] }, { ...node, volumes })).toBe(expected);
+  });
+
+  test.each([
+    ["have", node.networks, undefined],
+    ["lack", node.networks, "no external network lack (docker network create lack)"],
+    ["lack", undefined, undefined],
+    ["0123456789abcdef".repeat(4), node.networks, undefined],
+  ])("external network %s", (name, networks, expected) => {
+    const network = { key: "n", name, external: true, driver_opts: [], labels: [] };
+    const asked = { job_id: "job", spec: spec({ networks: [{ network, aliases: [] }] }), constraints: [] };
+    expect(unmetRule(asked, { ...node, networks })).toBe(expected);
+    const own = spec({ networks: [{ network: { ...network, external: false }, aliases: [] }] });
+    expect(unmetRule({ ...asked, spec: own }, { ...node, networks })).toBeUndefined();
+  });
+
+  const place1 = { network: { key: "a", external: false, driver_opts: [], labels: [] }, aliases: [] };
+  const place2 = { network: { key: "b", external: false, driver_opts: [], labels: [] }, aliases: [] };
+  const mounted = { target: "/d", read_only: true, nocopy: false, long: true };
+  const NEEDS: [key: string, since: string, spec: Partial<ServiceSpec>, without: Partial<ServiceSpec>][] = [
+    ["gw_priority", "1.48", { networks: [{ ...place1, gw_priority: 1 }] }, { networks: [place1] }],
+    [
+      "interface_name",
+      "1.48",
+      { networks: [{ ...place1, driver_opts: [[IFNAME, "lan0"]] }] },
+      { networks: [{ ...place1, driver_opts: [["com.example.x", "lan0"]] }] },
+    ],
+    [
+      "enable_ipv4: false",
+      "1.48",
+      { networks: [{ ...place1, network: { ...place1.network, enable_ipv4: false } }] },
+      { networks: [place1] },
+    ],
+    [
+      "mac_address on a further network",
+      "1.54",
+      { networks: [place1, { ...place2, mac_address: "02:42:ac:11:00:02" }] },
+      { networks: [place1, { ...place2, mac_address: "02:42:ac:11:00:02", priority: 1 }] },
+    ],
+    [
+      "volume.subpath",
+      "1.45",
+      { mounts: [{ type: "volume", ...mounted, subpath: "a" }] },
+      { mounts: [{ type: "volume", ...mounted }] },
+    ],
+    [
+      "bind.recursive",
+      "1.44",
+      {
+        mounts: [
+          {
+            type: "bind",
+            source: "/a",
+            target: "/b",
+            read_only: true,
+            create_host_path: true,
+            recursive: "writable",
+          },
+        ],
+      },
+      { mounts: [{ type: "bind", source: "/a", target: "/b", read_only: true, create_host_path: true }] },
+    ],
+  ];
+  test.each(NEEDS)("%s needs an Engine with API %s", (key, since, asked, without) => {
+    const [major, minor] = since.split(".").map(Number);
+    const verdict = (apiVersion: string, more: Partial<ServiceSpec>) =>
+      unmetRule({ job_id: "job", spec: spec(more), constraints: [] }, { ...node, apiVersion });
+    const before = `${major}.${minor! - 1}`;
+    expect(verdict(before, asked)).toBe(`Docker is too old for ${key} (API ${since}, the node's is ${before})`);
+    expect(verdict(since, asked)).toBeUndefined();
+    expect(verdict("1.41", without)).toBeUndefined();
+  });
+
+  test("credential_spec is for Windows", () => {
+    const asked = {
+      job_id: "job",
+      spec: spec({ security_opt: ["credentialspec=file://a.json"] }),
+      constraints: [],
+    };
+    expect(unmetRule(asked, node)).toBe("runs linux, and credential_spec is for Windows");
+    expect(unmetRule(asked, { ...node, platform: { os: "windows", arch: "amd64" } })).toBeUndefined();
   });
 
   test.each([

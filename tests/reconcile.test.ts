@@ -38,6 +38,7 @@ class Bench {
       resources: idleMachine(),
       foreign: [],
       volumes: undefined,
+      networks: undefined,
       applied: undefined,
       reported: true,
       statuses: new Map(),
