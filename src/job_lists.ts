@@ -77,7 +77,6 @@ const shortPort: Schema<PortText> = reads({ anyOf: [{ type: "integer" }, { type:
 /** The entries of `ports`, ranges still ranges: a few letters can stand for 65,535 of them. */
 export const portsSchema: Schema<PortText[]> = listOf(
   byForm({ longPort, shortPort }, (value) => (value instanceof Map ? "longPort" : "shortPort")),
-  { unique: true },
 );
 
 /** How many ports an entry stands for. */
@@ -195,5 +194,4 @@ const shortMount: Schema<ParsedMount> = readsText((written) => {
 /** The mounts of a service, in order. */
 export const mountsSchema: Schema<ParsedMount[]> = listOf(
   byForm({ longMount, shortMount }, (value) => (value instanceof Map ? "longMount" : "shortMount")),
-  { unique: true },
 );
