@@ -123,7 +123,7 @@ const hostMap: Schema<string[]> = v.pipe(
   v.transform((hosts) => hosts.flatMap(([host, ips]) => ips.map((ip) => `${host}:${ip.replace(/^\[(.*)\]$/, "$1")}`))),
 );
 const hostList: Schema<string[]> = v.pipe(
-  listOf(readsText(readExtraHost), { unique: true }),
+  listOf(readsText(readExtraHost), { repeats: "refused" }),
   v.transform((hosts) => hosts.flat().toSorted()),
 );
 export const extraHosts: Schema<string[]> = byForm({ list: hostList, mapping: hostMap }, (value) =>

@@ -475,7 +475,6 @@ describe("configs and secrets", () => {
     ["secrets: [unset]", "whose variable UNSET is not set: send ?env.UNSET=…"],
     ["secrets: [outside]", "made outside of the job"],
     ["secrets: [up]", "leaves the job's project directory"],
-    ["configs: [sent, sent]", "once more"],
     [
       "configs: [sent]\nvolumes: [./x:/sent]",
       'services.app.configs[0]: mounts to "/sent", as volumes entry 0 does already',

@@ -313,11 +313,25 @@ describe("parseJob() reads ports", () => {
     ['{target: 80, published: "x"}', "no number"],
     ["80.5", "must be a port"],
     ['"8080:80", "8080:81"', "entry 0 publishes already"],
-    ['"80", "80"', "once more"],
     ["{target: 80, host: 1}", "unknown key host"],
   ];
   test.each(bad)("%s is refused", (yaml, message) => {
     expect(refusals(`ports: [${yaml}]`)).toContain(message);
+  });
+
+  test("what is said again is said once, here and in the lists where compose has it so", () => {
+    const twice = (list: string) => spec(list.replaceAll(/\[(.*)\]/g, "[$1, $1]"));
+    for (const list of [
+      'ports: ["8080:80", "81"]',
+      "volumes: [/a:/b, ./c:/d, /e]",
+      "environment: [A=1, B]",
+      "cap_add: [A]",
+      "dns: [1.1.1.1]",
+      "expose: ['80']",
+      "tmpfs: [/t]",
+    ]) {
+      expect(twice(list)).toEqual(spec(list));
+    }
   });
 
   test("they are left out with network_mode host, as Docker does, and a warning says so", () => {
@@ -591,7 +605,7 @@ describe("parseJob() tells what becomes of each key", () => {
     ["dns: nine", "no IP address"],
     ["extra_hosts: [a]", "name:address"],
     ["cap_add: NET_ADMIN", "must be a list"],
-    ["cap_add: [A, A]", "once more"],
+    ["group_add: ['5', '5']", "once more"],
     ["ulimits: {nofile: {soft: 2, hard: 1}}", "above its hard limit"],
     ["privileged: sometimes", "true or false"],
     ["privileged: 1", "true or false"],
