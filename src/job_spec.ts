@@ -86,7 +86,7 @@ export function parseJob(body: Uint8Array | string, { jobId, env, files, profile
   // Merging takes out what led to a fault: places are those of the document as it was sent.
   for (const found of [...faults, ...warnings]) found.at ??= locate(written, found.path);
   const reading = new Reading(root, { faults, warnings, files: sent, env: variables, profiles });
-  const services = reading.document(jobId);
+  const services = reading.services(jobId);
   const place = { text, root };
   if (reading.faults.length > 0) {
     return { ok: false, code: "invalid_document", details: toDetails(reading.faults, place) };
@@ -117,6 +117,9 @@ type Definitions = {
   secrets: ReadonlyMap<string, FileObjectFields>;
 };
 
+/** Thrown to leave a document of which nothing is left to say that helps; caught in `services`. */
+class EnoughFaults extends Error {}
+
 /** One document on its way from tree to specs; collects faults and warnings. */
 class Reading {
   readonly faults: Fault[];
@@ -126,6 +129,8 @@ class Reading {
   readonly #broken: ReadonlySet<string>;
   readonly #sent: { files: JobFiles; env: ReadonlyMap<string, string> };
   readonly #profiles: ReadonlySet<string>;
+  /** Where each text stands in the lists that were asked for one. */
+  readonly #indexes = new Map<Tree, ReadonlyMap<unknown, number>>();
 
   constructor(
     root: Tree,
@@ -145,7 +150,17 @@ class Reading {
     this.warnings = found.warnings;
   }
 
-  document(jobId: string): ParsedService[] {
+  /** The services; none where the document is so faulty that looking on is no use. */
+  services(jobId: string): ParsedService[] {
+    try {
+      return this.#document(jobId);
+    } catch (error) {
+      if (error instanceof EnoughFaults) return [];
+      throw error;
+    }
+  }
+
+  #document(jobId: string): ParsedService[] {
     if (this.#root.kind !== "map") {
       const empty = this.#root.kind === "scalar" && this.#root.value === null;
       this.#fault([], empty ? "is empty: a job has at least services" : "must be a mapping with the key services");
@@ -264,7 +279,12 @@ class Reading {
   #member(path: Path, name: string): Path {
     const collection = treeAt(this.#root, path);
     if (collection?.kind !== "list") return [...path, name];
-    return [...path, collection.items.findIndex((item) => item.kind === "scalar" && item.value === name)];
+    let indexes = this.#indexes.get(collection);
+    if (!indexes) {
+      indexes = new Map(collection.items.map((item, index) => [item.kind === "scalar" ? item.value : item, index]));
+      this.#indexes.set(collection, indexes);
+    }
+    return [...path, indexes.get(name) ?? 0];
   }
 
   /** What of the networks that services use can't be had on nodes. */
@@ -328,6 +348,7 @@ class Reading {
   #fault(path: Path, message: string, { key = false }: { key?: boolean } = {}): void {
     if (this.#broken.has(writePath(path))) return;
     this.faults.push({ path, message, at: locate(this.#root, path, { key }) });
+    if (this.faults.length > MAX_FAULTS) throw new EnoughFaults();
   }
 
   #warn(path: Path, message: string): void {
@@ -358,7 +379,11 @@ function linkedNames(
           ["services", name, "links", index],
           `calls ${target} ${alias}, which means ${other} elsewhere in the job; choose another name`,
         );
-      } else if (!meanings.has(alias)) names.set(target, [...(names.get(target) ?? []), alias]);
+      } else if (!meanings.has(alias)) {
+        const known = names.get(target);
+        if (known) known.push(alias);
+        else names.set(target, [alias]);
+      }
       meanings.set(alias, other);
     }
   }
@@ -409,8 +434,8 @@ function toDetails(faults: readonly Fault[], { text, root }: { text: string; roo
     const message = path === "" ? `the document ${fault.message}` : fault.message;
     details.push({ path, message, line, column: at - (starts[line - 1] ?? 0) + 1 });
     if (details.length === MAX_FAULTS) {
-      const more = placed.length - details.length;
-      if (more > 0) details.push({ path: "", message: `${more} more are not listed` });
+      if (placed.length > details.length)
+        details.push({ path: "", message: `the document has more faults than these ${MAX_FAULTS}` });
       break;
     }
   }

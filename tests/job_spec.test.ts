@@ -912,6 +912,13 @@ describe("hostile documents are refused within 100 ms", () => {
     ["a duration without end", `services: {a: {image: b, stop_grace_period: "${"1s".repeat(50_000)}!"}}`],
     ["documents", "---\n".repeat(200_000)],
     ["directives", "%a\n".repeat(100_000)],
+    ["closing brackets", "]".repeat(1_000_000)],
+    ["closing braces on lines", "}\n".repeat(500_000)],
+    ["signs that start nothing", "@\n".repeat(500_000)],
+    ["quotes that do not close", `a: "${"x\n".repeat(500_000)}`],
+    ["a key without end", `services: {a: {image: b, ${"k".repeat(100_000)}: 1}}`],
+    ["a word without end", `services: {a: {image: b, cgroup: ${"k".repeat(100_000)}}}`],
+    ["spaces in a constraint", `${head}x\n    deploy: {placement: {constraints: ["a==${" ".repeat(100_000)}b c"]}}`],
   ];
   test.each(hostile)("%s", (_, body) => {
     // The best of some tries: what is measured is the work, not what else the machine does meanwhile.
@@ -922,6 +929,35 @@ describe("hostile documents are refused within 100 ms", () => {
       best = Math.min(best, performance.now() - start);
     }
     expect(best).toBeLessThan(100);
+  });
+
+  const many = (count: number, line: (index: number) => string) =>
+    Array.from({ length: count }, (_, i) => line(i)).join("");
+  const wide: [name: string, body: string, faults: number][] = [
+    ["unknown names in depends_on", `services:\n a: {image: b, depends_on: [${many(60_000, (i) => `d${i},`)}]}`, 501],
+    [
+      "names in depends_on",
+      `services:\n a: {image: b, depends_on: [${many(8000, (i) => `d${i},`)}]}\n${many(8000, (i) => ` d${i}: {image: b}\n`)}`,
+      0,
+    ],
+    [
+      "links to one service",
+      `services:\n a: {image: b}\n${many(10_000, (i) => ` a${i}: {image: b, links: ["a:x${i}"]}\n`)}`,
+      0,
+    ],
+    ["services without image", `services: {${many(20_000, (i) => `a${i}: {},`)}}`, 501],
+    ["unknown keys", `services:\n a:\n${many(40_000, (i) => `  enviroment${i}: 1\n`)}`, 501],
+    [
+      "long unknown names among long ones",
+      `services:\n${many(4000, (i) => ` ${"d".repeat(100)}${i}: {image: b, links: [z${"d".repeat(100)}${i}]}\n`)}`,
+      501,
+    ],
+  ];
+  test.each(wide)("%s take time in proportion, and their faults are cut off", (_, body, count) => {
+    const start = performance.now();
+    expect(faults(body)).toHaveLength(count);
+    // Each took 7 s and more where the time grew with the square; the work is about a second of one slow core.
+    expect(performance.now() - start).toBeLessThan(5000);
   });
 
   test("merge keys on merge keys, and text from variables, come to an end", () => {
