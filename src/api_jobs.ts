@@ -9,6 +9,7 @@ import type { Preconditions } from "./job_changes.ts";
 import { etagOf, findJob, MAX_SCALE } from "./job_changes.ts";
 import type { Policy } from "./job_policy.ts";
 import { forbiddenBy } from "./job_policy.ts";
+import { composeMounts } from "./job_secrets.ts";
 import type { ParsedJob, Sending } from "./job_spec.ts";
 import { parseJob } from "./job_spec.ts";
 import { CacophonyError } from "./model.ts";
@@ -23,13 +24,14 @@ const JOB_ID_RULE = "1 to 63 of a-z, A-Z, 0-9, '.', '_' and '-', starting with a
 export type JobRoutesOptions = {
   scheduler: () => Scheduler;
   dataDir: string;
+  secretsDir: (nodeId: string) => string;
   /** What jobs may not ask for. */
   policy: () => Policy | undefined;
   /** Answers the other methods of a path with 405. */
   only: (app: Hono, paths: readonly string[], ...methods: string[]) => void;
 };
 
-export function jobRoutes({ scheduler, dataDir, policy, only }: JobRoutesOptions): Hono {
+export function jobRoutes({ scheduler, dataDir, secretsDir, policy, only }: JobRoutesOptions): Hono {
   const app = new Hono();
   app.get("/", (c) => answer(c, jobsView(scheduler().state)));
   app.put("/:job_id", async (c) => {
@@ -42,7 +44,10 @@ export function jobRoutes({ scheduler, dataDir, policy, only }: JobRoutesOptions
     const wanted = parse(document, sending);
     refuseForbidden(wanted, policy());
     if (dryRun)
-      return answer(c, dryRunView(scheduler(), { jobId, wanted, dataDir, preconditions: preconditionsOf(c) }));
+      return answer(
+        c,
+        dryRunView(scheduler(), { jobId, wanted, dataDir, secretsDir, preconditions: preconditionsOf(c) }),
+      );
     const { outcome, job } = await scheduler().putJob(jobId, { wanted, preconditions: preconditionsOf(c) });
     c.header("ETag", etagOf(job.version));
     const done = {
@@ -146,8 +151,12 @@ function dryRunView(
     jobId,
     wanted,
     dataDir,
+    secretsDir,
     preconditions,
-  }: { jobId: string; wanted: ParsedJob; dataDir: string; preconditions: Preconditions },
+  }: { jobId: string; wanted: ParsedJob; preconditions: Preconditions } & Pick<
+    JobRoutesOptions,
+    "dataDir" | "secretsDir"
+  >,
 ) {
   const { outcome, services } = scheduler.dryRun(jobId, { wanted, preconditions });
   const slots: Slot[] = [];
@@ -174,12 +183,14 @@ function dryRunView(
         allocationId,
         networkName: `${jobId}_default`,
         projectDir: `${dataDir}/projects/${jobId}`,
+        secretsDir: secretsDir(nodeId),
       };
+      const mounts = composeMounts(goal.spec.mounts, wanted.secrets);
       return {
         service_name: goal.service_name,
         slot,
         name: containerName(context),
-        create: containerOptions(goal.spec, context),
+        create: containerOptions({ ...goal.spec, mounts }, context),
       };
     }),
     truncated: slots.length > MAX_DRY_RUN_CONTAINERS,

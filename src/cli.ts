@@ -54,6 +54,11 @@ const OPTIONS = {
     valueHint: "FILE",
     description: "what jobs may not ask for, as YAML or JSON; the master reads it when it starts (none: no policy)",
   },
+  "secret-key-file": {
+    valueHint: "FILE",
+    description:
+      "the master's key for secrets and logins, 64 hex digits, mode 0600 (none: secret.key in the data directory)",
+  },
   "heartbeat-interval": { valueHint: "DURATION", description: "how often nodes report (bootstrap only; default 2s)" },
   "node-timeout": {
     valueHint: "DURATION",
@@ -154,6 +159,7 @@ async function runNode(
     settings: readSettings(given),
     defaultDockerHost: readDockerHost(env["DOCKER_HOST"] || "unix:///var/run/docker.sock", "DOCKER_HOST"),
     dockerLogins: { configDir: env["DOCKER_CONFIG"] || join(homedir(), ".docker"), searchPath: env["PATH"] ?? "" },
+    secretRoots: secretRoots(env),
     version: VERSION,
     log,
   });
@@ -241,6 +247,8 @@ function readSettings(given: Given): Settings {
   if (given.cpus !== undefined) settings.cpus = readCpus(given.cpus);
   if (given["network-pool"] !== undefined) settings.network_pool = readPool(given["network-pool"]);
   if (given.policy !== undefined) settings.policy_file = given.policy === "none" ? "" : resolve(given.policy);
+  const keyFile = given["secret-key-file"];
+  if (keyFile !== undefined) settings.secret_key_file = keyFile === "none" ? "" : resolve(keyFile);
   for (const [name, key] of [
     ["heartbeat-interval", "heartbeat_interval_ms"],
     ["node-timeout", "node_timeout_ms"],
@@ -299,6 +307,12 @@ function readPool(text: string): string {
 function oneOf(text: string, { what, allowed }: { what: string; allowed: readonly string[] }): string {
   if (allowed.includes(text)) return text;
   throw new StartError(`${what} '${text}' is unknown: write ${allowed.join(" or ")}`);
+}
+
+/** Where systems keep what ends with the machine; what of that is no tmpfs is passed over. */
+function secretRoots(env: Readonly<Record<string, string | undefined>>): string[] {
+  const own = process.getuid?.() === 0 ? "/run" : env["XDG_RUNTIME_DIR"];
+  return [...(own ? [own] : []), "/dev/shm"];
 }
 
 function defaultDataDir(env: Readonly<Record<string, string | undefined>>): string {

@@ -8,6 +8,7 @@ import {
   LABELS,
   type MountSpec,
   type NetworkSpec,
+  type SecretMount,
   type ServiceSpec,
   type VolumeSpec,
 } from "./model.ts";
@@ -23,6 +24,8 @@ export type ContainerContext = {
   networkName: string;
   /** Absolute; relative sources of bind mounts are resolved against it. */
   projectDir: string;
+  /** Absolute; where the node holds secrets. */
+  secretsDir: string;
 };
 
 export type PortBinding = { HostIp: string; HostPort: string };
@@ -227,6 +230,14 @@ export function volumeName(volume: VolumeSpec, jobId: string): string {
   return volume.name ?? (volume.external ? volume.key : `${jobId}_${volume.key}`);
 }
 
+/** The file that a secret is on the node: one for each value, owner and mode, so that it never changes in place. */
+export function secretPath(
+  { secret_id, mode, uid, gid }: Omit<SecretMount, "target" | "name">,
+  secretsDir: string,
+): string {
+  return `${secretsDir}/${secret_id}-${mode.toString(8)}-${uid ?? ""}-${gid ?? ""}`;
+}
+
 function labels(spec: ServiceSpec, context: ContainerContext): Record<string, string> {
   const { condition, max_attempts } = spec.restart;
   return record([
@@ -398,7 +409,8 @@ function mounts(spec: ServiceSpec, context: ContainerContext): Pick<HostConfig, 
 }
 
 function bindText(mount: MountSpec, context: ContainerContext): string | undefined {
-  if (mount.type === "tmpfs" || (mount.type === "volume" && !mount.volume)) return undefined;
+  if (mount.type === "tmpfs" || mount.type === "secret") return undefined;
+  if (mount.type === "volume" && !mount.volume) return undefined;
   if (mount.type === "bind" && (!mount.create_host_path || mount.non_recursive || mount.recursive)) return undefined;
   if (mount.type === "volume" && mount.subpath !== undefined) return undefined;
   const source = sourceOf(mount, context);
@@ -408,6 +420,10 @@ function bindText(mount: MountSpec, context: ContainerContext): string | undefin
 }
 
 function mountOf(mount: MountSpec, context: ContainerContext): Mount {
+  if (mount.type === "secret") {
+    const Source = secretPath(mount, context.secretsDir);
+    return { Type: "bind", Source, Target: mount.target, ReadOnly: true };
+  }
   const base = { Type: mount.type, Target: mount.target, ...(mount.read_only ? { ReadOnly: true } : {}) };
   if (mount.type === "tmpfs") {
     const options = present({ SizeBytes: mount.size_bytes, Mode: mount.mode });
@@ -432,7 +448,10 @@ function mountOf(mount: MountSpec, context: ContainerContext): Mount {
 }
 
 /** On the node: a path, a volume's name, or empty for an anonymous volume. */
-function sourceOf(mount: Exclude<MountSpec, { type: "tmpfs" }>, { jobId, projectDir }: ContainerContext): string {
+function sourceOf(
+  mount: Exclude<MountSpec, { type: "tmpfs" | "secret" }>,
+  { jobId, projectDir }: ContainerContext,
+): string {
   if (mount.type === "volume") return mount.volume ? volumeName(mount.volume, jobId) : "";
   if (mount.source.startsWith("/")) return mount.source;
   const base = projectDir.replace(/\/+$/, "");

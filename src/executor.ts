@@ -25,6 +25,7 @@ import type { Engine, RegistryLogin } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import { EngineConnection } from "./executor_connection.ts";
 import { RestartCounts } from "./executor_counts.ts";
+import type { SecretSource } from "./executor_secrets.ts";
 import { Slots } from "./executor_slots.ts";
 import { removeVolumes } from "./executor_volumes.ts";
 import { type Owner, type Wanted, Worker } from "./executor_worker.ts";
@@ -52,6 +53,8 @@ export type ExecutorOptions = {
   dataDir: string;
   /** A piece of a sent file by its hash, from the master; rejects in words. */
   fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
+  /** Where secrets are held, and come from; without it the node runs no services that have some. */
+  secrets?: SecretSource;
   /** Called whenever `snapshot()` or `engineStatus()` may differ from before. */
   onChange: () => void;
   /** The login of this machine's user for a registry, where there is one. */
@@ -75,6 +78,8 @@ const REMOVAL_RETRY_MS = 5_000;
 
 /** Volumes, or networks, that a heartbeat names: about 100 KB of text. A node with more is taken to have what it is asked for. */
 const MAX_NAMES = 2_000;
+
+const NO_SECRETS: SecretSource = { roots: [], fetch: () => Promise.reject(new Error("this node takes no secrets")) };
 
 type Task = { controller: AbortController; wanted: boolean; done: Promise<void> };
 type Inspection = { again: boolean; done: Promise<void> };
@@ -167,6 +172,7 @@ export class Executor {
       nodeLogin: this.#options.nodeLogin ?? (async () => undefined),
       specsOf: (jobId) => this.#specsOf(jobId),
       fetchChunk: this.#options.fetchChunk,
+      secrets: this.#options.secrets ?? NO_SECRETS,
     });
     this.#counts = new RestartCounts({ path: join(dataDir, "restarts.json"), clock: this.#clock, log: this.#log });
     this.#memories = this.#counts.load();
@@ -239,7 +245,7 @@ export class Executor {
     };
   }
 
-  heartbeat(): Pick<Heartbeat, "resources" | "engine" | "volumes" | "networks" | "foreign"> {
+  heartbeat(): Omit<Heartbeat, "type" | "sequence"> {
     const publish = (containers: Iterable<Container>) =>
       [...containers].flatMap(({ ports }) => ports.map(({ protocol, host_port }) => `${protocol}/${host_port}`));
     const running = [...this.#containers.values()].filter(({ state }) => state === "running");
@@ -253,11 +259,13 @@ export class Executor {
       return cluster === undefined ? [] : [{ container_id: id, name, cluster_id: cluster }];
     });
     const [volumes, networks] = [this.#volumes, this.#networks];
+    const noSecrets = this.#worker?.secrets.fault;
     return {
       ...(resources && { resources }),
       engine: this.#connection.status,
       ...(volumes && { volumes }),
       ...(networks && { networks }),
+      ...(noSecrets !== undefined && { no_secrets: noSecrets }),
       foreign,
     };
   }
@@ -494,6 +502,8 @@ export class Executor {
     this.#worker?.networks
       .prune((jobId) => inUse.has(jobId))
       .catch((error: unknown) => this.#log.warn("job network could not be removed", { error }));
+    const running = [...this.#wanted.values()].filter(({ allocation }) => allocation.ended === undefined);
+    this.#worker?.secrets.keepOnly(running.map(({ spec }) => spec));
     for (const { removal_id, job_id } of this.#pendingRemovals()) {
       const allocations = [...this.#memories.keys()].filter((id) => this.#jobOf.get(id) === job_id);
       if (allocations.some((id) => this.#wanted.has(id) && present.has(id))) {

@@ -13,6 +13,7 @@ import { EngineError } from "./docker_errors.ts";
 import { ProjectFiles } from "./executor_files.ts";
 import { digestOf, type ImageNeed, Images, PullError, type PullOptions } from "./executor_images.ts";
 import { JobNetworks } from "./executor_networks.ts";
+import { SecretFiles, type SecretSource } from "./executor_secrets.ts";
 import { Slots } from "./executor_slots.ts";
 import { ensureVolumes } from "./executor_volumes.ts";
 import { inWords, portInUse, Refusal } from "./executor_words.ts";
@@ -46,6 +47,7 @@ export type Failure = { error: string; retryAt: number; unsure: boolean; cause: 
 export class Worker {
   readonly images: Images;
   readonly networks: JobNetworks;
+  readonly secrets: SecretFiles;
   readonly #engine: Engine;
   readonly #clock: Clock;
   readonly #random: () => number;
@@ -65,6 +67,7 @@ export class Worker {
     nodeLogin: (host: string) => Promise<RegistryLogin | undefined>;
     specsOf: (jobId: string) => ServiceSpec[];
     fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
+    secrets: SecretSource;
   }) {
     this.#engine = options.engine;
     this.#clock = options.clock;
@@ -74,6 +77,7 @@ export class Worker {
     this.images = new Images(options);
     this.networks = new JobNetworks(options);
     this.#files = new ProjectFiles(options);
+    this.secrets = new SecretFiles({ ...options.secrets, nodeId: options.owner.nodeId });
   }
 
   /**
@@ -106,6 +110,8 @@ export class Worker {
     await this.#starts.run(async () => {
       throwIfAborted(signal);
       at("starting");
+      // They are in memory alone, and the machine may have been off since.
+      if (wanted?.spec.mounts.some(({ type }) => type === "secret")) await this.secrets.ensure(wanted.spec);
       await this.#start(container.id, { wanted, neverRan: container.state === "created" });
     });
   }
@@ -144,7 +150,10 @@ export class Worker {
     const { allocation, spec, networkPool } = wanted;
     const { job_id: jobId } = allocation;
     if (!spec.network_mode) await this.#ensureNetworks(jobId, { spec, pool: networkPool });
-    if (spec.files) await this.#files.ensure(jobId, spec);
+    const hasSecrets = spec.mounts.some(({ type }) => type === "secret");
+    // Secrets were files there before: those of an earlier version of Cacophony are taken out.
+    if (spec.files || hasSecrets) await this.#files.ensure(jobId, spec);
+    if (hasSecrets) await this.secrets.ensure(spec);
     await ensureVolumes(this.#engine, { spec, jobId, owner: this.#owner });
     const context = this.#contextOf(allocation);
     const options = containerOptions(spec, context);
@@ -179,7 +188,8 @@ export class Worker {
     const { job_id: jobId, service_name: serviceName, slot, allocation_id: allocationId } = allocation;
     const networkName = JobNetworks.nameOf(jobId);
     const projectDir = this.#projectDirOf(jobId);
-    return { ...this.#owner, jobId, serviceName, slot, allocationId, networkName, projectDir };
+    const { dir: secretsDir } = this.secrets;
+    return { ...this.#owner, jobId, serviceName, slot, allocationId, networkName, projectDir, secretsDir };
   }
 
   /** A name that is taken by this very allocation's container means that an earlier answer was lost. */

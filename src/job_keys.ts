@@ -76,6 +76,8 @@ import {
 const SENT = "a file that is sent along; the nodes' own are not read";
 
 const MOUNTED = "a file of the node, mounted read-only; a changed one replaces the containers that mount it";
+const IN_MEMORY =
+  "a file in the node's memory (tmpfs), mounted read-only; another value replaces the containers that mount it";
 const HOOK = `${NOT_YET}: do it in the image's entrypoint`;
 const HEALTHCHECK = {
   test: honoured(healthTest),
@@ -309,7 +311,7 @@ export const SERVICE_KEYS = {
   ),
 
   configs: limited(listOf(fileMount, { repeats: "dropped" }), MOUNTED),
-  secrets: limited(listOf(fileMount, { repeats: "dropped" }), MOUNTED),
+  secrets: limited(listOf(fileMount, { repeats: "dropped" }), IN_MEMORY),
   extends: limited(anything, `file: ${SENT}`),
   external_links: refused(
     "names a container outside of the job, which may be on another node: make it a service of this job",
@@ -420,7 +422,7 @@ export const DOCUMENT_KEYS = {
   ),
   secrets: limited(
     named("secret", fileObject(SECRET, "file, environment and external")),
-    "as configs; kept as they are in the cluster's state and in a file of the node's data directory",
+    "file and environment, sealed in the cluster's state; nothing external, no drivers",
   ),
   name: limited(text, "the job's id is its name"),
   version: honoured(

@@ -7,7 +7,7 @@
 import type { IssuePathItem } from "valibot";
 import { JobFiles, type SentFiles } from "./job_files.ts";
 import { show } from "./job_grammar.ts";
-import { escapeVariables, interpolate } from "./job_interpolate.ts";
+import { interpolate } from "./job_interpolate.ts";
 import {
   DOCUMENT_KEYS,
   type FileObjectFields,
@@ -19,8 +19,10 @@ import {
 import { portCount } from "./job_lists.ts";
 import { mergeFiles } from "./job_merge.ts";
 import { checkNetwork } from "./job_networks.ts";
+import { print } from "./job_print.ts";
 import { placeOf, readFields, valueOf, type Table, type Value } from "./job_schema.ts";
 import { buildRules } from "./job_rules.ts";
+import { MARK_KEY, readSecrets, secretFiles, type SentSecret, withMarks } from "./job_secrets.ts";
 import { buildService, MAX_CANDIDATES, scaleOf } from "./job_service.ts";
 import { locate, readYaml, treeAt, type Fault, type MapTree, type Path, type Tree } from "./job_yaml.ts";
 import type { Detail, ServiceRules, ServiceSpec } from "./model.ts";
@@ -37,13 +39,15 @@ export type ParsedService = {
 export type ParsedJob = {
   /**
    * The document after interpolation as JSON text, in the user's own form, anchors and merge keys written out. A `$` is
-   * doubled, so that the text, sent again, means the same.
+   * doubled, and secrets that have a value are marked, so that the text, sent again, means the same.
    */
   document: string;
   /** In document order. */
   services: ParsedService[];
   /** Contents of the files that the services' specs name, cut up, by hash. */
   chunks: ReadonlyMap<string, Uint8Array>;
+  /** Secrets that have a value, sent or to be kept, each with its place in the document. */
+  secrets: (SentSecret & { place: Detail })[];
   warnings: Detail[];
 };
 
@@ -91,9 +95,16 @@ export function parseJob(body: Uint8Array | string, { jobId, env, files, profile
   if (reading.faults.length > 0) {
     return { ok: false, code: "invalid_document", details: toDetails(reading.faults, place) };
   }
+  const document = print(
+    withMarks(
+      root,
+      reading.secrets.map(({ name }) => name),
+    ),
+  );
+  const secrets = placed(reading.secrets, place);
   return {
     ok: true,
-    job: { document: print(root), services, chunks: sent.chunks, warnings: toDetails(reading.warnings, place) },
+    job: { document, services, chunks: sent.chunks, secrets, warnings: toDetails(reading.warnings, place) },
   };
 }
 
@@ -107,6 +118,16 @@ function decode(body: Uint8Array | string): string | { code: "unparseable" | "in
   } catch {
     return { code: "unparseable", message: "is not UTF-8: save it in that encoding" };
   }
+}
+
+function placed(secrets: readonly SentSecret[], document: { text: string; root: Tree }): ParsedJob["secrets"] {
+  const pathOf = ({ name, data }: SentSecret) => (data ? ["secrets", name] : ["secrets", name, MARK_KEY]);
+  const faults = secrets.map((secret) => ({ path: pathOf(secret), message: "" }));
+  const places = new Map(toDetails(faults, document).map((place) => [place.path, place]));
+  return secrets.map((secret) => {
+    const path = writePath(pathOf(secret));
+    return { ...secret, place: places.get(path) ?? { path, message: "" } };
+  });
 }
 
 type Definitions = {
@@ -124,6 +145,7 @@ class EnoughFaults extends Error {}
 class Reading {
   readonly faults: Fault[];
   readonly warnings: Fault[];
+  secrets: SentSecret[] = [];
   readonly #root: Tree;
   /** Places that are at fault already: what follows from that is not worth telling. */
   readonly #broken: ReadonlySet<string>;
@@ -184,6 +206,8 @@ class Reading {
       secrets: new Map(top.secrets),
     };
     this.#networks(checked, definitions.networks);
+    const fault = (path: Path, message: string) => this.#fault(path, message);
+    this.secrets = readSecrets(definitions.secrets, { root: this.#root, ...this.#sent, fault });
     return this.#built(checked, definitions);
   }
 
@@ -306,6 +330,8 @@ class Reading {
     const names = linkedNames(services, (path, message) => this.#fault(path, message));
     const running = new Set([...services].filter(([, service]) => this.#runs(service)).map(([name]) => name));
     const built: ParsedService[] = [];
+    const values = new Set(this.secrets.map(({ name }) => name));
+    const secretPaths = secretFiles(definitions.secrets);
     let ports = 0;
     for (const [service_name, service] of services) {
       const path = ["services", service_name];
@@ -330,6 +356,8 @@ class Reading {
       const spec = buildService(service, {
         ...definitions,
         ...this.#sent,
+        values,
+        secretPaths,
         linkedAs: names.get(service_name) ?? [],
         report,
       });
@@ -463,24 +491,4 @@ function writePath(path: Path): string {
       return index === 0 ? key : `.${key}`;
     })
     .join("");
-}
-
-/** The tree as JSON text. Made by hand: an object would lose `__proto__`, the order of numeric keys, and digits. */
-function print(tree: Tree): string {
-  if (tree.kind === "list") return `[${tree.items.map(print).join(",")}]`;
-  if (tree.kind === "map") {
-    return `{${Array.from(tree.entries, ([key, { value }]) => `${quote(key)}:${print(value)}`).join(",")}}`;
-  }
-  const { value } = tree;
-  if (typeof value === "string") return quote(escapeVariables(value));
-  if (typeof value !== "number") return String(value);
-  if (!Number.isFinite(value)) return quote(Number.isNaN(value) ? "NaN" : value > 0 ? "+Inf" : "-Inf");
-  // A fraction that happens to be whole stays a fraction when it is read again.
-  return Number.isInteger(value) ? value.toExponential() : String(value);
-}
-
-/** JSON's text, with what YAML does not allow as it is escaped as well. */
-function quote(text: string): string {
-  const escape = (char: string) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`;
-  return JSON.stringify(text).replaceAll(/[\x7f-\x84\x86-\x9f\ufffe\uffff]/g, escape);
 }

@@ -121,7 +121,21 @@ export const mountSpec = v.variant("type", [
     mode: v.exactOptional(count),
     read_only: v.boolean(),
   }),
+  v.object({
+    type: v.literal("secret"),
+    /** In the document. */
+    name: v.string(),
+    /** Stands for one value and tells nothing of it; empty until the Scheduler has settled which one (`scheduler_secrets.ts`). */
+    secret_id: v.string(),
+    target: v.string(),
+    read_only: v.literal(true),
+    mode: count,
+    /** Absent: whoever the node runs as. */
+    uid: v.exactOptional(count),
+    gid: v.exactOptional(count),
+  }),
 ]);
+export type SecretMount = Extract<MountSpec, { type: "secret" }>;
 export type MountSpec = v.InferOutput<typeof mountSpec>;
 
 /**

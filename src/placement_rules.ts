@@ -16,6 +16,8 @@ export type NodeFacts = Pick<NodeRecord, "node_id" | "node_name" | "role" | "pla
   networks: ReadonlySet<string> | undefined;
   /** Newest version of the Engine's API, as `1.43`. */
   apiVersion: string | undefined;
+  /** Why the node can't hold secrets; undefined: it can. */
+  noSecrets?: string | undefined;
 };
 
 /** What an Engine drops in silence when its API is older than `since` (moby, docs/api/version-history.md). */
@@ -71,6 +73,8 @@ export function unmetRule(
 ): string | undefined {
   const unmet = constraints.find((constraint) => !holds(constraint, node));
   if (unmet) return `does not match ${writeConstraint(unmet)}`;
+  if (node.noSecrets !== undefined && spec.mounts.some(({ type }) => type === "secret"))
+    return `has no place for secrets (${node.noSecrets})`;
   for (const mount of spec.mounts) {
     if (mount.type !== "volume" || !mount.volume?.external) continue;
     const name = volumeName(mount.volume, job_id);

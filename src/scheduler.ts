@@ -31,6 +31,8 @@ import type {
 import { CacophonyError, isGlobal, StartError } from "./model.ts";
 import type { Blocked, Goal, Plan, PlanContext } from "./reconcile.ts";
 import { reconcileRemoved, reconcileService } from "./reconcile.ts";
+import { Secrets } from "./scheduler_secrets.ts";
+import { changesForUpgrade } from "./scheduler_upgrade.ts";
 import type { Sealer } from "./seal.ts";
 import { SealError } from "./seal.ts";
 import type { Store } from "./store.ts";
@@ -48,7 +50,7 @@ export type SchedulerOptions = {
   clock: Clock;
   random: () => number;
   newId: () => string;
-  /** Keeps registry logins unreadable in the Store. */
+  /** Keeps secrets and registry logins unreadable in the Store. */
   sealer: Sealer;
   log: Log;
   /** Called when this master was replaced by one with a newer term: the process must stop deciding at once. */
@@ -60,6 +62,7 @@ export type ServicePlan = { goal: Goal; plan: Plan };
 
 export class Scheduler {
   readonly state = new ClusterState();
+  readonly secrets: Secrets;
   readonly #options: SchedulerOptions;
   readonly #dirty = new Set<ServiceKey>();
   readonly #blocked = new Map<ServiceKey, Blocked[]>();
@@ -78,6 +81,7 @@ export class Scheduler {
 
   constructor(options: SchedulerOptions) {
     this.#options = options;
+    this.secrets = new Secrets({ ...options, state: this.state });
   }
 
   get term(): number {
@@ -112,7 +116,17 @@ export class Scheduler {
       );
     }
     this.#term = await store.beginTerm(seen);
-    for (const kind of ["spec", "node", "job", "allocation", "home", "removal", "registry", "chunk"] as const) {
+    for (const kind of [
+      "spec",
+      "node",
+      "job",
+      "allocation",
+      "home",
+      "removal",
+      "registry",
+      "secret",
+      "chunk",
+    ] as const) {
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
     }
     this.#cluster = known ?? fresh;
@@ -122,7 +136,25 @@ export class Scheduler {
       term: this.#term,
       jobs: this.state.liveJobs().length,
     });
+    await this.#upgrade();
+    const fault = this.secrets.fault();
+    if (fault !== undefined) log.error("the jobs' secrets cannot be opened; what runs goes on", { reason: fault });
     this.#fullPass();
+  }
+
+  /** Where that fails, everything goes on as it was, and the next start tries it again. */
+  async #upgrade(): Promise<void> {
+    const { store, log } = this.#options;
+    try {
+      const changes = changesForUpgrade(this.state, this.secrets);
+      if (changes.length === 0) return;
+      await this.#commit(changes);
+      await this.#commit(this.state.unused());
+      await store.scrub?.();
+      log.info("sealed the secrets that an earlier version kept in plain", { changes: changes.length });
+    } catch (error) {
+      log.error("secrets that an earlier version kept in plain could not be sealed", { error });
+    }
   }
 
   async stop(): Promise<void> {
@@ -143,9 +175,11 @@ export class Scheduler {
     return this.#exclusive(async () => {
       checkPreconditions(this.state.jobs.get(jobId), preconditions);
       const before = this.state.liveJob(jobId);
-      const outcome = changesForPut(this.state, { jobId, wanted, now: clock.now(), newId });
+      const { wanted: settled, fresh } = this.secrets.settle(wanted, before);
+      const outcome = changesForPut(this.state, { jobId, wanted: settled, now: clock.now(), newId });
+      const sealed = this.secrets.sealed(fresh);
       if (outcome.changes.length > 0) await this.#commitChunks(wanted.chunks ?? new Map());
-      await this.#commit(outcome.changes);
+      await this.#commit([...sealed, ...outcome.changes]);
       this.#wakeJob(before);
       this.#wakeJob(outcome.job);
       return outcome;
@@ -207,8 +241,9 @@ export class Scheduler {
   ): { outcome: PutOutcome; services: ServicePlan[] } {
     const { clock, newId } = this.#options;
     checkPreconditions(this.state.jobs.get(jobId), preconditions);
-    const outcome = changesForPut(this.state, { jobId, wanted, now: clock.now(), newId });
-    const specs = new Map(outcome.job.services.map(({ service_name }, i) => [service_name, wanted.services[i]?.spec]));
+    const settled = this.secrets.settle(wanted, this.state.liveJob(jobId)).wanted;
+    const outcome = changesForPut(this.state, { jobId, wanted: settled, now: clock.now(), newId });
+    const specs = new Map(outcome.job.services.map(({ service_name }, i) => [service_name, settled.services[i]?.spec]));
     const context = this.#planContext();
     const services = outcome.job.services.flatMap((service) => {
       const spec = specs.get(service.service_name);
@@ -246,7 +281,8 @@ export class Scheduler {
       const outcome = this.state.registries.has(host) ? "updated" : "created";
       let sealed: string;
       try {
-        sealed = sealer.seal(JSON.stringify({ username, password }), sealedFor(host));
+        const { isFirst } = this.secrets;
+        sealed = sealer.seal(JSON.stringify({ username, password }), { purpose: sealedFor(host), isFirst });
       } catch (error) {
         if (!(error instanceof SealError)) throw error;
         throw new CacophonyError("store_failed", `the login was not stored: ${error.message}`, { cause: error });
@@ -419,23 +455,8 @@ export class Scheduler {
     this.wake([...this.state.allocations.values()].map(serviceKey));
     // Whatever a node missed reaches it now: assignments are the full set, and taking them in again changes nothing.
     for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
-    void this.change(() => this.#unused()).catch((error: unknown) => this.#storeFailed(error));
+    void this.change(() => this.state.unused()).catch((error: unknown) => this.#storeFailed(error));
     this.#fullPassTimer = this.#options.clock.after(FULL_PASS_MS, () => this.#fullPass());
-  }
-
-  /** Specs that nothing refers to, and chunks of files that no other spec names. */
-  #unused(): Change[] {
-    const used = new Set([...this.state.allocations.values()].map(({ spec_hash }) => spec_hash));
-    for (const job of this.state.liveJobs()) for (const { spec_hash } of job.services) used.add(spec_hash);
-    const specs = [...this.state.specs.keys()].filter((hash) => !used.has(hash));
-    const named = new Set<string>();
-    for (const [hash, { files = [] }] of this.state.specs)
-      if (used.has(hash)) for (const { chunks } of files) for (const chunk of chunks) named.add(chunk);
-    const chunks = [...this.state.chunks.keys()].filter((hash) => !named.has(hash));
-    return [
-      ...specs.map((key): Change => ({ op: "delete", kind: "spec", key })),
-      ...chunks.map((key): Change => ({ op: "delete", kind: "chunk", key })),
-    ];
   }
 
   #schedulePass(delayMs: number): void {

@@ -300,6 +300,16 @@ describe("rules about nodes", () => {
     expect(unmetRule({ ...asked, spec: spec() }, { ...node, apiVersion })).toBeUndefined();
   });
 
+  test.each([
+    ["no tmpfs at /run", "has no place for secrets (no tmpfs at /run)"],
+    [undefined, undefined],
+  ])("a service with secrets on a node where %s", (noSecrets, expected) => {
+    const secret = { type: "secret", name: "pw", secret_id: "i", target: "/pw", read_only: true, mode: 0o444 } as const;
+    const asked = { job_id: "job", spec: spec({ mounts: [secret] }), constraints: [] };
+    expect(unmetRule(asked, { ...node, noSecrets })).toBe(expected);
+    expect(unmetRule({ ...asked, spec: spec() }, { ...node, noSecrets })).toBeUndefined();
+  });
+
   test("keep a replica away, and say so once for all nodes that they exclude", () => {
     const constraints = [{ key: "node.name", operator: "!=" as const, value: "a" }];
     const asked = request(spec(), { rules: rules({ constraints }) });
