@@ -6,8 +6,8 @@
  * holds the allocation's id, so however answers get lost there is never a second container for one allocation.
  */
 import { type Backoff, backoffMs, type Clock } from "./clock.ts";
-import { containerName, type ContainerContext, containerOptions } from "./container_options.ts";
-import type { Container } from "./converge.ts";
+import { containerName, type ContainerContext, containerOptions, endpoints } from "./container_options.ts";
+import type { Container, Joined } from "./converge.ts";
 import type { Engine, EngineImage, RegistryLogin } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import { ProjectFiles } from "./executor_files.ts";
@@ -38,6 +38,8 @@ export type Wanted = { allocation: AllocationRecord; spec: ServiceSpec; networkP
 export type CreateOptions = PullOptions & {
   settled: () => Pick<ImageNeed, "digest" | "refresh">;
   at: (step: "pulling" | "starting") => void;
+  /** The containers that the new one shares something with. */
+  joined: Joined | undefined;
 };
 
 /** A step failed: in words, when to try again, and whether Docker may have done it nevertheless. */
@@ -80,7 +82,7 @@ export class Worker {
    * Creates and starts the container of `wanted`, pulling its image if need be; returns the container's id. `settled` gives
    * what is known now about the image; the other callbacks tell how far the work is.
    */
-  async create(wanted: Wanted, { settled, signal, at, ...pulling }: CreateOptions): Promise<string> {
+  async create(wanted: Wanted, { settled, signal, at, joined, ...pulling }: CreateOptions): Promise<string> {
     const { image, pull_policy: policy } = wanted.spec;
     for (let pulled = false; ; pulled = true) {
       const need = () => ({ image, policy, ...settled() });
@@ -89,7 +91,7 @@ export class Worker {
         const found = await this.images.usable(need(), { pulled });
         if (!found) return undefined;
         at("starting");
-        return this.#createAndStart(wanted, { signal, image: found });
+        return this.#createAndStart(wanted, { signal, image: found, joined });
       });
       if (id !== undefined) return id;
       at("pulling");
@@ -139,19 +141,23 @@ export class Worker {
 
   async #createAndStart(
     wanted: Wanted,
-    { signal, image }: { signal: AbortSignal; image: EngineImage },
+    { signal, image, joined }: { signal: AbortSignal; image: EngineImage; joined: Joined | undefined },
   ): Promise<string> {
     const { allocation, spec, networkPool } = wanted;
     const { job_id: jobId } = allocation;
     if (!spec.network_mode) await this.#ensureNetworks(jobId, { spec, pool: networkPool });
     if (spec.files) await this.#files.ensure(jobId, spec);
     await ensureVolumes(this.#engine, { spec, jobId, owner: this.#owner });
-    const context = this.#contextOf(allocation);
+    const context = { ...this.#contextOf(allocation), ...(joined && { joined: joined.containers }) };
     const options = containerOptions(spec, context);
     const [first] = Object.entries(options.NetworkingConfig?.EndpointsConfig ?? {});
     const body = {
       ...options,
-      Labels: { ...options.Labels, ...imageLabels(spec.image, image) },
+      Labels: {
+        ...options.Labels,
+        ...imageLabels(spec.image, image),
+        ...(joined && { [LABELS.joined]: joined.label }),
+      },
       // Engines before 25 take one network here; the container is put on the others before it starts.
       ...(first && { NetworkingConfig: { EndpointsConfig: Object.fromEntries([first]) } }),
       HostConfig: { ...options.HostConfig, RestartPolicy: { Name: "no", MaximumRetryCount: 0 } },
@@ -170,8 +176,7 @@ export class Worker {
 
   /** Puts a container that never ran on its networks but the first. */
   async #connect(id: string, { allocation, spec }: Wanted): Promise<void> {
-    const { NetworkingConfig: networking } = containerOptions(spec, this.#contextOf(allocation));
-    const [, ...others] = Object.entries(networking?.EndpointsConfig ?? {});
+    const [, ...others] = endpoints(spec, this.#contextOf(allocation));
     for (const [network, endpoint] of others) await this.#engine.connect(id, network, endpoint);
   }
 

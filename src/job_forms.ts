@@ -60,14 +60,34 @@ export function namespace<const T extends string>(names: readonly T[]): Schema<T
   return readsText((value) => {
     const found = names.find((name) => name === value);
     if (found !== undefined) return found;
-    const shared = /^(service|container):/.exec(value)?.[1];
-    if (shared === undefined) return new Refusal(`is ${show(value)}; allowed are ${names.filter(Boolean).join(", ")}`);
-    return new Refusal(
-      shared === "service"
-        ? `is ${show(value)}: sharing with another service ${NOT_YET}, since the two may run on different nodes`
-        : `is ${show(value)}: a container that is not part of the job may be on another node; make it a service of this job`,
-    );
+    if (value.startsWith("container:")) return notOfTheJob(value);
+    return new Refusal(`is ${show(value)}; allowed are ${names.filter(Boolean).join(", ")}`);
   });
+}
+
+/** A namespace as above, or that of another service's container. */
+export function shareableNamespace<const T extends string>(names: readonly T[]): Schema<T | `service:${string}`> {
+  return readsText((value) => {
+    const found = names.find((name) => name === value);
+    if (found !== undefined) return found;
+    if (/^service:./.test(value)) return value as `service:${string}`;
+    if (value.startsWith("container:")) return notOfTheJob(value);
+    return new Refusal(`is ${show(value)}; allowed are ${names.filter(Boolean).join(", ")} and service:NAME`);
+  });
+}
+
+/** `NAME`, `NAME:ro` or `NAME:rw`. */
+export const volumesFrom: Schema<{ service_name: string; access?: "ro" | "rw" }> = readsText((value) => {
+  if (value.startsWith("container:")) return notOfTheJob(value);
+  const [, service_name = "", access] = /^([a-zA-Z0-9._-]+)(?::(ro|rw))?$/.exec(value) ?? [];
+  if (service_name === "") return new Refusal(`is ${show(value)}; write a service, or SERVICE:ro`);
+  return { service_name, ...(access === undefined ? {} : { access: access as "ro" | "rw" }) };
+});
+
+function notOfTheJob(value: string): Refusal {
+  return new Refusal(
+    `is ${show(value)}: a container that is not part of the job may be on another node; make it a service of this job`,
+  );
 }
 
 export const address: Schema<string> = readsText((value) =>

@@ -28,9 +28,11 @@ import {
   reservedDevice,
   restart,
   securityOption,
+  shareableNamespace,
   spreadLabel,
   ulimit,
   updates,
+  volumesFrom,
 } from "./job_forms.ts";
 import { readImage, Refusal } from "./job_grammar.ts";
 import { mountsSchema, portsSchema } from "./job_lists.ts";
@@ -103,6 +105,8 @@ const reservationsTable = {
   generic_resources: refused(`${NOT_YET}: placement does not know generic resources; leave them out`),
 } satisfies Table;
 
+type PidMode = "host" | "" | `service:${string}`;
+const TOGETHER = "service:NAME places the two services together";
 const PULLING = /^(always|never|build|if_not_present|missing|refresh|daily|weekly|every_([0-9]+[wdhms])+)$/;
 const NODE_NETWORKS = "bridges of one node: names reach the containers there; an external network must exist on it";
 const UPDATES = "is left out: a changed service is replaced replica by replica";
@@ -239,21 +243,22 @@ export const SERVICE_KEYS = {
   group_add: honoured(listOf(group, { unique: true })),
   healthcheck: section(HEALTHCHECK),
   init: honoured(flag),
-  ipc: honoured(namespace(["host", "private", "shareable", "none", ""])),
+  ipc: limited(shareableNamespace(["host", "private", "shareable", "none", ""]), TOGETHER),
   isolation: honoured(text),
   links: limited(uniqueTexts, "the name is known to all services of the job on that node"),
   logging: section(LOGGING),
   mac_address: honoured(
     textMatching(/^([0-9a-f]{2}[:-]){5}[0-9a-f]{2}$|^$/i, "write a MAC address, as 02:42:ac:11:00:02"),
   ),
-  network_mode: limited(namespace(["host", "none", "bridge", ""]), "host, none and bridge"),
+  network_mode: limited(shareableNamespace(["host", "none", "bridge", ""]), `host, none, bridge; ${TOGETHER}`),
   networks: limited(serviceNetworks, NODE_NETWORKS),
   oom_kill_disable: honoured(flag),
   oom_score_adj: honoured(integer({ least: -1000, most: 1000 })),
-  pid: honoured(
-    byForm({ own: meaning<"host" | "">("", NOTHING), named: namespace(["host", ""]) }, (value) =>
+  pid: limited(
+    byForm({ own: meaning<PidMode>("", NOTHING), named: shareableNamespace(["host", ""]) }, (value) =>
       value === null ? "own" : "named",
     ),
+    TOGETHER,
   ),
   platform: warned(text, "is left out: an image is pulled for the platform of the node that runs it"),
   privileged: honoured(flag),
@@ -303,7 +308,7 @@ export const SERVICE_KEYS = {
   provider: refused(`${NOT_YET}: a service is a container here`),
   use_api_socket: refused(`${NOT_YET}: bind /var/run/docker.sock under volumes`),
   volume_driver: refused(`${NOT_YET}: name the driver under the top-level volumes`),
-  volumes_from: refused(`${NOT_YET}: name the volume in both services`),
+  volumes_from: limited(listOf(volumesFrom, { unique: true }), "NAME, NAME:ro; places the two services together"),
 } satisfies Table;
 export type ServiceFields = Fields<typeof SERVICE_KEYS>;
 

@@ -31,6 +31,7 @@ import type {
 import { CacophonyError, isGlobal, StartError } from "./model.ts";
 import type { Blocked, Goal, Plan, PlanContext } from "./reconcile.ts";
 import { reconcileRemoved, reconcileService } from "./reconcile.ts";
+import { Bonds } from "./reconcile_together.ts";
 import type { Sealer } from "./seal.ts";
 import { SealError } from "./seal.ts";
 import type { Store } from "./store.ts";
@@ -68,6 +69,8 @@ export class Scheduler {
   readonly #untold = new Set<string>();
   /** Revision of the first assignments without an allocation that is to stop: reports from there on can confirm it gone. */
   readonly #stopToldAt = new Map<string, number>();
+  /** What belongs together in a job, kept with its record. */
+  readonly #bonds = new Bonds();
   #queue: Promise<unknown> = Promise.resolve();
   #cluster: ClusterRecord | undefined;
   #term = 0;
@@ -208,14 +211,23 @@ export class Scheduler {
     const { clock, newId } = this.#options;
     checkPreconditions(this.state.jobs.get(jobId), preconditions);
     const outcome = changesForPut(this.state, { jobId, wanted, now: clock.now(), newId });
-    const specs = new Map(outcome.job.services.map(({ service_name }, i) => [service_name, wanted.services[i]?.spec]));
-    const context = this.#planContext();
-    const services = outcome.job.services.flatMap((service) => {
-      const spec = specs.get(service.service_name);
-      if (!spec) return [];
+    const { job } = outcome;
+    const known = new Map(
+      job.services.map((service, i) => [service.service_name, { service, spec: wanted.services[i]?.spec }]),
+    );
+    const specs = new Map([...known.values()].map(({ service, spec }) => [service.spec_hash, spec]));
+    const bonds = this.#bonds.of(job, { specs });
+    const planned = new Map<ServiceKey, Plan>();
+    const context = { ...this.#planContext(), planned };
+    const names = new Set([...known.keys()].flatMap((name) => bonds.get(name)?.group ?? name));
+    const services = [...names].flatMap((name) => {
+      const { service, spec } = known.get(name) ?? {};
+      if (!service || !spec) return [];
       // Where everything would go, not what starts first.
-      const goal = { ...this.#goalOf(outcome.job, { service, spec }), released: true };
-      return [{ goal, plan: reconcileService(goal, context) }];
+      const goal = { ...this.#goalOf(job, { service, spec }), released: true };
+      const plan = reconcileService(goal, context);
+      planned.set(serviceKey(goal), plan);
+      return [{ goal, plan }];
     });
     return { outcome, services };
   }
@@ -452,13 +464,15 @@ export class Scheduler {
   async #pass(): Promise<void> {
     const keys = this.#withDependents(this.#dirty);
     this.#dirty.clear();
-    const context = this.#planContext();
+    const planned = new Map<ServiceKey, Plan>();
+    const context = { ...this.#planContext(), planned };
     const changes: Change[] = [];
     const blocked = new Map<ServiceKey, Blocked[]>();
     const nodes = new Set(this.#untold);
     const released: ServiceKey[] = [];
     for (const key of keys) {
       const plan = this.#planFor(key, context);
+      planned.set(key, plan);
       blocked.set(key, plan.blocked);
       if (plan.released) released.push(key);
       for (const record of plan.place) changes.push({ op: "put", kind: "allocation", record });
@@ -501,6 +515,7 @@ export class Scheduler {
 
   #goalOf(job: LiveJob, { service, spec }: { service: JobServiceRecord; spec: ServiceSpec }): Goal {
     const { job_id, incarnation } = job;
+    const bond = this.#bonds.of(job, this.state).get(service.service_name);
     const needs = service.rules.depends_on.flatMap((dependency) => {
       const other = job.services.find(({ service_name }) => service_name === dependency.service_name);
       if (!other) return [];
@@ -515,10 +530,11 @@ export class Scheduler {
       spec,
       scale: this.state.scaleOf(service),
       needs,
+      ...(bond && { bond }),
     };
   }
 
-  /** The services, and those whose start waits for one of them. */
+  /** The services, those whose start waits for one of them, and those that belong with one, in the order to plan them in. */
   #withDependents(keys: ReadonlySet<ServiceKey>): ServiceKey[] {
     const all = new Set(keys);
     for (const jobId of new Set(Array.from(keys, (key) => key.slice(0, key.indexOf("/"))))) {
@@ -529,7 +545,7 @@ export class Scheduler {
         if (!released && isAffected) all.add(serviceKey({ job_id: jobId, service_name }));
       }
     }
-    return [...all];
+    return this.#bonds.inOrder(all, this.state);
   }
 
   /** Job records in which these services wait for nothing any more. The version stays: nothing that a user asked for changed. */

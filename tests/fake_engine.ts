@@ -63,6 +63,8 @@ export class FakeEngine implements Engine {
   readonly registryDigests = new Map<string, string>();
   readonly digests = new Map<string, string>();
   readonly taggedAt = new Map<string, number>();
+  /** Whose network a container runs in, and since when that one ran: `CONTAINER STARTED_AT`. */
+  readonly joined = new Map<string, string>();
   /** Containers that were put on a further network: `CONTAINER NETWORK`. */
   readonly connected: string[] = [];
   /** What was pulled, and the login of each question to a registry, in order. */
@@ -232,7 +234,13 @@ export class FakeEngine implements Engine {
         throw new EngineError("conflict", `cannot start a container that is ${container.state}`);
       }
       const { network } = container;
-      if (network !== "bridge" && !this.networkNames.includes(network)) {
+      const joined = /^container:(.+)$/.exec(network)?.[1];
+      if (joined !== undefined) {
+        if (this.#containers.get(joined)?.state !== "running") {
+          throw new EngineError("conflict", `cannot join network of a non running container: ${joined}`);
+        }
+        this.joined.set(id, `${joined} ${this.#get(joined).startedAt}`);
+      } else if (network !== "bridge" && !this.networkNames.includes(network)) {
         throw new EngineError("not_found", `network ${network} not found`);
       }
       this.#run(container);
