@@ -83,9 +83,9 @@ export class Worker {
    * what is known now about the image; the other callbacks tell how far the work is.
    */
   async create(wanted: Wanted, { settled, signal, at, joined, ...pulling }: CreateOptions): Promise<string> {
-    const { image, pull_policy: policy } = wanted.spec;
+    const { image, pull_policy: policy, platform } = wanted.spec;
     for (let pulled = false; ; pulled = true) {
-      const need = () => ({ image, policy, ...settled() });
+      const need = () => ({ image, policy, platform, ...settled() });
       const id = await this.#starts.run(async () => {
         throwIfAborted(signal);
         const found = await this.images.usable(need(), { pulled });
@@ -163,7 +163,7 @@ export class Worker {
       HostConfig: { ...options.HostConfig, RestartPolicy: { Name: "no", MaximumRetryCount: 0 } },
     };
     throwIfAborted(signal);
-    const id = await this.#createOrAdopt(containerName(context), { body, allocation });
+    const id = await this.#createOrAdopt(containerName(context), { body, wanted });
     throwIfAborted(signal);
     await this.#start(id, { wanted, neverRan: true });
     return id;
@@ -190,10 +190,10 @@ export class Worker {
   /** A name that is taken by this very allocation's container means that an earlier answer was lost. */
   async #createOrAdopt(
     name: string,
-    { body, allocation }: { body: ReturnType<typeof containerOptions>; allocation: AllocationRecord },
+    { body, wanted: { allocation, spec } }: { body: ReturnType<typeof containerOptions>; wanted: Wanted },
   ): Promise<string> {
     try {
-      return await this.#engine.create(name, body);
+      return await this.#engine.create(name, body, { platform: spec.platform });
     } catch (error) {
       if (!(error instanceof EngineError) || error.code !== "conflict") throw error;
       const found = await this.#engine.inspect(name);

@@ -6,6 +6,7 @@ import * as v from "valibot";
 import { isIp, readDevice, readWords, Refusal, show } from "./job_grammar.ts";
 import type { Constraint, Dependency } from "./model.ts";
 import { nearest } from "./nearest.ts";
+import { readPlatform } from "./placement_platform.ts";
 import {
   anything,
   byForm,
@@ -89,6 +90,11 @@ function notOfTheJob(value: string): Refusal {
     `is ${show(value)}: a container that is not part of the job may be on another node; make it a service of this job`,
   );
 }
+
+/** The platform of an image; empty is compose's "not said". */
+export const platform: Schema<string> = readsText((value) =>
+  value === "" || readPlatform(value) ? value : new Refusal(`is ${show(value)}; write os/arch, as linux/arm64`),
+);
 
 export const address: Schema<string> = readsText((value) =>
   isIp(value) ? value : new Refusal(`is ${show(value)}, which is no IP address`),

@@ -24,6 +24,7 @@ import {
   memory,
   namespace,
   NOT_YET,
+  platform,
   quoted,
   reservedDevice,
   restart,
@@ -260,7 +261,10 @@ export const SERVICE_KEYS = {
     ),
     TOGETHER,
   ),
-  platform: warned(text, "is left out: an image is pulled for the platform of the node that runs it"),
+  platform: limited(
+    platform,
+    "placed on nodes of that platform (amd64 runs 386, arm64 arm); emulation is not looked for",
+  ),
   privileged: honoured(flag),
   profiles: limited(uniqueTexts, "chosen by ?profile=NAME (repeatable, `*` for all), anew with each PUT"),
   pull_policy: limited(

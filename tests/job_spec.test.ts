@@ -526,7 +526,6 @@ describe("parseJob() tells what becomes of each key", () => {
     ["deploy: {endpoint_mode: vip}", "deploy.endpoint_mode"],
     ["pull_refresh_after: 1h", "pull_refresh_after"],
     ["pull_policy: build", "pull_policy"],
-    ["platform: linux/arm64", "platform"],
   ];
   test.each(warned)("%s is left out with a warning", (yaml, path) => {
     const { warnings } = job(app(yaml, "  db: {image: busybox}\n"));
@@ -545,6 +544,7 @@ describe("parseJob() tells what becomes of each key", () => {
     ["external_links: [a]", "outside of the job"],
     ["network_mode: service:dc", "did you mean db?"],
     ["network_mode: container:x", "may be on another node"],
+    ["platform: linux arm64", "write os/arch, as linux/arm64"],
     ["network_mode: hosts", "allowed are host, none, bridge"],
     ["pid: container:db", "may be on another node"],
     ["deploy: {mode: globle}", "did you mean global?"],
