@@ -12,7 +12,7 @@ import { forbiddenBy } from "./job_policy.ts";
 import { composeMounts } from "./job_secrets.ts";
 import type { ParsedJob, Sending } from "./job_spec.ts";
 import { parseJob } from "./job_spec.ts";
-import { CacophonyError } from "./model.ts";
+import { CacophonyError, sharesOf } from "./model.ts";
 import type { Scheduler, ServicePlan } from "./scheduler.ts";
 
 /** Containers that a dry run shows. */
@@ -173,7 +173,7 @@ function dryRunView(
       plan.blocked.map((one) => ({ service_name: goal.service_name, ...one })),
     ),
     warnings: wanted.warnings,
-    containers: slots.slice(0, MAX_DRY_RUN_CONTAINERS).map(({ goal, slot, nodeId, allocationId }) => {
+    containers: slots.slice(0, MAX_DRY_RUN_CONTAINERS).map(({ goal, slot, nodeId, allocationId, joins }) => {
       const context = {
         clusterId: scheduler.cluster.cluster_id,
         nodeId,
@@ -184,6 +184,15 @@ function dryRunView(
         networkName: `${jobId}_default`,
         projectDir: `${dataDir}/projects/${jobId}`,
         secretsDir: secretsDir(nodeId),
+        // A container is created with the ids of those that it joins; there are none yet, so their names stand for them.
+        joined: new Map(
+          sharesOf(goal.spec).map(({ service_name: serviceName }) => {
+            const all = slots.filter((one) => one.goal.service_name === serviceName);
+            const other = all.find((one) => joins.includes(one.allocationId)) ?? all[0];
+            const { slot: its, allocationId: id } = other ?? { slot: 1, allocationId: NO_ALLOCATION };
+            return [serviceName, containerName({ jobId, serviceName, slot: its, allocationId: id })];
+          }),
+        ),
       };
       const mounts = composeMounts(goal.spec.mounts, wanted.secrets);
       return {
@@ -197,7 +206,15 @@ function dryRunView(
   };
 }
 
-type Slot = { goal: ServicePlan["goal"]; slot: number; nodeId: string; allocationId: string };
+type Slot = {
+  goal: ServicePlan["goal"];
+  slot: number;
+  nodeId: string;
+  allocationId: string;
+  /** Allocations of other services that it shares something with. */
+  joins: readonly string[];
+};
+const NO_ALLOCATION = "00000000";
 
 /** Every slot that the document asks for: those that stay, those that would be placed, and those that are blocked. */
 function slotsOf({ goal, plan }: ServicePlan, { state }: Scheduler): Slot[] {
@@ -207,11 +224,12 @@ function slotsOf({ goal, plan }: ServicePlan, { state }: Scheduler): Slot[] {
     .allocationsOf(key)
     .filter((one) => one.desired === "run" && one.incarnation === goal.incarnation && !leaving.has(one.allocation_id));
   const slots = new Map<number, Slot>();
-  for (const { slot, node_id, allocation_id } of [...staying, ...plan.place]) {
-    slots.set(slot, { goal, slot, nodeId: node_id, allocationId: allocation_id });
+  for (const { slot, node_id, allocation_id, joins = [] } of [...staying, ...plan.place]) {
+    const others = joins.map((join) => join.allocation_id);
+    slots.set(slot, { goal, slot, nodeId: node_id, allocationId: allocation_id, joins: others });
   }
   for (let slot = 1; slots.size < Math.min(goal.scale, MAX_DRY_RUN_CONTAINERS + 1); slot++) {
-    if (!slots.has(slot)) slots.set(slot, { goal, slot, nodeId: "", allocationId: "00000000" });
+    if (!slots.has(slot)) slots.set(slot, { goal, slot, nodeId: "", allocationId: NO_ALLOCATION, joins: [] });
   }
   return [...slots.values()].toSorted((a, b) => a.slot - b.slot);
 }

@@ -10,6 +10,7 @@ import {
   type NetworkSpec,
   type SecretMount,
   type ServiceSpec,
+  sharedService,
   type VolumeSpec,
 } from "./model.ts";
 
@@ -26,6 +27,8 @@ export type ContainerContext = {
   projectDir: string;
   /** Absolute; where the node holds secrets. */
   secretsDir: string;
+  /** Ids or names of the containers that this one shares something with, by service. */
+  joined?: ReadonlyMap<string, string>;
 };
 
 export type PortBinding = { HostIp: string; HostPort: string };
@@ -62,6 +65,7 @@ export type HostConfig = {
   RestartPolicy: { Name: string; MaximumRetryCount: number };
   Binds?: string[];
   Mounts?: Mount[];
+  VolumesFrom?: string[];
   Tmpfs?: Record<string, string>;
   PortBindings?: Record<string, PortBinding[]>;
   Memory?: number;
@@ -190,7 +194,7 @@ export function byPriority(places: readonly EndpointSpec[]): EndpointSpec[] {
 }
 
 /** The networks of a container by their names on the node, its first one first. */
-function endpoints(spec: ServiceSpec, context: ContainerContext): [string, Endpoint][] {
+export function endpoints(spec: ServiceSpec, context: ContainerContext): [string, Endpoint][] {
   if (spec.network_mode) return [];
   const aliases = (own: readonly string[] = []) => [
     ...new Set([context.serviceName, ...own, ...(spec.network_aliases ?? [])]),
@@ -220,7 +224,12 @@ export function networkName(network: Pick<NetworkSpec, "key" | "name" | "externa
 }
 
 /** `job-service-slot-1a2b3c4d`: readable, and no two allocations share it. Only characters that Docker allows. */
-export function containerName({ jobId, serviceName, slot, allocationId }: ContainerContext): string {
+export function containerName({
+  jobId,
+  serviceName,
+  slot,
+  allocationId,
+}: Pick<ContainerContext, "jobId" | "serviceName" | "slot" | "allocationId">): string {
   const name = `${jobId}-${serviceName}-${slot}-${allocationId.slice(0, 8)}`;
   return name.replaceAll(/[^a-zA-Z0-9_.-]/g, "_").replace(/^[^a-zA-Z0-9]/, "c");
 }
@@ -279,7 +288,7 @@ function healthcheck(check: NonNullable<ServiceSpec["healthcheck"]>): NonNullabl
 function hostConfig(spec: ServiceSpec, context: ContainerContext): HostConfig {
   const { blkio_config: blkio } = spec;
   return {
-    NetworkMode: spec.network_mode ?? endpoints(spec, context)[0]?.[0] ?? context.networkName,
+    NetworkMode: sharedMode(spec.network_mode, context) ?? endpoints(spec, context)[0]?.[0] ?? context.networkName,
     RestartPolicy: restartPolicy(spec),
     ...mounts(spec, context),
     ...present({
@@ -313,8 +322,11 @@ function hostConfig(spec: ServiceSpec, context: ContainerContext): HostConfig {
       DnsSearch: spec.dns_search,
       ExtraHosts: spec.extra_hosts,
       GroupAdd: spec.group_add,
-      IpcMode: spec.ipc,
-      PidMode: spec.pid,
+      IpcMode: sharedMode(spec.ipc, context),
+      PidMode: sharedMode(spec.pid, context),
+      VolumesFrom: spec.volumes_from?.map(({ service_name, access }) =>
+        [joinedContainer(service_name, context), ...(access === undefined ? [] : [access])].join(":"),
+      ),
       UTSMode: spec.uts,
       UsernsMode: spec.userns_mode,
       Isolation: spec.isolation,
@@ -337,6 +349,18 @@ function hostConfig(spec: ServiceSpec, context: ContainerContext): HostConfig {
     ...securityOptions(spec),
     ...devices(spec),
   };
+}
+
+/** Docker knows no services: it shares the namespace of a container. */
+function sharedMode(mode: string | undefined, context: ContainerContext): string | undefined {
+  const service = mode === undefined ? undefined : sharedService(mode);
+  return service === undefined ? mode : `container:${joinedContainer(service, context)}`;
+}
+
+function joinedContainer(service: string, { joined }: ContainerContext): string {
+  const container = joined?.get(service);
+  if (container === undefined) throw new Error(`no container of the service ${service} to share with`);
+  return container;
 }
 
 function rate({ path, rate: value }: { path: string; rate: number }): Rate {

@@ -14,6 +14,7 @@ import { apiError, EngineError, pullError, unavailableError } from "./docker_err
 import { publishedPorts } from "./docker_ports.ts";
 import { endStrays } from "./docker_strays.ts";
 import { StartError } from "./model.ts";
+import { type Platform, platformOf } from "./placement_platform.ts";
 
 export type EngineInfo = {
   engineId: string;
@@ -26,8 +27,8 @@ export type EngineInfo = {
 };
 
 export type EngineNetwork = { id: string; name: string; labels: ReadonlyMap<string, string>; subnets: string[] };
-/** An image that is here: its id, its digests in registries (`name@sha256:…`), and when its tag was set here last. */
-export type EngineImage = { id: string; digests: string[]; taggedAt?: number };
+/** An image that is here: its id, its digests in registries (`name@sha256:…`), when its tag was set here last, what runs it. */
+export type EngineImage = { id: string; digests: string[]; taggedAt?: number; platform?: Platform };
 /** What a registry is shown: name and password, or a token that it gave out. */
 export type RegistryLogin = { username: string; password: string } | { identityToken: string };
 export type EngineVolume = { name: string; labels: ReadonlyMap<string, string> };
@@ -47,8 +48,8 @@ export interface Engine {
   list(): Promise<Container[]>;
   /** One container by id or name, in full; undefined if there is none. */
   inspect(idOrName: string): Promise<Container | undefined>;
-  /** Creates a container and returns its id. A name that is taken is a `conflict`. */
-  create(name: string, body: CreateBody): Promise<string>;
+  /** Creates a container and returns its id. A name that is taken is a `conflict`. `platform`: what its image must be of. */
+  create(name: string, body: CreateBody, options?: { platform?: string | undefined }): Promise<string>;
   /** Starts a container; one that runs already is left as it is. */
   start(id: string): Promise<void>;
   /** Sends the container's stop signal, then SIGKILL after `graceMs` (rounded up to seconds); returns once it has ended. */
@@ -63,7 +64,7 @@ export interface Engine {
   image(name: string): Promise<EngineImage | undefined>;
   /** Asks the registry which digest an image's tag stands for. */
   resolve(image: string, options: RegistryOptions): Promise<string>;
-  pull(image: string, options: RegistryOptions & { onProgress?: (line: PullProgress) => void }): Promise<void>;
+  pull(image: string, options: PullRequest): Promise<void>;
   /** Gives an image that is here a further name. */
   tag(image: string, name: string): Promise<void>;
   networks(): Promise<EngineNetwork[]>;
@@ -85,6 +86,11 @@ export interface Engine {
 }
 
 export type RegistryOptions = { signal?: AbortSignal | undefined; login?: RegistryLogin | undefined };
+/** `platform` absent: the Engine's own. */
+export type PullRequest = RegistryOptions & {
+  onProgress?: (line: PullProgress) => void;
+  platform?: string | undefined;
+};
 export type PullProgress = { layer?: string; status: string; currentBytes?: number; totalBytes?: number };
 export type NewNetwork = {
   name: string;
@@ -250,9 +256,9 @@ class DockerodeEngine implements Engine {
     return container;
   }
 
-  async create(name: string, body: CreateBody): Promise<string> {
+  async create(name: string, body: CreateBody, { platform }: { platform?: string | undefined } = {}): Promise<string> {
     // Said apart, so that dockerode does not repeat the whole body in the query string.
-    const options = { _query: { name }, _body: body };
+    const options = { _query: { name, ...(platform !== undefined && { platform }) }, _body: body };
     const created = await this.#call(WRITE_TIMEOUT_MS, (abortSignal) =>
       this.#docker.createContainer({ ...options, abortSignal }),
     );
@@ -307,7 +313,9 @@ class DockerodeEngine implements Engine {
     // The types leave it out (Engine API: ImageInspect.Metadata.LastTagTime).
     const { Metadata: metadata } = found as { Metadata?: { LastTagTime?: string } };
     const taggedAt = time(metadata?.LastTagTime ?? "");
-    return { id: found.Id, digests: found.RepoDigests ?? [], ...(taggedAt !== undefined && { taggedAt }) };
+    const { Os: os = "", Architecture: arch = "", Variant: variant = "" } = found as Partial<ImagePlatform>;
+    const platform = platformOf(os, arch, variant);
+    return { id: found.Id, digests: found.RepoDigests ?? [], platform, ...(taggedAt !== undefined && { taggedAt }) };
   }
 
   async resolve(image: string, { signal, login }: RegistryOptions): Promise<string> {
@@ -330,12 +338,16 @@ class DockerodeEngine implements Engine {
     );
   }
 
-  async pull(image: string, options: RegistryOptions & { onProgress?: (line: PullProgress) => void }): Promise<void> {
-    const { signal, onProgress, login } = options;
+  async pull(image: string, { signal, onProgress, login, platform }: PullRequest): Promise<void> {
     try {
       const stream = await this.#call(
         PULL_IDLE_MS,
-        (abortSignal) => this.#docker.createImage(authOf(login), { ...splitImage(image), abortSignal }),
+        (abortSignal) =>
+          this.#docker.createImage(authOf(login), {
+            ...splitImage(image),
+            ...(platform !== undefined && { platform }),
+            abortSignal,
+          }),
         signal,
       );
       await readLines(asReadable(stream), { idleMs: PULL_IDLE_MS, ...(signal && { signal }) }, (line) => {
@@ -510,6 +522,7 @@ type SystemCalls = {
     abortSignal: AbortSignal;
   }): Promise<{ Version: string; ApiVersion: string; Os: string; Arch: string }>;
 };
+type ImagePlatform = { Os: string; Architecture: string; Variant: string };
 type PullLine = { id?: string; status?: string; error?: string; progressDetail?: { current?: number; total?: number } };
 
 function statusOf(error: EngineError): number | undefined {

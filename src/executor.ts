@@ -18,6 +18,7 @@ import {
   afterStart,
   type Container,
   converge,
+  type Join,
   type Memory,
   REVIVE_AFTER_MS,
 } from "./converge.ts";
@@ -40,6 +41,7 @@ import {
   LABELS,
   type Order,
   type ServiceSpec,
+  sharesOf,
 } from "./model.ts";
 import type { Meter } from "./resources.ts";
 
@@ -378,6 +380,7 @@ export class Executor {
     const { actions, statuses, memories, wakeAt } = converge({
       assigned,
       held: this.#held(),
+      joins: this.#joins(),
       reviveAt: this.#reviveAt,
       containers: this.#containers.values(),
       memories: this.#memories,
@@ -445,6 +448,7 @@ export class Executor {
       containerId = await worker.create(wanted, {
         signal,
         at,
+        joined: action.joined,
         settled: () => this.#images.get(id) ?? {},
         agree: (digest) => this.#agree(id, { digest, signal }),
         onProgress: (pull) => {
@@ -548,6 +552,20 @@ export class Executor {
       ({ allocation_id, job_id, ended }) => jobs.has(job_id) || ended || !this.#wanted.has(allocation_id),
     );
     return new Set(held.map(({ allocation_id }) => allocation_id));
+  }
+
+  /** What the node's containers share with each other. */
+  #joins(): Map<string, Join[]> {
+    const joins = new Map<string, Join[]>();
+    for (const [id, { allocation, spec }] of this.#wanted) {
+      if (!allocation.joins) continue;
+      const running = new Map(sharesOf(spec).map((share) => [share.service_name, share.running]));
+      joins.set(
+        id,
+        allocation.joins.map((join) => ({ ...join, running: running.get(join.service_name) ?? false })),
+      );
+    }
+    return joins;
   }
 
   /** What the job's containers on this node are to be. */

@@ -6,8 +6,8 @@
  * holds the allocation's id, so however answers get lost there is never a second container for one allocation.
  */
 import { type Backoff, backoffMs, type Clock } from "./clock.ts";
-import { containerName, type ContainerContext, containerOptions } from "./container_options.ts";
-import type { Container } from "./converge.ts";
+import { containerName, type ContainerContext, containerOptions, endpoints } from "./container_options.ts";
+import type { Container, Joined } from "./converge.ts";
 import type { Engine, EngineImage, RegistryLogin } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import { ProjectFiles } from "./executor_files.ts";
@@ -39,6 +39,8 @@ export type Wanted = { allocation: AllocationRecord; spec: ServiceSpec; networkP
 export type CreateOptions = PullOptions & {
   settled: () => Pick<ImageNeed, "digest" | "refresh">;
   at: (step: "pulling" | "starting") => void;
+  /** The containers that the new one shares something with. */
+  joined: Joined | undefined;
 };
 
 /** A step failed: in words, when to try again, and whether Docker may have done it nevertheless. */
@@ -84,16 +86,16 @@ export class Worker {
    * Creates and starts the container of `wanted`, pulling its image if need be; returns the container's id. `settled` gives
    * what is known now about the image; the other callbacks tell how far the work is.
    */
-  async create(wanted: Wanted, { settled, signal, at, ...pulling }: CreateOptions): Promise<string> {
-    const { image, pull_policy: policy } = wanted.spec;
+  async create(wanted: Wanted, { settled, signal, at, joined, ...pulling }: CreateOptions): Promise<string> {
+    const { image, pull_policy: policy, platform } = wanted.spec;
     for (let pulled = false; ; pulled = true) {
-      const need = () => ({ image, policy, ...settled() });
+      const need = () => ({ image, policy, platform, ...settled() });
       const id = await this.#starts.run(async () => {
         throwIfAborted(signal);
         const found = await this.images.usable(need(), { pulled });
         if (!found) return undefined;
         at("starting");
-        return this.#createAndStart(wanted, { signal, image: found });
+        return this.#createAndStart(wanted, { signal, image: found, joined });
       });
       if (id !== undefined) return id;
       at("pulling");
@@ -145,7 +147,7 @@ export class Worker {
 
   async #createAndStart(
     wanted: Wanted,
-    { signal, image }: { signal: AbortSignal; image: EngineImage },
+    { signal, image, joined }: { signal: AbortSignal; image: EngineImage; joined: Joined | undefined },
   ): Promise<string> {
     const { allocation, spec, networkPool } = wanted;
     const { job_id: jobId } = allocation;
@@ -155,18 +157,22 @@ export class Worker {
     if (spec.files || hasSecrets) await this.#files.ensure(jobId, spec);
     if (hasSecrets) await this.secrets.ensure(spec);
     await ensureVolumes(this.#engine, { spec, jobId, owner: this.#owner });
-    const context = this.#contextOf(allocation);
+    const context = { ...this.#contextOf(allocation), ...(joined && { joined: joined.containers }) };
     const options = containerOptions(spec, context);
     const [first] = Object.entries(options.NetworkingConfig?.EndpointsConfig ?? {});
     const body = {
       ...options,
-      Labels: { ...options.Labels, ...imageLabels(spec.image, image) },
+      Labels: {
+        ...options.Labels,
+        ...imageLabels(spec.image, image),
+        ...(joined && { [LABELS.joined]: joined.label }),
+      },
       // Engines before 25 take one network here; the container is put on the others before it starts.
       ...(first && { NetworkingConfig: { EndpointsConfig: Object.fromEntries([first]) } }),
       HostConfig: { ...options.HostConfig, RestartPolicy: { Name: "no", MaximumRetryCount: 0 } },
     };
     throwIfAborted(signal);
-    const id = await this.#createOrAdopt(containerName(context), { body, allocation });
+    const id = await this.#createOrAdopt(containerName(context), { body, wanted });
     throwIfAborted(signal);
     await this.#start(id, { wanted, neverRan: true });
     return id;
@@ -179,8 +185,7 @@ export class Worker {
 
   /** Puts a container that never ran on its networks but the first. */
   async #connect(id: string, { allocation, spec }: Wanted): Promise<void> {
-    const { NetworkingConfig: networking } = containerOptions(spec, this.#contextOf(allocation));
-    const [, ...others] = Object.entries(networking?.EndpointsConfig ?? {});
+    const [, ...others] = endpoints(spec, this.#contextOf(allocation));
     for (const [network, endpoint] of others) await this.#engine.connect(id, network, endpoint);
   }
 
@@ -195,10 +200,10 @@ export class Worker {
   /** A name that is taken by this very allocation's container means that an earlier answer was lost. */
   async #createOrAdopt(
     name: string,
-    { body, allocation }: { body: ReturnType<typeof containerOptions>; allocation: AllocationRecord },
+    { body, wanted: { allocation, spec } }: { body: ReturnType<typeof containerOptions>; wanted: Wanted },
   ): Promise<string> {
     try {
-      return await this.#engine.create(name, body);
+      return await this.#engine.create(name, body, { platform: spec.platform });
     } catch (error) {
       if (!(error instanceof EngineError) || error.code !== "conflict") throw error;
       const found = await this.#engine.inspect(name);

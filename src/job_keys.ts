@@ -25,13 +25,16 @@ import {
   memory,
   namespace,
   NOT_YET,
+  platform,
   quoted,
   reservedDevice,
   restart,
   securityOption,
+  shareableNamespace,
   spreadLabel,
   ulimit,
   updates,
+  volumesFrom,
 } from "./job_forms.ts";
 import { readImage, Refusal } from "./job_grammar.ts";
 import { mountsSchema, portsSchema } from "./job_lists.ts";
@@ -107,6 +110,8 @@ const reservationsTable = {
   generic_resources: refused(`${NOT_YET}: placement does not know generic resources; leave them out`),
 } satisfies Table;
 
+type PidMode = "host" | "" | `service:${string}`;
+const TOGETHER = "service:NAME places the two services together";
 const PULLING = /^(always|never|build|if_not_present|missing|refresh|daily|weekly|every_([0-9]+[wdhms])+)$/;
 const NODE_NETWORKS =
   "of one node: names reach the containers there; any driver that the node has, but for overlay, which is made a bridge; placed only where an external one exists";
@@ -256,21 +261,25 @@ export const SERVICE_KEYS = {
   group_add: honoured(listOf(group, { repeats: "refused" })),
   healthcheck: section(HEALTHCHECK),
   init: honoured(flag),
-  ipc: honoured(namespace(["host", "private", "shareable", "none", ""])),
+  ipc: limited(shareableNamespace(["host", "private", "shareable", "none", ""]), TOGETHER),
   isolation: honoured(text),
   links: limited(distinctTexts, "the name is known to all services of the job on that node"),
   logging: section(LOGGING),
   mac_address: honoured(macAddress),
-  network_mode: limited(namespace(["host", "none", "bridge", ""]), "host, none and bridge"),
+  network_mode: limited(shareableNamespace(["host", "none", "bridge", ""]), `host, none, bridge; ${TOGETHER}`),
   networks: limited(serviceNetworks, NODE_NETWORKS),
   oom_kill_disable: honoured(flag),
   oom_score_adj: honoured(integer({ least: -1000, most: 1000 })),
-  pid: honoured(
-    byForm({ own: meaning<"host" | "">("", NOTHING), named: namespace(["host", ""]) }, (value) =>
+  pid: limited(
+    byForm({ own: meaning<PidMode>("", NOTHING), named: shareableNamespace(["host", ""]) }, (value) =>
       value === null ? "own" : "named",
     ),
+    TOGETHER,
   ),
-  platform: warned(text, "is left out: an image is pulled for the platform of the node that runs it"),
+  platform: limited(
+    platform,
+    "placed on nodes of that platform (amd64 runs 386, arm64 arm); emulation is not looked for",
+  ),
   privileged: honoured(flag),
   profiles: limited(distinctTexts, "chosen by ?profile=NAME (repeatable, `*` for all), anew with each PUT"),
   pull_policy: limited(
@@ -324,7 +333,7 @@ export const SERVICE_KEYS = {
   provider: refused(`${NOT_YET}: a service is a container here`),
   use_api_socket: refused(`${NOT_YET}: bind /var/run/docker.sock under volumes`),
   volume_driver: honoured(text),
-  volumes_from: refused(`${NOT_YET}: name the volume in both services`),
+  volumes_from: limited(listOf(volumesFrom, { repeats: "refused" }), "NAME, NAME:ro; places the two services together"),
 } satisfies Table;
 export type ServiceFields = Fields<typeof SERVICE_KEYS>;
 

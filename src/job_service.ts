@@ -29,7 +29,7 @@ import type {
   ServiceSpec,
   VolumeSpec,
 } from "./model.ts";
-import { isRunToEnd } from "./model.ts";
+import { isRunToEnd, sharedService } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
 /** What a service needs to know of the document around it. */
@@ -344,7 +344,11 @@ function network(
       `is not under the top-level networks${near ? `: did you mean ${near}?` : "; add it there"}`,
     );
   }
-  if (mode) return { network_mode: mode };
+  if (mode) {
+    const shared = sharedService(mode);
+    if (shared !== undefined) checkSharedNetwork(service, { shared, report });
+    return { network_mode: mode };
+  }
   const names = [...new Set([...around.linkedAs, ...(name === undefined ? [] : [name])])].toSorted();
   const places = networks.length > 0 ? networks : [["default", {}] as const];
   const isPlain = places.length === 1 && places[0]?.[0] === "default" && !around.networks.get("default");
@@ -354,6 +358,15 @@ function network(
       ? {}
       : { networks: endpointsOf(places, { service, ...around }) }),
   };
+}
+
+/** What belongs to a network, and so to the service that it is shared from (moby/moby, runconfig: validateNetContainerMode). */
+function checkSharedNetwork(service: ServiceFields, { shared, report }: { shared: string; report: Report }): void {
+  for (const key of ["ports", "expose", "hostname", "dns", "extra_hosts", "mac_address"] as const) {
+    const value = service[key];
+    if (!value || value.length === 0) continue;
+    report.fault([key], `belongs to the network of the service ${show(shared)}, which this one shares: write it there`);
+  }
 }
 
 /** Keys whose checked value is the spec's, unless it is off or empty. */
@@ -384,6 +397,7 @@ const AS_THEY_ARE = [
   "device_cgroup_rules",
   "cgroup",
   "cgroup_parent",
+  "volumes_from",
   "ipc",
   "pid",
   "uts",

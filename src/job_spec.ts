@@ -25,7 +25,7 @@ import { buildRules } from "./job_rules.ts";
 import { MARK_KEY, readSecrets, secretFiles, type SentSecret, withMarks } from "./job_secrets.ts";
 import { buildService, MAX_CANDIDATES, scaleOf } from "./job_service.ts";
 import { locate, readYaml, treeAt, type Fault, type MapTree, type Path, type Tree } from "./job_yaml.ts";
-import type { Detail, ServiceRules, ServiceSpec } from "./model.ts";
+import { type Detail, isGlobal, type ServiceRules, type ServiceSpec, sharedService } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
 export type ParsedService = {
@@ -58,6 +58,8 @@ export type ParseResult =
 export const MAX_DOCUMENT_BYTES = 1024 * 1024;
 /** Ports of a job: each is a rule or process on a node, and a range writes thousands of them in a few letters. */
 const MAX_PORTS = 20_000;
+/** Services that share something and so are placed together: far above what people write. */
+const MAX_TOGETHER = 50;
 /** Faults in one answer: enough for all of a real document; garbage could have one on each line. */
 const MAX_FAULTS = 500;
 
@@ -258,7 +260,7 @@ class Reading {
     }
   }
 
-  /** Services that name each other: `depends_on` and `links`. */
+  /** Services that name each other: `depends_on`, `links`, and what they share. */
   #references(services: ReadonlyMap<string, ServiceFields>): void {
     const needs = new Map<string, string[]>();
     for (const [name, service] of services) {
@@ -288,15 +290,54 @@ class Reading {
         const other = link.split(":", 1)[0] ?? "";
         return known(other, [...path, "links", index]) ? [other] : [];
       });
-      needs.set(name, [...ordered.map(({ service: other }) => other), ...linked.flat()]);
+      const shared = sharedBy(service).flatMap(({ service_name: other, at }) => {
+        if (!known(other, [...path, ...at])) return [];
+        this.#sharing({ name, service, other: services.get(other) }, { at: [...path, ...at], named: other });
+        return [other];
+      });
+      needs.set(name, [...ordered.map(({ service: other }) => other), ...linked.flat(), ...shared]);
     }
     const cycle = findCycle(needs);
-    const first = cycle?.[0] ?? "";
-    const place = services.get(first)?.depends_on ? "depends_on" : "links";
-    if (cycle)
-      this.#fault(["services", first, place], `goes in a circle: ${cycle.join(" needs ")}`, {
-        key: true,
-      });
+    if (!cycle) return this.#crowds(services);
+    const [first = "", second = ""] = cycle;
+    const service = services.get(first);
+    const share = service && sharedBy(service).find(({ service_name }) => service_name === second);
+    const isLinked = service?.links?.some((link) => link.split(":", 1)[0] === second);
+    const isOrdered = service?.depends_on?.some(({ service: other }) => other === second);
+    const place = isOrdered || !(share || isLinked) ? ["depends_on"] : share ? share.at.slice(0, 1) : ["links"];
+    this.#fault(["services", first, ...place], `goes in a circle: ${cycle.join(" needs ")}`, { key: true });
+  }
+
+  /** Services that share something, directly or through others, are all on one node. */
+  #crowds(services: ReadonlyMap<string, ServiceFields>): void {
+    const crowds = new Map<string, Set<string>>();
+    for (const [name, service] of services) {
+      for (const { service_name: other, at } of sharedBy(service)) {
+        const [one, more] = [crowds.get(name) ?? new Set([name]), crowds.get(other) ?? new Set([other])];
+        if (one === more) continue;
+        for (const member of more) crowds.set(member, one.add(member));
+        crowds.set(name, one);
+        if (one.size <= MAX_TOGETHER) continue;
+        return this.#fault(
+          ["services", name, ...at],
+          `brings the services that share something with each other to over ${MAX_TOGETHER}, which is too many for one node`,
+        );
+      }
+    }
+  }
+
+  /** Services that share something run side by side, so they must be of one kind. */
+  #sharing(
+    { name, service, other }: { name: string; service: ServiceFields; other: ServiceFields | undefined },
+    { at, named }: { at: Path; named: string },
+  ): void {
+    const isEverywhere = (one: ServiceFields | undefined) => isGlobal({ mode: one?.deploy?.mode ?? "replicated" });
+    if (isEverywhere(service) === isEverywhere(other)) return;
+    const [everywhere, counted] = isEverywhere(service) ? [name, named] : [named, name];
+    this.#fault(
+      at,
+      `shares with the service ${show(named)}, but ${everywhere} runs once on each node and ${counted} has a scale: give both the same deploy.mode`,
+    );
   }
 
   /** The path of `name` in the collection at `path`: a key of a mapping, or a text in a list. */
@@ -416,6 +457,15 @@ function linkedNames(
     }
   }
   return names;
+}
+
+/** The services whose containers those of `service` share something with, each with the place that says so. */
+function sharedBy({ network_mode, ipc, pid, volumes_from = [] }: ServiceFields): { service_name: string; at: Path }[] {
+  const modes = Object.entries({ network_mode, ipc, pid }).flatMap(([key, mode]) => {
+    const service_name = mode && sharedService(mode);
+    return service_name === undefined || service_name === "" ? [] : [{ service_name, at: [key] }];
+  });
+  return [...modes, ...volumes_from.map(({ service_name }, index) => ({ service_name, at: ["volumes_from", index] }))];
 }
 
 /** A circle among services that need each other, as the names along it, or undefined. */

@@ -82,6 +82,8 @@ export const allocationRecord = v.object({
   generation: v.exactOptional(count),
   desired: v.picklist(["run", "stop"]),
   created_at: count,
+  /** The allocations of other services that its container shares something with (`sharesOf`): on its node, and for good. */
+  joins: v.exactOptional(v.array(v.object({ service_name: v.string(), allocation_id: v.string() }))),
   /** Set when the container ended for good: kept, so that it is not run again whatever becomes of the node. */
   ended: v.exactOptional(v.object({ exit_code: v.number() })),
 });
@@ -386,6 +388,8 @@ export const LABELS = {
   /** Id of the container's image, and its digest in the registry where it has one: whether replicas run the same. */
   image: "cacophony.image",
   imageDigest: "cacophony.image-digest",
+  /** The containers that it shares something with, and which run of theirs: another one means that it is to be made anew. */
+  joined: "cacophony.joined",
 } as const;
 
 // ---- Errors ---------------------------------------------------------------------------------------------------------

@@ -15,13 +15,12 @@ import {
   changesForScale,
   checkPreconditions,
 } from "./job_changes.ts";
-import { assignedImageOf, changesForDigests, changesForRestart, registryOf } from "./job_images.ts";
+import { assignedImageOf, changesForDigests, changesForRestart } from "./job_images.ts";
 import type { Log } from "./log.ts";
 import type {
   AllocationRecord,
   Assignments,
   Change,
-  ClusterLogin,
   ClusterRecord,
   JobServiceRecord,
   LiveJob,
@@ -31,10 +30,11 @@ import type {
 import { CacophonyError, isGlobal, StartError } from "./model.ts";
 import type { Blocked, Goal, Plan, PlanContext } from "./reconcile.ts";
 import { reconcileRemoved, reconcileService } from "./reconcile.ts";
+import { Bonds } from "./reconcile_together.ts";
+import { Registries } from "./scheduler_registries.ts";
 import { Secrets } from "./scheduler_secrets.ts";
 import { changesForUpgrade } from "./scheduler_upgrade.ts";
 import type { Sealer } from "./seal.ts";
-import { SealError } from "./seal.ts";
 import type { Store } from "./store.ts";
 import { StoreError } from "./store.ts";
 
@@ -63,6 +63,7 @@ export type ServicePlan = { goal: Goal; plan: Plan };
 export class Scheduler {
   readonly state = new ClusterState();
   readonly secrets: Secrets;
+  readonly #registries: Registries;
   readonly #options: SchedulerOptions;
   readonly #dirty = new Set<ServiceKey>();
   readonly #blocked = new Map<ServiceKey, Blocked[]>();
@@ -71,6 +72,8 @@ export class Scheduler {
   readonly #untold = new Set<string>();
   /** Revision of the first assignments without an allocation that is to stop: reports from there on can confirm it gone. */
   readonly #stopToldAt = new Map<string, number>();
+  /** What belongs together in a job, kept with its record. */
+  readonly #bonds = new Bonds();
   #queue: Promise<unknown> = Promise.resolve();
   #cluster: ClusterRecord | undefined;
   #term = 0;
@@ -82,6 +85,7 @@ export class Scheduler {
   constructor(options: SchedulerOptions) {
     this.#options = options;
     this.secrets = new Secrets({ ...options, state: this.state });
+    this.#registries = new Registries({ ...options, state: this.state });
   }
 
   get term(): number {
@@ -243,14 +247,23 @@ export class Scheduler {
     checkPreconditions(this.state.jobs.get(jobId), preconditions);
     const settled = this.secrets.settle(wanted, this.state.liveJob(jobId)).wanted;
     const outcome = changesForPut(this.state, { jobId, wanted: settled, now: clock.now(), newId });
-    const specs = new Map(outcome.job.services.map(({ service_name }, i) => [service_name, settled.services[i]?.spec]));
-    const context = this.#planContext();
-    const services = outcome.job.services.flatMap((service) => {
-      const spec = specs.get(service.service_name);
-      if (!spec) return [];
+    const { job } = outcome;
+    const known = new Map(
+      job.services.map((service, i) => [service.service_name, { service, spec: settled.services[i]?.spec }]),
+    );
+    const specs = new Map([...known.values()].map(({ service, spec }) => [service.spec_hash, spec]));
+    const bonds = this.#bonds.of(job, { specs });
+    const planned = new Map<ServiceKey, Plan>();
+    const context = { ...this.#planContext(), planned };
+    const names = new Set([...known.keys()].flatMap((name) => bonds.get(name)?.group ?? name));
+    const services = [...names].flatMap((name) => {
+      const { service, spec } = known.get(name) ?? {};
+      if (!service || !spec) return [];
       // Where everything would go, not what starts first.
-      const goal = { ...this.#goalOf(outcome.job, { service, spec }), released: true };
-      return [{ goal, plan: reconcileService(goal, context) }];
+      const goal = { ...this.#goalOf(job, { service, spec }), released: true };
+      const plan = reconcileService(goal, context);
+      planned.set(serviceKey(goal), plan);
+      return [{ goal, plan }];
     });
     return { outcome, services };
   }
@@ -272,22 +285,10 @@ export class Scheduler {
   // ---- Registries -----------------------------------------------------------------------------------------------------
 
   /** Keeps the login for a registry, and sends it to the nodes that pull from there. */
-  async putRegistry(
-    host: string,
-    { username, password }: { username: string; password: string },
-  ): Promise<"created" | "updated"> {
-    const { sealer } = this.#options;
+  async putRegistry(host: string, login: { username: string; password: string }): Promise<"created" | "updated"> {
     return this.#exclusive(async () => {
       const outcome = this.state.registries.has(host) ? "updated" : "created";
-      let sealed: string;
-      try {
-        const { isFirst } = this.secrets;
-        sealed = sealer.seal(JSON.stringify({ username, password }), { purpose: sealedFor(host), isFirst });
-      } catch (error) {
-        if (!(error instanceof SealError)) throw error;
-        throw new CacophonyError("store_failed", `the login was not stored: ${error.message}`, { cause: error });
-      }
-      await this.#commit([{ op: "put", kind: "registry", record: { host, sealed } }]);
+      await this.#commit([this.#registries.sealed(host, { ...login, isFirst: this.secrets.isFirst })]);
       this.#tellAll();
       return outcome;
     });
@@ -295,39 +296,13 @@ export class Scheduler {
 
   async deleteRegistry(host: string): Promise<void> {
     await this.#exclusive(async () => {
-      if (!this.state.registries.has(host)) {
-        throw new CacophonyError("not_found", `there is no login for the registry '${host}'`);
-      }
-      await this.#commit([{ op: "delete", kind: "registry", key: host }]);
+      await this.#commit([this.#registries.removal(host)]);
       this.#tellAll();
     });
   }
 
   #tellAll(): void {
     for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
-  }
-
-  /** The logins for the registries of some images. */
-  #loginsFor(images: readonly string[]): ClusterLogin[] {
-    const hosts = [...new Set(images.map(registryOf))];
-    return hosts.flatMap((host) => {
-      const record = this.state.registries.get(host);
-      if (!record) return [];
-      try {
-        const login = JSON.parse(this.#options.sealer.open(record.sealed, sealedFor(host))) as Omit<
-          ClusterLogin,
-          "host"
-        >;
-        return [{ host, ...login }];
-      } catch (error) {
-        const reason = error instanceof Error ? error.message : String(error);
-        this.#options.log.error("a registry's login cannot be read: send it again with PUT /cluster/registry", {
-          host,
-          reason,
-        });
-        return [];
-      }
-    });
   }
 
   // ---- What membership calls ------------------------------------------------------------------------------------------
@@ -443,7 +418,7 @@ export class Scheduler {
       removals: [...this.state.removals.values()].filter(
         (removal) => removal.node_id === nodeId && !allocations.some(({ job_id }) => job_id === removal.job_id),
       ),
-      logins: this.#loginsFor(specs.map(({ spec }) => spec.image)),
+      logins: this.#registries.loginsFor(specs.map(({ spec }) => spec.image)),
       images: allocations.flatMap((allocation) => assignedImageOf(this.state, allocation)),
     });
   }
@@ -473,13 +448,15 @@ export class Scheduler {
   async #pass(): Promise<void> {
     const keys = this.#withDependents(this.#dirty);
     this.#dirty.clear();
-    const context = this.#planContext();
+    const planned = new Map<ServiceKey, Plan>();
+    const context = { ...this.#planContext(), planned };
     const changes: Change[] = [];
     const blocked = new Map<ServiceKey, Blocked[]>();
     const nodes = new Set(this.#untold);
     const released: ServiceKey[] = [];
     for (const key of keys) {
       const plan = this.#planFor(key, context);
+      planned.set(key, plan);
       blocked.set(key, plan.blocked);
       if (plan.released) released.push(key);
       for (const record of plan.place) changes.push({ op: "put", kind: "allocation", record });
@@ -522,6 +499,7 @@ export class Scheduler {
 
   #goalOf(job: LiveJob, { service, spec }: { service: JobServiceRecord; spec: ServiceSpec }): Goal {
     const { job_id, incarnation } = job;
+    const bond = this.#bonds.of(job, this.state).get(service.service_name);
     const needs = service.rules.depends_on.flatMap((dependency) => {
       const other = job.services.find(({ service_name }) => service_name === dependency.service_name);
       if (!other) return [];
@@ -536,10 +514,11 @@ export class Scheduler {
       spec,
       scale: this.state.scaleOf(service),
       needs,
+      ...(bond && { bond }),
     };
   }
 
-  /** The services, and those whose start waits for one of them. */
+  /** The services, those whose start waits for one of them, and those that belong with one, in the order to plan them in. */
   #withDependents(keys: ReadonlySet<ServiceKey>): ServiceKey[] {
     const all = new Set(keys);
     for (const jobId of new Set(Array.from(keys, (key) => key.slice(0, key.indexOf("/"))))) {
@@ -550,7 +529,7 @@ export class Scheduler {
         if (!released && isAffected) all.add(serviceKey({ job_id: jobId, service_name }));
       }
     }
-    return [...all];
+    return this.#bonds.inOrder(all, this.state);
   }
 
   /** Job records in which these services wait for nothing any more. The version stays: nothing that a user asked for changed. */
@@ -618,8 +597,4 @@ export class Scheduler {
   #storeFailed(error: unknown): void {
     if (!this.#stopped) this.#options.log.error("a scheduling pass failed and is tried again", { error });
   }
-}
-
-function sealedFor(host: string): string {
-  return `login for registry ${host}`;
 }

@@ -556,7 +556,6 @@ describe("parseJob() tells what becomes of each key", () => {
     ["deploy: {endpoint_mode: vip}", "deploy.endpoint_mode"],
     ["pull_refresh_after: 1h", "pull_refresh_after"],
     ["pull_policy: build", "pull_policy"],
-    ["platform: linux/arm64", "platform"],
   ];
   test.each(warned)("%s is left out with a warning", (yaml, path) => {
     const { warnings } = job(app(yaml, "  db: {image: busybox}\n"));
@@ -571,12 +570,13 @@ describe("parseJob() tells what becomes of each key", () => {
     ["env_file: .env", "add -F 'file=@./.env;filename=./.env' to curl"],
     ["env_file: [{path: a}]", "add -F 'file=@./a;filename=./a' to curl"],
     ["label_file: a", "add -F 'file=@./a;filename=./a' to curl"],
-    ["volumes_from: [a]", "name the volume in both"],
+    ["volumes_from: [a]", "which the document does not have"],
     ["external_links: [a]", "outside of the job"],
-    ["network_mode: service:db", "different nodes"],
+    ["network_mode: service:dc", "did you mean db?"],
     ["network_mode: container:x", "may be on another node"],
+    ["platform: linux arm64", "write os/arch, as linux/arm64"],
     ["network_mode: hosts", "allowed are host, none, bridge"],
-    ["pid: service:db", "different nodes"],
+    ["pid: container:db", "may be on another node"],
     ["deploy: {mode: globle}", "did you mean global?"],
     ["deploy: {mode: global, replicas: 1}", "deploy.replicas: excludes deploy.mode: global"],
     ["deploy: {mode: global-job}\nscale: 2", "services.app.scale: excludes deploy.mode: global-job"],

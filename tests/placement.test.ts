@@ -186,6 +186,20 @@ describe("rules about nodes", () => {
     expect(unmet).toBe(holds ? undefined : `does not match ${key} ${operator} ${value}`);
   });
 
+  test.each<[string | undefined, string | undefined]>([
+    [undefined, undefined],
+    ["linux/amd64", undefined],
+    ["linux/386", undefined],
+    ["linux", undefined],
+    ["linux/arm64", "runs linux/amd64, not linux/arm64"],
+    ["windows", "runs linux/amd64, not windows"],
+  ])("platform %s on linux/amd64: %s", (platform, unmet) => {
+    const asked = spec(platform === undefined ? {} : { platform });
+    expect(unmetRule({ job_id: "job", spec: asked, constraints: [] }, node)).toBe(unmet);
+    const { platform: _, ...unknown } = node;
+    expect(unmetRule({ job_id: "job", spec: asked, constraints: [] }, unknown)).toBeUndefined();
+  });
+
   const external = (name: string) =>
     spec({
       mounts: [
