@@ -11,14 +11,14 @@ import { jobRoutes } from "./api_jobs.ts";
 import { nodeRoutes } from "./api_nodes.ts";
 import { openApi } from "./api_openapi.ts";
 import { registryRoutes } from "./api_registries.ts";
-import { answer, queryOf, readPage } from "./api_request.ts";
+import { answer, queryOf, readBody, readJson, readPage } from "./api_request.ts";
 import { allocationsView, countsView, resourcesView } from "./cluster_views.ts";
 import type { Policy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
-import type { ErrorCode, PeerInfo } from "./model.ts";
-import { CacophonyError } from "./model.ts";
+import type { ErrorCode, PeerInfo, SecretRequest } from "./model.ts";
+import { CacophonyError, secretRequest } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
-import { CHUNK_PATH, PEER_PATH } from "./transport.ts";
+import { CHUNK_PATH, PEER_PATH, SECRET_PATH } from "./transport.ts";
 
 /** HTTP status of each error code: the one place where they meet. */
 const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 409 | 412 | 413 | 415 | 422 | 500 | 503> = {
@@ -58,6 +58,10 @@ export type ApiOptions = {
   scheduler: () => Scheduler | undefined;
   /** Where this node keeps job directories; shown in dry runs. */
   dataDir: string;
+  /** Where a node of this machine holds secrets; shown in dry runs. */
+  secretsDir?: (nodeId: string) => string;
+  /** A secret's value for a node that runs what mounts it, while this node is the master; throws for all others. */
+  secret?: (request: SecretRequest) => Uint8Array;
   /** What jobs may not ask for, while this node is the master. */
   policy?: () => Policy | undefined;
   log: Log;
@@ -87,6 +91,13 @@ export function createApi(options: ApiOptions): Hono {
     return c.body(new Uint8Array(Buffer.from(data, "base64")), 200, { "Content-Type": "application/octet-stream" });
   });
 
+  app.post(SECRET_PATH, async (c) => {
+    const request = readJson(await readBody(c), { schema: secretRequest, example: "what a node sends" });
+    const data = options.secret?.(request);
+    if (!data) throw new CacophonyError("not_found", "there is no such secret for this node");
+    return c.body(new Uint8Array(data), 200, { "Content-Type": "application/octet-stream" });
+  });
+
   app.use("/cluster/*", async (c, next) => {
     if (options.scheduler()) return next();
     if (c.req.header(FORWARDED_HEADER))
@@ -98,7 +109,8 @@ export function createApi(options: ApiOptions): Hono {
     if (!found) throw new CacophonyError("not_master", "this node is no longer the master");
     return found;
   };
-  app.route("/cluster/job", jobRoutes({ scheduler, dataDir: options.dataDir, policy: () => options.policy?.(), only }));
+  const { dataDir, secretsDir = () => "" } = options;
+  app.route("/cluster/job", jobRoutes({ scheduler, dataDir, secretsDir, policy: () => options.policy?.(), only }));
   app.route("/cluster/node", nodeRoutes({ scheduler, only }));
   app.route("/cluster/registry", registryRoutes({ scheduler, only }));
   app.route("/cluster", clusterRoutes({ scheduler, local }));

@@ -9,9 +9,10 @@ import type { Preconditions } from "./job_changes.ts";
 import { etagOf, findJob, MAX_SCALE } from "./job_changes.ts";
 import type { Policy } from "./job_policy.ts";
 import { forbiddenBy } from "./job_policy.ts";
+import { composeMounts } from "./job_secrets.ts";
 import type { ParsedJob, Sending } from "./job_spec.ts";
 import { parseJob } from "./job_spec.ts";
-import { CacophonyError } from "./model.ts";
+import { CacophonyError, sharesOf } from "./model.ts";
 import type { Scheduler, ServicePlan } from "./scheduler.ts";
 
 /** Containers that a dry run shows. */
@@ -23,13 +24,14 @@ const JOB_ID_RULE = "1 to 63 of a-z, A-Z, 0-9, '.', '_' and '-', starting with a
 export type JobRoutesOptions = {
   scheduler: () => Scheduler;
   dataDir: string;
+  secretsDir: (nodeId: string) => string;
   /** What jobs may not ask for. */
   policy: () => Policy | undefined;
   /** Answers the other methods of a path with 405. */
   only: (app: Hono, paths: readonly string[], ...methods: string[]) => void;
 };
 
-export function jobRoutes({ scheduler, dataDir, policy, only }: JobRoutesOptions): Hono {
+export function jobRoutes({ scheduler, dataDir, secretsDir, policy, only }: JobRoutesOptions): Hono {
   const app = new Hono();
   app.get("/", (c) => answer(c, jobsView(scheduler().state)));
   app.put("/:job_id", async (c) => {
@@ -42,7 +44,10 @@ export function jobRoutes({ scheduler, dataDir, policy, only }: JobRoutesOptions
     const wanted = parse(document, sending);
     refuseForbidden(wanted, policy());
     if (dryRun)
-      return answer(c, dryRunView(scheduler(), { jobId, wanted, dataDir, preconditions: preconditionsOf(c) }));
+      return answer(
+        c,
+        dryRunView(scheduler(), { jobId, wanted, dataDir, secretsDir, preconditions: preconditionsOf(c) }),
+      );
     const { outcome, job } = await scheduler().putJob(jobId, { wanted, preconditions: preconditionsOf(c) });
     c.header("ETag", etagOf(job.version));
     const done = {
@@ -146,8 +151,12 @@ function dryRunView(
     jobId,
     wanted,
     dataDir,
+    secretsDir,
     preconditions,
-  }: { jobId: string; wanted: ParsedJob; dataDir: string; preconditions: Preconditions },
+  }: { jobId: string; wanted: ParsedJob; preconditions: Preconditions } & Pick<
+    JobRoutesOptions,
+    "dataDir" | "secretsDir"
+  >,
 ) {
   const { outcome, services } = scheduler.dryRun(jobId, { wanted, preconditions });
   const slots: Slot[] = [];
@@ -164,7 +173,7 @@ function dryRunView(
       plan.blocked.map((one) => ({ service_name: goal.service_name, ...one })),
     ),
     warnings: wanted.warnings,
-    containers: slots.slice(0, MAX_DRY_RUN_CONTAINERS).map(({ goal, slot, nodeId, allocationId }) => {
+    containers: slots.slice(0, MAX_DRY_RUN_CONTAINERS).map(({ goal, slot, nodeId, allocationId, joins }) => {
       const context = {
         clusterId: scheduler.cluster.cluster_id,
         nodeId,
@@ -174,19 +183,38 @@ function dryRunView(
         allocationId,
         networkName: `${jobId}_default`,
         projectDir: `${dataDir}/projects/${jobId}`,
+        secretsDir: secretsDir(nodeId),
+        // A container is created with the ids of those that it joins; there are none yet, so their names stand for them.
+        joined: new Map(
+          sharesOf(goal.spec).map(({ service_name: serviceName }) => {
+            const all = slots.filter((one) => one.goal.service_name === serviceName);
+            const other = all.find((one) => joins.includes(one.allocationId)) ?? all[0];
+            const { slot: its, allocationId: id } = other ?? { slot: 1, allocationId: NO_ALLOCATION };
+            return [serviceName, containerName({ jobId, serviceName, slot: its, allocationId: id })];
+          }),
+        ),
       };
+      const mounts = composeMounts(goal.spec.mounts, wanted.secrets);
       return {
         service_name: goal.service_name,
         slot,
         name: containerName(context),
-        create: containerOptions(goal.spec, context),
+        create: containerOptions({ ...goal.spec, mounts }, context),
       };
     }),
     truncated: slots.length > MAX_DRY_RUN_CONTAINERS,
   };
 }
 
-type Slot = { goal: ServicePlan["goal"]; slot: number; nodeId: string; allocationId: string };
+type Slot = {
+  goal: ServicePlan["goal"];
+  slot: number;
+  nodeId: string;
+  allocationId: string;
+  /** Allocations of other services that it shares something with. */
+  joins: readonly string[];
+};
+const NO_ALLOCATION = "00000000";
 
 /** Every slot that the document asks for: those that stay, those that would be placed, and those that are blocked. */
 function slotsOf({ goal, plan }: ServicePlan, { state }: Scheduler): Slot[] {
@@ -196,11 +224,12 @@ function slotsOf({ goal, plan }: ServicePlan, { state }: Scheduler): Slot[] {
     .allocationsOf(key)
     .filter((one) => one.desired === "run" && one.incarnation === goal.incarnation && !leaving.has(one.allocation_id));
   const slots = new Map<number, Slot>();
-  for (const { slot, node_id, allocation_id } of [...staying, ...plan.place]) {
-    slots.set(slot, { goal, slot, nodeId: node_id, allocationId: allocation_id });
+  for (const { slot, node_id, allocation_id, joins = [] } of [...staying, ...plan.place]) {
+    const others = joins.map((join) => join.allocation_id);
+    slots.set(slot, { goal, slot, nodeId: node_id, allocationId: allocation_id, joins: others });
   }
   for (let slot = 1; slots.size < Math.min(goal.scale, MAX_DRY_RUN_CONTAINERS + 1); slot++) {
-    if (!slots.has(slot)) slots.set(slot, { goal, slot, nodeId: "", allocationId: "00000000" });
+    if (!slots.has(slot)) slots.set(slot, { goal, slot, nodeId: "", allocationId: NO_ALLOCATION, joins: [] });
   }
   return [...slots.values()].toSorted((a, b) => a.slot - b.slot);
 }

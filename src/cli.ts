@@ -13,6 +13,7 @@ import { readBytes, readDuration, Refusal } from "./job_grammar.ts";
 import type { LogFormat, LogLevel } from "./log.ts";
 import { LOG_LEVELS, openLog } from "./log.ts";
 import { StartError } from "./model.ts";
+import type { NetworkMode } from "./model_network.ts";
 import { nearest } from "./nearest.ts";
 import type { StartOptions } from "./node.ts";
 import { Node } from "./node.ts";
@@ -48,15 +49,22 @@ const OPTIONS = {
   cpus: { valueHint: "NUMBER", description: "how many CPUs the cluster may use here, as 1.5 (default: all)" },
   network: {
     valueHint: "MODE",
-    description: "how containers of different nodes reach each other: vxlan, wireguard or none (bootstrap only; default vxlan)",
+    description:
+      "how containers of different nodes reach each other: vxlan, wireguard or none (bootstrap only; default vxlan)",
   },
   "network-cidr": {
     valueHint: "CIDR",
-    description: "where all addresses of containers come from, a /24 for each node (bootstrap only; default 10.213.0.0/16)",
+    description:
+      "where all addresses of containers come from, a /24 for each node (bootstrap only; default 10.213.0.0/16)",
   },
   policy: {
     valueHint: "FILE",
     description: "what jobs may not ask for, as YAML or JSON; the master reads it when it starts (none: no policy)",
+  },
+  "secret-key-file": {
+    valueHint: "FILE",
+    description:
+      "the master's key for secrets and logins, 64 hex digits, mode 0600 (none: secret.key in the data directory)",
   },
   "heartbeat-interval": { valueHint: "DURATION", description: "how often nodes report (bootstrap only; default 2s)" },
   "node-timeout": {
@@ -158,6 +166,7 @@ async function runNode(
     settings: readSettings(given),
     defaultDockerHost: readDockerHost(env["DOCKER_HOST"] || "unix:///var/run/docker.sock", "DOCKER_HOST"),
     dockerLogins: { configDir: env["DOCKER_CONFIG"] || join(homedir(), ".docker"), searchPath: env["PATH"] ?? "" },
+    secretRoots: secretRoots(env),
     version: VERSION,
     log,
   });
@@ -246,6 +255,8 @@ function readSettings(given: Given): Settings {
   if (given.network !== undefined) settings.network = readNetworkMode(given.network);
   if (given["network-cidr"] !== undefined) settings.network_cidr = readRange(given["network-cidr"]);
   if (given.policy !== undefined) settings.policy_file = given.policy === "none" ? "" : resolve(given.policy);
+  const keyFile = given["secret-key-file"];
+  if (keyFile !== undefined) settings.secret_key_file = keyFile === "none" ? "" : resolve(keyFile);
   for (const [name, key] of [
     ["heartbeat-interval", "heartbeat_interval_ms"],
     ["node-timeout", "node_timeout_ms"],
@@ -309,6 +320,12 @@ function readRange(text: string): string {
 function oneOf(text: string, { what, allowed }: { what: string; allowed: readonly string[] }): string {
   if (allowed.includes(text)) return text;
   throw new StartError(`${what} '${text}' is unknown: write ${allowed.join(" or ")}`);
+}
+
+/** Where systems keep what ends with the machine; what of that is no tmpfs is passed over. */
+function secretRoots(env: Readonly<Record<string, string | undefined>>): string[] {
+  const own = process.getuid?.() === 0 ? "/run" : env["XDG_RUNTIME_DIR"];
+  return [...(own ? [own] : []), "/dev/shm"];
 }
 
 function defaultDataDir(env: Readonly<Record<string, string | undefined>>): string {

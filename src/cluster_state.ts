@@ -14,6 +14,7 @@ import type {
   LiveJob,
   NodeRecord,
   Order,
+  RecordKind,
   RegistryRecord,
   RemovalRecord,
   Resources,
@@ -43,6 +44,8 @@ export type NodeView = {
   overlay?: NodeNetwork | undefined;
   /** Names of its Docker networks; undefined as `volumes`. */
   networks: ReadonlySet<string> | undefined;
+  /** Why the node can't hold secrets; undefined: it can. */
+  noSecrets?: string | undefined;
   applied: Order | undefined;
   /** Whether `statuses` holds a full report of the current or the last session. */
   reported: boolean;
@@ -75,6 +78,8 @@ export class ClusterState {
   readonly homes = new Map<string, HomeRecord>();
   readonly removals = new Map<string, RemovalRecord>();
   readonly registries = new Map<string, RegistryRecord>();
+  /** Sealed values of secrets by their ids. */
+  readonly secrets = new Map<string, string>();
   /** Pieces of sent files by their hash, in base64. */
   readonly chunks = new Map<string, string>();
   readonly views = new Map<string, NodeView>();
@@ -92,6 +97,7 @@ export class ClusterState {
       else if (change.kind === "allocation") this.#putAllocation(change.record);
       else if (change.kind === "home") this.homes.set(RECORD_KINDS.home.key(change.record), change.record);
       else if (change.kind === "registry") this.registries.set(change.record.host, change.record);
+      else if (change.kind === "secret") this.secrets.set(change.record.secret_id, change.record.sealed);
       else if (change.kind === "chunk") this.chunks.set(change.record.chunk_hash, change.record.data);
       else if (change.kind === "removal") this.removals.set(change.record.removal_id, change.record);
     }
@@ -156,6 +162,28 @@ export class ClusterState {
     return this.#load(nodeId).reserved;
   }
 
+  /** Removes what nothing refers to: specs of no job or allocation, and contents and secrets that no other spec or job names. */
+  unused(): Change[] {
+    const used = new Set([...this.allocations.values()].map(({ spec_hash }) => spec_hash));
+    const named = { chunk: new Set<string>(), secret: new Set<string>() };
+    for (const { services, secrets = [] } of this.liveJobs()) {
+      for (const { spec_hash } of services) used.add(spec_hash);
+      for (const { secret_id } of secrets) named.secret.add(secret_id);
+    }
+    for (const hash of used) {
+      const { files = [], mounts = [] } = this.specs.get(hash) ?? {};
+      for (const { chunks } of files) for (const chunk of chunks) named.chunk.add(chunk);
+      for (const mount of mounts) if (mount.type === "secret") named.secret.add(mount.secret_id);
+    }
+    const unnamed = (kind: RecordKind, keys: Iterable<string>, kept: ReadonlySet<string>) =>
+      [...keys].filter((key) => !kept.has(key)).map((key): Change => ({ op: "delete", kind, key }));
+    return [
+      ...unnamed("spec", this.specs.keys(), used),
+      ...unnamed("chunk", this.chunks.keys(), named.chunk),
+      ...unnamed("secret", this.secrets.keys(), named.secret),
+    ];
+  }
+
   /** Tells that the status of one of the node's allocations changed. */
   touch(nodeId: string): void {
     this.#loads.delete(nodeId);
@@ -189,6 +217,7 @@ export class ClusterState {
       labels: labelsOf(node),
       volumes: view?.volumes,
       networks: view?.networks,
+      noSecrets: view?.noSecrets,
       apiVersion: view?.engine?.state === "ready" ? view.engine.api_version : undefined,
     };
   }
@@ -254,6 +283,7 @@ export class ClusterState {
     else if (kind === "node") this.nodes.delete(key);
     else if (kind === "home") this.homes.delete(key);
     else if (kind === "registry") this.registries.delete(key);
+    else if (kind === "secret") this.secrets.delete(key);
     else if (kind === "chunk") this.chunks.delete(key);
     else if (kind === "removal") this.removals.delete(key);
     else if (kind === "allocation") this.#deleteAllocation(key);

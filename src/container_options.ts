@@ -8,7 +8,9 @@ import {
   LABELS,
   type MountSpec,
   type NetworkSpec,
+  type SecretMount,
   type ServiceSpec,
+  sharedService,
   type VolumeSpec,
 } from "./model.ts";
 
@@ -25,6 +27,10 @@ export type ContainerContext = {
   projectDir: string;
   /** The networks that reach over nodes, and the name server that knows who is on them; absent: there are none. */
   overlay?: { networks: ReadonlySet<string>; dns: string };
+  /** Absolute; where the node holds secrets. */
+  secretsDir: string;
+  /** Ids or names of the containers that this one shares something with, by service. */
+  joined?: ReadonlyMap<string, string>;
 };
 
 export type PortBinding = { HostIp: string; HostPort: string };
@@ -61,6 +67,7 @@ export type HostConfig = {
   RestartPolicy: { Name: string; MaximumRetryCount: number };
   Binds?: string[];
   Mounts?: Mount[];
+  VolumesFrom?: string[];
   Tmpfs?: Record<string, string>;
   PortBindings?: Record<string, PortBinding[]>;
   Memory?: number;
@@ -197,7 +204,7 @@ function namesOf(spec: ServiceSpec, { overlay, jobId, networkName: first }: Cont
 }
 
 /** The networks of a container by their names on the node, its first one first. */
-function endpoints(spec: ServiceSpec, context: ContainerContext): [string, Endpoint][] {
+export function endpoints(spec: ServiceSpec, context: ContainerContext): [string, Endpoint][] {
   if (spec.network_mode) return [];
   const aliases = (own: readonly string[] = []) => [
     ...new Set([context.serviceName, ...own, ...(spec.network_aliases ?? [])]),
@@ -229,7 +236,12 @@ export function networkName(network: Pick<NetworkSpec, "key" | "name" | "externa
 }
 
 /** `job-service-slot-1a2b3c4d`: readable, and no two allocations share it. Only characters that Docker allows. */
-export function containerName({ jobId, serviceName, slot, allocationId }: ContainerContext): string {
+export function containerName({
+  jobId,
+  serviceName,
+  slot,
+  allocationId,
+}: Pick<ContainerContext, "jobId" | "serviceName" | "slot" | "allocationId">): string {
   const name = `${jobId}-${serviceName}-${slot}-${allocationId.slice(0, 8)}`;
   return name.replaceAll(/[^a-zA-Z0-9_.-]/g, "_").replace(/^[^a-zA-Z0-9]/, "c");
 }
@@ -237,6 +249,14 @@ export function containerName({ jobId, serviceName, slot, allocationId }: Contai
 /** What a named volume is called on the node: its own name where it has one, else `<job>_<key>`. */
 export function volumeName(volume: VolumeSpec, jobId: string): string {
   return volume.name ?? (volume.external ? volume.key : `${jobId}_${volume.key}`);
+}
+
+/** The file that a secret is on the node: one for each value, owner and mode, so that it never changes in place. */
+export function secretPath(
+  { secret_id, mode, uid, gid }: Omit<SecretMount, "target" | "name">,
+  secretsDir: string,
+): string {
+  return `${secretsDir}/${secret_id}-${mode.toString(8)}-${uid ?? ""}-${gid ?? ""}`;
 }
 
 function labels(spec: ServiceSpec, context: ContainerContext): Record<string, string> {
@@ -280,7 +300,7 @@ function healthcheck(check: NonNullable<ServiceSpec["healthcheck"]>): NonNullabl
 function hostConfig(spec: ServiceSpec, context: ContainerContext): HostConfig {
   const { blkio_config: blkio } = spec;
   return {
-    NetworkMode: spec.network_mode ?? endpoints(spec, context)[0]?.[0] ?? context.networkName,
+    NetworkMode: sharedMode(spec.network_mode, context) ?? endpoints(spec, context)[0]?.[0] ?? context.networkName,
     RestartPolicy: restartPolicy(spec),
     ...mounts(spec, context),
     ...present({
@@ -314,8 +334,11 @@ function hostConfig(spec: ServiceSpec, context: ContainerContext): HostConfig {
       DnsSearch: spec.dns_search,
       ExtraHosts: spec.extra_hosts,
       GroupAdd: spec.group_add,
-      IpcMode: spec.ipc,
-      PidMode: spec.pid,
+      IpcMode: sharedMode(spec.ipc, context),
+      PidMode: sharedMode(spec.pid, context),
+      VolumesFrom: spec.volumes_from?.map(({ service_name, access }) =>
+        [joinedContainer(service_name, context), ...(access === undefined ? [] : [access])].join(":"),
+      ),
       UTSMode: spec.uts,
       UsernsMode: spec.userns_mode,
       Isolation: spec.isolation,
@@ -338,6 +361,18 @@ function hostConfig(spec: ServiceSpec, context: ContainerContext): HostConfig {
     ...securityOptions(spec),
     ...devices(spec),
   };
+}
+
+/** Docker knows no services: it shares the namespace of a container. */
+function sharedMode(mode: string | undefined, context: ContainerContext): string | undefined {
+  const service = mode === undefined ? undefined : sharedService(mode);
+  return service === undefined ? mode : `container:${joinedContainer(service, context)}`;
+}
+
+function joinedContainer(service: string, { joined }: ContainerContext): string {
+  const container = joined?.get(service);
+  if (container === undefined) throw new Error(`no container of the service ${service} to share with`);
+  return container;
 }
 
 function rate({ path, rate: value }: { path: string; rate: number }): Rate {
@@ -410,7 +445,8 @@ function mounts(spec: ServiceSpec, context: ContainerContext): Pick<HostConfig, 
 }
 
 function bindText(mount: MountSpec, context: ContainerContext): string | undefined {
-  if (mount.type === "tmpfs" || (mount.type === "volume" && !mount.volume)) return undefined;
+  if (mount.type === "tmpfs" || mount.type === "secret") return undefined;
+  if (mount.type === "volume" && !mount.volume) return undefined;
   if (mount.type === "bind" && (!mount.create_host_path || mount.non_recursive || mount.recursive)) return undefined;
   if (mount.type === "volume" && mount.subpath !== undefined) return undefined;
   const source = sourceOf(mount, context);
@@ -420,6 +456,10 @@ function bindText(mount: MountSpec, context: ContainerContext): string | undefin
 }
 
 function mountOf(mount: MountSpec, context: ContainerContext): Mount {
+  if (mount.type === "secret") {
+    const Source = secretPath(mount, context.secretsDir);
+    return { Type: "bind", Source, Target: mount.target, ReadOnly: true };
+  }
   const base = { Type: mount.type, Target: mount.target, ...(mount.read_only ? { ReadOnly: true } : {}) };
   if (mount.type === "tmpfs") {
     const options = present({ SizeBytes: mount.size_bytes, Mode: mount.mode });
@@ -444,7 +484,10 @@ function mountOf(mount: MountSpec, context: ContainerContext): Mount {
 }
 
 /** On the node: a path, a volume's name, or empty for an anonymous volume. */
-function sourceOf(mount: Exclude<MountSpec, { type: "tmpfs" }>, { jobId, projectDir }: ContainerContext): string {
+function sourceOf(
+  mount: Exclude<MountSpec, { type: "tmpfs" | "secret" }>,
+  { jobId, projectDir }: ContainerContext,
+): string {
   if (mount.type === "volume") return mount.volume ? volumeName(mount.volume, jobId) : "";
   if (mount.source.startsWith("/")) return mount.source;
   const base = projectDir.replace(/\/+$/, "");

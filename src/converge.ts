@@ -5,6 +5,9 @@
  * final, when a container goes, and how all that is reported. Knows no Docker calls: `executor.ts` carries the actions out
  * and tells the outcomes back with `afterStart` and `afterFailure`.
  *
+ * A container that shares something with another (`joins`) is made when that one is there, and anew whenever that one is another
+ * or, where the sharing ends with its run, runs anew: its label says whom it joined. While the other is away it is left alone.
+ *
  * The rules lean one way: without assignments nothing is removed, and what is running is never touched for lack of knowledge.
  */
 import { type Backoff, backoffMs } from "./clock.ts";
@@ -59,11 +62,16 @@ export type Memory = {
   unsure: boolean;
 };
 
+/** What an allocation's container shares with another allocation's on the node; `running`: only while that one runs. */
+export type Join = { service_name: string; allocation_id: string; running: boolean };
+
 export type View = {
   /** What the master wants, by allocation id; undefined while this process has not heard from one. */
   assigned: ReadonlyMap<string, "run" | "stop"> | undefined;
   /** Allocations that must wait for something else on the node (the removal of their job's old volumes). */
   held: ReadonlySet<string>;
+  /** By allocation, for those that share something. */
+  joins?: ReadonlyMap<string, readonly Join[]>;
   /** Without assignments, nothing that ended is started before this time: see `REVIVE_AFTER_MS`. */
   reviveAt: number;
   /** Every container of this cluster and node. */
@@ -74,10 +82,13 @@ export type View = {
 };
 
 export type Action =
-  /** Starts `container`; with none, creates it first. */
-  | { type: "start"; allocation_id: string; container?: Container }
+  /** Starts `container`; with none, creates it first, to share with the `joined` ones if there are any. */
+  | { type: "start"; allocation_id: string; container?: Container; joined?: Joined }
   /** Stops `container` within its grace period if it runs, then removes it with its anonymous volumes. */
   | { type: "remove"; allocation_id: string; container: Container };
+
+/** Ids of the containers to share with, by service, and the label that remembers them. */
+export type Joined = { containers: ReadonlyMap<string, string>; label: string };
 
 export type Decision = {
   actions: Action[];
@@ -112,9 +123,10 @@ export function converge(view: View): Decision {
     const known = view.memories.get(id) ?? firstMemory(containers[0], view);
     const memory = wanted === "stop" ? known : takeNote(known, containers[0], view);
     if (wanted === "stop" && containers.length === 0 && memory.work === undefined && !memory.unsure) continue; // gone
-    const next = decide({ id, wanted, containers, memory }, view);
+    const partners = joinNow(view.joins?.get(id) ?? [], containersOf);
+    const next = decide({ id, wanted, containers, memory, partners }, view);
     decision.memories.set(id, memory);
-    decision.statuses.push(statusOf({ id, wanted, container: containers[0], memory }));
+    decision.statuses.push(statusOf({ id, wanted, container: containers[0], memory, partners }));
     if (next === undefined) continue;
     if (next.at > view.now) decision.wakeAt = Math.min(decision.wakeAt ?? Infinity, next.at);
     else decision.actions.push(next.action);
@@ -140,10 +152,29 @@ type Subject = {
   /** The one to keep first; there is more than one only if someone copied a container. */
   containers: readonly Container[];
   memory: Memory;
+  partners: Partners;
 };
 
+/** Whom its container shares with now, or the service it waits for; undefined: it shares nothing. */
+type Partners = Joined | { missing: string } | undefined;
+
+function joinNow(joins: readonly Join[], containersOf: ReadonlyMap<string, readonly Container[]>): Partners {
+  if (joins.length === 0) return undefined;
+  const containers = new Map<string, string>();
+  const marks: string[] = [];
+  for (const { service_name, allocation_id, running } of joins) {
+    const partner = containersOf.get(allocation_id)?.[0];
+    const isThere = partner?.startedAt !== undefined && partner.state !== "removing" && partner.state !== "dead";
+    if (!isThere || (running && partner.state !== "running" && partner.state !== "paused"))
+      return { missing: service_name };
+    containers.set(service_name, partner.id);
+    marks.push(running ? `${partner.id}@${partner.startedAt}` : partner.id);
+  }
+  return { containers, label: marks.join(",") };
+}
+
 function decide(subject: Subject, view: View): { action: Action; at: number } | undefined {
-  const { id, wanted, containers, memory } = subject;
+  const { id, wanted, containers, memory, partners } = subject;
   if (memory.work !== undefined || memory.unsure) return undefined;
   const container = containers[0];
   const remove = (target: Container) => ({
@@ -151,7 +182,12 @@ function decide(subject: Subject, view: View): { action: Action; at: number } | 
     at: memory.removeAt,
   });
   const start = (at: number) => ({
-    action: { type: "start", allocation_id: id, ...(container && { container }) } as const,
+    action: {
+      type: "start",
+      allocation_id: id,
+      ...(container && { container }),
+      ...(partners && "label" in partners && { joined: partners }),
+    } as const,
     at,
   });
 
@@ -164,6 +200,12 @@ function decide(subject: Subject, view: View): { action: Action; at: number } | 
   if (double && containers.length > 1 && double.state !== "removing") return remove(double);
   if (container?.state === "dead") return remove(container);
   if (view.held.has(id) || (!container && memory.final !== undefined)) return undefined;
+  if (partners) {
+    if ("missing" in partners) return undefined;
+    const isOutdated = container && container.labels.get(LABELS.joined) !== partners.label;
+    if (isOutdated && !isFinal(container, memory))
+      return container.state === "removing" ? undefined : remove(container);
+  }
   return !container || isEnded(container, memory) ? start(memory.startAt) : undefined;
 }
 
@@ -217,6 +259,7 @@ function statusOf({
   wanted,
   container,
   memory,
+  partners,
 }: Omit<Subject, "containers"> & { container: Container | undefined }) {
   const final = container ? isFinal(container, memory) : memory.final !== undefined;
   const status: AllocationStatus = {
@@ -242,6 +285,8 @@ function statusOf({
   if (!container && memory.final !== undefined) status.exit_code = memory.final;
   const error = memory.failures > 0 ? memory.error : container?.state === "exited" ? container.error : undefined;
   if (error !== undefined && error !== "") status.error = error;
+  else if (partners && "missing" in partners && status.state === "pending")
+    status.error = `waiting for the container of service ${partners.missing} beside it`;
   return status;
 }
 

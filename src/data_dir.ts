@@ -33,6 +33,8 @@ export const settings = v.object({
   network_cidr: v.exactOptional(v.string()),
   /** Absolute path; empty: no policy. */
   policy_file: v.exactOptional(v.string()),
+  /** Absolute path of the key that secrets are sealed with; empty: `secret.key` in the data directory. */
+  secret_key_file: v.exactOptional(v.string()),
   heartbeat_interval_ms: v.exactOptional(v.number()),
   node_timeout_ms: v.exactOptional(v.number()),
 });

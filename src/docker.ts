@@ -11,9 +11,11 @@ import Docker from "dockerode";
 import type { CreateBody, Endpoint } from "./container_options.ts";
 import type { Container } from "./converge.ts";
 import { apiError, EngineError, pullError, unavailableError } from "./docker_errors.ts";
+import { readLines } from "./docker_lines.ts";
 import { bridgeOf, publishedPorts } from "./docker_ports.ts";
 import { endStrays } from "./docker_strays.ts";
 import { StartError } from "./model.ts";
+import { type Platform, platformOf } from "./placement_platform.ts";
 
 export type EngineInfo = {
   engineId: string;
@@ -33,8 +35,8 @@ export type EngineNetwork = {
   /** The bridge that its containers are on, where they can reach beyond it. */
   bridge?: { device: string; subnet: string };
 };
-/** An image that is here: its id, its digests in registries (`name@sha256:…`), and when its tag was set here last. */
-export type EngineImage = { id: string; digests: string[]; taggedAt?: number };
+/** An image that is here: its id, its digests in registries (`name@sha256:…`), when its tag was set here last, what runs it. */
+export type EngineImage = { id: string; digests: string[]; taggedAt?: number; platform?: Platform };
 /** What a registry is shown: name and password, or a token that it gave out. */
 export type RegistryLogin = { username: string; password: string } | { identityToken: string };
 export type EngineVolume = { name: string; labels: ReadonlyMap<string, string> };
@@ -54,8 +56,8 @@ export interface Engine {
   list(): Promise<Container[]>;
   /** One container by id or name, in full; undefined if there is none. */
   inspect(idOrName: string): Promise<Container | undefined>;
-  /** Creates a container and returns its id. A name that is taken is a `conflict`. */
-  create(name: string, body: CreateBody): Promise<string>;
+  /** Creates a container and returns its id. A name that is taken is a `conflict`. `platform`: what its image must be of. */
+  create(name: string, body: CreateBody, options?: { platform?: string | undefined }): Promise<string>;
   /** Starts a container; one that runs already is left as it is. */
   start(id: string): Promise<void>;
   /** Sends the container's stop signal, then SIGKILL after `graceMs` (rounded up to seconds); returns once it has ended. */
@@ -70,7 +72,7 @@ export interface Engine {
   image(name: string): Promise<EngineImage | undefined>;
   /** Asks the registry which digest an image's tag stands for. */
   resolve(image: string, options: RegistryOptions): Promise<string>;
-  pull(image: string, options: RegistryOptions & { onProgress?: (line: PullProgress) => void }): Promise<void>;
+  pull(image: string, options: PullRequest): Promise<void>;
   /** Gives an image that is here a further name. */
   tag(image: string, name: string): Promise<void>;
   networks(): Promise<EngineNetwork[]>;
@@ -92,6 +94,11 @@ export interface Engine {
 }
 
 export type RegistryOptions = { signal?: AbortSignal | undefined; login?: RegistryLogin | undefined };
+/** `platform` absent: the Engine's own. */
+export type PullRequest = RegistryOptions & {
+  onProgress?: (line: PullProgress) => void;
+  platform?: string | undefined;
+};
 export type PullProgress = { layer?: string; status: string; currentBytes?: number; totalBytes?: number };
 export type NewNetwork = {
   name: string;
@@ -136,8 +143,6 @@ const STOP_MARGIN_MS = 30_000;
 const PULL_IDLE_MS = 120_000;
 /** A registry answers a question about one tag quickly, or is in trouble; Docker itself may wait longer for it. */
 const RESOLVE_TIMEOUT_MS = 60_000;
-/** One line of a progress or event stream; Docker's are under 4 KiB. */
-const MAX_LINE_CHARS = 1_048_576;
 
 /** The events after which a container may look different. Others (exec, attach, health probes) are many and change nothing. "health_status" stands for
  * "health_status: healthy" and the like, which come when the health changes. */
@@ -260,9 +265,9 @@ class DockerodeEngine implements Engine {
     return container;
   }
 
-  async create(name: string, body: CreateBody): Promise<string> {
+  async create(name: string, body: CreateBody, { platform }: { platform?: string | undefined } = {}): Promise<string> {
     // Said apart, so that dockerode does not repeat the whole body in the query string.
-    const options = { _query: { name }, _body: body };
+    const options = { _query: { name, ...(platform !== undefined && { platform }) }, _body: body };
     const created = await this.#call(WRITE_TIMEOUT_MS, (abortSignal) =>
       this.#docker.createContainer({ ...options, abortSignal }),
     );
@@ -317,7 +322,9 @@ class DockerodeEngine implements Engine {
     // The types leave it out (Engine API: ImageInspect.Metadata.LastTagTime).
     const { Metadata: metadata } = found as { Metadata?: { LastTagTime?: string } };
     const taggedAt = time(metadata?.LastTagTime ?? "");
-    return { id: found.Id, digests: found.RepoDigests ?? [], ...(taggedAt !== undefined && { taggedAt }) };
+    const { Os: os = "", Architecture: arch = "", Variant: variant = "" } = found as Partial<ImagePlatform>;
+    const platform = platformOf(os, arch, variant);
+    return { id: found.Id, digests: found.RepoDigests ?? [], platform, ...(taggedAt !== undefined && { taggedAt }) };
   }
 
   async resolve(image: string, { signal, login }: RegistryOptions): Promise<string> {
@@ -340,12 +347,16 @@ class DockerodeEngine implements Engine {
     );
   }
 
-  async pull(image: string, options: RegistryOptions & { onProgress?: (line: PullProgress) => void }): Promise<void> {
-    const { signal, onProgress, login } = options;
+  async pull(image: string, { signal, onProgress, login, platform }: PullRequest): Promise<void> {
     try {
       const stream = await this.#call(
         PULL_IDLE_MS,
-        (abortSignal) => this.#docker.createImage(authOf(login), { ...splitImage(image), abortSignal }),
+        (abortSignal) =>
+          this.#docker.createImage(authOf(login), {
+            ...splitImage(image),
+            ...(platform !== undefined && { platform }),
+            abortSignal,
+          }),
         signal,
       );
       await readLines(asReadable(stream), { idleMs: PULL_IDLE_MS, ...(signal && { signal }) }, (line) => {
@@ -520,6 +531,7 @@ type SystemCalls = {
     abortSignal: AbortSignal;
   }): Promise<{ Version: string; ApiVersion: string; Os: string; Arch: string }>;
 };
+type ImagePlatform = { Os: string; Architecture: string; Variant: string };
 type PullLine = { id?: string; status?: string; error?: string; progressDetail?: { current?: number; total?: number } };
 
 function statusOf(error: EngineError): number | undefined {
@@ -585,50 +597,4 @@ function time(text: string): number | undefined {
 function asReadable(stream: NodeJS.ReadableStream): Readable {
   // dockerode hands out the HTTP response, typed by the smaller interface.
   return stream as Readable;
-}
-
-/** Parses a stream of JSON lines; `onLine` may throw to end it. Ends quietly when `signal` aborts. */
-function readLines(
-  stream: Readable,
-  { idleMs, signal }: { idleMs?: number; signal?: AbortSignal },
-  onLine: (line: unknown) => void,
-): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const decoder = new TextDecoder();
-    let rest = "";
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const finish = (error?: unknown) => {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", onAbort);
-      stream.removeAllListeners("data");
-      stream.destroy();
-      if (error === undefined) resolve();
-      else reject(error);
-    };
-    const onAbort = () =>
-      finish(new EngineError("aborted", "given up: the process stops or the work is not wanted any more"));
-    const watchIdle = () => {
-      clearTimeout(timer);
-      if (idleMs === undefined) return;
-      timer = setTimeout(() => finish(new EngineError("timeout", `no progress in ${idleMs / 1000} s`)), idleMs);
-    };
-    stream.on("data", (chunk: Uint8Array) => {
-      watchIdle();
-      rest += decoder.decode(chunk, { stream: true });
-      const lines = rest.split("\n");
-      rest = lines.pop() ?? "";
-      try {
-        for (const line of lines) if (line.trim() !== "") onLine(JSON.parse(line));
-        if (rest.length > MAX_LINE_CHARS) throw new EngineError("other", "Docker sent a line without an end");
-      } catch (error) {
-        finish(error);
-      }
-    });
-    stream.on("error", finish);
-    stream.on("end", () => finish());
-    stream.on("close", () => finish());
-    watchIdle();
-    if (signal?.aborted) onAbort();
-    else signal?.addEventListener("abort", onAbort, { once: true });
-  });
 }

@@ -18,6 +18,7 @@ import {
   afterStart,
   type Container,
   converge,
+  type Join,
   type Memory,
   REVIVE_AFTER_MS,
 } from "./converge.ts";
@@ -25,6 +26,7 @@ import type { Engine, RegistryLogin } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import { EngineConnection } from "./executor_connection.ts";
 import { RestartCounts } from "./executor_counts.ts";
+import type { SecretSource } from "./executor_secrets.ts";
 import { Slots } from "./executor_slots.ts";
 import { removeVolumes } from "./executor_volumes.ts";
 import type { LocalNetwork } from "./executor_networks.ts";
@@ -40,6 +42,7 @@ import {
   LABELS,
   type Order,
   type ServiceSpec,
+  sharesOf,
 } from "./model.ts";
 import type { Meter } from "./resources.ts";
 
@@ -63,6 +66,8 @@ export type ExecutorOptions = {
   dataDir: string;
   /** A piece of a sent file by its hash, from the master; rejects in words. */
   fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
+  /** Where secrets are held, and come from; without it the node runs no services that have some. */
+  secrets?: SecretSource;
   /** Called whenever `snapshot()` or `engineStatus()` may differ from before. */
   onChange: () => void;
   /** This node's part of the cluster's network. */
@@ -88,6 +93,8 @@ const REMOVAL_RETRY_MS = 5_000;
 
 /** Volumes, or networks, that a heartbeat names: about 100 KB of text. A node with more is taken to have what it is asked for. */
 const MAX_NAMES = 2_000;
+
+const NO_SECRETS: SecretSource = { roots: [], fetch: () => Promise.reject(new Error("this node takes no secrets")) };
 
 type Task = { controller: AbortController; wanted: boolean; done: Promise<void> };
 type Inspection = { again: boolean; done: Promise<void> };
@@ -183,6 +190,7 @@ export class Executor {
       addresses: () => this.#options.overlay.addresses(),
       onNetworks: (bridges) => this.#options.overlay.setBridges(bridges),
       onFull: () => this.#options.overlay.noticeFull(),
+      secrets: this.#options.secrets ?? NO_SECRETS,
     });
     this.#counts = new RestartCounts({ path: join(dataDir, "restarts.json"), clock: this.#clock, log: this.#log });
     this.#memories = this.#counts.load();
@@ -255,7 +263,7 @@ export class Executor {
     };
   }
 
-  heartbeat(): Pick<Heartbeat, "resources" | "engine" | "volumes" | "networks" | "foreign"> {
+  heartbeat(): Omit<Heartbeat, "type" | "sequence"> {
     const publish = (containers: Iterable<Container>) =>
       [...containers].flatMap(({ ports }) => ports.map(({ protocol, host_port }) => `${protocol}/${host_port}`));
     const running = [...this.#containers.values()].filter(({ state }) => state === "running");
@@ -269,11 +277,13 @@ export class Executor {
       return cluster === undefined ? [] : [{ container_id: id, name, cluster_id: cluster }];
     });
     const [volumes, networks] = [this.#volumes, this.#networks];
+    const noSecrets = this.#worker?.secrets.fault;
     return {
       ...(resources && { resources }),
       engine: this.#connection.status,
       ...(volumes && { volumes }),
       ...(networks && { networks }),
+      ...(noSecrets !== undefined && { no_secrets: noSecrets }),
       foreign,
     };
   }
@@ -386,6 +396,7 @@ export class Executor {
     const { actions, statuses, memories, wakeAt } = converge({
       assigned,
       held: this.#held(),
+      joins: this.#joins(),
       reviveAt: this.#reviveAt,
       containers: this.#containers.values(),
       memories: this.#memories,
@@ -453,6 +464,7 @@ export class Executor {
       containerId = await worker.create(wanted, {
         signal,
         at,
+        joined: action.joined,
         settled: () => this.#images.get(id) ?? {},
         agree: (digest) => this.#agree(id, { digest, signal }),
         onProgress: (pull) => {
@@ -510,6 +522,8 @@ export class Executor {
     this.#worker?.networks
       .prune((jobId) => inUse.has(jobId))
       .catch((error: unknown) => this.#log.warn("job network could not be removed", { error }));
+    const running = [...this.#wanted.values()].filter(({ allocation }) => allocation.ended === undefined);
+    this.#worker?.secrets.keepOnly(running.map(({ spec }) => spec));
     for (const { removal_id, job_id } of this.#pendingRemovals()) {
       const allocations = [...this.#memories.keys()].filter((id) => this.#jobOf.get(id) === job_id);
       if (allocations.some((id) => this.#wanted.has(id) && present.has(id))) {
@@ -554,6 +568,20 @@ export class Executor {
       ({ allocation_id, job_id, ended }) => jobs.has(job_id) || ended || !this.#wanted.has(allocation_id),
     );
     return new Set(held.map(({ allocation_id }) => allocation_id));
+  }
+
+  /** What the node's containers share with each other. */
+  #joins(): Map<string, Join[]> {
+    const joins = new Map<string, Join[]>();
+    for (const [id, { allocation, spec }] of this.#wanted) {
+      if (!allocation.joins) continue;
+      const running = new Map(sharesOf(spec).map((share) => [share.service_name, share.running]));
+      joins.set(
+        id,
+        allocation.joins.map((join) => ({ ...join, running: running.get(join.service_name) ?? false })),
+      );
+    }
+    return joins;
   }
 
   /** What the job's containers on this node are to be. */

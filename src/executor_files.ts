@@ -52,8 +52,9 @@ export class ProjectFiles {
   async #ensure(jobId: string, spec: ServiceSpec): Promise<void> {
     const projectDir = this.#projectDirOf(jobId);
     const record = join(projectDir, OWN_DIRECTORY, "written.json");
-    await makeDirectory(projectDir, OWN_DIRECTORY);
     const known = await readRecord(record);
+    if (known.size === 0 && !spec.files) return;
+    await makeDirectory(projectDir, OWN_DIRECTORY);
     const versions = new Map(known);
     for (const file of spec.files ?? []) {
       const version = versionOf(file);
@@ -111,7 +112,7 @@ async function readRecord(path: string): Promise<Map<string, string>> {
 }
 
 /**
- * Takes out what the job's specs name no more: files of configs and secrets, and files below a directory that was sent without
+ * Takes out what the job's specs name no more: files of configs, and files below a directory that was sent without
  * them. All else stays: a relative path keeps what is there until the job is deleted with its volumes.
  */
 async function removeUnneeded(

@@ -13,6 +13,7 @@ import { Slots } from "./executor_slots.ts";
 import { Refusal } from "./executor_words.ts";
 import { fullName, registryOf } from "./job_images.ts";
 import type { PullProgress } from "./model.ts";
+import { canRun, type Platform, readPlatform, writePlatform } from "./placement_platform.ts";
 
 /** Two at once: Docker loads three layers of each in parallel, which fills a usual link and two cores with unpacking. */
 const PULLS_AT_ONCE = 2;
@@ -35,6 +36,8 @@ const UNIT_MS: Readonly<Record<string, number>> = {
 export type ImageNeed = {
   image: string;
   policy?: string | undefined;
+  /** What it must be of, as the document says it; absent: whatever is here, or the Engine's own. */
+  platform?: string | undefined;
   /** What the replicas have agreed on. */
   digest?: string | undefined;
   /** An image that is here will do only if it is that digest. */
@@ -96,14 +99,20 @@ export class Images {
 
   /**
    * The image if a container can be made of it as things are; undefined if a pull must come first. `pulled`: one just came.
-   * @throws {Refusal} if the image is absent and the policy forbids to pull it.
+   * @throws {Refusal} if the image is absent, or of another platform, and no pull may or can help.
    */
   async usable(need: ImageNeed, { pulled }: { pulled: boolean }): Promise<EngineImage | undefined> {
     const found = await this.#engine.image(need.image);
-    if (!found) {
+    const isForeign = found !== undefined && !fits(found, need.platform);
+    if (isForeign && pulled) {
+      throw new Refusal(
+        `image ${need.image} is of ${writePlatform(found.platform ?? NO_PLATFORM)}, not of ${need.platform}; choose an image that is, or change platform`,
+      );
+    }
+    if (!found || isForeign) {
       if (need.policy === "never" && !need.refresh) {
         throw new Refusal(
-          `image ${need.image} is not on this node, and pull_policy is never; load it here, or change the policy`,
+          `image ${need.image} is not on this node${isForeign ? ` for ${need.platform}` : ""}, and pull_policy is never; load it here, or change the policy`,
         );
       }
       return undefined;
@@ -120,7 +129,7 @@ export class Images {
    * Pulls what `need` names, together with everyone who waits for it; the pull ends when nobody does any more.
    * @throws {PullError} if that fails, or failed a moment ago; {EngineError} with code `aborted` when `signal` aborts.
    */
-  async pull({ image, digest }: ImageNeed, { signal, onProgress, agree }: PullOptions): Promise<void> {
+  async pull({ image, digest, platform }: ImageNeed, { signal, onProgress, agree }: PullOptions): Promise<void> {
     const failure = this.#failures.get(image);
     if (failure && failure.retryAt > this.#clock.now()) throw new PullError(failure);
     const { repository, pinned } = partsOf(image);
@@ -131,10 +140,10 @@ export class Images {
       wanted = await agree(await this.#share(`resolve ${image}`, { signal, work: ask }));
     }
     const reference = pinned ? image : `${repository}@${wanted}`;
-    await this.#share(`pull ${image} ${reference}`, {
+    await this.#share(`pull ${image} ${reference} ${platform ?? ""}`, {
       signal,
       onProgress,
-      work: (stop, tell) => this.#slots.run(() => this.#fetch({ image, reference }, { stop, tell })),
+      work: (stop, tell) => this.#slots.run(() => this.#fetch({ image, reference, platform }, { stop, tell })),
     });
   }
 
@@ -168,17 +177,19 @@ export class Images {
 
   /** Brings the image of a digest here under the name that the document gives it. */
   async #fetch(
-    { image, reference }: { image: string; reference: string },
+    { image, reference, platform }: { image: string; reference: string; platform: string | undefined },
     { stop, tell }: { stop: AbortSignal; tell: (progress: PullProgress) => void },
   ): Promise<void> {
     if (stop.aborted) throw new EngineError("aborted", "nobody waits for this pull any more");
     const progress = new Progress();
     let toldAt = -Infinity;
-    if (reference === image || !(await this.#engine.image(reference))) {
+    const present = reference === image ? undefined : await this.#engine.image(reference);
+    if (!present || !fits(present, platform)) {
       await this.#asking(image, (login) =>
         this.#engine.pull(reference, {
           signal: stop,
           login,
+          platform,
           onProgress: (line) => {
             progress.note(line);
             if (this.#clock.now() - toldAt < PROGRESS_INTERVAL_MS) return;
@@ -258,6 +269,13 @@ export class Images {
     this.#failures.set(image, failure);
     return failure;
   }
+}
+
+const NO_PLATFORM: Platform = { os: "", arch: "", variant: "" };
+
+/** Whether Docker makes a container for that platform of an image that is here. */
+function fits({ platform = NO_PLATFORM }: EngineImage, wanted: string | undefined): boolean {
+  return wanted === undefined || canRun(readPlatform(wanted) ?? NO_PLATFORM, platform);
 }
 
 /** An image's name without tag and digest, and whether it has a digest, so that it means one image for good. */

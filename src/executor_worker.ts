@@ -6,13 +6,14 @@
  * holds the allocation's id, so however answers get lost there is never a second container for one allocation.
  */
 import { type Backoff, backoffMs, type Clock } from "./clock.ts";
-import { containerName, type ContainerContext, containerOptions } from "./container_options.ts";
-import type { Container } from "./converge.ts";
+import { containerName, type ContainerContext, containerOptions, endpoints } from "./container_options.ts";
+import type { Container, Joined } from "./converge.ts";
 import type { Engine, EngineImage, RegistryLogin } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import { ProjectFiles } from "./executor_files.ts";
 import { digestOf, type ImageNeed, Images, PullError, type PullOptions } from "./executor_images.ts";
 import { JobNetworks, type LocalNetwork, NoSubnet } from "./executor_networks.ts";
+import { SecretFiles, type SecretSource } from "./executor_secrets.ts";
 import { Slots } from "./executor_slots.ts";
 import { ensureVolumes } from "./executor_volumes.ts";
 import { inWords, portInUse, Refusal } from "./executor_words.ts";
@@ -46,6 +47,8 @@ export type LocalAddresses = {
 export type CreateOptions = PullOptions & {
   settled: () => Pick<ImageNeed, "digest" | "refresh">;
   at: (step: "pulling" | "starting") => void;
+  /** The containers that the new one shares something with. */
+  joined: Joined | undefined;
 };
 
 /** A step failed: in words, when to try again, and whether Docker may have done it nevertheless. */
@@ -54,6 +57,7 @@ export type Failure = { error: string; retryAt: number; unsure: boolean; cause: 
 export class Worker {
   readonly images: Images;
   readonly networks: JobNetworks;
+  readonly secrets: SecretFiles;
   readonly #engine: Engine;
   readonly #clock: Clock;
   readonly #random: () => number;
@@ -77,6 +81,7 @@ export class Worker {
     addresses: () => Promise<LocalAddresses>;
     onNetworks: (networks: LocalNetwork[]) => void;
     onFull: () => void;
+    secrets: SecretSource;
   }) {
     this.#engine = options.engine;
     this.#clock = options.clock;
@@ -88,22 +93,23 @@ export class Worker {
     const onChange = () => options.onNetworks(this.networks.bridges());
     this.networks = new JobNetworks({ ...options, onChange });
     this.#files = new ProjectFiles(options);
+    this.secrets = new SecretFiles({ ...options.secrets, nodeId: options.owner.nodeId });
   }
 
   /**
    * Creates and starts the container of `wanted`, pulling its image if need be; returns the container's id. `settled` gives
    * what is known now about the image; the other callbacks tell how far the work is.
    */
-  async create(wanted: Wanted, { settled, signal, at, ...pulling }: CreateOptions): Promise<string> {
-    const { image, pull_policy: policy } = wanted.spec;
+  async create(wanted: Wanted, { settled, signal, at, joined, ...pulling }: CreateOptions): Promise<string> {
+    const { image, pull_policy: policy, platform } = wanted.spec;
     for (let pulled = false; ; pulled = true) {
-      const need = () => ({ image, policy, ...settled() });
+      const need = () => ({ image, policy, platform, ...settled() });
       const id = await this.#starts.run(async () => {
         throwIfAborted(signal);
         const found = await this.images.usable(need(), { pulled });
         if (!found) return undefined;
         at("starting");
-        return this.#createAndStart(wanted, { signal, image: found });
+        return this.#createAndStart(wanted, { signal, image: found, joined });
       });
       if (id !== undefined) return id;
       at("pulling");
@@ -120,6 +126,8 @@ export class Worker {
     await this.#starts.run(async () => {
       throwIfAborted(signal);
       at("starting");
+      // They are in memory alone, and the machine may have been off since.
+      if (wanted?.spec.mounts.some(({ type }) => type === "secret")) await this.secrets.ensure(wanted.spec);
       await this.#start(container.id, { wanted, neverRan: container.state === "created" });
     });
   }
@@ -153,26 +161,36 @@ export class Worker {
 
   async #createAndStart(
     wanted: Wanted,
-    { signal, image }: { signal: AbortSignal; image: EngineImage },
+    { signal, image, joined }: { signal: AbortSignal; image: EngineImage; joined: Joined | undefined },
   ): Promise<string> {
     const { allocation, spec } = wanted;
     const { job_id: jobId } = allocation;
     const addresses = await this.#options.addresses();
     if (!spec.network_mode) await this.#ensureNetworks(jobId, { spec, pools: addresses.pools });
-    if (spec.files) await this.#files.ensure(jobId, spec);
+    const hasSecrets = spec.mounts.some(({ type }) => type === "secret");
+    // Secrets were files there before: those of an earlier version of Cacophony are taken out.
+    if (spec.files || hasSecrets) await this.#files.ensure(jobId, spec);
+    if (hasSecrets) await this.secrets.ensure(spec);
     await ensureVolumes(this.#engine, { spec, jobId, owner: this.#owner });
-    const context = this.#contextOf(allocation, addresses);
+    const context = {
+      ...this.#contextOf(allocation, addresses),
+      ...(joined && { joined: joined.containers }),
+    };
     const options = containerOptions(spec, context);
     const [first] = Object.entries(options.NetworkingConfig?.EndpointsConfig ?? {});
     const body = {
       ...options,
-      Labels: { ...options.Labels, ...imageLabels(spec.image, image) },
+      Labels: {
+        ...options.Labels,
+        ...imageLabels(spec.image, image),
+        ...(joined && { [LABELS.joined]: joined.label }),
+      },
       // Engines before 25 take one network here; the container is put on the others before it starts.
       ...(first && { NetworkingConfig: { EndpointsConfig: Object.fromEntries([first]) } }),
       HostConfig: { ...options.HostConfig, RestartPolicy: { Name: "no", MaximumRetryCount: 0 } },
     };
     throwIfAborted(signal);
-    const id = await this.#createOrAdopt(containerName(context), { body, allocation });
+    const id = await this.#createOrAdopt(containerName(context), { body, wanted });
     throwIfAborted(signal);
     await this.#start(id, { wanted, neverRan: true });
     return id;
@@ -193,9 +211,7 @@ export class Worker {
 
   /** Puts a container that never ran on its networks but the first. */
   async #connect(id: string, { allocation, spec }: Wanted): Promise<void> {
-    const context = this.#contextOf(allocation, await this.#options.addresses());
-    const { NetworkingConfig: networking } = containerOptions(spec, context);
-    const [, ...others] = Object.entries(networking?.EndpointsConfig ?? {});
+    const [, ...others] = endpoints(spec, this.#contextOf(allocation, await this.#options.addresses()));
     for (const [network, endpoint] of others) await this.#engine.connect(id, network, endpoint);
   }
 
@@ -203,7 +219,8 @@ export class Worker {
     const { job_id: jobId, service_name: serviceName, slot, allocation_id: allocationId } = allocation;
     const networkName = JobNetworks.nameOf(jobId);
     const projectDir = this.#projectDirOf(jobId);
-    const context = { ...this.#owner, jobId, serviceName, slot, allocationId, networkName, projectDir };
+    const { dir: secretsDir } = this.secrets;
+    const context = { ...this.#owner, jobId, serviceName, slot, allocationId, networkName, projectDir, secretsDir };
     if (dns === undefined) return context;
     const networks = new Set(this.networks.bridges(pools).map(({ network }) => network));
     return { ...context, overlay: { dns, networks } };
@@ -212,10 +229,10 @@ export class Worker {
   /** A name that is taken by this very allocation's container means that an earlier answer was lost. */
   async #createOrAdopt(
     name: string,
-    { body, allocation }: { body: ReturnType<typeof containerOptions>; allocation: AllocationRecord },
+    { body, wanted: { allocation, spec } }: { body: ReturnType<typeof containerOptions>; wanted: Wanted },
   ): Promise<string> {
     try {
-      return await this.#engine.create(name, body);
+      return await this.#engine.create(name, body, { platform: spec.platform });
     } catch (error) {
       if (!(error instanceof EngineError) || error.code !== "conflict") throw error;
       const found = await this.#engine.inspect(name);

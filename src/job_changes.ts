@@ -6,7 +6,17 @@
 import { createHash } from "node:crypto";
 import * as v from "valibot";
 import type { ClusterState } from "./cluster_state.ts";
-import type { Change, JobRecord, JobServiceRecord, LiveJob, NodeRecord, ServiceRules, ServiceSpec } from "./model.ts";
+import type {
+  Change,
+  Detail,
+  JobRecord,
+  JobSecret,
+  JobServiceRecord,
+  LiveJob,
+  NodeRecord,
+  ServiceRules,
+  ServiceSpec,
+} from "./model.ts";
 import { CacophonyError, isGlobal, serviceRules, serviceSpec } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
@@ -22,6 +32,10 @@ export type WantedJob = {
   services: readonly { service_name: string; spec: ServiceSpec; rules: ServiceRules; scale?: number }[];
   /** Contents that the specs' files are made of, by hash. */
   chunks?: ReadonlyMap<string, Uint8Array>;
+  /** Secrets that have a value, sent or to be kept. */
+  secrets?: readonly { name: string; data?: Uint8Array; place: Detail }[];
+  /** Which values those are: settled by the Scheduler. */
+  secret_ids?: readonly JobSecret[];
 };
 
 export type PutOutcome = { outcome: "created" | "updated" | "unchanged"; job: LiveJob; changes: Change[] };
@@ -61,7 +75,9 @@ export function changesForPut(
     };
   });
   refuseLargeScale(services);
-  if (live && sameServices(live.services, services)) return { outcome: "unchanged", job: live, changes: [] };
+  const secrets = [...(wanted.secret_ids ?? [])];
+  if (live && sameServices(live.services, services) && isSame(live.secrets ?? [], secrets))
+    return { outcome: "unchanged", job: live, changes: [] };
   const job: LiveJob = {
     state: "live",
     job_id: jobId,
@@ -69,6 +85,7 @@ export function changesForPut(
     incarnation: live?.incarnation ?? newId(),
     document: wanted.document,
     services,
+    ...(secrets.length > 0 ? { secrets } : {}),
     created_at: live?.created_at ?? now,
     updated_at: now,
   };

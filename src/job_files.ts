@@ -9,13 +9,13 @@ import type { FileSpec } from "./model.ts";
 
 /** What an archive of one file is cut into: small enough for one record of any Store, large enough that most are one. */
 const CHUNK_BYTES = 256 * 1024;
-/** Below the project directory: the files of configs and secrets, and what the node keeps of its own about the directory. */
+/** Below the project directory: the files of configs, and what the node keeps of its own about the directory. */
 export const OWN_DIRECTORY = ".cacophony";
 /** Octal; a script is executable, since a form does not say what its file was. */
 const FILE_MODE = 0o644;
 const SCRIPT_MODE = 0o755;
 /** Compose's mode for configs and secrets. */
-const MOUNTED_MODE = 0o444;
+export const MOUNTED_MODE = 0o444;
 
 /** Bytes of one file that is read as a text (as much as a document may have), and of all such readings together. */
 const MAX_TEXT_BYTES = 1024 * 1024;
@@ -38,6 +38,11 @@ export class JobFiles {
     return this.#sent.has(path);
   }
 
+  /** The contents of a sent file. */
+  bytes(path: string): Uint8Array | undefined {
+    return this.#sent.get(path);
+  }
+
   /** The text of a sent file; what to send where there is none. */
   text(path: string): string | Refusal {
     const data = this.#sent.get(path);
@@ -56,16 +61,22 @@ export class JobFiles {
     }
   }
 
-  /** The manifest of the file at `path`, or of all files of the directory there; empty: nothing was sent. */
-  below(path: string): FileSpec[] {
+  /** Paths of the file at `path`, or of all files of the directory there; empty: nothing was sent. */
+  namesBelow(path: string): string[] {
     const prefix = path === "." ? "" : `${path}/`;
+    return [...this.#sent.keys()].filter((name) => name === path || name.startsWith(prefix));
+  }
+
+  /** The manifest of what `namesBelow` gives, without some. */
+  below(path: string, isLeftOut: (path: string) => boolean = () => false): FileSpec[] {
+    const names = new Set(this.namesBelow(path));
     return [...this.#sent]
-      .filter(([name]) => name === path || name.startsWith(prefix))
+      .filter(([name]) => names.has(name) && !isLeftOut(name))
       .map(([name, data]) => this.#keep(name, { data, mode: isScript(data) ? SCRIPT_MODE : FILE_MODE }))
       .toSorted((a, b) => (a.path < b.path ? -1 : 1));
   }
 
-  /** A file made for one config or secret; its path differs with its content and owner, so that it never changes in place. */
+  /** A file made for one config; its path differs with its content and owner, so that it never changes in place. */
   mounted(name: string, data: Uint8Array, owner: { mode?: number; uid?: number; gid?: number }): FileSpec {
     const { mode = MOUNTED_MODE, ...ids } = owner;
     const file = this.#keep("", { data, mode, ...ids });

@@ -6,6 +6,7 @@ import * as v from "valibot";
 import { isIp, readDevice, readWords, Refusal, show } from "./job_grammar.ts";
 import type { Constraint, Dependency } from "./model.ts";
 import { nearest } from "./nearest.ts";
+import { readPlatform } from "./placement_platform.ts";
 import {
   anything,
   byForm,
@@ -60,15 +61,40 @@ export function namespace<const T extends string>(names: readonly T[]): Schema<T
   return readsText((value) => {
     const found = names.find((name) => name === value);
     if (found !== undefined) return found;
-    const shared = /^(service|container):/.exec(value)?.[1];
-    if (shared === undefined) return new Refusal(`is ${show(value)}; allowed are ${names.filter(Boolean).join(", ")}`);
-    return new Refusal(
-      shared === "service"
-        ? `is ${show(value)}: sharing with another service ${NOT_YET}, since the two may run on different nodes`
-        : `is ${show(value)}: a container that is not part of the job may be on another node; make it a service of this job`,
-    );
+    if (value.startsWith("container:")) return notOfTheJob(value);
+    return new Refusal(`is ${show(value)}; allowed are ${names.filter(Boolean).join(", ")}`);
   });
 }
+
+/** A namespace as above, or that of another service's container. */
+export function shareableNamespace<const T extends string>(names: readonly T[]): Schema<T | `service:${string}`> {
+  return readsText((value) => {
+    const found = names.find((name) => name === value);
+    if (found !== undefined) return found;
+    if (/^service:./.test(value)) return value as `service:${string}`;
+    if (value.startsWith("container:")) return notOfTheJob(value);
+    return new Refusal(`is ${show(value)}; allowed are ${names.filter(Boolean).join(", ")} and service:NAME`);
+  });
+}
+
+/** `NAME`, `NAME:ro` or `NAME:rw`. */
+export const volumesFrom: Schema<{ service_name: string; access?: "ro" | "rw" }> = readsText((value) => {
+  if (value.startsWith("container:")) return notOfTheJob(value);
+  const [, service_name = "", access] = /^([a-zA-Z0-9._-]+)(?::(ro|rw))?$/.exec(value) ?? [];
+  if (service_name === "") return new Refusal(`is ${show(value)}; write a service, or SERVICE:ro`);
+  return { service_name, ...(access === undefined ? {} : { access: access as "ro" | "rw" }) };
+});
+
+function notOfTheJob(value: string): Refusal {
+  return new Refusal(
+    `is ${show(value)}: a container that is not part of the job may be on another node; make it a service of this job`,
+  );
+}
+
+/** The platform of an image; empty is compose's "not said". */
+export const platform: Schema<string> = readsText((value) =>
+  value === "" || readPlatform(value) ? value : new Refusal(`is ${show(value)}; write os/arch, as linux/arm64`),
+);
 
 export const address: Schema<string> = readsText((value) =>
   isIp(value) ? value : new Refusal(`is ${show(value)}, which is no IP address`),
@@ -123,7 +149,7 @@ const hostMap: Schema<string[]> = v.pipe(
   v.transform((hosts) => hosts.flatMap(([host, ips]) => ips.map((ip) => `${host}:${ip.replace(/^\[(.*)\]$/, "$1")}`))),
 );
 const hostList: Schema<string[]> = v.pipe(
-  listOf(readsText(readExtraHost), { unique: true }),
+  listOf(readsText(readExtraHost), { repeats: "refused" }),
   v.transform((hosts) => hosts.flat().toSorted()),
 );
 export const extraHosts: Schema<string[]> = byForm({ list: hostList, mapping: hostMap }, (value) =>

@@ -25,13 +25,16 @@ import {
   memory,
   namespace,
   NOT_YET,
+  platform,
   quoted,
   reservedDevice,
   restart,
   securityOption,
+  shareableNamespace,
   spreadLabel,
   ulimit,
   updates,
+  volumesFrom,
 } from "./job_forms.ts";
 import { readImage, Refusal } from "./job_grammar.ts";
 import { mountsSchema, portsSchema } from "./job_lists.ts";
@@ -41,6 +44,7 @@ import {
   byForm,
   bytes,
   decimal,
+  distinctTexts,
   duration,
   fields,
   flag,
@@ -75,6 +79,8 @@ import {
 const SENT = "a file that is sent along; the nodes' own are not read";
 
 const MOUNTED = "a file of the node, mounted read-only; a changed one replaces the containers that mount it";
+const IN_MEMORY =
+  "a file in the node's memory (tmpfs), mounted read-only; another value replaces the containers that mount it";
 const HOOK = `${NOT_YET}: do it in the image's entrypoint`;
 const HEALTHCHECK = {
   test: honoured(healthTest),
@@ -104,6 +110,8 @@ const reservationsTable = {
   generic_resources: refused(`${NOT_YET}: placement does not know generic resources; leave them out`),
 } satisfies Table;
 
+type PidMode = "host" | "" | `service:${string}`;
+const TOGETHER = "service:NAME places the two services together";
 const PULLING = /^(always|never|build|if_not_present|missing|refresh|daily|weekly|every_([0-9]+[wdhms])+)$/;
 const NODE_NETWORKS =
   "of one node: names reach the containers there; any driver that the node has, but for overlay, which is made a bridge; placed only where an external one exists";
@@ -161,10 +169,10 @@ const FROM_DOCKER_28 = "not placed on nodes whose engine is older than Docker 28
 /** A fixed address on a network of the node: a second replica there can't have it too. */
 const ONE_ADDRESS = "one replica per node can have it";
 const SERVICE_NETWORK = {
-  aliases: honoured(uniqueTexts),
+  aliases: honoured(distinctTexts),
   ipv4_address: limited(address, ONE_ADDRESS),
   ipv6_address: limited(address, ONE_ADDRESS),
-  link_local_ips: honoured(listOf(address, { unique: true })),
+  link_local_ips: honoured(listOf(address, { repeats: "dropped" })),
   mac_address: limited(macAddress, "of a network that is not the first, from API 1.54 on"),
   driver_opts: honoured(options),
   interface_name: limited(
@@ -234,8 +242,8 @@ export const SERVICE_KEYS = {
   pids_limit: honoured(integer({ least: -1 })),
   annotations: limited(namesAndTexts, "not placed on nodes whose engine is older than Docker 24"),
   blkio_config: section(BLKIO),
-  cap_add: honoured(uniqueTexts),
-  cap_drop: honoured(uniqueTexts),
+  cap_add: honoured(distinctTexts),
+  cap_drop: honoured(distinctTexts),
   cgroup: honoured(oneOf(["host", "private"])),
   cgroup_parent: honoured(text),
   credential_spec: limited(
@@ -245,38 +253,45 @@ export const SERVICE_KEYS = {
   device_cgroup_rules: honoured(uniqueTexts),
   devices: limited(listOf(device), "the node must have them; placement does not look for devices"),
   dns: honoured(addresses),
-  dns_opt: honoured(uniqueTexts),
+  dns_opt: honoured(distinctTexts),
   dns_search: honoured(textOrTexts),
-  expose: honoured(listOf(exposedPort, { unique: true })),
+  expose: honoured(listOf(exposedPort, { repeats: "dropped" })),
   extra_hosts: honoured(extraHosts),
   gpus: limited(gpus, "asked of Docker where the container is placed; placement does not look for devices"),
-  group_add: honoured(listOf(group, { unique: true })),
+  group_add: honoured(listOf(group, { repeats: "refused" })),
   healthcheck: section(HEALTHCHECK),
   init: honoured(flag),
-  ipc: honoured(namespace(["host", "private", "shareable", "none", ""])),
+  ipc: limited(shareableNamespace(["host", "private", "shareable", "none", ""]), TOGETHER),
   isolation: honoured(text),
-  links: limited(uniqueTexts, "the name is known to all services of the job on that node"),
+  links: limited(distinctTexts, "the name is known to all services of the job on that node"),
   logging: section(LOGGING),
   mac_address: honoured(macAddress),
-  network_mode: limited(namespace(["host", "none", "bridge", ""]), "host, none and bridge"),
+  network_mode: limited(shareableNamespace(["host", "none", "bridge", ""]), `host, none, bridge; ${TOGETHER}`),
   networks: limited(serviceNetworks, NODE_NETWORKS),
   oom_kill_disable: honoured(flag),
   oom_score_adj: honoured(integer({ least: -1000, most: 1000 })),
-  pid: honoured(
-    byForm({ own: meaning<"host" | "">("", NOTHING), named: namespace(["host", ""]) }, (value) =>
+  pid: limited(
+    byForm({ own: meaning<PidMode>("", NOTHING), named: shareableNamespace(["host", ""]) }, (value) =>
       value === null ? "own" : "named",
     ),
+    TOGETHER,
   ),
-  platform: warned(text, "is left out: an image is pulled for the platform of the node that runs it"),
+  platform: limited(
+    platform,
+    "placed on nodes of that platform (amd64 runs 386, arm64 arm); emulation is not looked for",
+  ),
   privileged: honoured(flag),
-  profiles: limited(uniqueTexts, "chosen by ?profile=NAME (repeatable, `*` for all), anew with each PUT"),
+  profiles: limited(distinctTexts, "chosen by ?profile=NAME (repeatable, `*` for all), anew with each PUT"),
   pull_policy: limited(
     textMatching(PULLING, "allowed are always, missing, never, build, daily, weekly and every_12h"),
     "the registry is asked when a replica is made; build is missing",
   ),
   read_only: honoured(flag),
   runtime: honoured(text),
-  security_opt: limited(listOf(securityOption, { unique: true }), `seccomp: unconfined, builtin, JSON, or ${SENT}`),
+  security_opt: limited(
+    listOf(securityOption, { repeats: "refused" }),
+    `seccomp: unconfined, builtin, JSON, or ${SENT}`,
+  ),
   shm_size: honoured(bytes),
   stdin_open: honoured(flag),
   storage_opt: honoured(options),
@@ -304,8 +319,8 @@ export const SERVICE_KEYS = {
     "for pull_policy: refresh, which otherwise asks each time",
   ),
 
-  configs: limited(listOf(fileMount, { unique: true }), MOUNTED),
-  secrets: limited(listOf(fileMount, { unique: true }), MOUNTED),
+  configs: limited(listOf(fileMount, { repeats: "dropped" }), MOUNTED),
+  secrets: limited(listOf(fileMount, { repeats: "dropped" }), IN_MEMORY),
   extends: limited(anything, `file: ${SENT}`),
   external_links: refused(
     "names a container outside of the job, which may be on another node: make it a service of this job",
@@ -318,7 +333,7 @@ export const SERVICE_KEYS = {
   provider: refused(`${NOT_YET}: a service is a container here`),
   use_api_socket: refused(`${NOT_YET}: bind /var/run/docker.sock under volumes`),
   volume_driver: honoured(text),
-  volumes_from: refused(`${NOT_YET}: name the volume in both services`),
+  volumes_from: limited(listOf(volumesFrom, { repeats: "refused" }), "NAME, NAME:ro; places the two services together"),
 } satisfies Table;
 export type ServiceFields = Fields<typeof SERVICE_KEYS>;
 
@@ -416,7 +431,7 @@ export const DOCUMENT_KEYS = {
   ),
   secrets: limited(
     named("secret", fileObject(SECRET, "file, environment and external")),
-    "as configs; kept as they are in the cluster's state and in a file of the node's data directory",
+    "file and environment, sealed in the cluster's state; nothing external, no drivers",
   ),
   name: limited(text, "the job's id is its name"),
   version: honoured(

@@ -78,7 +78,6 @@ const shortPort: Schema<PortText> = reads({ anyOf: [{ type: "integer" }, { type:
 /** The entries of `ports`, ranges still ranges: a few letters can stand for 65,535 of them. */
 export const portsSchema: Schema<PortText[]> = listOf(
   byForm({ longPort, shortPort }, (value) => (value instanceof Map ? "longPort" : "shortPort")),
-  { unique: true },
 );
 
 /** How many ports an entry stands for. */
@@ -217,5 +216,4 @@ function readSubpath(path: string): string | Refusal {
 /** The mounts of a service, in order. */
 export const mountsSchema: Schema<ParsedMount[]> = listOf(
   byForm({ longMount, shortMount }, (value) => (value instanceof Map ? "longMount" : "shortMount")),
-  { unique: true },
 );

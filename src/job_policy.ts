@@ -108,7 +108,7 @@ function valuesOf(member: unknown): string[] {
 /** The node's path that a mount shows, also where a local volume is one (`o: bind`). */
 function pathOf(mount: MountSpec): string | undefined {
   if (mount.type === "bind") return mount.source.startsWith("/") ? mount.source : undefined;
-  if (mount.type === "tmpfs") return undefined;
+  if (mount.type === "tmpfs" || mount.type === "secret") return undefined;
   const device = new Map(mount.volume?.driver_opts).get("device");
   return device?.startsWith("/") ? device : undefined;
 }

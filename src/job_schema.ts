@@ -319,25 +319,33 @@ export const fileMode: Schema<number> = reads(NUMBER_OR_TEXT, (value) => {
   return new Refusal(`must be a file mode in octal, as 0440, not ${kindOf(value)}`);
 });
 
-/** A list; `unique` where compose's JSON schema says uniqueItems. */
-export function listOf<T>(item: Schema<T>, { unique = false }: { unique?: boolean } = {}): Schema<T[]> {
-  const json = () => ({ type: "array", items: jsonSchemaOf(item), ...(unique ? { uniqueItems: true } : {}) });
+/**
+ * What becomes of an entry that a list has already. Compose's JSON schema says uniqueItems of many lists, but of most of them
+ * compose drops repeats before it looks there (compose-go, override/uncity.go).
+ */
+type Repeats = "kept" | "refused" | "dropped";
+
+export function listOf<T>(item: Schema<T>, { repeats = "kept" }: { repeats?: Repeats } = {}): Schema<T[]> {
+  const unique = repeats === "refused" ? { uniqueItems: true } : {};
+  const json = () => ({ type: "array", items: jsonSchemaOf(item), ...unique });
   const items = v.pipe(
     v.array(item, (issue) => `must be a list, not ${kindOf(issue.input)}`),
     shape(json),
   );
-  if (!unique) return items;
+  if (repeats === "kept") return items;
   return v.pipe(
     v.unknown(),
     v.rawTransform(({ dataset, addIssue, NEVER }) => {
       const result = v.safeParse(items, dataset.value);
-      const repeats = Array.isArray(dataset.value) ? findRepeats(dataset.value) : [];
+      const found = Array.isArray(dataset.value) ? findRepeats(dataset.value) : [];
       for (const { message, path } of result.issues ?? []) {
         const [first, ...rest] = stepsOf(path);
         addIssue({ message, ...(first ? { path: [first, ...rest] as [Step, ...Step[]] } : {}) });
       }
-      for (const { index, message } of repeats) addIssue({ message, path: [step(index)] });
-      return result.success && repeats.length === 0 ? result.output : NEVER;
+      if (repeats === "refused") for (const { index, message } of found) addIssue({ message, path: [step(index)] });
+      if (!result.success || (repeats === "refused" && found.length > 0)) return NEVER;
+      const repeated = new Set(found.map(({ index }) => index));
+      return result.output.filter((_, index) => !repeated.has(index));
     }),
     shape(json),
   );
@@ -355,7 +363,9 @@ function findRepeats(items: readonly unknown[]): { index: number; message: strin
   return repeats;
 }
 
-export const uniqueTexts: Schema<string[]> = listOf(text, { unique: true });
+export const uniqueTexts: Schema<string[]> = listOf(text, { repeats: "refused" });
+/** Texts, each once however often it is written. */
+export const distinctTexts: Schema<string[]> = listOf(text, { repeats: "dropped" });
 
 /** One of several forms of a value: the one that `pick` names. */
 export function byForm<F extends Readonly<Record<string, Schema<unknown>>>>(
@@ -387,7 +397,7 @@ export function oneOrMore<T>(item: Schema<T>): Schema<T[]> {
     item,
     v.transform((value) => [value]),
   );
-  const more = listOf(item, { unique: true });
+  const more = listOf(item, { repeats: "dropped" });
   return byForm({ one, more }, (value) => (Array.isArray(value) ? "more" : "one"));
 }
 
@@ -432,7 +442,7 @@ const assignmentList: Schema<[string, string | undefined][]> = v.pipe(
       const equals = item.indexOf("=");
       return equals < 0 ? [item, undefined] : [item.slice(0, equals), item.slice(equals + 1)];
     }),
-    { unique: true },
+    { repeats: "dropped" },
   ),
   v.transform((entries) => sorted([...new Map(entries)])),
 );

@@ -21,6 +21,7 @@ import { portSpecs, type ParsedMount } from "./job_lists.ts";
 import type { Path } from "./job_yaml.ts";
 import type {
   DeviceRequestSpec,
+  FileSpec,
   HealthcheckSpec,
   MountSpec,
   PortSpec,
@@ -28,7 +29,7 @@ import type {
   ServiceSpec,
   VolumeSpec,
 } from "./model.ts";
-import { isRunToEnd } from "./model.ts";
+import { isRunToEnd, sharedService } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
 /** What a service needs to know of the document around it. */
@@ -122,8 +123,13 @@ function ports({ ports: entries = [], network_mode: mode }: ServiceFields, repor
     return [];
   }
   const taken = new Map<string, number>();
+  const known = new Set<string>();
   return entries.flatMap((entry, index) => {
-    const specs = portSpecs(entry);
+    // Said again is said once, as in compose.
+    const specs = portSpecs(entry).filter((spec) => {
+      const text = JSON.stringify(spec);
+      return !known.has(text) && known.add(text);
+    });
     for (const { host_port: host, host_ip, protocol } of specs) {
       if (!host || host.first !== host.last) continue;
       const key = `${host_ip} ${host.first}/${protocol}`;
@@ -143,8 +149,9 @@ function ports({ ports: entries = [], network_mode: mode }: ServiceFields, repor
 
 function mounts(service: ServiceFields, around: Surroundings): Pick<ServiceSpec, "mounts" | "files"> {
   const { volumes = [], tmpfs = [] } = service;
-  const { volumes: known, report } = around;
+  const { volumes: defined, report } = around;
   const targets = new Map<string, string>();
+  const known = new Set<string>();
   const claim = (target: string, path: Path): string => {
     const clean = cleanPath(target);
     const other = targets.get(clean);
@@ -156,15 +163,20 @@ function mounts(service: ServiceFields, around: Surroundings): Pick<ServiceSpec,
     return clean;
   };
   for (const [index, entry] of tmpfs.entries()) claim(entry.split(":", 1)[0] ?? "", ["tmpfs", index]);
-  const own = volumes.map((mount, index): MountSpec => {
+  const sent: FileSpec[] = [];
+  const own = volumes.flatMap((mount, index): MountSpec | [] => {
     const path = ["volumes", index];
+    const written = JSON.stringify(mount);
+    // Said again is said once, as in compose.
+    if (known.has(written)) return [];
+    known.add(written);
     for (const option of mount.ignored)
       report.warn(path, `has the option ${show(option)}, which is left out, as compose does`);
     const { read_only } = mount;
     const target = claim(mount.target, path);
     if (mount.type === "volume") {
       if (mount.source === "") report.warn(path, ANONYMOUS);
-      const volume = mount.source === "" ? undefined : namedVolume(mount.source, { known, report, path });
+      const volume = mount.source === "" ? undefined : namedVolume(mount.source, { known: defined, report, path });
       return {
         type: "volume",
         ...(volume ? { volume } : {}),
@@ -181,17 +193,18 @@ function mounts(service: ServiceFields, around: Surroundings): Pick<ServiceSpec,
     }
     const { create_host_path, propagation, selinux, non_recursive, recursive } = mount;
     const source = hostPath(mount, { report, path });
-    return {
-      type: "bind",
+    const bind = {
+      type: "bind" as const,
       source,
       target,
       read_only,
       create_host_path,
       ...present({ propagation, selinux, non_recursive, recursive }),
     };
+    sent.push(...sentBelow(bind, { index, ...around }));
+    return bind;
   });
   const made = fileMounts(service, { ...around, claim });
-  const sent = own.flatMap((mount, index) => (mount.type === "bind" ? sentBelow(mount, { index, ...around }) : []));
   const files = new Map([...sent, ...made.files].map((file) => [file.path, file]));
   return { mounts: [...own, ...made.mounts], ...(files.size > 0 ? { files: [...files.values()] } : {}) };
 }
@@ -331,7 +344,11 @@ function network(
       `is not under the top-level networks${near ? `: did you mean ${near}?` : "; add it there"}`,
     );
   }
-  if (mode) return { network_mode: mode };
+  if (mode) {
+    const shared = sharedService(mode);
+    if (shared !== undefined) checkSharedNetwork(service, { shared, report });
+    return { network_mode: mode };
+  }
   const names = [...new Set([...around.linkedAs, ...(name === undefined ? [] : [name])])].toSorted();
   const places = networks.length > 0 ? networks : [["default", {}] as const];
   const isPlain = places.length === 1 && places[0]?.[0] === "default" && !around.networks.get("default");
@@ -341,6 +358,15 @@ function network(
       ? {}
       : { networks: endpointsOf(places, { service, ...around }) }),
   };
+}
+
+/** What belongs to a network, and so to the service that it is shared from (moby/moby, runconfig: validateNetContainerMode). */
+function checkSharedNetwork(service: ServiceFields, { shared, report }: { shared: string; report: Report }): void {
+  for (const key of ["ports", "expose", "hostname", "dns", "extra_hosts", "mac_address"] as const) {
+    const value = service[key];
+    if (!value || value.length === 0) continue;
+    report.fault([key], `belongs to the network of the service ${show(shared)}, which this one shares: write it there`);
+  }
 }
 
 /** Keys whose checked value is the spec's, unless it is off or empty. */
@@ -371,6 +397,7 @@ const AS_THEY_ARE = [
   "device_cgroup_rules",
   "cgroup",
   "cgroup_parent",
+  "volumes_from",
   "ipc",
   "pid",
   "uts",

@@ -3,12 +3,12 @@
  * secrets as mounts, and which of the sent files its relative binds show. Owns what is at fault where a file is missing.
  */
 import { readDotenv, readRawLines } from "./job_dotenv.ts";
-import { cleanPath, type JobFiles, projectPath, sendIt } from "./job_files.ts";
+import { cleanPath, type JobFiles, MOUNTED_MODE, projectPath, sendIt } from "./job_files.ts";
 import type { EnvFile, FileMount } from "./job_forms.ts";
 import { Refusal, show } from "./job_grammar.ts";
 import type { FileObjectFields, ServiceFields } from "./job_keys.ts";
 import type { Path } from "./job_yaml.ts";
-import { CREDENTIAL_SPEC, type FileSpec, type MountSpec, type ServiceSpec } from "./model.ts";
+import { CREDENTIAL_SPEC, type FileSpec, type MountSpec, type SecretMount, type ServiceSpec } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
 /** Takes in what is wrong with a service, and what its sender should know; paths are below the service. */
@@ -24,6 +24,9 @@ export type FilesAround = {
   env: ReadonlyMap<string, string>;
   configs: ReadonlyMap<string, FileObjectFields>;
   secrets: ReadonlyMap<string, FileObjectFields>;
+  /** Secrets that have a value, and the paths of files that are secrets'. */
+  values: ReadonlySet<string>;
+  secretPaths: ReadonlySet<string>;
   report: Report;
 };
 
@@ -135,23 +138,30 @@ function entriesOf(file: EnvFile, { files, report, key, index, lookup }: Reading
 /** The sent files that a bind mount shows. */
 export function sentBelow(
   mount: Extract<MountSpec, { type: "bind" }>,
-  { files, report, index }: FilesAround & { index: number },
+  { files, report, index, secretPaths }: FilesAround & { index: number },
 ): FileSpec[] {
   const { source, target } = mount;
   if (source.startsWith("/") || source.startsWith("..") || source.startsWith("~")) return [];
-  const sent = files.below(source);
+  const names = files.namesBelow(source);
   const ending = /[^/]\.([a-zA-Z0-9]+)$/.exec(source)?.[1];
   // Docker makes a directory of what is not there, which a program that wants a file cannot use.
-  if (sent.length === 0 && ending !== undefined && target.endsWith(`.${ending}`)) {
+  if (names.length === 0 && ending !== undefined && target.endsWith(`.${ending}`)) {
     report.warn(
       ["volumes", index],
       `names ./${source}, which was not sent and so is an empty directory: ${sendIt(source)}`,
     );
   }
-  return sent;
+  for (const path of names.filter((name) => secretPaths.has(name))) {
+    const effect =
+      path === source
+        ? `shows ./${path}, which is a secret's file: through a bind it lies unencrypted in the cluster's state and on nodes' disks; mount it under secrets alone`
+        : `does not show ./${path}, since it is a secret's file: mount it under secrets`;
+    report.warn(["volumes", index], effect);
+  }
+  return files.below(source, (path) => path !== source && secretPaths.has(path));
 }
 
-/** Mounts of the service's configs and secrets, with the files to write for them. `claim` takes a target. */
+/** Mounts of the service's configs and secrets, with the configs' files to write. `claim` takes a target. */
 export function fileMounts(
   service: ServiceFields,
   around: FilesAround & { claim: (target: string, path: Path) => string },
@@ -166,17 +176,19 @@ export function fileMounts(
       const folder = section === "secrets" ? "/run/secrets/" : "/";
       const wanted = mount.target || mount.source;
       const target = around.claim(wanted.startsWith("/") ? wanted : `${folder}${wanted}`, path);
-      mounts.push({ type: "bind", source: made.source, target, read_only: true, create_host_path: false });
-      if (made.file) files.push(made.file);
+      if ("secret" in made) mounts.push({ ...made.secret, target });
+      else mounts.push({ type: "bind", source: made.source, target, read_only: true, create_host_path: false });
+      if ("file" in made && made.file) files.push(made.file);
     }
   }
   return { mounts, files };
 }
 
+/** A secret's value is no file of the job; a bind is of a file in the project directory, or at an absolute path of the node. */
+type Made = { source: string; file?: FileSpec } | { secret: Omit<SecretMount, "target"> };
 type Making = FilesAround & { section: "configs" | "secrets"; path: Path };
 
-/** Where the file lies (in the project directory, or an absolute path of the node), and what is to be written there. */
-function fileMount(mount: FileMount, around: Making): { source: string; file?: FileSpec } | undefined {
+function fileMount(mount: FileMount, around: Making): Made | undefined {
   const { section, path, report, files } = around;
   const kind = section === "configs" ? "config" : "secret";
   const fault = (message: string) => {
@@ -201,6 +213,10 @@ function fileMount(mount: FileMount, around: Making): { source: string; file?: F
     ...(gid === undefined ? {} : { gid }),
     ...(mode === undefined ? {} : { mode }),
   };
+  if (section === "secrets" && around.values.has(mount.source)) {
+    const { source: name } = mount;
+    return { secret: { type: "secret", name, secret_id: "", read_only: true, mode: MOUNTED_MODE, ...owner } };
+  }
   if (file === undefined) {
     const text = content ?? around.env.get(environment ?? "");
     if (text === undefined)

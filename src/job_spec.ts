@@ -7,7 +7,7 @@
 import type { IssuePathItem } from "valibot";
 import { JobFiles, type SentFiles } from "./job_files.ts";
 import { show } from "./job_grammar.ts";
-import { escapeVariables, interpolate } from "./job_interpolate.ts";
+import { interpolate } from "./job_interpolate.ts";
 import {
   DOCUMENT_KEYS,
   type FileObjectFields,
@@ -19,11 +19,13 @@ import {
 import { portCount } from "./job_lists.ts";
 import { mergeFiles } from "./job_merge.ts";
 import { checkNetwork } from "./job_networks.ts";
+import { print } from "./job_print.ts";
 import { placeOf, readFields, valueOf, type Table, type Value } from "./job_schema.ts";
 import { buildRules } from "./job_rules.ts";
+import { MARK_KEY, readSecrets, secretFiles, type SentSecret, withMarks } from "./job_secrets.ts";
 import { buildService, MAX_CANDIDATES, scaleOf } from "./job_service.ts";
 import { locate, readYaml, treeAt, type Fault, type MapTree, type Path, type Tree } from "./job_yaml.ts";
-import type { Detail, ServiceRules, ServiceSpec } from "./model.ts";
+import { type Detail, isGlobal, type ServiceRules, type ServiceSpec, sharedService } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
 export type ParsedService = {
@@ -37,13 +39,15 @@ export type ParsedService = {
 export type ParsedJob = {
   /**
    * The document after interpolation as JSON text, in the user's own form, anchors and merge keys written out. A `$` is
-   * doubled, so that the text, sent again, means the same.
+   * doubled, and secrets that have a value are marked, so that the text, sent again, means the same.
    */
   document: string;
   /** In document order. */
   services: ParsedService[];
   /** Contents of the files that the services' specs name, cut up, by hash. */
   chunks: ReadonlyMap<string, Uint8Array>;
+  /** Secrets that have a value, sent or to be kept, each with its place in the document. */
+  secrets: (SentSecret & { place: Detail })[];
   warnings: Detail[];
 };
 
@@ -54,6 +58,8 @@ export type ParseResult =
 export const MAX_DOCUMENT_BYTES = 1024 * 1024;
 /** Ports of a job: each is a rule or process on a node, and a range writes thousands of them in a few letters. */
 const MAX_PORTS = 20_000;
+/** Services that share something and so are placed together: far above what people write. */
+const MAX_TOGETHER = 50;
 /** Faults in one answer: enough for all of a real document; garbage could have one on each line. */
 const MAX_FAULTS = 500;
 
@@ -86,14 +92,21 @@ export function parseJob(body: Uint8Array | string, { jobId, env, files, profile
   // Merging takes out what led to a fault: places are those of the document as it was sent.
   for (const found of [...faults, ...warnings]) found.at ??= locate(written, found.path);
   const reading = new Reading(root, { faults, warnings, files: sent, env: variables, profiles });
-  const services = reading.document(jobId);
+  const services = reading.services(jobId);
   const place = { text, root };
   if (reading.faults.length > 0) {
     return { ok: false, code: "invalid_document", details: toDetails(reading.faults, place) };
   }
+  const document = print(
+    withMarks(
+      root,
+      reading.secrets.map(({ name }) => name),
+    ),
+  );
+  const secrets = placed(reading.secrets, place);
   return {
     ok: true,
-    job: { document: print(root), services, chunks: sent.chunks, warnings: toDetails(reading.warnings, place) },
+    job: { document, services, chunks: sent.chunks, secrets, warnings: toDetails(reading.warnings, place) },
   };
 }
 
@@ -109,6 +122,16 @@ function decode(body: Uint8Array | string): string | { code: "unparseable" | "in
   }
 }
 
+function placed(secrets: readonly SentSecret[], document: { text: string; root: Tree }): ParsedJob["secrets"] {
+  const pathOf = ({ name, data }: SentSecret) => (data ? ["secrets", name] : ["secrets", name, MARK_KEY]);
+  const faults = secrets.map((secret) => ({ path: pathOf(secret), message: "" }));
+  const places = new Map(toDetails(faults, document).map((place) => [place.path, place]));
+  return secrets.map((secret) => {
+    const path = writePath(pathOf(secret));
+    return { ...secret, place: places.get(path) ?? { path, message: "" } };
+  });
+}
+
 type Definitions = {
   jobId: string;
   volumes: ReadonlyMap<string, VolumeFields>;
@@ -117,15 +140,21 @@ type Definitions = {
   secrets: ReadonlyMap<string, FileObjectFields>;
 };
 
+/** Thrown to leave a document of which nothing is left to say that helps; caught in `services`. */
+class EnoughFaults extends Error {}
+
 /** One document on its way from tree to specs; collects faults and warnings. */
 class Reading {
   readonly faults: Fault[];
   readonly warnings: Fault[];
+  secrets: SentSecret[] = [];
   readonly #root: Tree;
   /** Places that are at fault already: what follows from that is not worth telling. */
   readonly #broken: ReadonlySet<string>;
   readonly #sent: { files: JobFiles; env: ReadonlyMap<string, string> };
   readonly #profiles: ReadonlySet<string>;
+  /** Where each text stands in the lists that were asked for one. */
+  readonly #indexes = new Map<Tree, ReadonlyMap<unknown, number>>();
 
   constructor(
     root: Tree,
@@ -145,7 +174,17 @@ class Reading {
     this.warnings = found.warnings;
   }
 
-  document(jobId: string): ParsedService[] {
+  /** The services; none where the document is so faulty that looking on is no use. */
+  services(jobId: string): ParsedService[] {
+    try {
+      return this.#document(jobId);
+    } catch (error) {
+      if (error instanceof EnoughFaults) return [];
+      throw error;
+    }
+  }
+
+  #document(jobId: string): ParsedService[] {
     if (this.#root.kind !== "map") {
       const empty = this.#root.kind === "scalar" && this.#root.value === null;
       this.#fault([], empty ? "is empty: a job has at least services" : "must be a mapping with the key services");
@@ -169,6 +208,8 @@ class Reading {
       secrets: new Map(top.secrets),
     };
     this.#networks(checked, definitions.networks);
+    const fault = (path: Path, message: string) => this.#fault(path, message);
+    this.secrets = readSecrets(definitions.secrets, { root: this.#root, ...this.#sent, fault });
     return this.#built(checked, definitions);
   }
 
@@ -219,7 +260,7 @@ class Reading {
     }
   }
 
-  /** Services that name each other: `depends_on` and `links`. */
+  /** Services that name each other: `depends_on`, `links`, and what they share. */
   #references(services: ReadonlyMap<string, ServiceFields>): void {
     const needs = new Map<string, string[]>();
     for (const [name, service] of services) {
@@ -249,22 +290,66 @@ class Reading {
         const other = link.split(":", 1)[0] ?? "";
         return known(other, [...path, "links", index]) ? [other] : [];
       });
-      needs.set(name, [...ordered.map(({ service: other }) => other), ...linked.flat()]);
+      const shared = sharedBy(service).flatMap(({ service_name: other, at }) => {
+        if (!known(other, [...path, ...at])) return [];
+        this.#sharing({ name, service, other: services.get(other) }, { at: [...path, ...at], named: other });
+        return [other];
+      });
+      needs.set(name, [...ordered.map(({ service: other }) => other), ...linked.flat(), ...shared]);
     }
     const cycle = findCycle(needs);
-    const first = cycle?.[0] ?? "";
-    const place = services.get(first)?.depends_on ? "depends_on" : "links";
-    if (cycle)
-      this.#fault(["services", first, place], `goes in a circle: ${cycle.join(" needs ")}`, {
-        key: true,
-      });
+    if (!cycle) return this.#crowds(services);
+    const [first = "", second = ""] = cycle;
+    const service = services.get(first);
+    const share = service && sharedBy(service).find(({ service_name }) => service_name === second);
+    const isLinked = service?.links?.some((link) => link.split(":", 1)[0] === second);
+    const isOrdered = service?.depends_on?.some(({ service: other }) => other === second);
+    const place = isOrdered || !(share || isLinked) ? ["depends_on"] : share ? share.at.slice(0, 1) : ["links"];
+    this.#fault(["services", first, ...place], `goes in a circle: ${cycle.join(" needs ")}`, { key: true });
+  }
+
+  /** Services that share something, directly or through others, are all on one node. */
+  #crowds(services: ReadonlyMap<string, ServiceFields>): void {
+    const crowds = new Map<string, Set<string>>();
+    for (const [name, service] of services) {
+      for (const { service_name: other, at } of sharedBy(service)) {
+        const [one, more] = [crowds.get(name) ?? new Set([name]), crowds.get(other) ?? new Set([other])];
+        if (one === more) continue;
+        for (const member of more) crowds.set(member, one.add(member));
+        crowds.set(name, one);
+        if (one.size <= MAX_TOGETHER) continue;
+        return this.#fault(
+          ["services", name, ...at],
+          `brings the services that share something with each other to over ${MAX_TOGETHER}, which is too many for one node`,
+        );
+      }
+    }
+  }
+
+  /** Services that share something run side by side, so they must be of one kind. */
+  #sharing(
+    { name, service, other }: { name: string; service: ServiceFields; other: ServiceFields | undefined },
+    { at, named }: { at: Path; named: string },
+  ): void {
+    const isEverywhere = (one: ServiceFields | undefined) => isGlobal({ mode: one?.deploy?.mode ?? "replicated" });
+    if (isEverywhere(service) === isEverywhere(other)) return;
+    const [everywhere, counted] = isEverywhere(service) ? [name, named] : [named, name];
+    this.#fault(
+      at,
+      `shares with the service ${show(named)}, but ${everywhere} runs once on each node and ${counted} has a scale: give both the same deploy.mode`,
+    );
   }
 
   /** The path of `name` in the collection at `path`: a key of a mapping, or a text in a list. */
   #member(path: Path, name: string): Path {
     const collection = treeAt(this.#root, path);
     if (collection?.kind !== "list") return [...path, name];
-    return [...path, collection.items.findIndex((item) => item.kind === "scalar" && item.value === name)];
+    let indexes = this.#indexes.get(collection);
+    if (!indexes) {
+      indexes = new Map(collection.items.map((item, index) => [item.kind === "scalar" ? item.value : item, index]));
+      this.#indexes.set(collection, indexes);
+    }
+    return [...path, indexes.get(name) ?? 0];
   }
 
   /** What of the networks that services use can't be had on nodes. */
@@ -286,6 +371,8 @@ class Reading {
     const names = linkedNames(services, (path, message) => this.#fault(path, message));
     const running = new Set([...services].filter(([, service]) => this.#runs(service)).map(([name]) => name));
     const built: ParsedService[] = [];
+    const values = new Set(this.secrets.map(({ name }) => name));
+    const secretPaths = secretFiles(definitions.secrets);
     let ports = 0;
     for (const [service_name, service] of services) {
       const path = ["services", service_name];
@@ -310,6 +397,8 @@ class Reading {
       const spec = buildService(service, {
         ...definitions,
         ...this.#sent,
+        values,
+        secretPaths,
         linkedAs: names.get(service_name) ?? [],
         report,
       });
@@ -328,6 +417,7 @@ class Reading {
   #fault(path: Path, message: string, { key = false }: { key?: boolean } = {}): void {
     if (this.#broken.has(writePath(path))) return;
     this.faults.push({ path, message, at: locate(this.#root, path, { key }) });
+    if (this.faults.length > MAX_FAULTS) throw new EnoughFaults();
   }
 
   #warn(path: Path, message: string): void {
@@ -358,11 +448,24 @@ function linkedNames(
           ["services", name, "links", index],
           `calls ${target} ${alias}, which means ${other} elsewhere in the job; choose another name`,
         );
-      } else if (!meanings.has(alias)) names.set(target, [...(names.get(target) ?? []), alias]);
+      } else if (!meanings.has(alias)) {
+        const known = names.get(target);
+        if (known) known.push(alias);
+        else names.set(target, [alias]);
+      }
       meanings.set(alias, other);
     }
   }
   return names;
+}
+
+/** The services whose containers those of `service` share something with, each with the place that says so. */
+function sharedBy({ network_mode, ipc, pid, volumes_from = [] }: ServiceFields): { service_name: string; at: Path }[] {
+  const modes = Object.entries({ network_mode, ipc, pid }).flatMap(([key, mode]) => {
+    const service_name = mode && sharedService(mode);
+    return service_name === undefined || service_name === "" ? [] : [{ service_name, at: [key] }];
+  });
+  return [...modes, ...volumes_from.map(({ service_name }, index) => ({ service_name, at: ["volumes_from", index] }))];
 }
 
 /** A circle among services that need each other, as the names along it, or undefined. */
@@ -409,8 +512,8 @@ function toDetails(faults: readonly Fault[], { text, root }: { text: string; roo
     const message = path === "" ? `the document ${fault.message}` : fault.message;
     details.push({ path, message, line, column: at - (starts[line - 1] ?? 0) + 1 });
     if (details.length === MAX_FAULTS) {
-      const more = placed.length - details.length;
-      if (more > 0) details.push({ path: "", message: `${more} more are not listed` });
+      if (placed.length > details.length)
+        details.push({ path: "", message: `the document has more faults than these ${MAX_FAULTS}` });
       break;
     }
   }
@@ -438,24 +541,4 @@ function writePath(path: Path): string {
       return index === 0 ? key : `.${key}`;
     })
     .join("");
-}
-
-/** The tree as JSON text. Made by hand: an object would lose `__proto__`, the order of numeric keys, and digits. */
-function print(tree: Tree): string {
-  if (tree.kind === "list") return `[${tree.items.map(print).join(",")}]`;
-  if (tree.kind === "map") {
-    return `{${Array.from(tree.entries, ([key, { value }]) => `${quote(key)}:${print(value)}`).join(",")}}`;
-  }
-  const { value } = tree;
-  if (typeof value === "string") return quote(escapeVariables(value));
-  if (typeof value !== "number") return String(value);
-  if (!Number.isFinite(value)) return quote(Number.isNaN(value) ? "NaN" : value > 0 ? "+Inf" : "-Inf");
-  // A fraction that happens to be whole stays a fraction when it is read again.
-  return Number.isInteger(value) ? value.toExponential() : String(value);
-}
-
-/** JSON's text, with what YAML does not allow as it is escaped as well. */
-function quote(text: string): string {
-  const escape = (char: string) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`;
-  return JSON.stringify(text).replaceAll(/[\x7f-\x84\x86-\x9f\ufffe\uffff]/g, escape);
 }

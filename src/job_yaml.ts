@@ -51,6 +51,8 @@ const MAX_TOKENS = 700_000;
 const MAX_LEXEME_LENGTH = 2 * MAX_TEXT_LENGTH;
 /** YAML 1.2 section 5.1: printable characters, tab and line breaks. */
 const NOT_YAML = /[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\u{10000}-\u{10ffff}]/u;
+/** Faults of what is no YAML: those after the first few follow from them. */
+const MAX_ERRORS = 20;
 /** Lines such as `%YAML 1.2` before a document. */
 const MAX_DIRECTIVES = 16;
 const TOO_DEEP = `is nested more than ${MAX_DEPTH} levels deep`;
@@ -68,7 +70,8 @@ export function readYaml(text: string): YamlResult {
   const [first, second] = documents;
   const errors = documents.flatMap((document) => document.errors);
   if (errors.length > 0) {
-    return { state: "unparseable", faults: errors.map((e) => ({ path: [], message: plainMessage(e), at: e.pos[0] })) };
+    const faults = errors.slice(0, MAX_ERRORS).map((e) => ({ path: [], message: plainMessage(e), at: e.pos[0] }));
+    return { state: "unparseable", faults };
   }
   const reader = new TreeReader();
   const root = first ? reader.read(first.contents) : scalar(null, 0);
@@ -159,6 +162,9 @@ function compose(text: string): Document.Parsed[] | Exclude<YamlResult, { state:
         return refused(`has a text of ${lexeme.length} characters; at most ${MAX_TEXT_LENGTH} are taken`, offset);
       }
       for (const token of parser.next(lexeme)) {
+        // The rest of what is no YAML could hold another fault in each character.
+        if (token.type === "error")
+          return { state: "unparseable", faults: [{ path: [], message: plainMessage(token), at: token.offset }] };
         if (token.type === "directive" && ++directives > MAX_DIRECTIVES)
           return refused("has too many % lines", token.offset);
         documents.push(...composer.next(token));

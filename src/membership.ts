@@ -73,6 +73,11 @@ export class Membership {
     this.#links.clear();
   }
 
+  /** Whether the process that calls itself `instance` has an open session as this node. */
+  isConnected({ node_id, instance }: { node_id: string; instance: string }): boolean {
+    return this.#links.has(node_id) && this.#instances.get(node_id) === instance;
+  }
+
   /** Serves one connection of a node: the first message is its hello, what follows are its reports. */
   accept(channel: Channel): { onMessage: (text: string) => void; onClose: () => void } {
     const link: NodeLink = { send: (message) => channel.send(JSON.stringify(message)), close: () => channel.close() };
@@ -315,6 +320,7 @@ export class Membership {
     view.foreign = heartbeat.foreign;
     view.volumes = heartbeat.volumes && new Set(heartbeat.volumes);
     view.networks = heartbeat.networks && new Set(heartbeat.networks);
+    view.noSecrets = heartbeat.no_secrets;
     this.#roomChanged = true;
     this.#overlay(nodeId, { view, overlay: heartbeat.overlay });
     this.#judge(nodeId, view);

@@ -49,6 +49,10 @@ export const jobServiceRecord = v.object({
 });
 export type JobServiceRecord = v.InferOutput<typeof jobServiceRecord>;
 
+/** Which value a secret of a job has: by an id that is given out at random, since a hash of a short value is soon guessed. */
+export const jobSecret = v.object({ name: v.string(), secret_id: v.string() });
+export type JobSecret = v.InferOutput<typeof jobSecret>;
+
 /** A deleted job leaves its last version behind, so that a version never repeats for a job id. */
 export const jobRecord = v.variant("state", [
   v.object({
@@ -60,6 +64,8 @@ export const jobRecord = v.variant("state", [
     /** The document after interpolation, as JSON text. */
     document: v.string(),
     services: v.array(jobServiceRecord),
+    /** The secrets that have a value. Absent: there are none, or the record is older than sealed secrets. */
+    secrets: v.exactOptional(v.array(jobSecret)),
     created_at: count,
     updated_at: count,
   }),
@@ -81,6 +87,8 @@ export const allocationRecord = v.object({
   generation: v.exactOptional(count),
   desired: v.picklist(["run", "stop"]),
   created_at: count,
+  /** The allocations of other services that its container shares something with (`sharesOf`): on its node, and for good. */
+  joins: v.exactOptional(v.array(v.object({ service_name: v.string(), allocation_id: v.string() }))),
   /** Set when the container ended for good: kept, so that it is not run again whatever becomes of the node. */
   ended: v.exactOptional(v.object({ exit_code: v.number() })),
 });
@@ -130,6 +138,10 @@ export type RemovalRecord = v.InferOutput<typeof removalRecord>;
 export const registryRecord = v.object({ host: v.string(), sealed: v.string() });
 export type RegistryRecord = v.InferOutput<typeof registryRecord>;
 
+/** A value of a secret, in base64 and sealed (`seal.ts`). Written with the job that has it; removed when no job or spec names it. */
+export const secretRecord = v.object({ secret_id: v.string(), sealed: v.string() });
+export type SecretRecord = v.InferOutput<typeof secretRecord>;
+
 /** A piece of a file that specs name; `data` is base64. Written before the spec, and removed when no spec names it. */
 export const chunkRecord = v.object({ chunk_hash: v.string(), data: v.string() });
 export type ChunkRecord = v.InferOutput<typeof chunkRecord>;
@@ -144,6 +156,7 @@ export const RECORD_KINDS = {
   home: { schema: homeRecord, key: (r: HomeRecord) => JSON.stringify([r.job_id, r.service_name, r.slot]) },
   removal: { schema: removalRecord, key: (r: RemovalRecord) => r.removal_id },
   registry: { schema: registryRecord, key: (r: RegistryRecord) => r.host },
+  secret: { schema: secretRecord, key: (r: SecretRecord) => r.secret_id },
   chunk: { schema: chunkRecord, key: (r: ChunkRecord) => r.chunk_hash },
 } as const;
 export type RecordKind = keyof typeof RECORD_KINDS;
@@ -310,6 +323,8 @@ export const heartbeat = v.object({
   overlay: v.exactOptional(nodeNetwork),
   /** Names of all Docker networks on the node; absent as `volumes`. */
   networks: v.exactOptional(strings),
+  /** Why the node can't hold secrets; absent: it can. */
+  no_secrets: v.exactOptional(v.string()),
   foreign: v.array(foreignContainer),
 });
 export type Heartbeat = v.InferOutput<typeof heartbeat>;
@@ -329,6 +344,10 @@ export type StatusReport = v.InferOutput<typeof statusReport>;
 
 export const nodeMessage = v.variant("type", [hello, heartbeat, statusReport]);
 export type NodeMessage = v.InferOutput<typeof nodeMessage>;
+
+/** A node's question for a secret's value. `instance` is known to the node's process and the master alone. */
+export const secretRequest = v.object({ node_id: v.string(), instance: v.string(), secret_id: v.string() });
+export type SecretRequest = v.InferOutput<typeof secretRequest>;
 
 export const peer = v.object({ node_id: v.string(), address: v.string() });
 export type Peer = v.InferOutput<typeof peer>;
@@ -385,6 +404,8 @@ export const LABELS = {
   /** Id of the container's image, and its digest in the registry where it has one: whether replicas run the same. */
   image: "cacophony.image",
   imageDigest: "cacophony.image-digest",
+  /** The containers that it shares something with, and which run of theirs: another one means that it is to be made anew. */
+  joined: "cacophony.joined",
 } as const;
 
 // ---- Errors ---------------------------------------------------------------------------------------------------------

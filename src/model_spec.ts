@@ -121,7 +121,21 @@ export const mountSpec = v.variant("type", [
     mode: v.exactOptional(count),
     read_only: v.boolean(),
   }),
+  v.object({
+    type: v.literal("secret"),
+    /** In the document. */
+    name: v.string(),
+    /** Stands for one value and tells nothing of it; empty until the Scheduler has settled which one (`scheduler_secrets.ts`). */
+    secret_id: v.string(),
+    target: v.string(),
+    read_only: v.literal(true),
+    mode: count,
+    /** Absent: whoever the node runs as. */
+    uid: v.exactOptional(count),
+    gid: v.exactOptional(count),
+  }),
 ]);
+export type SecretMount = Extract<MountSpec, { type: "secret" }>;
 export type MountSpec = v.InferOutput<typeof mountSpec>;
 
 /**
@@ -159,6 +173,11 @@ export const deviceRequestSpec = v.object({
 });
 export type DeviceRequestSpec = v.InferOutput<typeof deviceRequestSpec>;
 
+/** The namespace of another service's container, as compose writes it. */
+const serviceNamespace = v.custom<`service:${string}`>(
+  (value) => typeof value === "string" && value.startsWith("service:"),
+);
+
 const deviceRates = v.exactOptional(v.array(v.object({ path: v.string(), rate: count })));
 
 /**
@@ -183,7 +202,7 @@ const engineOptions = {
   annotations: v.exactOptional(pairs),
   logging: v.exactOptional(v.object({ driver: v.string(), options: pairs })),
   /** Absent: the job's networks. */
-  network_mode: v.exactOptional(v.picklist(["host", "none", "bridge"])),
+  network_mode: v.exactOptional(v.union([v.picklist(["host", "none", "bridge"]), serviceNamespace])),
   /** Absent: the job's network `default`, as it is where the document does not define it. */
   networks: v.exactOptional(v.array(endpointSpec)),
   /** Further names of the service on all its networks. */
@@ -208,6 +227,11 @@ const engineOptions = {
   device_requests: v.exactOptional(v.array(deviceRequestSpec)),
   cgroup: v.exactOptional(v.string()),
   cgroup_parent: v.exactOptional(v.string()),
+  /** Services whose mounts the container has as well; absent access: as they have them. */
+  volumes_from: v.exactOptional(
+    v.array(v.object({ service_name: v.string(), access: v.exactOptional(v.picklist(["ro", "rw"])) })),
+  ),
+  /** Like `pid` and `network_mode`, it may be `service:NAME`. */
   ipc: v.exactOptional(v.string()),
   pid: v.exactOptional(v.string()),
   uts: v.exactOptional(v.string()),
@@ -281,6 +305,34 @@ export const serviceSpec = v.object({
   ...engineOptions,
 });
 export type ServiceSpec = v.InferOutput<typeof serviceSpec>;
+
+/**
+ * A service of the job that another's containers share something with. `running`: its container must run for that, and what is
+ * shared ends with the run; else it must only have been started.
+ */
+export type Share = { service_name: string; running: boolean };
+
+/** What a service shares with others of its job, one entry for each of those; ordered by their names. */
+export function sharesOf({
+  network_mode,
+  ipc,
+  pid,
+  volumes_from = [],
+}: Pick<ServiceSpec, "network_mode" | "ipc" | "pid" | "volumes_from">): Share[] {
+  const shares = new Map(volumes_from.map(({ service_name }) => [service_name, false]));
+  for (const mode of [network_mode, ipc, pid]) {
+    const service = mode === undefined ? undefined : sharedService(mode);
+    if (service !== undefined) shares.set(service, true);
+  }
+  return [...shares]
+    .map(([service_name, running]) => ({ service_name, running }))
+    .toSorted((a, b) => (a.service_name < b.service_name ? -1 : 1));
+}
+
+/** The service that `service:NAME` names. */
+export function sharedService(mode: string): string | undefined {
+  return mode.startsWith("service:") ? mode.slice("service:".length) : undefined;
+}
 
 /** `key` is `node.id`, `node.name`, `node.role`, `node.platform.arch`, `node.platform.os` or `node.labels.` and a label. */
 /** Whether an entry prefers replicas of its own node, or looks at all of them for the one with the fewest connections. */

@@ -14,19 +14,21 @@ import { DataDir, newIdentity } from "./data_dir.ts";
 import { openEngine } from "./docker.ts";
 import { nodeLogins } from "./docker_login.ts";
 import { Executor } from "./executor.ts";
+import { findPlace } from "./executor_secrets.ts";
 import type { Policy } from "./job_policy.ts";
 import { readPolicy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
-import type { Hello, Peer, PeerInfo, Welcome } from "./model.ts";
-import { NODE_IN_USE, PROTOCOL_VERSION, StartError } from "./model.ts";
+import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
+import { CacophonyError, NODE_IN_USE, PROTOCOL_VERSION, StartError } from "./model.ts";
 import { HostMeter } from "./resources.ts";
+import { Overlay } from "./overlay.ts";
 import { Scheduler } from "./scheduler.ts";
-import { Sealer } from "./seal.ts";
+import { Sealer, SealError } from "./seal.ts";
 import { Session } from "./session.ts";
 import { openSqliteStore } from "./store.ts";
 import type { Listener, Transport } from "./transport.ts";
-import { fetchChunk, listen, localAddressTowards, networkTransport } from "./transport.ts";
+import { fetchChunk, fetchSecret, listen, localAddressTowards, networkTransport } from "./transport.ts";
 
 export type StartOptions = {
   /** `resume`: whatever the data directory says. */
@@ -40,6 +42,8 @@ export type StartOptions = {
   defaultDockerHost: string;
   /** Where the docker command line keeps its registry logins, and where its credential helpers are. */
   dockerLogins: { configDir: string; searchPath: string };
+  /** Directories that may be a tmpfs, for the secrets of containers, the best first. */
+  secretRoots: readonly string[];
   version: string;
   log: Log;
 };
@@ -63,6 +67,9 @@ export class Node implements LocalNode {
   readonly #instance = crypto.randomUUID();
   #advertise: string;
   #identity: Identity;
+  /** IPv4 address of this machine that containers of other nodes are reached by. */
+  #underlay: string | undefined;
+  #overlay: Overlay | undefined;
   #executor: Executor | undefined;
   #session: Session | undefined;
   #scheduler: Scheduler | undefined;
@@ -156,6 +163,8 @@ export class Node implements LocalNode {
         local: this,
         scheduler: () => this.#scheduler,
         dataDir: this.#data.path,
+        secretsDir: (nodeId) => secretsDir(options.secretRoots, nodeId),
+        secret: (request) => this.#secretFor(request),
         policy: () => this.#policy,
         log,
       }).fetch,
@@ -202,7 +211,7 @@ export class Node implements LocalNode {
       ...common,
       newId,
       store: openSqliteStore(statePath),
-      sealer: new Sealer(this.#data.keyPath),
+      sealer: sealerOf(settings, this.#data),
       random: Math.random,
       onFenced: () => this.#fail(new StartError("another master has taken over this cluster's state; this one ends")),
     });
@@ -225,7 +234,7 @@ export class Node implements LocalNode {
     this.#membership.start();
   }
 
-  #startExecutor({ defaultDockerHost, dockerLogins }: StartOptions): void {
+  #startExecutor({ defaultDockerHost, dockerLogins, secretRoots }: StartOptions): void {
     const { settings, seen_term, cluster_id, node_id } = this.#identity;
     const dockerHost = settings.docker_host ?? defaultDockerHost;
     const engine = openEngine(dockerHost);
@@ -242,7 +251,8 @@ export class Node implements LocalNode {
       dataDir: this.#data.path,
       seenTerm: seen_term,
       nodeLogin: nodeLogins({ ...dockerLogins, log: this.#log }),
-      fetchChunk: (chunkHash) => this.#fetchChunk(chunkHash),
+      fetchChunk: (chunkHash) => fetchChunk(this.#masterAddress(), chunkHash),
+      secrets: { roots: secretRoots, fetch: (secretId) => this.#fetchSecret(secretId) },
       onChange: () => this.#session?.notify(),
     });
     if (cluster_id !== undefined && node_id !== undefined)
@@ -274,10 +284,20 @@ export class Node implements LocalNode {
     void executor.start().then(() => session.start(this.#masterPeer()));
   }
 
-  async #fetchChunk(chunkHash: string): Promise<Uint8Array> {
+  async #fetchSecret(secret_id: string): Promise<Uint8Array> {
+    return fetchSecret(this.#masterAddress(), { node_id: this.nodeId, instance: this.#instance, secret_id });
+  }
+
+  /** What this master hands out: only to the process that has the session of a node which runs what mounts the secret. */
+  #secretFor(request: SecretRequest): Uint8Array {
+    if (this.#scheduler && this.#membership?.isConnected(request)) return this.#scheduler.secrets.valueFor(request);
+    throw new CacophonyError("not_found", "there is no such secret for this node");
+  }
+
+  #masterAddress(): string {
     const address = this.#identity.role === "master" ? this.#selfAddress() : this.#masterPeer()?.address;
     if (address === undefined) throw new Error("this node has not heard of a master yet");
-    return fetchChunk(address, chunkHash);
+    return address;
   }
 
   #selfAddress(): string {
@@ -382,7 +402,11 @@ async function decideIdentity(data: DataDir, { command, peer, settings }: StartO
     throw new StartError("--policy is for the master, which reads it for all nodes: start that one with it");
   }
   const identity: Identity = { ...(known ?? newIdentity({ role, node_id: newId() })), role };
+  if (role === "worker" && settings.secret_key_file) {
+    throw new StartError("--secret-key-file is for the master, which keeps all secrets: start that one with it");
+  }
   identity.settings = { ...identity.settings, ...settings };
+  if (role === "master") refuseBadKey(identity.settings, data);
   if (command === "bootstrap") identity.cluster_id ??= crypto.randomUUID();
   if (command === "join" && peer !== undefined) {
     identity.join_address = formatAddress(parseAddress(peer, "the address to join"));
@@ -401,6 +425,28 @@ async function refuseOtherCluster(
   throw new StartError(
     `${address} is of cluster ${info.cluster_id}, but ${path} belongs to cluster ${cluster}: choose another --data-dir`,
   );
+}
+
+function sealerOf({ secret_key_file: path }: Settings, data: DataDir): Sealer {
+  return path ? new Sealer(path, { isGiven: true }) : new Sealer(data.keyPath);
+}
+
+/** A key that the operator keeps must be there and in order; a missing one of our own stops only what needs it. */
+function refuseBadKey(settings: Settings, data: DataDir): void {
+  if (!settings.secret_key_file) return;
+  try {
+    sealerOf(settings, data).check({ isFirst: false });
+  } catch (error) {
+    if (!(error instanceof SealError)) throw error;
+    throw new StartError(`${error.message}; --secret-key-file none goes back to the key in the data directory`, {
+      cause: error,
+    });
+  }
+}
+
+function secretsDir(roots: readonly string[], nodeId: string): string {
+  const place = findPlace(roots, nodeId);
+  return "fault" in place ? "" : place.dir;
 }
 
 function policyOf(path: string | undefined): Policy | undefined {

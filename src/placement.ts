@@ -4,7 +4,8 @@
  * **Hard limits.** A node is eligible when it is ready and active, when the rules about nodes hold for it (constraints,
  * external volumes, a recent enough Engine: `placement_rules.ts`), when it runs fewer replicas of the service than
  * `max_replicas_per_node`, when the service's reservations fit, when its fixed host ports are free there, and when the job's
- * network there has an address left. Each refusal is one sentence.
+ * network there has an address left.
+ * Where services share something, the room on the node must do for all of them. Each refusal is one sentence.
  * - CPU reserved: `reserved_cpus + asked <= cpus`.
  * - Memory reserved: `reserved_memory + asked <= total_memory`, and also `asked <= available_memory - reserved by what is
  *   placed but not running yet`, because memory that other processes hold can't be given twice (CPU time can be shared).
@@ -74,9 +75,13 @@ export type PlacementRequest = {
   rules: ServiceRules;
   /** Replicas of this service per node id, those that were just placed included; `place` adds to it. */
   own: Map<string, number>;
+  /** What will run beside the slot on its node (`reconcile_together.ts`), for which there must be room, too. */
+  beside?: readonly Companion[];
   /** The only node that may take the slot, and why. */
   pinned?: { node_id: string; reason: string };
 };
+
+export type Companion = { service_name: string; spec: ServiceSpec; rules: ServiceRules };
 
 export type Placement = { node_id: string } | { reasons: string[] };
 
@@ -210,7 +215,8 @@ function crowding(
   return (node) => groups(node).map((group) => counts.get(group) ?? 0);
 }
 
-function refusalOf({ job_id, spec, rules, own, pinned }: PlacementRequest, node: Candidate): string | undefined {
+function refusalOf(request: PlacementRequest, node: Candidate): string | undefined {
+  const { job_id, spec, rules, own, beside, pinned } = request;
   if (pinned && pinned.node_id !== node.node_id) return pinned.reason;
   if (node.refusal !== undefined) return node.refusal;
   const unmet = unmetRule({ job_id, spec, constraints: rules.constraints }, node);
@@ -218,6 +224,48 @@ function refusalOf({ job_id, spec, rules, own, pinned }: PlacementRequest, node:
   const most = rules.max_per_node;
   if (most !== undefined && (own.get(node.node_id) ?? 0) >= most) return `has max_replicas_per_node (${most})`;
   if (!node.resources) return "no resource reading yet";
+  const noRoom = beside ? noRoomBeside(request, { node, beside }) : noRoomFor(spec, { node, claims: node.claims });
+  if (noRoom !== undefined) return noRoom;
+  if ((node.perJob.get(job_id) ?? 0) >= MAX_JOB_CONTAINERS)
+    return `network of job ${job_id} is full (${MAX_JOB_CONTAINERS} containers)`;
+  return undefined;
+}
+
+/** What stands in the way of a replica together with all that runs beside it. */
+function noRoomBeside(
+  { job_id, spec }: PlacementRequest,
+  { node, beside }: { node: Candidate; beside: readonly Companion[] },
+): string | undefined {
+  const names = [...new Set(beside.map(({ service_name }) => service_name))];
+  const together = names.length === 0 ? "" : ` (together with ${names.join(", ")})`;
+  const claims = [...node.claims, ...claimsOf(spec)];
+  const sum = reservationOf(spec);
+  for (const one of beside) {
+    const unmet = unmetRule({ job_id, spec: one.spec, constraints: one.rules.constraints }, node);
+    if (unmet !== undefined) return `${unmet}, as service ${one.service_name} asks, which runs beside`;
+    const { cpus, memory } = reservationOf(one.spec);
+    sum.cpus += cpus;
+    sum.memory += memory;
+  }
+  const noRoom = noRoomFor(
+    { ...spec, reservations: { cpus: sum.cpus, memory_bytes: sum.memory } },
+    { node, claims: node.claims },
+  );
+  if (noRoom !== undefined) return `${noRoom}${together}`;
+  for (const one of beside) {
+    const taken = takenPort(one.spec, { node, claims });
+    if (taken !== undefined) return `${taken}${together}`;
+    claims.push(...claimsOf(one.spec));
+  }
+  return undefined;
+}
+
+/** Which reservation or host port of a replica the node can't give. */
+function noRoomFor(
+  spec: ServiceSpec,
+  { node, claims }: { node: Candidate; claims: readonly PortClaim[] },
+): string | undefined {
+  if (!node.resources) return undefined;
   const asked = reservationOf(spec);
   const { total_memory, available_memory, cpus } = node.resources;
   // Sums of decimal CPU shares carry rounding errors: 0.1 + 0.2 must still fit into 0.3.
@@ -227,21 +275,30 @@ function refusalOf({ job_id, spec, rules, own, pinned }: PlacementRequest, node:
     const free = Math.min(total_memory - node.reserved.memory, available_memory - node.reservedStarting.memory);
     if (asked.memory > free) return `reservation of ${mebibytes(asked.memory)} memory does not fit`;
   }
-  for (const port of spec.ports) {
-    if (port.host_port && isTaken(port, port.host_port, node)) {
+  return takenPort(spec, { node, claims });
+}
+
+function takenPort(
+  { ports }: ServiceSpec,
+  { node, claims }: { node: Candidate; claims: readonly PortClaim[] },
+): string | undefined {
+  for (const port of ports) {
+    if (port.host_port && isTaken(port, port.host_port, { node, claims })) {
       const { first, last } = port.host_port;
       const suffix = port.protocol === "tcp" ? "" : `/${port.protocol}`;
       return first === last ? `host port ${first}${suffix} taken` : `host ports ${first}-${last}${suffix} all taken`;
     }
   }
-  if ((node.perJob.get(job_id) ?? 0) >= MAX_JOB_CONTAINERS)
-    return `network of job ${job_id} is full (${MAX_JOB_CONTAINERS} containers)`;
   return undefined;
 }
 
 /** Whether no port of the range is left: each is held, or will be by a replica that takes one of an overlapping range. */
-function isTaken(port: PortSpec, range: { first: number; last: number }, node: Candidate): boolean {
-  const near = node.claims.filter(
+function isTaken(
+  port: PortSpec,
+  range: { first: number; last: number },
+  { node, claims }: { node: Candidate; claims: readonly PortClaim[] },
+): boolean {
+  const near = claims.filter(
     (claim) =>
       claim.protocol === port.protocol &&
       claim.first <= range.last &&

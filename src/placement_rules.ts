@@ -1,6 +1,7 @@
 /**
  * @module Rules of placement about the nodes themselves, whatever they have free: `deploy.placement.constraints`, external
- * volumes and networks, and Engines that are too old for what a service asks. Pure; `placement.ts` asks it about each node.
+ * volumes and networks, the platform, and Engines that are too old for what a service asks. Pure; `placement.ts` asks it about
+ * each node.
  *
  * Constraints are Swarm's (docker service create, "Specify service constraints"): `==` and `!=`, without regard to case, and a
  * label that a node does not have equals nothing. `node.hostname` is the node's name; a manager is a node that is or may
@@ -8,6 +9,7 @@
  */
 import { byPriority, networkName, volumeName } from "./container_options.ts";
 import { type Constraint, CREDENTIAL_SPEC, IFNAME, type NodeRecord, type ServiceSpec } from "./model.ts";
+import { canRun, platformOf, readPlatform, writePlatform } from "./placement_platform.ts";
 
 /** What rules look at. `volumes` or `networks` undefined: the node has not told them, or has too many to tell. */
 export type NodeFacts = Pick<NodeRecord, "node_id" | "node_name" | "role" | "platform"> & {
@@ -16,6 +18,8 @@ export type NodeFacts = Pick<NodeRecord, "node_id" | "node_name" | "role" | "pla
   networks: ReadonlySet<string> | undefined;
   /** Newest version of the Engine's API, as `1.43`. */
   apiVersion: string | undefined;
+  /** Why the node can't hold secrets; undefined: it can. */
+  noSecrets?: string | undefined;
 };
 
 /** What an Engine drops in silence when its API is older than `since` (moby, docs/api/version-history.md). */
@@ -56,14 +60,6 @@ const ENGINE_NEEDS: readonly { key: string; since: string; asks: (spec: ServiceS
 /** A network may be named by its id, which nodes don't tell. */
 const NETWORK_ID = /^[0-9a-f]{64}$/;
 
-/** Machines' own names for architectures, and Go's. */
-const ARCHITECTURES: Readonly<Record<string, string>> = {
-  x86_64: "amd64",
-  aarch64: "arm64",
-  armv7l: "arm",
-  i686: "386",
-};
-
 /** Why the node may not run the service, in one sentence; undefined: it may. */
 export function unmetRule(
   { job_id, spec, constraints }: { job_id: string; spec: ServiceSpec; constraints: readonly Constraint[] },
@@ -71,6 +67,10 @@ export function unmetRule(
 ): string | undefined {
   const unmet = constraints.find((constraint) => !holds(constraint, node));
   if (unmet) return `does not match ${writeConstraint(unmet)}`;
+  if (node.noSecrets !== undefined && spec.mounts.some(({ type }) => type === "secret"))
+    return `has no place for secrets (${node.noSecrets})`;
+  const foreign = foreignPlatform(spec, node);
+  if (foreign !== undefined) return foreign;
   for (const mount of spec.mounts) {
     if (mount.type !== "volume" || !mount.volume?.external) continue;
     const name = volumeName(mount.volume, job_id);
@@ -93,6 +93,14 @@ export function unmetRule(
 
 function asksCredentialSpec({ security_opt = [] }: ServiceSpec): boolean {
   return security_opt.some((option) => option.startsWith(CREDENTIAL_SPEC));
+}
+
+/** Which platform the service's images are of that the node does not run. */
+function foreignPlatform({ platform: text }: ServiceSpec, { platform: node }: NodeFacts): string | undefined {
+  if (text === undefined || !node) return undefined;
+  const own = platformOf(node.os, node.arch);
+  const wanted = readPlatform(text);
+  return wanted && canRun(own, wanted) ? undefined : `runs ${writePlatform(own)}, not ${text}`;
 }
 
 /** Whether all `constraints` hold for the node. */
@@ -123,7 +131,7 @@ function actual(key: string, node: NodeFacts): string[] {
 
 function normal(key: string, value: string): string {
   const lower = value.toLowerCase();
-  return key === "node.platform.arch" ? (ARCHITECTURES[lower] ?? lower) : lower;
+  return key === "node.platform.arch" ? platformOf("", lower).arch : lower;
 }
 
 function writeConstraint({ key, operator, value }: Constraint): string {

@@ -4,7 +4,8 @@
  * is stopped because a report is missing.
  *
  * A service that runs once on each node has its slots bound to nodes; what is wanted of it follows from the nodes there are. A
- * service whose `depends_on` does not hold yet starts nothing and stops nothing of an older definition either.
+ * service whose `depends_on` does not hold yet starts nothing and stops nothing of an older definition either. Services that
+ * share something are planned one after the other, those that follow last; what is not beside its partner is replaced.
  */
 import type { ClusterState, ServiceKey } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
@@ -14,6 +15,7 @@ import type { Candidate, PlacementRequest } from "./placement.ts";
 import { chooseRemovals, hasRoom, place } from "./placement.ts";
 import { matches } from "./placement_rules.ts";
 import { type Need, waitingFor } from "./reconcile_order.ts";
+import { allFollowers, type Bond, REUNITE, type Seat, Seats, unitOf } from "./reconcile_together.ts";
 
 /** What a service should be. */
 export type Goal = {
@@ -32,6 +34,8 @@ export type Goal = {
   released: boolean;
   /** `rules.depends_on`, with what those services should be. */
   needs: readonly Need[];
+  /** Absent: it shares nothing with other services. */
+  bond?: Bond;
 };
 
 /** A slot that has no allocation, and why: one sentence per reason. */
@@ -56,6 +60,8 @@ export type PlanContext = {
   newId: () => string;
   /** Slots of a service without an allocation, as of the last pass. */
   blockedOf: (key: ServiceKey) => readonly Blocked[];
+  /** Plans of this pass so far: a service that follows another is planned after it. */
+  planned?: ReadonlyMap<string, Plan>;
 };
 
 /** Blocked slots listed one by one; all slots of a service mostly wait for the same thing. */
@@ -69,15 +75,22 @@ export function reconcileService(goal: Goal, context: PlanContext): Plan {
   const plan: Plan = { place: [], stop: [], homes: [], blocked: [], released };
   const all = state.allocationsOf(serviceKey(goal));
   const mine = all.filter((allocation) => allocation.incarnation === goal.incarnation);
-  const stateful = isStateful(goal.spec);
+  const { job_id, spec, rules, bond } = goal;
+  // What follows brings its data along: all of a unit stay where those are.
+  const stateful = isStateful(spec) || allFollowers(bond?.followers ?? []).some((one) => isStateful(one.spec));
+  const seats = bond?.follows && new Seats(goal, { bond, state, planned: context.planned });
 
   let live = mine.filter((allocation) => allocation.desired === "run");
-  const lost = live.filter(
-    (allocation) => state.isDown(allocation.node_id) && !staysWithNode(allocation, { goal, state, stateful }),
-  );
+  const isStranded = (one: AllocationRecord) =>
+    state.isDown(one.node_id) && !staysWithNode(one, { goal, state, stateful });
+  const lost = live.filter((one) => {
+    if (!seats && !one.joins) return isStranded(one);
+    if (seats && one.ended !== undefined) return false;
+    if (seats && bond?.leaders.length) return seats.isApart(one);
+    return (!stateful && seats?.isApart(one)) || hasLostPartner(one, context) || isStranded(one);
+  });
   live = without(live, lost);
 
-  const { job_id, spec, rules } = goal;
   const request: PlacementRequest = { job_id, spec, rules, own: countByNode(live) };
   const excess = isGlobal(rules)
     ? chooseMisplaced(live, goal, state)
@@ -89,7 +102,8 @@ export function reconcileService(goal: Goal, context: PlanContext): Plan {
   );
   plan.stop.push(...lost, ...excess);
 
-  const missing = { goal, context, request, stateful, live, mine, waiting };
+  const isRejoining = seats !== undefined && lost.length > 0;
+  const missing = { goal, context, request, stateful, live, mine, waiting, isRejoining, ...(seats && { seats }) };
   if (isGlobal(rules)) placeOnEach(plan, missing);
   else placeMissing(plan, missing);
   plan.stop.push(...chooseOutdated(plan, missing));
@@ -120,6 +134,15 @@ function staysWithNode(
   return stateful || isGlobal(goal.rules) || hasEnded(allocation, state);
 }
 
+/** Whether what an allocation of an older definition joined is to run no more. */
+function hasLostPartner({ joins = [] }: AllocationRecord, { state, planned }: PlanContext): boolean {
+  return joins.some(({ allocation_id: id }) => {
+    const other = state.allocations.get(id);
+    const plan = other && planned?.get(serviceKey(other));
+    return other?.desired !== "run" || plan?.stop.some(({ allocation_id }) => allocation_id === id) === true;
+  });
+}
+
 function hasEnded(allocation: AllocationRecord, state: ClusterState): boolean {
   return allocation.ended !== undefined || state.status(allocation)?.final === true;
 }
@@ -142,7 +165,8 @@ function chooseExcess(
 ): AllocationRecord[] {
   const count = live.length - goal.scale;
   if (count <= 0) return [];
-  if (stateful) return live.toSorted((a, b) => b.slot - a.slot).slice(0, count);
+  // The slots of what belongs together must match.
+  if (stateful || goal.bond) return live.toSorted((a, b) => b.slot - a.slot).slice(0, count);
   const idle = live.filter((allocation) => isKnownIdle(allocation, context.state)).slice(0, count);
   const rest = chooseRemovals(without(live, idle), {
     count: count - idle.length,
@@ -159,11 +183,11 @@ function chooseExcess(
  */
 function chooseOutdated(
   plan: Plan,
-  { goal, context, live, mine, request, stateful, waiting }: Missing,
+  { goal, context, live, mine, request, stateful, waiting, isRejoining }: Missing,
 ): AllocationRecord[] {
-  if (waiting.length > 0) return [];
+  if (waiting.length > 0 || isRejoining) return [];
   const { state } = context;
-  const excluded = stateful ? new Set<string>() : excludedNodes(goal, { context, request });
+  const excluded = stateful || goal.bond?.follows ? new Set<string>() : excludedNodes(goal, { context, request });
   const isOutdated = (one: AllocationRecord) =>
     !isCurrent(one, goal) || (one.job_version < goal.rules_since && excluded.has(one.node_id));
   const reachable = live.filter((one) => isOutdated(one) && state.views.get(one.node_id)?.state === "ready");
@@ -216,9 +240,13 @@ type Missing = {
   mine: readonly AllocationRecord[];
   /** Why nothing of the service may start yet. */
   waiting: string[];
+  /** Where its slots go, if it follows another service. */
+  seats?: Seats;
+  /** Whether replicas go with the partners that they joined: those of an older definition mostly go that way, too. */
+  isRejoining: boolean;
 };
 
-function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine, waiting }: Missing): void {
+function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine, waiting, seats }: Missing): void {
   const { state } = context;
   const taken = new Set(live.map(({ slot }) => slot));
   const stoppingSlots = new Set(
@@ -227,7 +255,7 @@ function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine
       .map(({ slot }) => slot),
   );
   const hold = reasonsToHold(goal, { state, waiting });
-  let refusedAll: string[] | undefined;
+  let refusedAll: { reasons: string[]; size: number } | undefined;
   for (let slot = 1, missing = goal.scale - live.length; missing > 0; slot++) {
     if (taken.has(slot)) continue;
     missing--;
@@ -235,24 +263,66 @@ function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine
       if (plan.blocked.length === MAX_BLOCKED) break;
       block(plan, slot, hold);
     } else if (stoppingSlots.has(slot)) block(plan, slot, [PREVIOUS_STOPS]);
-    else if (refusedAll) {
-      if (plan.blocked.length === MAX_BLOCKED) break;
-      block(plan, slot, refusedAll);
-    } else {
-      const pinned = stateful ? pinOf(goal, slot, state) : undefined;
-      const placement = place(pinned ? { ...request, pinned } : request, context.candidates, context.random);
-      if ("node_id" in placement) accept(plan, { goal, slot, node_id: placement.node_id, stateful, context });
+    else {
+      const seat = seats?.of({ slot });
+      const unit = seat ? [] : unitOf(goal.bond?.followers ?? [], { slot, scale: goal.scale });
+      if (refusedAll?.size === unit.length) {
+        if (plan.blocked.length === MAX_BLOCKED) break;
+        block(plan, slot, refusedAll.reasons);
+        continue;
+      }
+      const spot = spotOf(slot, { goal, stateful, seat, unit, state });
+      if ("why" in spot) {
+        block(plan, slot, [spot.why]);
+        continue;
+      }
+      const placement = place({ ...request, ...spot }, context.candidates, context.random);
+      if ("node_id" in placement)
+        accept(plan, { goal, slot, node_id: placement.node_id, stateful, context, ...joinsOf(seat) });
       else {
         block(plan, slot, placement.reasons);
         // What refused an unpinned slot refuses every later one of the same service: nothing was placed in between.
-        if (!stateful) refusedAll = placement.reasons;
+        if (!stateful && !seat) refusedAll = { reasons: placement.reasons, size: unit.length };
       }
     }
   }
 }
 
+/** What is settled about where a slot goes: beside its partner, with all that follows it, and where their data are. */
+function spotOf(
+  slot: number,
+  {
+    goal,
+    stateful,
+    seat,
+    unit,
+    state,
+  }: { goal: Goal; stateful: boolean; seat: Seat | undefined; unit: ReturnType<typeof unitOf>; state: ClusterState },
+): Pick<PlacementRequest, "pinned" | "beside"> | { why: string } {
+  if (seat && "why" in seat) return seat;
+  const { job_id } = goal;
+  const pins = [
+    ...(stateful ? [pinOf(goal, slot, state)] : []),
+    ...unit.map(({ follower: { service_name, spec }, slot: its }) =>
+      isStateful(spec) ? pinOf({ job_id, service_name }, its, state, `of service ${service_name} `) : undefined,
+    ),
+  ].filter((pin) => pin !== undefined);
+  if (seat) pins.push({ node_id: seat.node_id, reason: `it goes beside ${seat.beside}` });
+  const [pinned, ...others] = pins;
+  const other = others.find(({ node_id }) => node_id !== pinned?.node_id);
+  if (pinned && other) {
+    return { why: `${pinned.reason}, but ${other.reason}${seat ? `: ${REUNITE}` : ""}` };
+  }
+  const beside = unit.map(({ follower: { service_name, spec, rules } }) => ({ service_name, spec, rules }));
+  return { ...(pinned && { pinned }), ...(beside.length > 0 && { beside }) };
+}
+
+function joinsOf(seat: Seat | undefined): Pick<AllocationRecord, "joins"> {
+  return seat && "joins" in seat && seat.joins.length > 0 ? { joins: seat.joins } : {};
+}
+
 /** One replica on each node that has none; the slot is the one that the node had, or the lowest free one. */
-function placeOnEach(plan: Plan, { goal, context, request, live, mine, waiting }: Missing): void {
+function placeOnEach(plan: Plan, { goal, context, request, live, mine, waiting, seats }: Missing): void {
   const { state } = context;
   const covered = new Set(live.map(({ node_id }) => node_id));
   const stopping = new Map(
@@ -277,10 +347,17 @@ function placeOnEach(plan: Plan, { goal, context, request, live, mine, waiting }
       continue;
     }
     const pinned = { node_id, reason: `this slot is for node ${node_name}` };
-    const placement = place({ ...request, pinned }, context.candidates, context.random);
+    const seat = seats?.of({ slot, node_id });
+    if (seat && "why" in seat) {
+      block(plan, slot, [`${pinned.reason}; ${seat.why}`]);
+      continue;
+    }
+    const beside = unitOf(seat ? [] : (goal.bond?.followers ?? []), { slot, scale: 1 }).map(({ follower }) => follower);
+    const spot = { pinned, ...(beside.length > 0 && { beside }) };
+    const placement = place({ ...request, ...spot }, context.candidates, context.random);
     if ("reasons" in placement) block(plan, slot, placement.reasons);
     // Its data need no note of where they are: each node has its own.
-    else accept(plan, { goal, slot, node_id, stateful: false, context });
+    else accept(plan, { goal, slot, node_id, stateful: false, context, ...joinsOf(seat) });
   }
 }
 
@@ -304,7 +381,8 @@ function accept(
     node_id,
     stateful,
     context,
-  }: { goal: Goal; slot: number; node_id: string; stateful: boolean; context: PlanContext },
+    joins,
+  }: Pick<AllocationRecord, "slot" | "node_id" | "joins"> & { goal: Goal; stateful: boolean; context: PlanContext },
 ): void {
   const { job_id, service_name, incarnation, spec_hash, job_version, generation } = goal;
   plan.place.push({
@@ -319,16 +397,22 @@ function accept(
     ...(generation !== undefined && { generation }),
     desired: "run",
     created_at: context.now,
+    ...(joins && { joins }),
   });
   if (stateful && context.state.homeOf({ job_id, service_name, slot })?.node_id !== node_id) {
     plan.homes.push({ job_id, service_name, slot, node_id });
   }
 }
 
-function pinOf({ job_id, service_name }: Goal, slot: number, state: ClusterState): PlacementRequest["pinned"] {
+function pinOf(
+  { job_id, service_name }: Pick<Goal, "job_id" | "service_name">,
+  slot: number,
+  state: ClusterState,
+  whose = "",
+): PlacementRequest["pinned"] {
   const home = state.homeOf({ job_id, service_name, slot });
   const node = home && state.nodes.get(home.node_id);
-  return node && { node_id: node.node_id, reason: `the data of slot ${slot} are on node ${node.node_name}` };
+  return node && { node_id: node.node_id, reason: `the data of slot ${slot} ${whose}are on node ${node.node_name}` };
 }
 
 /** What of a deleted job with the same id is still being removed on a node that can do it. */

@@ -15,13 +15,12 @@ import {
   changesForScale,
   checkPreconditions,
 } from "./job_changes.ts";
-import { assignedImageOf, changesForDigests, changesForRestart, registryOf } from "./job_images.ts";
 import { Directory } from "./directory.ts";
+import { assignedImageOf, changesForDigests, changesForRestart } from "./job_images.ts";
 import type { Log } from "./log.ts";
 import type {
   AllocationRecord,
   Change,
-  ClusterLogin,
   ClusterRecord,
   JobServiceRecord,
   LiveJob,
@@ -32,8 +31,11 @@ import type {
 import { CacophonyError, isGlobal, StartError } from "./model.ts";
 import type { Blocked, Goal, Plan, PlanContext } from "./reconcile.ts";
 import { reconcileRemoved, reconcileService } from "./reconcile.ts";
+import { Bonds } from "./reconcile_together.ts";
+import { Registries } from "./scheduler_registries.ts";
+import { Secrets } from "./scheduler_secrets.ts";
+import { changesForUpgrade } from "./scheduler_upgrade.ts";
 import type { Sealer } from "./seal.ts";
-import { SealError } from "./seal.ts";
 import type { Store } from "./store.ts";
 import { StoreError } from "./store.ts";
 
@@ -49,7 +51,7 @@ export type SchedulerOptions = {
   clock: Clock;
   random: () => number;
   newId: () => string;
-  /** Keeps registry logins unreadable in the Store. */
+  /** Keeps secrets and registry logins unreadable in the Store. */
   sealer: Sealer;
   log: Log;
   /** Called when this master was replaced by one with a newer term: the process must stop deciding at once. */
@@ -63,6 +65,8 @@ export class Scheduler {
   readonly state = new ClusterState();
   /** Where names and addresses lead; nodes hear of it in their session. */
   readonly directory: Directory;
+  readonly secrets: Secrets;
+  readonly #registries: Registries;
   readonly #options: SchedulerOptions;
   readonly #dirty = new Set<ServiceKey>();
   readonly #blocked = new Map<ServiceKey, Blocked[]>();
@@ -71,6 +75,8 @@ export class Scheduler {
   readonly #untold = new Set<string>();
   /** Revision of the first assignments without an allocation that is to stop: reports from there on can confirm it gone. */
   readonly #stopToldAt = new Map<string, number>();
+  /** What belongs together in a job, kept with its record. */
+  readonly #bonds = new Bonds();
   #queue: Promise<unknown> = Promise.resolve();
   #cluster: ClusterRecord | undefined;
   #term = 0;
@@ -83,6 +89,8 @@ export class Scheduler {
     this.#options = options;
     const network = () => ({ mode: this.cluster.network_mode, cidr: this.cluster.network_cidr });
     this.directory = new Directory({ state: this.state, clock: options.clock, network });
+    this.secrets = new Secrets({ ...options, state: this.state });
+    this.#registries = new Registries({ ...options, state: this.state });
   }
 
   get term(): number {
@@ -117,7 +125,17 @@ export class Scheduler {
       );
     }
     this.#term = await store.beginTerm(seen);
-    for (const kind of ["spec", "node", "job", "allocation", "home", "removal", "registry", "chunk"] as const) {
+    for (const kind of [
+      "spec",
+      "node",
+      "job",
+      "allocation",
+      "home",
+      "removal",
+      "registry",
+      "secret",
+      "chunk",
+    ] as const) {
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
     }
     this.#cluster = known ?? fresh;
@@ -127,7 +145,25 @@ export class Scheduler {
       term: this.#term,
       jobs: this.state.liveJobs().length,
     });
+    await this.#upgrade();
+    const fault = this.secrets.fault();
+    if (fault !== undefined) log.error("the jobs' secrets cannot be opened; what runs goes on", { reason: fault });
     this.#fullPass();
+  }
+
+  /** Where that fails, everything goes on as it was, and the next start tries it again. */
+  async #upgrade(): Promise<void> {
+    const { store, log } = this.#options;
+    try {
+      const changes = changesForUpgrade(this.state, this.secrets);
+      if (changes.length === 0) return;
+      await this.#commit(changes);
+      await this.#commit(this.state.unused());
+      await store.scrub?.();
+      log.info("sealed the secrets that an earlier version kept in plain", { changes: changes.length });
+    } catch (error) {
+      log.error("secrets that an earlier version kept in plain could not be sealed", { error });
+    }
   }
 
   async stop(): Promise<void> {
@@ -149,9 +185,11 @@ export class Scheduler {
     return this.#exclusive(async () => {
       checkPreconditions(this.state.jobs.get(jobId), preconditions);
       const before = this.state.liveJob(jobId);
-      const outcome = changesForPut(this.state, { jobId, wanted, now: clock.now(), newId });
+      const { wanted: settled, fresh } = this.secrets.settle(wanted, before);
+      const outcome = changesForPut(this.state, { jobId, wanted: settled, now: clock.now(), newId });
+      const sealed = this.secrets.sealed(fresh);
       if (outcome.changes.length > 0) await this.#commitChunks(wanted.chunks ?? new Map());
-      await this.#commit(outcome.changes);
+      await this.#commit([...sealed, ...outcome.changes]);
       this.#wakeJob(before);
       this.#wakeJob(outcome.job);
       return outcome;
@@ -213,15 +251,25 @@ export class Scheduler {
   ): { outcome: PutOutcome; services: ServicePlan[] } {
     const { clock, newId } = this.#options;
     checkPreconditions(this.state.jobs.get(jobId), preconditions);
-    const outcome = changesForPut(this.state, { jobId, wanted, now: clock.now(), newId });
-    const specs = new Map(outcome.job.services.map(({ service_name }, i) => [service_name, wanted.services[i]?.spec]));
-    const context = this.#planContext();
-    const services = outcome.job.services.flatMap((service) => {
-      const spec = specs.get(service.service_name);
-      if (!spec) return [];
+    const settled = this.secrets.settle(wanted, this.state.liveJob(jobId)).wanted;
+    const outcome = changesForPut(this.state, { jobId, wanted: settled, now: clock.now(), newId });
+    const { job } = outcome;
+    const known = new Map(
+      job.services.map((service, i) => [service.service_name, { service, spec: settled.services[i]?.spec }]),
+    );
+    const specs = new Map([...known.values()].map(({ service, spec }) => [service.spec_hash, spec]));
+    const bonds = this.#bonds.of(job, { specs });
+    const planned = new Map<ServiceKey, Plan>();
+    const context = { ...this.#planContext(), planned };
+    const names = new Set([...known.keys()].flatMap((name) => bonds.get(name)?.group ?? name));
+    const services = [...names].flatMap((name) => {
+      const { service, spec } = known.get(name) ?? {};
+      if (!service || !spec) return [];
       // Where everything would go, not what starts first.
-      const goal = { ...this.#goalOf(outcome.job, { service, spec }), released: true };
-      return [{ goal, plan: reconcileService(goal, context) }];
+      const goal = { ...this.#goalOf(job, { service, spec }), released: true };
+      const plan = reconcileService(goal, context);
+      planned.set(serviceKey(goal), plan);
+      return [{ goal, plan }];
     });
     return { outcome, services };
   }
@@ -243,21 +291,10 @@ export class Scheduler {
   // ---- Registries -----------------------------------------------------------------------------------------------------
 
   /** Keeps the login for a registry, and sends it to the nodes that pull from there. */
-  async putRegistry(
-    host: string,
-    { username, password }: { username: string; password: string },
-  ): Promise<"created" | "updated"> {
-    const { sealer } = this.#options;
+  async putRegistry(host: string, login: { username: string; password: string }): Promise<"created" | "updated"> {
     return this.#exclusive(async () => {
       const outcome = this.state.registries.has(host) ? "updated" : "created";
-      let sealed: string;
-      try {
-        sealed = sealer.seal(JSON.stringify({ username, password }), sealedFor(host));
-      } catch (error) {
-        if (!(error instanceof SealError)) throw error;
-        throw new CacophonyError("store_failed", `the login was not stored: ${error.message}`, { cause: error });
-      }
-      await this.#commit([{ op: "put", kind: "registry", record: { host, sealed } }]);
+      await this.#commit([this.#registries.sealed(host, { ...login, isFirst: this.secrets.isFirst })]);
       this.#tellAll();
       return outcome;
     });
@@ -265,39 +302,13 @@ export class Scheduler {
 
   async deleteRegistry(host: string): Promise<void> {
     await this.#exclusive(async () => {
-      if (!this.state.registries.has(host)) {
-        throw new CacophonyError("not_found", `there is no login for the registry '${host}'`);
-      }
-      await this.#commit([{ op: "delete", kind: "registry", key: host }]);
+      await this.#commit([this.#registries.removal(host)]);
       this.#tellAll();
     });
   }
 
   #tellAll(): void {
     for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
-  }
-
-  /** The logins for the registries of some images. */
-  #loginsFor(images: readonly string[]): ClusterLogin[] {
-    const hosts = [...new Set(images.map(registryOf))];
-    return hosts.flatMap((host) => {
-      const record = this.state.registries.get(host);
-      if (!record) return [];
-      try {
-        const login = JSON.parse(this.#options.sealer.open(record.sealed, sealedFor(host))) as Omit<
-          ClusterLogin,
-          "host"
-        >;
-        return [{ host, ...login }];
-      } catch (error) {
-        const reason = error instanceof Error ? error.message : String(error);
-        this.#options.log.error("a registry's login cannot be read: send it again with PUT /cluster/registry", {
-          host,
-          reason,
-        });
-        return [];
-      }
-    });
   }
 
   // ---- What membership calls ------------------------------------------------------------------------------------------
@@ -416,7 +427,7 @@ export class Scheduler {
       removals: [...this.state.removals.values()].filter(
         (removal) => removal.node_id === nodeId && !allocations.some(({ job_id }) => job_id === removal.job_id),
       ),
-      logins: this.#loginsFor(specs.map(({ spec }) => spec.image)),
+      logins: this.#registries.loginsFor(specs.map(({ spec }) => spec.image)),
       images: allocations.flatMap((allocation) => assignedImageOf(this.state, allocation)),
     });
   }
@@ -428,23 +439,8 @@ export class Scheduler {
     this.wake([...this.state.allocations.values()].map(serviceKey));
     // Whatever a node missed reaches it now: assignments are the full set, and taking them in again changes nothing.
     for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
-    void this.change(() => this.#unused()).catch((error: unknown) => this.#storeFailed(error));
+    void this.change(() => this.state.unused()).catch((error: unknown) => this.#storeFailed(error));
     this.#fullPassTimer = this.#options.clock.after(FULL_PASS_MS, () => this.#fullPass());
-  }
-
-  /** Specs that nothing refers to, and chunks of files that no other spec names. */
-  #unused(): Change[] {
-    const used = new Set([...this.state.allocations.values()].map(({ spec_hash }) => spec_hash));
-    for (const job of this.state.liveJobs()) for (const { spec_hash } of job.services) used.add(spec_hash);
-    const specs = [...this.state.specs.keys()].filter((hash) => !used.has(hash));
-    const named = new Set<string>();
-    for (const [hash, { files = [] }] of this.state.specs)
-      if (used.has(hash)) for (const { chunks } of files) for (const chunk of chunks) named.add(chunk);
-    const chunks = [...this.state.chunks.keys()].filter((hash) => !named.has(hash));
-    return [
-      ...specs.map((key): Change => ({ op: "delete", kind: "spec", key })),
-      ...chunks.map((key): Change => ({ op: "delete", kind: "chunk", key })),
-    ];
   }
 
   #schedulePass(delayMs: number): void {
@@ -461,13 +457,15 @@ export class Scheduler {
   async #pass(): Promise<void> {
     const keys = this.#withDependents(this.#dirty);
     this.#dirty.clear();
-    const context = this.#planContext();
+    const planned = new Map<ServiceKey, Plan>();
+    const context = { ...this.#planContext(), planned };
     const changes: Change[] = [];
     const blocked = new Map<ServiceKey, Blocked[]>();
     const nodes = new Set(this.#untold);
     const released: ServiceKey[] = [];
     for (const key of keys) {
       const plan = this.#planFor(key, context);
+      planned.set(key, plan);
       blocked.set(key, plan.blocked);
       if (plan.released) released.push(key);
       for (const record of plan.place) changes.push({ op: "put", kind: "allocation", record });
@@ -513,6 +511,7 @@ export class Scheduler {
 
   #goalOf(job: LiveJob, { service, spec }: { service: JobServiceRecord; spec: ServiceSpec }): Goal {
     const { job_id, incarnation } = job;
+    const bond = this.#bonds.of(job, this.state).get(service.service_name);
     const needs = service.rules.depends_on.flatMap((dependency) => {
       const other = job.services.find(({ service_name }) => service_name === dependency.service_name);
       if (!other) return [];
@@ -527,10 +526,11 @@ export class Scheduler {
       spec,
       scale: this.state.scaleOf(service),
       needs,
+      ...(bond && { bond }),
     };
   }
 
-  /** The services, and those whose start waits for one of them. */
+  /** The services, those whose start waits for one of them, and those that belong with one, in the order to plan them in. */
   #withDependents(keys: ReadonlySet<ServiceKey>): ServiceKey[] {
     const all = new Set(keys);
     for (const jobId of new Set(Array.from(keys, (key) => key.slice(0, key.indexOf("/"))))) {
@@ -541,7 +541,7 @@ export class Scheduler {
         if (!released && isAffected) all.add(serviceKey({ job_id: jobId, service_name }));
       }
     }
-    return [...all];
+    return this.#bonds.inOrder(all, this.state);
   }
 
   /** Job records in which these services wait for nothing any more. The version stays: nothing that a user asked for changed. */
@@ -609,8 +609,4 @@ export class Scheduler {
   #storeFailed(error: unknown): void {
     if (!this.#stopped) this.#options.log.error("a scheduling pass failed and is tried again", { error });
   }
-}
-
-function sealedFor(host: string): string {
-  return `login for registry ${host}`;
 }

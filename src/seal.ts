@@ -1,10 +1,12 @@
 /**
  * @module Secrets at rest: seals texts with a key that lies in a file of its own (AES-256-GCM). Owns the key file, which is made
- * when the first text is sealed; knows nothing of what the texts are. A copy of the cluster's state without that file tells
- * nothing; whoever can read the data directory as its owner has both.
+ * when the first text is sealed, and never where something was sealed before: that would hide that the key is lost. Knows
+ * nothing of what the texts are. A copy of the cluster's state without that file tells nothing; whoever can read the data
+ * directory as its owner has both, unless the operator keeps the file elsewhere.
  */
 import { createCipheriv, createDecipheriv, randomBytes } from "node:crypto";
-import { closeSync, fsyncSync, openSync, readFileSync, statSync, writeSync } from "node:fs";
+import { closeSync, fsyncSync, openSync, readFileSync, renameSync, rmSync, statSync, writeSync } from "node:fs";
+import { dirname } from "node:path";
 
 const KEY_BYTES = 32;
 /** What GCM is made for (NIST SP 800-38D): random, so no two texts of a cluster share one. */
@@ -18,21 +20,35 @@ export class SealError extends Error {
   }
 }
 
+/** `isFirst`: nothing was sealed before, so that a missing key is made. */
+type Use = { isFirst: boolean };
+
 export class Sealer {
   readonly #path: string;
+  readonly #isGiven: boolean;
 
-  /** `path`: the key file. */
-  constructor(path: string) {
+  /** `path`: the key file. `isGiven`: the operator keeps it, so that it is never made here. */
+  constructor(path: string, { isGiven = false }: { isGiven?: boolean } = {}) {
     this.#path = path;
+    this.#isGiven = isGiven;
+  }
+
+  /**
+   * Changes nothing.
+   * @throws {SealError} if a text could not be sealed now.
+   */
+  check({ isFirst }: Use): void {
+    if (!this.#read() && !this.#mayMake({ isFirst })) throw this.#missing();
   }
 
   /**
    * `purpose` belongs to the text: sealed for one it can't be opened for another.
-   * @throws {SealError} if the key file can't be read or made.
+   * @throws {SealError} if the key file can't be read or made, or is missing.
    */
-  seal(text: string, purpose: string): string {
+  seal(text: string, { purpose, isFirst }: Use & { purpose: string }): string {
     const nonce = randomBytes(NONCE_BYTES);
-    const cipher = createCipheriv("aes-256-gcm", this.#key({ make: true }), nonce).setAAD(Buffer.from(purpose));
+    const key = this.#read() ?? this.#make({ isFirst });
+    const cipher = createCipheriv("aes-256-gcm", key, nonce).setAAD(Buffer.from(purpose));
     const body = Buffer.concat([cipher.update(text, "utf8"), cipher.final()]);
     return Buffer.concat([nonce, cipher.getAuthTag(), body]).toString("base64");
   }
@@ -40,7 +56,8 @@ export class Sealer {
   /** @throws {SealError} if the key is missing or another one, or the sealed text is damaged or of another purpose. */
   open(sealed: string, purpose: string): string {
     const bytes = Buffer.from(sealed, "base64");
-    const key = this.#key({ make: false });
+    const key = this.#read();
+    if (!key) throw this.#missing();
     try {
       const decipher = createDecipheriv("aes-256-gcm", key, bytes.subarray(0, NONCE_BYTES));
       decipher.setAAD(Buffer.from(purpose)).setAuthTag(bytes.subarray(NONCE_BYTES, NONCE_BYTES + TAG_BYTES));
@@ -50,19 +67,32 @@ export class Sealer {
     }
   }
 
-  #key({ make }: { make: boolean }): Buffer {
-    const found = this.#read();
-    if (found) return found;
-    if (!make) throw new SealError(`the key file ${this.#path} is missing: restore it from a backup`);
+  #mayMake({ isFirst }: Use): boolean {
+    return isFirst && !this.#isGiven;
+  }
+
+  #missing(): SealError {
+    return new SealError(
+      `the key file ${this.#path} is missing: restore it from a backup, or make another (openssl rand -hex 32 > ${this.#path}; chmod 600 ${this.#path}) and send all secrets and logins again`,
+    );
+  }
+
+  /** Whole or not at all: half a key would look like a damaged one after a crash. */
+  #make(use: Use): Buffer {
+    if (!this.#mayMake(use)) throw this.#missing();
     const key = randomBytes(KEY_BYTES);
+    const beside = `${this.#path}.new`;
     try {
-      const file = openSync(this.#path, "wx", 0o600);
+      rmSync(beside, { force: true });
+      const file = openSync(beside, "wx", 0o600);
       try {
         writeSync(file, `${key.toString("hex")}\n`);
         fsyncSync(file);
       } finally {
         closeSync(file);
       }
+      renameSync(beside, this.#path);
+      syncDirectory(dirname(this.#path));
     } catch (error) {
       throw new SealError(`the key file ${this.#path} cannot be written`, { cause: error });
     }
@@ -81,7 +111,20 @@ export class Sealer {
       if ((error as { code?: string }).code === "ENOENT") return undefined;
       throw new SealError(`the key file ${this.#path} cannot be read`, { cause: error });
     }
-    if (!/^[0-9a-f]{64}$/.test(text)) throw new SealError(`the key file ${this.#path} holds no key of 64 hex digits`);
+    if (!/^[0-9a-f]{64}$/i.test(text)) {
+      throw new SealError(
+        `the key file ${this.#path} holds no key of 64 hex digits: write one with openssl rand -hex 32`,
+      );
+    }
     return Buffer.from(text, "hex");
+  }
+}
+
+function syncDirectory(path: string): void {
+  const directory = openSync(path, "r");
+  try {
+    fsyncSync(directory);
+  } finally {
+    closeSync(directory);
   }
 }

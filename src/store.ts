@@ -30,6 +30,8 @@ export interface Store {
   load(): Promise<StoredState>;
   /** Writes all changes or none; durable when the promise resolves. */
   commit(term: number, changes: readonly Change[]): Promise<void>;
+  /** Leaves nothing on the disk of what was removed or replaced. */
+  scrub?(): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -56,6 +58,8 @@ export function openSqliteStore(path: string): Store {
     // FULL: a commit is on the disk before it is acknowledged, also when the machine loses power.
     db.run("PRAGMA journal_mode = WAL");
     db.run("PRAGMA synchronous = FULL");
+    // What is removed is overwritten: a secret of an earlier version must not stay readable in free pages.
+    db.run("PRAGMA secure_delete = ON");
     migrate(db);
     return new SqliteStore(db, path);
   } catch (error) {
@@ -155,6 +159,10 @@ class SqliteStore implements Store {
         else remove.run(change.kind, change.key);
       }
     });
+  }
+
+  async scrub(): Promise<void> {
+    this.#db.run("PRAGMA wal_checkpoint(TRUNCATE)");
   }
 
   async close(): Promise<void> {

@@ -6,12 +6,13 @@ import { createConnection } from "node:net";
 import * as v from "valibot";
 import type { Address } from "./address.ts";
 import { formatAddress } from "./address.ts";
-import type { PeerInfo } from "./model.ts";
+import type { PeerInfo, SecretRequest } from "./model.ts";
 import { peerInfo, StartError } from "./model.ts";
 
 export const SESSION_PATH = "/internal/session";
 export const PEER_PATH = "/internal/peer";
 export const CHUNK_PATH = "/internal/chunk";
+export const SECRET_PATH = "/internal/secret";
 
 /** A node that does not accept a connection or answer a small question within this time counts as unreachable. */
 const REACH_TIMEOUT_MS = 1_500;
@@ -151,11 +152,33 @@ export async function fetchChunk(address: string, chunkHash: string): Promise<Ui
     signal: AbortSignal.timeout(CHUNK_TIMEOUT_MS),
   });
   if (!response.ok) throw new Error(`${address} answered ${response.status} to a request for a part of it`);
+  return readUpTo(MAX_CHUNK_BYTES, { response, address });
+}
+
+/** The value of a secret, from the master at `address`; its reason where it gives none. */
+export async function fetchSecret(address: string, request: SecretRequest): Promise<Uint8Array> {
+  const response = await fetch(`http://${address}${SECRET_PATH}`, {
+    method: "POST",
+    body: JSON.stringify(request),
+    signal: AbortSignal.timeout(CHUNK_TIMEOUT_MS),
+  });
+  if (response.ok) return readUpTo(MAX_CHUNK_BYTES, { response, address });
+  const refused = v.safeParse(refusal, await response.json().catch(() => undefined));
+  const why = refused.success ? refused.output.error.message : `answered ${response.status}`;
+  throw new Error(`the master at ${address}: ${why}`);
+}
+
+const refusal = v.object({ error: v.object({ message: v.string() }) });
+
+async function readUpTo(
+  most: number,
+  { response, address }: { response: Response; address: string },
+): Promise<Uint8Array> {
   const chunks: Uint8Array[] = [];
   let size = 0;
   for await (const chunk of response.body ?? []) {
     size += chunk.byteLength;
-    if (size > MAX_CHUNK_BYTES) throw new Error(`${address} answered with over ${MAX_CHUNK_BYTES} bytes`);
+    if (size > most) throw new Error(`${address} answered with over ${most} bytes`);
     chunks.push(chunk);
   }
   return Buffer.concat(chunks);

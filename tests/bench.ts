@@ -252,6 +252,7 @@ const idleStore: Store = {
     home: [],
     removal: [],
     registry: [],
+    secret: [],
     chunk: [],
   }),
   commit: async () => {},

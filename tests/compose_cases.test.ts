@@ -8,6 +8,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseDocument } from "yaml";
 import { containerOptions } from "../src/container_options.ts";
+import { composeMounts, type SentSecret } from "../src/job_secrets.ts";
 import { parseJob, type ParsedService } from "../src/job_spec.ts";
 import { differences, type JsonObject } from "./compose_compare.ts";
 
@@ -43,17 +44,22 @@ function yamlFiles(folder: string): string[] {
     .toSorted();
 }
 
-function create(service: ParsedService): JsonObject {
-  const body = containerOptions(service.spec, {
-    clusterId: "c",
-    nodeId: "n",
-    jobId: PROJECT,
-    serviceName: service.service_name,
-    slot: 1,
-    allocationId: "0123456789",
-    networkName: `${PROJECT}_default`,
-    projectDir: PROJECT_DIR,
-  });
+function create({ spec, service_name }: ParsedService, secrets: readonly SentSecret[] = []): JsonObject {
+  const mounts = composeMounts(spec.mounts, secrets);
+  const body = containerOptions(
+    { ...spec, mounts },
+    {
+      clusterId: "c",
+      nodeId: "n",
+      jobId: PROJECT,
+      serviceName: service_name,
+      slot: 1,
+      allocationId: "0123456789",
+      networkName: `${PROJECT}_default`,
+      projectDir: PROJECT_DIR,
+      secretsDir: "/secrets",
+    },
+  );
   return JSON.parse(JSON.stringify(body)) as JsonObject;
 }
 
@@ -134,7 +140,7 @@ describe("the bodies of awesome-compose are those that Compose 2.26.1 sent", () 
       const service = result.job.services.find((candidate) => candidate.service_name === name);
       const sent = containers[0]?.body;
       if (!service || !sent) throw new Error(`no service ${name}`);
-      expect(differences(withoutComposesOwn(sent), create(service))).toEqual([]);
+      expect(differences(withoutComposesOwn(sent), create(service, result.job.secrets))).toEqual([]);
     }
   });
 });

@@ -17,6 +17,7 @@ const context: ContainerContext = {
   slot: 2,
   allocationId: "0123456789abcdef",
   networkName: "cacophony_shop",
+  secretsDir: "/secrets",
   projectDir: "/var/lib/cacophony/projects/shop",
 };
 

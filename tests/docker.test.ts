@@ -459,6 +459,29 @@ describe("Executor on a real Engine", () => {
     expect(existsSync(project)).toBe(false);
   });
 
+  test("makes a container for a platform only of an image that is of it", async () => {
+    const own = executor.engineStatus();
+    if (own.state !== "ready") throw new Error(own.reason);
+    const { os, arch } = own.platform;
+    assign([{ id: "here", spec: { platform: `${os}/${arch}` } }]);
+    await settled([{ id: "here" }]);
+    const other = arch === "arm64" ? "linux/amd64" : "linux/arm64";
+    assign([{ id: "elsewhere", spec: { platform: other, pull_policy: "never" } }]);
+    const refused = await waitUntil("the start to be refused", () => executor.snapshot()?.allocations, {
+      until: (all) => all?.some(({ state }) => state === "failed") === true,
+    });
+    expect(refused?.[0]?.error).toContain(`image busybox:latest is not on this node for ${other}`);
+    const body = {
+      Image: "busybox:latest",
+      Labels: {},
+      Env: [],
+      StopTimeout: 1,
+      HostConfig: { NetworkMode: "none", RestartPolicy: { Name: "no", MaximumRetryCount: 0 } },
+    };
+    const error = await engine.create("foreign", body, { platform: other }).catch((one: unknown) => one);
+    expect(String(error)).toContain("does not match the specified platform");
+  });
+
   test("never touches a container of another cluster, and lists it", async () => {
     const labels = Object.entries({ [LABELS.cluster]: "other", [LABELS.node]: OWNER.nodeId, [LABELS.allocation]: "x" });
     const flags = labels.flatMap(([key, value]) => ["--label", `${key}=${value}`]);

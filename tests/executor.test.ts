@@ -22,7 +22,12 @@ function spec(change: Change = {}): ServiceSpec {
   return plainSpec({ image: "busybox:latest", ...change });
 }
 
-type Item = { id: string; job?: string; spec?: Change; desired?: "run" | "stop" };
+type Item = Pick<AllocationRecord, "joins"> & {
+  id: string;
+  job?: string;
+  spec?: Change;
+  desired?: "run" | "stop";
+};
 
 /** One node: its Engine, and one executor after another. */
 class Node {
@@ -74,7 +79,7 @@ class Node {
   }
 
   assign(items: Item[], change: Partial<Assignments> = {}): "accepted" | "stale" {
-    const allocations = items.map(({ id, job = "job", desired = "run", spec: changed }): AllocationRecord => ({
+    const allocations = items.map(({ id, job = "job", desired = "run", spec: changed, joins }): AllocationRecord => ({
       allocation_id: id,
       job_id: job,
       incarnation: "1",
@@ -85,6 +90,7 @@ class Node {
       job_version: 1,
       desired,
       created_at: 0,
+      ...(joins && { joins }),
     }));
     const specs = new Map(items.map((item) => [JSON.stringify(item.spec ?? {}), spec(item.spec)]));
     return this.executor.assign({
@@ -164,6 +170,45 @@ describe("Executor", () => {
     expect(node.status("a0")?.restarts).toBe(1);
     expect(node.status("a1")?.restarts).toBe(0);
   });
+
+  test.each([0, 0.1])(
+    "keeps what shares a network beside the other's present run, with %f of calls lost",
+    async (lose) => {
+      const node = await new Node(11).start();
+      const both: Item[] = [
+        { id: "app", spec: { network_mode: "service:web" }, joins: [{ service_name: "web", allocation_id: "x" }] },
+        { id: "x" },
+      ];
+      node.assign(both);
+      const isTogether = () => {
+        const [x, app] = ["x", "app"].map((id) => node.engine.running(id)[0]);
+        return node.isSettled(["x", "app"]) && node.engine.joined.get(app?.id ?? "") === `${x?.id} ${x?.startedAt}`;
+      };
+      await node.until(isTogether);
+      const trouble: (() => unknown)[] = [
+        () => node.engine.kill(node.engine.running("x")[0]?.id ?? ""),
+        () => node.engine.removeByHand(node.engine.running("x")[0]?.id ?? ""),
+        () => node.engine.removeByHand(node.engine.running("app")[0]?.id ?? ""),
+        () => node.engine.kill(node.engine.running("app")[0]?.id ?? ""),
+        async () => {
+          node.engine.kill(node.engine.running("x")[0]?.id ?? "");
+          await node.restart();
+          node.assign(both);
+        },
+      ];
+      for (const act of trouble) {
+        node.engine.faults = { loseRequest: lose, loseAnswer: lose, lateEffect: 0, loseEvent: lose };
+        await act();
+        await node.clock.advance(20_000);
+        node.engine.faults = { loseRequest: 0, loseAnswer: 0, lateEffect: 0, loseEvent: 0 };
+        await node.until(isTogether);
+      }
+      // And it stays so: nothing is made anew for no reason.
+      const creates = node.engine.calls.get("create");
+      await node.clock.advance(120_000);
+      expect(node.engine.calls.get("create")).toBe(creates as number);
+    },
+  );
 
   test("restarts a container that ended and makes a new one for one that was removed", async () => {
     const node = await new Node().start();

@@ -94,6 +94,29 @@ describe("a pull policy", () => {
     if (outcome === "used") expect(node.asked()).toBe(0);
   });
 
+  test("an image of another platform is as good as absent, and pulled for the one that is asked for", async () => {
+    const node = new Node();
+    node.engine.registry.set("app:1", "found");
+    node.engine.images.add("app:1");
+    expect(await node.make({ image: "app:1", platform: "linux/amd64" })).toBe("used");
+    expect(await node.make({ image: "app:1", platform: "linux/386" })).toBe("pulled");
+    expect(node.engine.platforms.get("app:1")).toBe("linux/386");
+    expect(await node.make({ image: "app:1", platform: "linux/386" })).toBe("used");
+    expect(await node.make({ image: "app:1", platform: "linux/arm64", policy: "never" })).toBe(
+      "image app:1 is not on this node for linux/arm64, and pull_policy is never; load it here, or change the policy",
+    );
+  });
+
+  test("an image that its registry has for another platform only is refused, not pulled over and over", async () => {
+    const node = new Node();
+    node.engine.registry.set("app:1", "found");
+    node.engine.onlyPlatform.set("app:1", "linux/amd64");
+    expect(await node.make({ image: "app:1", platform: "linux/arm64" })).toBe(
+      "image app:1 is of linux/amd64, not of linux/arm64; choose an image that is, or change platform",
+    );
+    expect(node.asked()).toBe(2);
+  });
+
   test("daily asks once a day, also where the registry has nothing newer", async () => {
     const node = new Node();
     node.engine.registry.set("app:1", "found");

@@ -14,13 +14,14 @@ import type {
   EngineVolume,
   NewNetwork,
   NewVolume,
-  PullProgress,
+  PullRequest,
   RegistryLogin,
   RegistryOptions,
   WatchOptions,
 } from "../src/docker.ts";
 import { EngineError } from "../src/docker_errors.ts";
 import { LABELS, type PublishedPort } from "../src/model.ts";
+import { platformOf, readPlatform } from "../src/placement_platform.ts";
 
 /** How the Engine misbehaves: chances from 0 to 1 for each call or event. */
 export type Faults = {
@@ -65,6 +66,12 @@ export class FakeEngine implements Engine {
   readonly taggedAt = new Map<string, number>();
   /** Networks that were asked for, in order. */
   readonly networksAsked: NewNetwork[] = [];
+  /** Whose network a container runs in, and since when that one ran: `CONTAINER STARTED_AT`. */
+  readonly joined = new Map<string, string>();
+  /** What images that are here are of, by their names; the others are of linux/amd64. */
+  readonly platforms = new Map<string, string>();
+  /** What the registry has an image for, whatever is asked of it; absent: everything. */
+  readonly onlyPlatform = new Map<string, string>();
   /** Containers that were put on a further network: `CONTAINER NETWORK`. */
   readonly connected: string[] = [];
   /** What was pulled, and the login of each question to a registry, in order. */
@@ -234,7 +241,13 @@ export class FakeEngine implements Engine {
         throw new EngineError("conflict", `cannot start a container that is ${container.state}`);
       }
       const { network } = container;
-      if (network !== "bridge" && !this.networkNames.includes(network)) {
+      const joined = /^container:(.+)$/.exec(network)?.[1];
+      if (joined !== undefined) {
+        if (this.#containers.get(joined)?.state !== "running") {
+          throw new EngineError("conflict", `cannot join network of a non running container: ${joined}`);
+        }
+        this.joined.set(id, `${joined} ${this.#get(joined).startedAt}`);
+      } else if (network !== "bridge" && !this.networkNames.includes(network)) {
         throw new EngineError("not_found", `network ${network} not found`);
       }
       this.#run(container);
@@ -280,6 +293,7 @@ export class FakeEngine implements Engine {
         id: `id of ${digest ?? name}`,
         digests: digest === undefined ? [] : [`${repositoryOf(name)}@${digest}`],
         taggedAt: this.taggedAt.get(name) ?? 0,
+        platform: readPlatform(this.platforms.get(name) ?? "linux/amd64") ?? platformOf("", ""),
       };
     });
   }
@@ -288,10 +302,7 @@ export class FakeEngine implements Engine {
     return this.#call("resolve", () => this.#ask(image, login));
   }
 
-  async pull(
-    image: string,
-    { signal, login, onProgress }: RegistryOptions & { onProgress?: (line: PullProgress) => void },
-  ): Promise<void> {
+  async pull(image: string, { signal, login, onProgress, platform }: PullRequest): Promise<void> {
     await this.#call("pull", async () => {
       const layer = "0123456789ab";
       for (let step = 1; step <= 10; step++) {
@@ -303,6 +314,7 @@ export class FakeEngine implements Engine {
       const name = [...this.registry.keys()].find((one) => repositoryOf(one) === repository) ?? image;
       this.pulled.push(image);
       this.digests.set(image, digest ?? this.#ask(name, login));
+      this.platforms.set(image, this.onlyPlatform.get(name) ?? platform ?? "linux/amd64");
       this.images.add(image);
     });
   }
@@ -311,6 +323,7 @@ export class FakeEngine implements Engine {
     return this.#call("tag", () => {
       this.images.add(name);
       this.digests.set(name, this.digests.get(image) ?? "");
+      this.platforms.set(name, this.platforms.get(image) ?? "linux/amd64");
       this.taggedAt.set(name, this.#clock.now());
     });
   }

@@ -8,8 +8,9 @@ import type { ServiceSpec } from "../src/model.ts";
 
 type Beside = { files?: Record<string, string>; env?: Record<string, string>; profiles?: string[] };
 
+const encoder = new TextEncoder();
+
 function parse(body: string, { files = {}, env = {}, profiles = [] }: Beside = {}) {
-  const encoder = new TextEncoder();
   return parseJob(body, {
     jobId: "shop",
     env: new Map(Object.entries(env)),
@@ -319,9 +320,13 @@ describe("include", () => {
     expect(parsed.services.map(({ service_name }) => service_name).toSorted()).toEqual(["app", "db"]);
     expect(parsed.services.find(({ service_name }) => service_name === "db")?.spec).toMatchObject({
       image: "pg:16",
-      mounts: [{ volume: { key: "data" } }, { source: "db/init" }, { source: "db/pw.txt", target: "/run/secrets/pw" }],
-      files: [{ path: "db/pw.txt" }],
+      mounts: [
+        { volume: { key: "data" } },
+        { source: "db/init" },
+        { type: "secret", name: "pw", target: "/run/secrets/pw" },
+      ],
     });
+    expect(parsed.secrets).toMatchObject([{ name: "pw", file: "db/pw.txt", data: encoder.encode("hunter2") }]);
     const own = job(body, { files, env: { TAG: "15" } });
     expect(own.services.find(({ service_name }) => service_name === "db")?.spec.image).toBe("pg:15");
     expect(parsed.document).not.toContain("include");
@@ -434,9 +439,6 @@ describe("configs and secrets", () => {
       { mode: 0o400, uid: 7, gid: 8 },
     ],
     ["configs: [{source: sent, mode: 0400}]", "/sent", ".cacophony/mounts/sent-", { mode: 0o400 }],
-    ["secrets: [pw]", "/run/secrets/pw", ".cacophony/mounts/pw-", { chunks: [hash("hunter2")] }],
-    ["secrets: [{source: pw, target: other}]", "/run/secrets/other", ".cacophony/mounts/pw-", {}],
-    ["secrets: [{source: pw, target: /else}]", "/else", ".cacophony/mounts/pw-", {}],
   ];
   test.each(cases)("%s", (lines, target, source, more) => {
     const parsed = job(document(lines, top), beside);
@@ -455,10 +457,10 @@ describe("configs and secrets", () => {
   test("another content, mode or owner is another spec; unused ones need nothing", () => {
     const path = (lines: string, env = beside.env) => app(document(lines, top), { ...beside, env }).files?.[0]?.path;
     const paths = [
-      path("secrets: [pw]"),
-      path("secrets: [pw]", { ...beside.env, PW: "other" }),
-      path("secrets: [{source: pw, mode: 0400}]"),
-      path("secrets: [{source: pw, uid: '1'}]"),
+      path("configs: [var]"),
+      path("configs: [var]", { ...beside.env, CONF: "other" }),
+      path("configs: [{source: var, mode: 0400}]"),
+      path("configs: [{source: var, uid: '1'}]"),
     ];
     expect(new Set(paths).size).toBe(4);
     expect(app(document("tty: true", top)).tty).toBe(true);
@@ -475,7 +477,6 @@ describe("configs and secrets", () => {
     ["secrets: [unset]", "whose variable UNSET is not set: send ?env.UNSET=…"],
     ["secrets: [outside]", "made outside of the job"],
     ["secrets: [up]", "leaves the job's project directory"],
-    ["configs: [sent, sent]", "once more"],
     [
       "configs: [sent]\nvolumes: [./x:/sent]",
       'services.app.configs[0]: mounts to "/sent", as volumes entry 0 does already',

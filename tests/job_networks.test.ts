@@ -13,6 +13,7 @@ const context = {
   allocationId: "0123456789abcdef",
   networkName: "shop_default",
   projectDir: "/p",
+  secretsDir: "/run/s",
 };
 
 function read(service: string, networks: string) {

@@ -123,6 +123,7 @@ function clear({ prefix, dir }: Ground): void {
   }
   run(["ip", "link", "delete", prefix]);
   run(["iptables", "-w", "-D", "FORWARD", "-i", prefix, "-o", prefix, "-j", "ACCEPT"]);
+  removeSecrets(dir);
   rmSync(dir, { recursive: true, force: true });
 }
 
@@ -168,6 +169,15 @@ function removeShimSockets(hostDir: string): void {
   for (const file of new Bun.Glob("exec/containerd/daemon/*/*/*/address").scanSync({ cwd: hostDir })) {
     const socket = /^unix:\/\/(\/.+)$/.exec(read(join(hostDir, file)).trim())?.[1];
     if (socket !== undefined) rmSync(socket, { force: true });
+  }
+}
+
+/** Nodes hold secrets where the whole machine keeps what ends with it, each in a directory named after itself. */
+function removeSecrets(dir: string): void {
+  for (const file of new Bun.Glob("h*/*/node.json").scanSync({ cwd: dir })) {
+    const { node_id } = JSON.parse(read(join(dir, file))) as { node_id: string };
+    for (const root of ["/run", "/dev/shm"])
+      rmSync(join(root, "cacophony-0", node_id), { recursive: true, force: true });
   }
 }
 

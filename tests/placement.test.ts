@@ -186,6 +186,20 @@ describe("rules about nodes", () => {
     expect(unmet).toBe(holds ? undefined : `does not match ${key} ${operator} ${value}`);
   });
 
+  test.each<[string | undefined, string | undefined]>([
+    [undefined, undefined],
+    ["linux/amd64", undefined],
+    ["linux/386", undefined],
+    ["linux", undefined],
+    ["linux/arm64", "runs linux/amd64, not linux/arm64"],
+    ["windows", "runs linux/amd64, not windows"],
+  ])("platform %s on linux/amd64: %s", (platform, unmet) => {
+    const asked = spec(platform === undefined ? {} : { platform });
+    expect(unmetRule({ job_id: "job", spec: asked, constraints: [] }, node)).toBe(unmet);
+    const { platform: _, ...unknown } = node;
+    expect(unmetRule({ job_id: "job", spec: asked, constraints: [] }, unknown)).toBeUndefined();
+  });
+
   const external = (name: string) =>
     spec({
       mounts: [
@@ -298,6 +312,16 @@ describe("rules about nodes", () => {
     const asked = { job_id: "job", spec: spec({ annotations: [["a", "b"]] }), constraints: [] };
     expect(unmetRule(asked, { ...node, apiVersion })).toBe(expected);
     expect(unmetRule({ ...asked, spec: spec() }, { ...node, apiVersion })).toBeUndefined();
+  });
+
+  test.each([
+    ["no tmpfs at /run", "has no place for secrets (no tmpfs at /run)"],
+    [undefined, undefined],
+  ])("a service with secrets on a node where %s", (noSecrets, expected) => {
+    const secret = { type: "secret", name: "pw", secret_id: "i", target: "/pw", read_only: true, mode: 0o444 } as const;
+    const asked = { job_id: "job", spec: spec({ mounts: [secret] }), constraints: [] };
+    expect(unmetRule(asked, { ...node, noSecrets })).toBe(expected);
+    expect(unmetRule({ ...asked, spec: spec() }, { ...node, noSecrets })).toBeUndefined();
   });
 
   test("keep a replica away, and say so once for all nodes that they exclude", () => {

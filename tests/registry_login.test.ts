@@ -23,7 +23,10 @@ describe("Sealer", () => {
     const path = join(fresh(), "key");
     const sealer = new Sealer(path);
     expect(existsSync(path)).toBe(false);
-    const [a, b] = [sealer.seal("pässword", "x"), sealer.seal("pässword", "x")];
+    const [a, b] = [
+      sealer.seal("pässword", { purpose: "x", isFirst: true }),
+      sealer.seal("pässword", { purpose: "x", isFirst: true }),
+    ];
     expect(a).not.toBe(b);
     expect(new Sealer(path).open(a, "x")).toBe("pässword");
     expect(Buffer.from(a, "base64").toString("latin1")).not.toContain("word");
@@ -32,8 +35,8 @@ describe("Sealer", () => {
 
   test("refuses another purpose, another key, changed text, a missing key and one that others can read", () => {
     const [path, other] = [join(fresh(), "key"), join(fresh(), "key")];
-    const sealed = new Sealer(path).seal("text", "x");
-    new Sealer(other).seal("text", "x");
+    const sealed = new Sealer(path).seal("text", { purpose: "x", isFirst: true });
+    new Sealer(other).seal("text", { purpose: "x", isFirst: true });
     const changed = Buffer.from(sealed, "base64");
     changed[changed.length - 1]! ^= 1;
     expect(() => new Sealer(path).open(sealed, "y")).toThrow("damaged");
@@ -44,7 +47,7 @@ describe("Sealer", () => {
     expect(() => new Sealer(path).open(sealed, "x")).toThrow("chmod 600");
     chmodSync(path, 0o600);
     writeFileSync(path, "short");
-    expect(() => new Sealer(path).seal("text", "x")).toThrow("64 hex digits");
+    expect(() => new Sealer(path).seal("text", { purpose: "x", isFirst: true })).toThrow("64 hex digits");
   });
 });
 
