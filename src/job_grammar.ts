@@ -127,6 +127,8 @@ export type PortText = {
   protocol: Protocol;
   host_ip: string;
   host?: { first: number; last: number };
+  /** Where it is open: on the replica's node, or on every one. The short form does not say. */
+  mode?: "host" | "ingress";
 };
 
 /** `[[host_ip:]host:]container[/protocol]`, with ranges (Compose: "ports", short syntax). */

@@ -201,8 +201,15 @@ function definition<T extends Table>(table: T): Schema<Fields<T>> {
   );
 }
 
+const CACOPHONY = {
+  publish: honoured(oneOf(["host", "mesh"])),
+  balance: honoured(oneOf(["local_first", "least_connections"])),
+  proxy_protocol: honoured(oneOf(["none", "v1", "v2"])),
+} satisfies Table;
+
 /** What a service may say. */
 export const SERVICE_KEYS = {
+  "x-cacophony": section(CACOPHONY),
   image: honoured(readsText(readImage)),
   command: honoured(command),
   entrypoint: honoured(command),

@@ -59,14 +59,15 @@ const PORT = {
 const longPort: Schema<PortText> = v.pipe(
   fields(PORT),
   v.rawTransform(({ dataset, addIssue, NEVER }) => {
-    const { target, published = "", protocol = "tcp", host_ip = "" } = dataset.value;
+    const { target, published = "", protocol = "tcp", host_ip = "", mode } = dataset.value;
     const range = published === "" ? { first: 0, last: 0 } : readPortRange(published, { least: 0 });
     if (target === undefined || range instanceof Refusal) {
       addIssue({ message: range instanceof Refusal ? range.message : "has no target: name the container's port" });
       return NEVER;
     }
     const container = { first: target, last: target };
-    return range.last === 0 ? { container, protocol, host_ip } : { container, protocol, host_ip, host: range };
+    const port = { container, protocol, host_ip, ...(mode && { mode }) };
+    return range.last === 0 ? port : { ...port, host: range };
   }),
 );
 

@@ -2,6 +2,7 @@
  * @module What a service of a compose document says about how many of it run, where, and after what -> its rules. Owns how
  * `deploy.mode`, `deploy.placement`, `depends_on` and `links` fit each other and the rest of the service.
  */
+import { entriesOf } from "./job_entries.ts";
 import type { ServiceFields } from "./job_keys.ts";
 import type { Report } from "./job_service_files.ts";
 import type { Dependency, ServiceRules } from "./model.ts";
@@ -19,6 +20,8 @@ export function buildRules(
     spread: (placement.preferences ?? []).flatMap(({ spread }) => spread ?? []),
     depends_on: dependencies(service, report).filter(({ service_name }) => services.has(service_name)),
   };
+  const entries = entriesOf(service, report);
+  if (entries.length > 0) rules.entries = entries;
   // Compose and Swarm: 0 is no limit.
   if (placement.max_replicas_per_node) rules.max_per_node = placement.max_replicas_per_node;
   const scaled = service.scale !== undefined ? ["scale"] : ["deploy", "replicas"];

@@ -133,7 +133,7 @@ export function readFields<T extends Table>(
   const output: Record<string, unknown> = {};
   const issues: Issue[] = [];
   for (const [key, value] of input) {
-    if (key.startsWith("x-")) continue;
+    if (key.startsWith("x-") && !Object.hasOwn(table, key)) continue;
     const row = Object.hasOwn(table, key) ? table[key] : undefined;
     if (!row) issues.push({ message: unknownKey(key, table, issues.length), path: [step(key, "key")] });
     else if (row.fate === "refused") {

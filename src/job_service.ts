@@ -17,6 +17,7 @@ import {
   securityOptions,
   sentBelow,
 } from "./job_service_files.ts";
+import { hostPorts } from "./job_entries.ts";
 import { portSpecs, type ParsedMount } from "./job_lists.ts";
 import type { Path } from "./job_yaml.ts";
 import type {
@@ -117,14 +118,15 @@ function checkScale(service: ServiceFields, report: Report): void {
   }
 }
 
-function ports({ ports: entries = [], network_mode: mode }: ServiceFields, report: Report): PortSpec[] {
+function ports(service: ServiceFields, report: Report): PortSpec[] {
+  const { ports: entries = [], network_mode: mode } = service;
   if (mode === "host" || mode === "none") {
     if (entries.length > 0) report.warn(["ports"], `is left out, as Docker does with network_mode ${mode}`);
     return [];
   }
   const taken = new Map<string, number>();
   const known = new Set<string>();
-  return entries.flatMap((entry, index) => {
+  return hostPorts(service).flatMap(({ port: entry, index }) => {
     // Said again is said once, as in compose.
     const specs = portSpecs(entry).filter((spec) => {
       const text = JSON.stringify(spec);

@@ -2,6 +2,7 @@
  * @module One process of Cacophony: builds the parts, wires them, starts and stops them. Owns the decision of what this process
  * is (the master of a new cluster, a node that joins one, or what its data directory says) and nothing of what the parts do.
  */
+import { lookup } from "node:dns/promises";
 import { existsSync, readFileSync } from "node:fs";
 import { hostname, networkInterfaces } from "node:os";
 import type { Address } from "./address.ts";
@@ -13,6 +14,8 @@ import type { Identity, Settings } from "./data_dir.ts";
 import { DataDir, newIdentity } from "./data_dir.ts";
 import { openEngine } from "./docker.ts";
 import { nodeLogins } from "./docker_login.ts";
+import { DnsServer } from "./dns_server.ts";
+import { EntryProxy } from "./entry_proxy.ts";
 import { Executor } from "./executor.ts";
 import { findPlace } from "./executor_secrets.ts";
 import type { Policy } from "./job_policy.ts";
@@ -20,9 +23,10 @@ import { readPolicy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
-import { CacophonyError, NODE_IN_USE, PROTOCOL_VERSION, StartError } from "./model.ts";
+import { CacophonyError, DEFAULT_NETWORK_CIDR, NODE_IN_USE, PROTOCOL_VERSION, StartError } from "./model.ts";
 import { HostMeter } from "./resources.ts";
 import { Overlay } from "./overlay.ts";
+import { OverlayKernel } from "./overlay_kernel.ts";
 import { Scheduler } from "./scheduler.ts";
 import { Sealer, SealError } from "./seal.ts";
 import { Session } from "./session.ts";
@@ -70,6 +74,7 @@ export class Node implements LocalNode {
   /** IPv4 address of this machine that containers of other nodes are reached by. */
   #underlay: string | undefined;
   #overlay: Overlay | undefined;
+  #dns: DnsServer | undefined;
   #executor: Executor | undefined;
   #session: Session | undefined;
   #scheduler: Scheduler | undefined;
@@ -149,7 +154,7 @@ export class Node implements LocalNode {
     const parts = async () => {
       await this.#session?.stop();
       this.#membership?.stop();
-      await Promise.all([this.#executor?.stop(), this.#listener?.stop()]);
+      await Promise.all([this.#executor?.stop(), this.#listener?.stop(), this.#overlay?.stop(), this.#dns?.stop()]);
       await this.#scheduler?.stop();
     };
     await Promise.race([parts(), Bun.sleep(STOP_TIMEOUT_MS)]);
@@ -175,6 +180,8 @@ export class Node implements LocalNode {
       this.#warnOfExposure();
       this.#data.save(this.#identity);
       if (this.#identity.role === "master") await this.#startMaster();
+      this.#underlay = await underlayOf(this.#advertise);
+      this.#startOverlay(options);
       this.#startExecutor(options);
       this.#startSession();
     } catch (error) {
@@ -234,11 +241,29 @@ export class Node implements LocalNode {
     this.#membership.start();
   }
 
+  #startOverlay({ dockerLogins: { searchPath } }: StartOptions): void {
+    const log = this.#log;
+    const common = { clock: systemClock, random: Math.random, log };
+    const dns = new DnsServer({ ...common, names: { lookup: (question, from) => overlay.lookup(question, from) } });
+    const overlay = new Overlay({
+      ...common,
+      kernel: new OverlayKernel({ log, searchPath }),
+      serveNames: (addresses) => void dns.listen(addresses),
+      newEntries: (selfNodeId) => new EntryProxy({ ...common, selfNodeId }),
+      dataDir: this.#data.path,
+      onChange: () => this.#session?.notify(),
+    });
+    this.#dns = dns;
+    this.#overlay = overlay;
+  }
+
   #startExecutor({ defaultDockerHost, dockerLogins, secretRoots }: StartOptions): void {
     const { settings, seen_term, cluster_id, node_id } = this.#identity;
     const dockerHost = settings.docker_host ?? defaultDockerHost;
     const engine = openEngine(dockerHost);
-    this.#executor = new Executor({
+    const overlay = this.#overlay;
+    if (!overlay) throw new Error("the network comes first");
+    const executor = new Executor({
       engine,
       meter: new HostMeter({
         engine,
@@ -253,8 +278,14 @@ export class Node implements LocalNode {
       nodeLogin: nodeLogins({ ...dockerLogins, log: this.#log }),
       fetchChunk: (chunkHash) => fetchChunk(this.#masterAddress(), chunkHash),
       secrets: { roots: secretRoots, fetch: (secretId) => this.#fetchSecret(secretId) },
-      onChange: () => this.#session?.notify(),
+      overlay,
+      onChange: () => {
+        const snapshot = executor.snapshot();
+        if (snapshot) overlay.setLocal(snapshot.allocations);
+        this.#session?.notify();
+      },
     });
+    this.#executor = executor;
     if (cluster_id !== undefined && node_id !== undefined)
       this.#executor.adopt({ clusterId: cluster_id, nodeId: node_id });
   }
@@ -264,7 +295,11 @@ export class Node implements LocalNode {
     if (!executor) throw new Error("the executor comes first");
     this.#session = new Session({
       transport: this.#identity.role === "master" ? this.#selfTransport() : networkTransport,
-      executor,
+      executor: {
+        assign: (assignments) => executor.assign(assignments),
+        snapshot: () => executor.snapshot(),
+        heartbeat: () => ({ ...executor.heartbeat(), ...this.#overlayReport() }),
+      },
       clock: systemClock,
       random: Math.random,
       log: this.#log,
@@ -298,6 +333,11 @@ export class Node implements LocalNode {
     const address = this.#identity.role === "master" ? this.#selfAddress() : this.#masterPeer()?.address;
     if (address === undefined) throw new Error("this node has not heard of a master yet");
     return address;
+  }
+
+  #overlayReport() {
+    const overlay = this.#overlay?.report();
+    return overlay ? { overlay } : {};
   }
 
   #selfAddress(): string {
@@ -466,6 +506,13 @@ function policyOf(path: string | undefined): Policy | undefined {
 function bindAddress({ role, settings }: Identity): Address {
   if (settings.bind_addr !== undefined) return parseAddress(settings.bind_addr, "--bind-addr");
   return { host: role === "master" ? "127.0.0.1" : "0.0.0.0", port: DEFAULT_PORT };
+}
+
+/** The IPv4 address behind the one that others reach this node at. */
+async function underlayOf(advertised: string): Promise<string | undefined> {
+  const { host } = parseAddress(advertised, "the advertised address");
+  const found = await lookup(host, { family: 4 }).catch(() => undefined);
+  return found?.address;
 }
 
 async function advertisedAddress(bind: Address, { settings, join_address, master }: Identity): Promise<string> {

@@ -4,14 +4,16 @@
  * so that a process that starts without a master goes on where the last one ended. The master's side is `directory.ts`; what is
  * to be in the kernel is decided in `overlay_plan.ts`.
  */
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject } from "node:crypto";
+import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import * as v from "valibot";
 import type { Clock, Timer } from "./clock.ts";
+import type { EntryProxy, EntryStatus } from "./entry_proxy.ts";
 import type { ExecutorOverlay } from "./executor.ts";
 import { type LocalNetwork, SUBNET_BITS } from "./executor_networks.ts";
 import type { LocalAddresses } from "./executor_worker.ts";
 import type { Log } from "./log.ts";
-import { describeError } from "./log.ts";
 import type { AllocationStatus } from "./model.ts";
 import {
   type DirectoryMessage,
@@ -23,46 +25,21 @@ import {
   type ServiceEntry,
   serviceEntry,
 } from "./model_network.ts";
+import { type NameAnswer, type NameQuestion, Names } from "./names.ts";
+import type { OverlayKernel } from "./overlay_kernel.ts";
+import type { Overlay as KernelOverlay } from "./overlay_plan.ts";
 import { contains, firstAddress, withoutFirst } from "./subnet.ts";
 
-/** A bridge of this node with the subnets that the same network has on other nodes. */
-export type SharedBridge = LocalNetwork & { remote: readonly string[] };
-
-/** What the kernel is to have. */
-export type KernelState = { message: NetworkMessage; bridges: readonly SharedBridge[] };
-
-export interface Kernel {
-  /** Why this machine cannot have such a network, in one sentence; undefined: it can. */
-  refusal(mode: Exclude<NetworkMode, "none">): Promise<string | undefined>;
-  /** Brings the kernel to this state, whatever it has. */
-  apply(state: KernelState): Promise<void>;
-  /** Takes away all that `apply` made. */
-  remove(): Promise<void>;
-  /** For WireGuard. */
-  publicKey(): Promise<string | undefined>;
-}
-
-/** What follows the directory: the name server and the entries. */
-export interface Follower {
-  put(entry: ServiceEntry): void;
-  remove(of: { job_id: string; service_name: string }): void;
-  /** Allocations that this node knows not to answer, whatever the directory says. */
-  exclude(allocationIds: ReadonlySet<string>): void;
-}
-
-export interface NameServer extends Follower {
-  /** Answers at these addresses and no others; `subnets` by network: who asks from there is on that network. */
-  serve(where: { addresses: readonly string[]; subnets: ReadonlyMap<string, string> }): void;
-}
-
 export type OverlayOptions = {
-  kernel: Kernel;
-  names: NameServer;
-  entries: Follower;
+  kernel: Pick<OverlayKernel, "supported" | "apply" | "remove">;
+  /** Answers at these addresses of this machine and no others. */
+  serveNames: (addresses: readonly string[]) => void;
+  newEntries: (selfNodeId: string) => Pick<EntryProxy, "update" | "exclude" | "status" | "stop">;
   clock: Clock;
+  random: () => number;
   log: Log;
-  /** Where the last messages are kept. */
-  path: string;
+  /** The node's data directory: the last messages and the WireGuard key are kept there. */
+  dataDir: string;
   /** Called when `report()` may differ from before. */
   onChange: () => void;
 };
@@ -80,12 +57,18 @@ export class Overlay implements ExecutorOverlay {
   readonly #options: OverlayOptions;
   readonly #known = Promise.withResolvers<void>();
   readonly #services = new Map<string, ServiceEntry>();
+  readonly #path: string;
+  #names: Names | undefined;
+  #entries: ReturnType<OverlayOptions["newEntries"]> | undefined;
   #network: NetworkMessage | undefined;
   #bridges: readonly LocalNetwork[] = [];
   /** What runs here; undefined before Docker was looked at. */
   #local: readonly AllocationStatus[] | undefined;
   /** What this node does; undefined before it was tried. */
   #state: { mode: NetworkMode; reason?: string; publicKey?: string } | undefined;
+  /** What the cluster asked for when that was tried. */
+  #tried: NetworkMode | undefined;
+  #problems = "";
   #fullAt = 0;
   #applying = false;
   #again = false;
@@ -96,27 +79,37 @@ export class Overlay implements ExecutorOverlay {
 
   constructor(options: OverlayOptions) {
     this.#options = options;
+    this.#path = join(options.dataDir, "network.json");
     this.#load();
   }
 
-  /** Containers keep their network: only the process's own part ends. */
+  /** Where a name leads, for one who asks from the address `from`. */
+  lookup(question: NameQuestion, from: string): NameAnswer {
+    return this.#names?.lookup(question, from) ?? { state: "not_ours" };
+  }
+
+  /** The ports that are open here for services. */
+  entries(): EntryStatus[] {
+    return this.#entries?.status() ?? [];
+  }
+
+  /** Ends what the process itself does. */
   async stop(): Promise<void> {
     this.#stopped = true;
     this.#timer?.cancel();
+    this.#entries?.stop();
     if (this.#saveTimer) this.#save();
     await this.#work;
-  }
-
-  /** This node leaves the cluster: nothing of the network stays. */
-  async leave(): Promise<void> {
-    await this.stop();
-    await this.#options.kernel.remove();
+    const network = this.#network;
+    // Containers go on talking while no process looks after them; a node without any leaves the machine as it was.
+    if (network && this.#state && this.#state.mode !== "none" && this.#bridges.length === 0)
+      await this.#options.kernel.remove(network.self.node_id);
   }
 
   receive(message: NetworkMessage | DirectoryMessage): void {
     if (message.type === "network") {
       if (message.self.subnets.length > (this.#network?.self.subnets.length ?? 0)) this.#fullAt = 0;
-      this.#network = message;
+      this.#settle(message);
       this.#apply();
     } else {
       this.#direct(message);
@@ -169,10 +162,23 @@ export class Overlay implements ExecutorOverlay {
     };
   }
 
+  /** Takes in where this node is in the cluster's network. */
+  #settle(network: NetworkMessage): void {
+    const before = this.#network;
+    this.#network = network;
+    if (before?.cidr === network.cidr && before.self.node_id === network.self.node_id) return;
+    const { random, newEntries } = this.#options;
+    this.#entries?.stop();
+    this.#names = new Names({ random, range: network.cidr });
+    this.#entries = newEntries(network.self.node_id);
+    for (const entry of this.#services.values()) this.#put(entry);
+    this.#lead();
+  }
+
   // ---- The kernel -----------------------------------------------------------------------------------------------------
 
   /** The bridges of networks that reach over nodes. */
-  #shared(): SharedBridge[] {
+  #shared(): (LocalNetwork & { remote: readonly string[] })[] {
     const network = this.#network;
     if (!network) return [];
     const remote = new Map(network.networks.map(({ network: name, subnets }) => [name, subnets]));
@@ -210,34 +216,53 @@ export class Overlay implements ExecutorOverlay {
   }
 
   async #applyOnce(): Promise<void> {
-    const { kernel, names } = this.#options;
+    const { kernel, serveNames, log } = this.#options;
     const network = this.#network;
     if (!network) return;
-    if (this.#state?.mode !== network.mode) await this.#choose(network.mode);
+    if (this.#tried !== network.mode) await this.#choose(network);
     if (this.#state?.mode !== "none") {
       const bridges = this.#shared();
-      await kernel.apply({ message: network, bridges });
+      const { cidr, self, peers } = network;
+      const done = await kernel.apply({
+        link: this.#link(network),
+        cidr,
+        self,
+        peers,
+        bridges: bridges.map((bridge) => ({ ...bridge, internal: false })),
+      });
+      const problems = done.problems.join("; ");
+      if (problems !== this.#problems && problems !== "") log.warn("the cluster's network has gaps here", { problems });
+      this.#problems = problems;
       const own = ownAddress(network);
-      const subnets = new Map(bridges.map(({ network: name, subnet }) => [name, subnet]));
-      names.serve({ addresses: own === undefined ? [] : [own], subnets });
+      const addresses = own === undefined ? [] : [own];
+      const subnets = new Map(bridges.map(({ network: name, subnet }) => [name, [subnet]]));
+      this.#names?.setLocal({ addresses, subnets });
+      serveNames(addresses);
     }
     this.#known.resolve();
   }
 
+  #link({ self, peers }: NetworkMessage): KernelOverlay["link"] {
+    if (this.#state?.mode !== "wireguard") return { mode: "vxlan" };
+    const publicKeys = [self, ...peers].flatMap(({ node_id, public_key: key }) =>
+      key === undefined ? [] : [[node_id, key] as const],
+    );
+    const { privateKey } = wireguardKeys(this.#options.dataDir);
+    return { mode: "wireguard", privateKey, publicKeys: new Map(publicKeys) };
+  }
+
   /** Finds out whether this machine can do what the cluster asks for. */
-  async #choose(mode: NetworkMode): Promise<void> {
-    const { kernel, log, onChange } = this.#options;
-    const wanted = this.#network?.reason;
-    const reason = mode === "none" ? wanted : await kernel.refusal(mode).catch(describeError);
+  async #choose({ mode, reason: given, self }: NetworkMessage): Promise<void> {
+    const { kernel, log, dataDir, onChange } = this.#options;
+    const reason = mode === "none" ? given : await kernel.supported(mode, self.underlay);
     const before = this.#state;
     if (mode === "none" || reason !== undefined)
       this.#state = { mode: "none", ...(reason !== undefined && { reason }) };
-    else {
-      const publicKey = mode === "wireguard" ? await kernel.publicKey() : undefined;
-      this.#state = { mode, ...(publicKey !== undefined && { publicKey }) };
-    }
+    else if (mode === "wireguard") this.#state = { mode, publicKey: wireguardKeys(dataDir).publicKey };
+    else this.#state = { mode };
+    this.#tried = mode;
     if (Bun.deepEquals(before, this.#state)) return;
-    if (before && before.mode !== "none") await kernel.remove();
+    if (before && before.mode !== "none") await kernel.remove(self.node_id);
     if (reason !== undefined)
       log.warn("containers of this node and of others cannot reach each other", { network: mode, reason });
     onChange();
@@ -252,6 +277,12 @@ export class Overlay implements ExecutorOverlay {
     }
     for (const entry of services) this.#put(this.#completed(entry));
     for (const of of gone) this.#remove(of);
+    this.#lead();
+  }
+
+  /** Entries follow the directory, and what this node sees itself. */
+  #lead(): void {
+    this.#entries?.update([...this.#services.values()].map((entry) => this.#reachable(entry)));
     this.#exclude();
   }
 
@@ -265,23 +296,23 @@ export class Overlay implements ExecutorOverlay {
 
   #put(entry: ServiceEntry): void {
     this.#services.set(keyOf(entry), entry);
-    const network = this.#network;
-    // Networks with addresses of their own are the same on each node: such an address means nothing on another one.
-    const isReachable = (endpoint: Endpoint) => (one: Endpoint["addresses"][number]) =>
-      endpoint.node_id === network?.self.node_id || (network !== undefined && contains(network.cidr, one.address));
-    const endpoints = entry.endpoints.map((endpoint) => ({
-      ...endpoint,
-      addresses: endpoint.addresses.filter(isReachable(endpoint)),
-    }));
-    const reachable = { ...entry, endpoints };
-    this.#options.names.put(reachable);
-    this.#options.entries.put(reachable);
+    this.#names?.put(this.#reachable(entry));
   }
 
   #remove(of: { job_id: string; service_name: string }): void {
     this.#services.delete(keyOf(of));
-    this.#options.names.remove(of);
-    this.#options.entries.remove(of);
+    this.#names?.remove(of);
+  }
+
+  /** Networks with addresses of their own are the same on each node: such an address means nothing on another one. */
+  #reachable(entry: ServiceEntry): ServiceEntry {
+    const network = this.#network;
+    const endpoints = entry.endpoints.map((endpoint) => {
+      const isHere = endpoint.node_id === network?.self.node_id;
+      const isOurs = ({ address }: { address: string }) => network !== undefined && contains(network.cidr, address);
+      return isHere ? endpoint : { ...endpoint, addresses: endpoint.addresses.filter(isOurs) };
+    });
+    return { ...entry, endpoints };
   }
 
   #exclude(): void {
@@ -297,18 +328,20 @@ export class Overlay implements ExecutorOverlay {
       for (const { node_id, allocation_id } of endpoints)
         if (node_id === nodeId && !up.has(allocation_id)) dead.add(allocation_id);
     }
-    this.#options.names.exclude(dead);
-    this.#options.entries.exclude(dead);
+    this.#names?.exclude(dead);
+    this.#entries?.exclude(dead);
   }
 
   // ---- What is kept ---------------------------------------------------------------------------------------------------
 
   #load(): void {
-    const { path, log } = this.#options;
+    const { log } = this.#options;
+    const path = this.#path;
     try {
       const { network, services } = v.parse(kept, JSON.parse(readFileSync(path, "utf8")));
-      this.#network = network;
       for (const entry of services) this.#put(entry);
+      if (network) this.#settle(network);
+      this.#apply();
     } catch (error) {
       const isAbsent = error instanceof Error && "code" in error && error.code === "ENOENT";
       if (!isAbsent) log.warn("the last known addresses could not be read; the master will tell them", { path, error });
@@ -316,7 +349,8 @@ export class Overlay implements ExecutorOverlay {
   }
 
   #save(): void {
-    const { path, log } = this.#options;
+    const { log } = this.#options;
+    const path = this.#path;
     this.#saveTimer?.cancel();
     this.#saveTimer = undefined;
     const text = JSON.stringify({
@@ -340,4 +374,26 @@ function keyOf({ job_id, service_name }: { job_id: string; service_name: string 
 function ownAddress({ self }: NetworkMessage): string | undefined {
   const [first] = self.subnets;
   return first === undefined ? undefined : firstAddress(first);
+}
+
+/**
+ * This node's WireGuard keys as `wg` writes them, base64 of 32 bytes; made on first use. The file holds the private one, as
+ * PKCS #8.
+ */
+function wireguardKeys(dataDir: string): { privateKey: string; publicKey: string } {
+  const path = join(dataDir, "wireguard.key");
+  if (!existsSync(path)) {
+    const { privateKey } = generateKeyPairSync("x25519");
+    writeFileSync(`${path}.new`, privateKey.export({ format: "pem", type: "pkcs8" }), { mode: 0o600 });
+    renameSync(`${path}.new`, path);
+  }
+  const key = createPrivateKey(readFileSync(path));
+  return { privateKey: rawKey(key), publicKey: rawKey(createPublicKey(key)) };
+}
+
+/** The 32 bytes of an X25519 key are the last ones of its DER form (RFC 8410). */
+function rawKey(key: KeyObject): string {
+  const type = key.type === "private" ? "pkcs8" : "spki";
+  const der = key.export({ format: "der", type }) as Buffer;
+  return der.subarray(-32).toString("base64");
 }

@@ -259,8 +259,9 @@ export function parseRoutes(text: string): string[] {
     .slice(1)
     .flatMap((line) => {
       const fields = line.split("\t");
-      const [destination, mask] = [fields[1], fields[7]];
-      if (!destination || !mask || mask === "00000000") return [];
+      const [device, destination, mask] = [fields[0], fields[1], fields[7]];
+      // Without a device it leads nowhere (ip route add unreachable), so nobody is there.
+      if (device === "*" || !destination || !mask || mask === "00000000") return [];
       const address = [6, 4, 2, 0].map((at) => Number.parseInt(destination.slice(at, at + 2), 16)).join(".");
       const bits = Number.parseInt(mask, 16).toString(2).replaceAll("0", "").length;
       return [`${address}/${bits}`];
