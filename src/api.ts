@@ -12,6 +12,7 @@ import { nodeRoutes } from "./api_nodes.ts";
 import { openApi } from "./api_openapi.ts";
 import { registryRoutes } from "./api_registries.ts";
 import { answer, queryOf, readBody, readJson, readPage } from "./api_request.ts";
+import { discoveryRoutes, serviceRoutes } from "./api_services.ts";
 import { allocationsView, countsView, resourcesView } from "./cluster_views.ts";
 import type { Policy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
@@ -113,6 +114,8 @@ export function createApi(options: ApiOptions): Hono {
   app.route("/cluster/job", jobRoutes({ scheduler, dataDir, secretsDir, policy: () => options.policy?.(), only }));
   app.route("/cluster/node", nodeRoutes({ scheduler, only }));
   app.route("/cluster/registry", registryRoutes({ scheduler, only }));
+  app.route("/cluster/service", serviceRoutes({ scheduler, only }));
+  app.route("/cluster/discovery", discoveryRoutes({ scheduler, only }));
   app.route("/cluster", clusterRoutes({ scheduler, local }));
   return app;
 }

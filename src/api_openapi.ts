@@ -117,6 +117,26 @@ const operations = (): Record<string, Record<string, Operation>> => ({
       answers: { 200: "a page of them" },
     },
   },
+  "/cluster/service": {
+    get: {
+      summary: "Services: their names, ports and replicas",
+      query: { watch: `${FLAG}: as server-sent events, now and at each change` },
+      answers: { 200: "all services" },
+    },
+  },
+  "/cluster/service/{job_id}/{service_name}": {
+    get: {
+      summary: "A service: its names, ports and replicas",
+      query: { watch: `${FLAG}: as server-sent events, now and at each change` },
+      answers: { 200: "the service" },
+    },
+  },
+  "/cluster/discovery/prometheus": {
+    get: { summary: "Targets for Prometheus' http_sd_config", answers: { 200: "target groups" } },
+  },
+  "/cluster/discovery/traefik": {
+    get: { summary: "Configuration for Traefik's HTTP provider", answers: { 200: "a dynamic configuration" } },
+  },
   "/cluster/status": { get: { summary: "The cluster: its id, its master, counts", answers: { 200: "as of now" } } },
 });
 

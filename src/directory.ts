@@ -34,6 +34,7 @@ export class Directory {
   /** What was sent last, by service; every link has had all of it. */
   readonly #entries = new Map<ServiceKey, { entry: ServiceEntry; text: string }>();
   readonly #dirty = new Set<ServiceKey>();
+  readonly #listeners = new Set<(keys: readonly ServiceKey[]) => void>();
   #networksDirty = false;
   #timer: Timer | undefined;
 
@@ -98,9 +99,18 @@ export class Directory {
         gone.push({ job_id: before.entry.job_id, service_name: before.entry.service_name });
       }
     }
+    const looked = [...this.#dirty];
     this.#dirty.clear();
+    // Also where nodes hear of nothing new: a replica's state is more than whether it is ready.
+    for (const listener of this.#listeners) listener(looked);
     if (services.length === 0 && gone.length === 0) return;
     for (const { send } of this.#links.values()) send({ type: "directory", full: false, services, gone });
+  }
+
+  /** Calls `listener` with the services that changed, until what it returns is called. */
+  subscribe(listener: (keys: readonly ServiceKey[]) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
   }
 
   /** A service as it was sent last. */

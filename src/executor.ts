@@ -30,7 +30,7 @@ import type { SecretSource } from "./executor_secrets.ts";
 import { Slots } from "./executor_slots.ts";
 import { removeVolumes } from "./executor_volumes.ts";
 import type { LocalNetwork } from "./executor_networks.ts";
-import { type LocalAddresses, type Owner, type Wanted, Worker } from "./executor_worker.ts";
+import { graceOf, type LocalAddresses, type Owner, type Wanted, Worker } from "./executor_worker.ts";
 import type { Log } from "./log.ts";
 import {
   type AllocationStatus,
@@ -52,6 +52,8 @@ export interface ExecutorOverlay {
   addresses(): Promise<LocalAddresses>;
   /** The bridges of all jobs on this node. */
   setBridges(bridges: readonly LocalNetwork[]): void;
+  /** Resolves when a running replica that is out of names may be stopped. */
+  drain(allocationId: string, options: { graceMs: number; signal: AbortSignal }): Promise<void>;
   /** The pools have no room for a further network. */
   noticeFull(): void;
 }
@@ -449,6 +451,8 @@ export class Executor {
       this.#wake();
     };
     if (action.type === "remove") {
+      const graceMs = graceOf(action.container);
+      if (action.container.state === "running") await this.#options.overlay.drain(id, { graceMs, signal });
       await worker.remove(action.container, signal);
       this.#log.info("container removed", { allocation_id: id, container: action.container.name });
       await this.#inspect(action.container.id);

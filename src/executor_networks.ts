@@ -15,6 +15,8 @@ import { contains, freeSubnet } from "./subnet.ts";
 /** 62 addresses: more containers of one job than a node usually holds. A node's block has room for four of them, and it gets
  * further blocks when it needs them. */
 export const SUBNET_BITS = 26;
+/** Docker's name for the MTU of a bridge. */
+const MTU_OPTION = "com.docker.network.driver.mtu";
 /** How often a subnet that Docker calls taken is replaced by the next one before the start counts as failed. */
 const MAX_TRIES = 20;
 
@@ -23,6 +25,8 @@ type Owner = { clusterId: string; nodeId: string };
 /** A bridge on this node for a network of a job. */
 export type LocalNetwork = { network: string; device: string; subnet: string };
 
+/** Where subnets come from, and the largest packet that passes between nodes, in bytes. */
+type Source = { pools: readonly string[]; mtu?: number };
 type Known = { id: string; jobId: string; bridge?: { device: string; subnet: string } };
 
 export class JobNetworks {
@@ -60,11 +64,11 @@ export class JobNetworks {
    * Makes sure that a network of the job exists; without `network` its `default`.
    * @throws {Refusal} if the pools have no room, a network of that name is not the job's, or an external one is missing.
    */
-  ensure(jobId: string, { pools, network }: { pools: readonly string[]; network?: NetworkSpec }): Promise<void> {
+  ensure(jobId: string, { network, ...from }: Source & { network?: NetworkSpec }): Promise<void> {
     const name = network ? networkName(network, jobId) : JobNetworks.nameOf(jobId);
     return this.#inTurn(jobId, async () => {
       if (network?.external) return this.#mustExist(name);
-      if (this.#known.get(name)?.jobId !== jobId) await this.#make(jobId, { name, pools, network });
+      if (this.#known.get(name)?.jobId !== jobId) await this.#make(jobId, { name, network, ...from });
     });
   }
 
@@ -104,7 +108,7 @@ export class JobNetworks {
 
   async #make(
     jobId: string,
-    { name, pools, network }: { name: string; pools: readonly string[]; network: NetworkSpec | undefined },
+    { name, pools, mtu, network }: Source & { name: string; network: NetworkSpec | undefined },
   ): Promise<void> {
     const refused = new Set<string>();
     for (let tries = 0; tries < MAX_TRIES; tries++) {
@@ -125,7 +129,10 @@ export class JobNetworks {
       const subnet = asked ?? (free || undefined);
       if (subnet !== undefined) this.#reserved.add(subnet);
       try {
-        await this.#engine.createNetwork(newNetwork(network, { name, subnet, labels: this.#labels(jobId) }));
+        const made = newNetwork(network, { name, subnet, labels: this.#labels(jobId) });
+        // Larger packets would be lost between nodes; a document that says another MTU knows better.
+        if (mtu !== undefined && free && made.driver === "bridge") made.driverOpts[MTU_OPTION] ??= String(mtu);
+        await this.#engine.createNetwork(made);
         this.#learn(await this.#engine.networks());
         return;
       } catch (error) {

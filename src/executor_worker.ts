@@ -40,6 +40,8 @@ export type Wanted = { allocation: AllocationRecord; spec: ServiceSpec };
 export type LocalAddresses = {
   /** Ranges (CIDR) that job networks take their subnets from. */
   pools: readonly string[];
+  /** Largest packet that passes between nodes whole, in bytes; absent: as Docker has it. */
+  mtu?: number;
   /** The name server that knows all nodes' containers; absent: names are of one node. */
   dns?: string;
 };
@@ -134,8 +136,7 @@ export class Worker {
 
   /** Stops a container within its grace period, and removes it. */
   async remove(container: Container, signal: AbortSignal): Promise<void> {
-    const label = Number(container.labels.get(LABELS.grace));
-    const graceMs = label >= 0 ? label : DEFAULT_GRACE_MS;
+    const graceMs = graceOf(container);
     await this.#stops.run(async () => {
       throwIfAborted(signal);
       const isUp = ["running", "paused", "restarting"].includes(container.state);
@@ -166,7 +167,7 @@ export class Worker {
     const { allocation, spec } = wanted;
     const { job_id: jobId } = allocation;
     const addresses = await this.#options.addresses();
-    if (!spec.network_mode) await this.#ensureNetworks(jobId, { spec, pools: addresses.pools });
+    if (!spec.network_mode) await this.#ensureNetworks(jobId, { spec, addresses });
     const hasSecrets = spec.mounts.some(({ type }) => type === "secret");
     // Secrets were files there before: those of an earlier version of Cacophony are taken out.
     if (spec.files || hasSecrets) await this.#files.ensure(jobId, spec);
@@ -198,11 +199,12 @@ export class Worker {
 
   async #ensureNetworks(
     jobId: string,
-    { spec, pools }: { spec: ServiceSpec; pools: readonly string[] },
+    { spec, addresses: { pools, mtu } }: { spec: ServiceSpec; addresses: LocalAddresses },
   ): Promise<void> {
+    const from = { pools, ...(mtu !== undefined && { mtu }) };
     try {
-      if (!spec.networks) await this.networks.ensure(jobId, { pools });
-      else await Promise.all(spec.networks.map(({ network }) => this.networks.ensure(jobId, { pools, network })));
+      if (!spec.networks) await this.networks.ensure(jobId, from);
+      else await Promise.all(spec.networks.map(({ network }) => this.networks.ensure(jobId, { ...from, network })));
     } catch (error) {
       if (error instanceof NoSubnet) this.#options.onFull();
       throw error;
@@ -273,6 +275,12 @@ export class Worker {
     const all = await this.#engine.list().catch(() => []);
     return all.find(({ ports }) => ports.some(({ host_port }) => host_port === port))?.name;
   }
+}
+
+/** How long a container gets between its stop signal and its end, in milliseconds. */
+export function graceOf({ labels }: Container): number {
+  const label = Number(labels.get(LABELS.grace));
+  return label >= 0 ? label : DEFAULT_GRACE_MS;
 }
 
 /** Which image the container is made of, so that replicas can be compared. */

@@ -6,6 +6,7 @@
 import { createHash } from "node:crypto";
 import * as v from "valibot";
 import type { ClusterState } from "./cluster_state.ts";
+import { doubleEntries } from "./job_entries.ts";
 import type {
   Change,
   Detail,
@@ -75,6 +76,7 @@ export function changesForPut(
     };
   });
   refuseLargeScale(services);
+  refuseDoubleEntries(state, { jobId, services });
   const secrets = [...(wanted.secret_ids ?? [])];
   if (live && sameServices(live.services, services) && isSame(live.secrets ?? [], secrets))
     return { outcome: "unchanged", job: live, changes: [] };
@@ -97,6 +99,18 @@ export function changesForPut(
   }));
   changes.push({ op: "put", kind: "job", record: job });
   return { outcome: live ? "updated" : "created", job, changes };
+}
+
+function refuseDoubleEntries(
+  state: ClusterState,
+  { jobId, services }: { jobId: string; services: readonly JobServiceRecord[] },
+): void {
+  const claims = (job_id: string, all: readonly JobServiceRecord[]) => all.map((one) => ({ job_id, ...one }));
+  const others = state.liveJobs().flatMap((job) => (job.job_id === jobId ? [] : claims(job.job_id, job.services)));
+  const details = doubleEntries(claims(jobId, services), others);
+  if (details.length === 0) return;
+  const message = "the document opens ports that lead to other services; nothing of it was applied";
+  throw new CacophonyError("invalid_document", message, { details });
 }
 
 /** Changes that give a service another scale; none when it has that scale. */

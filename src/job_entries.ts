@@ -6,7 +6,7 @@
 import type { ServiceFields } from "./job_keys.ts";
 import { portSpecs } from "./job_lists.ts";
 import type { Report } from "./job_service_files.ts";
-import type { EntryPort } from "./model.ts";
+import type { Detail, EntryPort, ServiceRules } from "./model.ts";
 
 export type Ports = NonNullable<ServiceFields["ports"]>;
 
@@ -62,4 +62,24 @@ function unfit(
   return isPaired
     ? undefined
     : "names a range to choose from, but the port has to be the same on every node: write one";
+}
+
+type Claimant = { job_id: string; service_name: string; rules: Pick<ServiceRules, "entries"> };
+
+/** Faults of services whose entries another one has already: each port of the nodes leads to one service. */
+export function doubleEntries(services: readonly Claimant[], others: Iterable<Claimant>): Detail[] {
+  const holders = new Map<string, Claimant>();
+  for (const other of others)
+    for (const { port, protocol } of other.rules.entries ?? []) holders.set(`${port}/${protocol}`, other);
+  return services.flatMap((service) =>
+    (service.rules.entries ?? []).flatMap(({ port, protocol }): Detail[] => {
+      const key = `${port}/${protocol}`;
+      const holder = holders.get(key);
+      holders.set(key, service);
+      if (!holder) return [];
+      const where = holder.job_id === service.job_id ? "" : ` of job ${holder.job_id}`;
+      const message = `opens port ${key} on every node, which leads to service ${holder.service_name}${where} already: choose another`;
+      return [{ path: `services.${service.service_name}.ports`, message }];
+    }),
+  );
 }

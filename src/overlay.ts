@@ -8,7 +8,7 @@ import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject 
 import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
-import type { Clock, Timer } from "./clock.ts";
+import { type Clock, sleep, type Timer } from "./clock.ts";
 import type { EntryProxy, EntryStatus } from "./entry_proxy.ts";
 import type { ExecutorOverlay } from "./executor.ts";
 import { type LocalNetwork, SUBNET_BITS } from "./executor_networks.ts";
@@ -34,7 +34,7 @@ export type OverlayOptions = {
   kernel: Pick<OverlayKernel, "supported" | "apply" | "remove">;
   /** Answers at these addresses of this machine and no others. */
   serveNames: (addresses: readonly string[]) => void;
-  newEntries: (selfNodeId: string) => Pick<EntryProxy, "update" | "exclude" | "status" | "stop">;
+  newEntries: (selfNodeId: string) => Pick<EntryProxy, "update" | "exclude" | "status" | "draining" | "stop">;
   clock: Clock;
   random: () => number;
   log: Log;
@@ -46,6 +46,9 @@ export type OverlayOptions = {
 
 /** What somebody took away by hand is back by then. */
 const REPAIR_MS = 5_000;
+/** How long clients may use an address that the name server gave them. */
+const NAME_TTL_MS = 1_000;
+const DRAIN_LOOK_MS = 50;
 /** After the kernel refused something. */
 const RETRY_MS = 1_000;
 /** The directory is written so much later than it changed: it is for a process that starts without a master. */
@@ -69,6 +72,7 @@ export class Overlay implements ExecutorOverlay {
   /** What the cluster asked for when that was tried. */
   #tried: NetworkMode | undefined;
   #problems = "";
+  #mtu: number | undefined;
   #fullAt = 0;
   #applying = false;
   #again = false;
@@ -125,7 +129,8 @@ export class Overlay implements ExecutorOverlay {
     const [first = "", ...others] = network.self.subnets;
     const dns = ownAddress(network);
     // The node's own address lies in the first subnet of its first block.
-    return { pools: [...withoutFirst(first, SUBNET_BITS), ...others], ...(dns !== undefined && { dns }) };
+    const pools = [...withoutFirst(first, SUBNET_BITS), ...others];
+    return { pools, ...(dns !== undefined && { dns }), ...(this.#mtu !== undefined && { mtu: this.#mtu }) };
   }
 
   setBridges(bridges: readonly LocalNetwork[]): void {
@@ -144,6 +149,23 @@ export class Overlay implements ExecutorOverlay {
   setLocal(statuses: readonly AllocationStatus[]): void {
     this.#local = statuses;
     this.#exclude();
+  }
+
+  /**
+   * Resolves when a replica that is out of names may be stopped: nobody has its address from the name server any more, and
+   * connections through this node's entries have ended, within `graceMs`. At once where no other replica could take over.
+   */
+  async drain(allocationId: string, { graceMs, signal }: { graceMs: number; signal: AbortSignal }): Promise<void> {
+    const { clock } = this.#options;
+    const isIn = ({ endpoints }: ServiceEntry) => endpoints.some((one) => one.allocation_id === allocationId);
+    const entry = [...this.#services.values()].find(isIn);
+    const others = entry?.endpoints.some((one) => one.ready && one.allocation_id !== allocationId);
+    if (!others || this.#state?.mode === "none") return;
+    const end = clock.now() + Math.max(graceMs, NAME_TTL_MS);
+    await sleep(clock, NAME_TTL_MS, signal);
+    while (!signal.aborted && clock.now() < end && (this.#entries?.draining().get(allocationId) ?? 0) > 0)
+      // oxlint-disable-next-line no-await-in-loop -- looks again until the last connection has ended
+      await sleep(clock, DRAIN_LOOK_MS, signal);
   }
 
   /** For heartbeats; undefined before it is known. */
@@ -230,6 +252,7 @@ export class Overlay implements ExecutorOverlay {
         peers,
         bridges: bridges.map((bridge) => ({ ...bridge, internal: false })),
       });
+      this.#mtu = done.mtu;
       const problems = done.problems.join("; ");
       if (problems !== this.#problems && problems !== "") log.warn("the cluster's network has gaps here", { problems });
       this.#problems = problems;

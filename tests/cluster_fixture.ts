@@ -78,5 +78,10 @@ export function seeded(seed: number): () => number {
 
 /** A node without a network over nodes: its containers take their addresses from `pool`. */
 export function noOverlay(pool: () => string = () => "10.210.0.0/16"): ExecutorOverlay {
-  return { addresses: async () => ({ pools: [pool()] }), setBridges: () => {}, noticeFull: () => {} };
+  return {
+    addresses: async () => ({ pools: [pool()] }),
+    setBridges: () => {},
+    drain: async () => {},
+    noticeFull: () => {},
+  };
 }

@@ -14,6 +14,8 @@ const FLOORS: readonly (readonly string[])[] = [
     "placement",
     "cluster_state",
     "cluster_views",
+    "service_views",
+    "discovery",
     "reconcile",
     "converge",
     "overlay_plan",

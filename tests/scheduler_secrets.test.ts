@@ -383,7 +383,11 @@ describe("records of an earlier version, which kept secrets as files in plain", 
       return { op: "put", kind: "chunk", record: { chunk_hash, data: Buffer.from(data).toString("base64") } };
     });
     await store.commit(await store.beginTerm(), [
-      { op: "put", kind: "cluster", record: { cluster_id: "c", created_at: 0, network_mode: "vxlan", network_cidr: "10.213.0.0/16" } },
+      {
+        op: "put",
+        kind: "cluster",
+        record: { cluster_id: "c", created_at: 0, network_mode: "vxlan", network_cidr: "10.213.0.0/16" },
+      },
       ...specs,
       ...chunks,
       { op: "put", kind: "job", record },
