@@ -1,0 +1,182 @@
+/**
+ * @module The cluster's network as this machine's kernel has it: looks, changes what differs from the plan, removes. By `ip`,
+ * `bridge`, `iptables` and, for WireGuard, `wg`; what is to be there is `overlay_plan.ts`'s to say.
+ *
+ * Each call begins with a look, and nothing is kept from call to call: killed at any moment, the next call makes good what is
+ * missing, as it does when somebody else removed a piece. So `apply` on each change, and now and then without one.
+ */
+import type { Log } from "./log.ts";
+import { CommandError, commandRunner, type CommandRunner } from "./overlay_kernel_command.ts";
+import { observeAddresses, observeOverlay } from "./overlay_kernel_observe.ts";
+import { OVERLAY_PORT, overlayChanges, overlayRemoval, planOverlay } from "./overlay_plan.ts";
+import type { Overlay, OverlayMode, OverlayStep } from "./overlay_plan.ts";
+
+/** Device and chain that are made and removed again to see whether that works. */
+const PROBE = { device: "cvx-probe", vxlanId: 0xffffff, chain: "CACOPHONY-PROBE" };
+/** Table of an Engine with `"firewall-backend": "nftables"` (29 and later); what it drops, iptables can't accept. */
+const DOCKER_NFT_TABLE = "table ip docker-bridges";
+
+export type OverlayState = {
+  /** Commands that were needed; none when all was as it should be. */
+  changed: string[];
+  /** What can't be had, as sentences for people. */
+  problems: string[];
+  /** Largest packet that passes between nodes whole; job networks should have it. Undefined if the node is not connected. */
+  mtu: number | undefined;
+};
+
+export type OverlayKernelOptions = {
+  log: Log;
+  /** Where commands are looked for, as in PATH. */
+  searchPath: string;
+  /** Put in front of each command, such as `nsenter --net=FILE --` for another network namespace. */
+  enter?: readonly string[];
+  /** What a command may take; default 15 s. */
+  timeoutMs?: number;
+};
+
+export class OverlayKernel {
+  readonly #log: Log;
+  readonly #commands: CommandRunner;
+  #turn: Promise<unknown> = Promise.resolve();
+
+  constructor({ log, ...where }: OverlayKernelOptions) {
+    this.#log = log;
+    this.#commands = commandRunner(where);
+  }
+
+  /**
+   * Finds out, by trying, whether this machine can take part: undefined if so, else one sentence why not.
+   * `underlay` is the machine's address for the other nodes.
+   */
+  supported(mode: OverlayMode, underlay: string): Promise<string | undefined> {
+    return this.#inTurn(async () => {
+      for (const attempt of [tryIp, tryAddress, tryDevice, tryIptables, tryDocker]) {
+        const reason = await attempt(this.#commands, { mode, underlay });
+        if (reason !== undefined) return reason;
+      }
+      return undefined;
+    });
+  }
+
+  /**
+   * Makes the kernel have what the plan says, and nothing else of ours.
+   * @throws {CommandError} if a command fails; the others were done, but for a firewall that fails: then nothing was.
+   */
+  apply(overlay: Overlay): Promise<OverlayState> {
+    return this.#inTurn(async () => {
+      const plan = planOverlay(overlay);
+      const { steps, problems, mtu } = overlayChanges(plan, await observeOverlay(this.#commands));
+      await this.#do(steps);
+      return { changed: steps.flatMap(inLines), problems, mtu };
+    });
+  }
+
+  /** Removes all that `apply` made for the node. @throws {CommandError} */
+  remove(nodeId: string): Promise<void> {
+    return this.#inTurn(async () => this.#do(overlayRemoval(nodeId, await observeOverlay(this.#commands))));
+  }
+
+  async #do(steps: readonly OverlayStep[]): Promise<void> {
+    const errors: unknown[] = [];
+    for (const step of steps) {
+      try {
+        await this.#commands.run(step.argv, step);
+      } catch (error) {
+        // Without its rules the device would let everybody through.
+        if (step.argv[0] === "iptables-restore") throw error;
+        errors.push(error);
+      }
+    }
+    if (steps.length > 0) this.#log.debug("changed the kernel's network", { commands: steps.flatMap(inLines).length });
+    if (errors.length > 0) throw errors[0];
+  }
+
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const turn = this.#turn.then(work);
+    this.#turn = turn.catch(() => {});
+    return turn;
+  }
+}
+
+/** A batch's lines are commands; other input may hold keys. */
+function inLines({ argv, input }: OverlayStep): string[] {
+  const command = argv.join(" ");
+  return argv.includes("-batch")
+    ? (input ?? "")
+        .trimEnd()
+        .split("\n")
+        .map((line) => `${argv[0]} ${line}`)
+    : [command];
+}
+
+type Question = { mode: OverlayMode; underlay: string };
+type Attempt = (commands: CommandRunner, question: Question) => Promise<string | undefined>;
+
+const tryIp: Attempt = (commands) =>
+  trying(async () => {
+    await observeAddresses(commands);
+    await commands.run(["bridge", "-j", "fdb", "show"]);
+    await commands.run(["ip", "-j", "-4", "netconf", "show"]);
+  }, "needs the commands ip and bridge of a recent iproute2");
+
+const tryAddress: Attempt = async (commands, { underlay }) => {
+  const found = (await observeAddresses(commands)).some(({ address }) => address === underlay);
+  if (found) return undefined;
+  return `the cluster's network needs an IPv4 address of one of this machine's interfaces that other nodes reach; ${underlay} is none`;
+};
+
+const tryDevice: Attempt = async (commands, { mode }) => {
+  const { device, vxlanId } = PROBE;
+  const kind = mode === "vxlan" ? ["vxlan", "id", `${vxlanId}`, "dstport", `${OVERLAY_PORT}`] : [mode];
+  const add = () => commands.run(["ip", "link", "add", device, "type", ...kind]);
+  const remove = () => commands.run(["ip", "link", "delete", device]);
+  return trying(async () => {
+    if (mode === "wireguard") await commands.run(["wg", "--version"]);
+    // A process that was killed in between leaves the device behind.
+    await add().catch(async (error: unknown) => {
+      if (!(error instanceof CommandError) || !/exists/.test(error.stderr)) throw error;
+      await remove();
+      await add();
+    });
+    await remove();
+  }, `needs network devices of type ${mode}`);
+};
+
+const tryIptables: Attempt = (commands) => {
+  const { chain } = PROBE;
+  const rule = `-A ${chain} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT`;
+  // Each a transaction: the chain is never there for others to see.
+  const tables = ["filter", "nat", "raw"].map((table) =>
+    [`*${table}`, `:${chain} - [0:0]`, rule, `-F ${chain}`, `-X ${chain}`, "COMMIT", ""].join("\n"),
+  );
+  return trying(async () => {
+    await commands.run(["iptables-save"]);
+    await commands.run(["iptables-restore", "--noflush", "-w", "5"], { input: tables.join("") });
+  }, "needs iptables-save and iptables-restore");
+};
+
+const tryDocker: Attempt = async (commands) => {
+  // Without the command nft nobody can have told Docker to use it.
+  const tables = await commands.run(["nft", "list", "tables"]).catch(() => "");
+  if (!tables.split("\n").includes(DOCKER_NFT_TABLE)) return undefined;
+  return `the cluster's network needs a Docker Engine that uses iptables; this one has "firewall-backend": "nftables"`;
+};
+
+/** One sentence for what a try ran into. */
+async function trying(attempt: () => Promise<void>, needs: string): Promise<string | undefined> {
+  try {
+    await attempt();
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof CommandError)) throw error;
+    const said = error.stderr.trim().split("\n")[0] || error.message;
+    const hint = HINTS.find(([pattern]) => pattern.test(said))?.[1];
+    return `the cluster's network ${needs}: ${said}${hint === undefined ? "" : ` (${hint})`}`;
+  }
+}
+
+const HINTS: readonly [RegExp, string][] = [
+  [/not permitted|must be root|Permission denied/, "the node needs root or CAP_NET_ADMIN"],
+  [/Unknown device type|not supported/, "this kernel does not have them"],
+];

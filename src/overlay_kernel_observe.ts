@@ -1,0 +1,154 @@
+/** @module What the kernel has of the cluster's network, read from what `ip`, `bridge`, `iptables-save` and `wg` print. */
+import * as v from "valibot";
+import { describeError } from "./log.ts";
+import { CommandError, type CommandRunner } from "./overlay_kernel_command.ts";
+import { OVERLAY_DEVICES, type ObservedLink, type ObservedOverlay, type WireguardConfig } from "./overlay_plan.ts";
+import { parseTables } from "./overlay_plan_firewall.ts";
+
+// `ip -j` prints an empty object for what a filter leaves out.
+const links = v.array(
+  v.object({
+    ifname: v.exactOptional(v.string()),
+    flags: v.optional(v.array(v.string()), []),
+    mtu: v.optional(v.number(), 0),
+    address: v.exactOptional(v.string()),
+    ifalias: v.exactOptional(v.string()),
+    linkinfo: v.exactOptional(
+      v.object({
+        info_data: v.exactOptional(
+          v.object({
+            id: v.exactOptional(v.number()),
+            port: v.exactOptional(v.number()),
+            local: v.exactOptional(v.string()),
+            learning: v.exactOptional(v.boolean()),
+          }),
+        ),
+      }),
+    ),
+  }),
+);
+const addresses = v.array(
+  v.object({
+    ifname: v.exactOptional(v.string()),
+    mtu: v.optional(v.number(), 0),
+    addr_info: v.optional(
+      v.array(v.object({ local: v.optional(v.string(), ""), prefixlen: v.optional(v.number(), 32) })),
+      [],
+    ),
+  }),
+);
+const routes = v.array(
+  v.object({
+    type: v.optional(v.string(), "unicast"),
+    dst: v.string(),
+    dev: v.exactOptional(v.string()),
+    gateway: v.exactOptional(v.string()),
+    prefsrc: v.exactOptional(v.string()),
+    protocol: v.optional(v.string(), ""),
+  }),
+);
+const neighbours = v.array(
+  v.object({ dst: v.string(), lladdr: v.optional(v.string(), ""), state: v.optional(v.array(v.string()), []) }),
+);
+const machines = v.array(v.object({ mac: v.string(), dst: v.exactOptional(v.string()) }));
+const netconf = v.array(v.object({ interface: v.string(), forwarding: v.optional(v.boolean(), true) }));
+
+/** Looks at all that a plan may ask for, in about the time of two commands. */
+export async function observeOverlay(commands: CommandRunner): Promise<ObservedOverlay> {
+  const ask = asker(commands);
+  const [vxlans, wireguards, allAddresses, allRoutes, conf, saved] = await Promise.all([
+    ask(links, "ip", "-d", "-j", "link", "show", "type", "vxlan"),
+    ask(links, "ip", "-d", "-j", "link", "show", "type", "wireguard"),
+    observeAddresses(commands),
+    ask(routes, "ip", "-d", "-j", "-4", "route", "show"),
+    ask(netconf, "ip", "-j", "-4", "netconf", "show"),
+    commands.run(["iptables-save"]),
+  ]);
+  const seen = new Map([...vxlans.flatMap(readLink("vxlan")), ...wireguards.flatMap(readLink("wireguard"))]);
+  const hasVxlan = seen.get(OVERLAY_DEVICES.vxlan)?.kind === "vxlan";
+  const hasWireguard = seen.get(OVERLAY_DEVICES.wireguard)?.kind === "wireguard";
+  const [entries, forwardings, wireguard] = await Promise.all([
+    hasVxlan
+      ? ask(neighbours, "ip", "-j", "-4", "neigh", "show", "dev", OVERLAY_DEVICES.vxlan, "nud", "permanent")
+      : [],
+    hasVxlan ? ask(machines, "bridge", "-j", "fdb", "show", "dev", OVERLAY_DEVICES.vxlan) : [],
+    hasWireguard ? commands.run(["wg", "show", OVERLAY_DEVICES.wireguard, "dump"]) : "",
+  ]);
+  return {
+    links: seen,
+    addresses: allAddresses,
+    routes: allRoutes.map(({ type, dst, dev, gateway, prefsrc, protocol }) => ({
+      type,
+      subnet: dst.includes("/") || dst === "default" ? dst : `${dst}/32`,
+      device: dev,
+      gateway,
+      source: prefsrc,
+      protocol,
+    })),
+    neighbours: new Map(entries.map(({ dst, lladdr }) => [dst, lladdr])),
+    machines: groupMachines(forwardings),
+    wireguard: parseWireguard(wireguard),
+    forwarding: new Map(conf.map((one) => [one.interface, one.forwarding])),
+    tables: parseTables(saved),
+  };
+}
+
+/** The machine's IPv4 addresses. */
+export async function observeAddresses(commands: CommandRunner): Promise<ObservedOverlay["addresses"]> {
+  const found = await asker(commands)(addresses, "ip", "-j", "-4", "address", "show");
+  return found.flatMap(({ ifname = "", mtu, addr_info }) =>
+    addr_info.map(({ local, prefixlen }) => ({ device: ifname, mtu, address: local, bits: prefixlen })),
+  );
+}
+
+function asker(commands: CommandRunner) {
+  return async <T extends v.GenericSchema>(schema: T, ...argv: string[]): Promise<v.InferOutput<T>> => {
+    const text = await commands.run(argv);
+    try {
+      return v.parse(schema, JSON.parse(text || "[]"));
+    } catch (error) {
+      throw new CommandError("garbled", `"${argv.join(" ")}" printed no JSON as expected: ${describeError(error)}`);
+    }
+  };
+}
+
+function readLink(kind: ObservedLink["kind"]) {
+  return ({
+    ifname,
+    flags,
+    mtu,
+    address,
+    ifalias,
+    linkinfo,
+  }: v.InferOutput<typeof links>[number]): [string, ObservedLink][] => {
+    if (ifname === undefined) return [];
+    const { id = 0, port = 0, local, learning = true } = linkinfo?.info_data ?? {};
+    const vxlan = kind === "vxlan" ? { id, port, local, learning } : undefined;
+    return [[ifname, { kind, up: flags.includes("UP"), mtu, mac: address, alias: ifalias, vxlan }]];
+  };
+}
+
+function groupMachines(entries: v.InferOutput<typeof machines>): Map<string, string[]> {
+  const grouped = new Map<string, string[]>();
+  for (const { mac, dst } of entries) {
+    if (dst !== undefined) grouped.set(mac, [...(grouped.get(mac) ?? []), dst]);
+  }
+  return grouped;
+}
+
+/** Reads what `wg show DEVICE dump` prints: a line for the device, then one for each peer, with tabs. */
+export function parseWireguard(text: string): WireguardConfig | undefined {
+  const [device, ...peers] = text.split("\n").filter((line) => line !== "");
+  if (device === undefined) return undefined;
+  const [privateKey = "", , port = ""] = device.split("\t");
+  return {
+    port: Number(port),
+    privateKey,
+    peers: new Map(
+      peers.map((line) => {
+        const [key = "", , endpoint = "", allowed = ""] = line.split("\t");
+        return [key, { endpoint, allowed: allowed === "(none)" ? [] : allowed.split(",") }];
+      }),
+    ),
+  };
+}

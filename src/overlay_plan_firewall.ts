@@ -1,0 +1,211 @@
+/**
+ * @module Which packets may pass between a node's job networks and the cluster's network, as iptables chains; and the
+ * `iptables-restore` input that leads from the rules there are to the rules there should be. Pure: texts in, texts out.
+ *
+ * All rules are in chains of our own; a chain of the machine gets one jump, in its first place. What the rules say:
+ * - A job network and its other parts on other nodes reach each other, and the nodes themselves reach every job network.
+ *   Nothing else passes between the device and a bridge, so jobs are as far from each other over nodes as on one node.
+ * - What comes out of the device comes from the cluster's range, and never from this node's own blocks; what a bridge sends
+ *   comes from the bridge's subnet. Tunnel packets come from known nodes.
+ * - Inside the range nothing is masqueraded: replicas see the address that called them.
+ *
+ * The accepts must count against Docker's own drops. DOCKER-USER is the first chain that Docker has FORWARD go through, and
+ * dockerd leaves what is in it alone; an accept there is final, also before the drops for `internal` networks
+ * (DOCKER-ISOLATION-STAGE-1 up to Engine 27, DOCKER-INTERNAL since 28). Since 28 the Engine also drops, in the raw table,
+ * packets that come to a container's address from elsewhere than its bridge; it appends those rules, so ours is first there.
+ * Its masquerading is put first in POSTROUTING with each new network: then our jump has to be moved, see `changedRules`.
+ * Sources: moby, `libnetwork/drivers/bridge/setup_ip_tables_linux.go` (20.10), `bridge/internal/iptabler` (28, 29).
+ */
+
+/** What a firewall is made of: a network's bridge and where else the network is. */
+export type FirewallBridge = {
+  device: string;
+  subnet: string;
+  /** Subnets of the same network on other nodes. */
+  remote: readonly string[];
+};
+
+export type FirewallFacts = {
+  /** The device that leads to the other nodes. */
+  device: string;
+  cidr: string;
+  /** This node's own address in the cluster's network. */
+  own: string;
+  ownBlocks: readonly string[];
+  /** UDP port that packets between nodes come to, and from whom; without `sources` from anyone, for they are signed. */
+  tunnel: { port: number; sources: readonly string[] | undefined };
+  /** The other nodes' own addresses. */
+  nodes: readonly string[];
+  bridges: readonly FirewallBridge[];
+  /** Bridges that nothing may enter or leave but what the rules for the device accept. */
+  closed: readonly string[];
+};
+
+/** Rules by table and chain, in the form that `iptables-save` prints: so they can be compared as texts. */
+export type Tables = ReadonlyMap<string, ReadonlyMap<string, readonly string[]>>;
+
+/** Every chain of ours begins with this; with a bridge's name (15 characters) it stays below iptables' 28. */
+const PREFIX = "CACOPHONY-";
+const CHAINS = {
+  /** Forwarded packets. */
+  forward: `${PREFIX}FORWARD`,
+  /** ... that come out of the device, or go into it. */
+  in: `${PREFIX}IN`,
+  out: `${PREFIX}OUT`,
+  /** Packets from and to the other nodes themselves. */
+  nodes: `${PREFIX}NODES`,
+  /** Packets to this machine. */
+  input: `${PREFIX}INPUT`,
+  tunnel: `${PREFIX}TUNNEL`,
+  dns: `${PREFIX}DNS`,
+  nat: `${PREFIX}NAT`,
+  raw: `${PREFIX}RAW`,
+};
+const DOCKER_USER = "DOCKER-USER";
+const DNS_PORT = 53;
+
+type Jump = { chain: string; to: string };
+
+/** The chains that should be there, by table. */
+export function wantedRules(facts: FirewallFacts): Tables {
+  const { device, cidr, own, ownBlocks, bridges, nodes, closed } = facts;
+  const filter = new Map([
+    [
+      CHAINS.forward,
+      [`-i ${device} -j ${CHAINS.in}`, `-o ${device} -j ${CHAINS.out}`, ...closed.flatMap(closedBridge)],
+    ],
+    [
+      CHAINS.in,
+      [...bridges.map(({ device: bridge, subnet }) => `-d ${subnet} -o ${bridge} -j ${PREFIX}I-${bridge}`), `-j DROP`],
+    ],
+    [
+      CHAINS.out,
+      [...bridges.map(({ device: bridge, subnet }) => `-s ${subnet} -i ${bridge} -j ${PREFIX}O-${bridge}`), `-j DROP`],
+    ],
+    [CHAINS.nodes, nodes.flatMap((address) => [`-s ${address}/32 -j ACCEPT`, `-d ${address}/32 -j ACCEPT`])],
+    [
+      CHAINS.input,
+      [
+        `-d ${own}/32 -i ${device} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT`,
+        `-d ${own}/32 -i ${device} -j ${CHAINS.nodes}`,
+        `-i ${device} -j DROP`,
+        `-p udp -m udp --dport ${facts.tunnel.port} -j ${CHAINS.tunnel}`,
+        ...["udp", "tcp"].map(
+          (protocol) => `-d ${own}/32 -p ${protocol} -m ${protocol} --dport ${DNS_PORT} -j ${CHAINS.dns}`,
+        ),
+      ],
+    ],
+    [CHAINS.tunnel, tunnelRules(facts.tunnel)],
+    [CHAINS.dns, bridges.map(({ device: bridge, subnet }) => `-s ${subnet} -i ${bridge} -j ACCEPT`)],
+    ...bridges.flatMap(bridgeChains),
+  ]);
+  const raw = [
+    ...ownBlocks.map((block) => `-s ${block} -i ${device} -j DROP`),
+    `! -s ${cidr} -i ${device} -j DROP`,
+    `-i ${device} -j ACCEPT`,
+  ];
+  return new Map([
+    ["filter", filter],
+    ["nat", new Map([[CHAINS.nat, [`-o ${device} -j ACCEPT`]]])],
+    ["raw", new Map([[CHAINS.raw, raw]])],
+  ]);
+}
+
+function bridgeChains({ device, remote }: FirewallBridge): [string, string[]][] {
+  return [
+    [`${PREFIX}I-${device}`, [...remote.map((subnet) => `-s ${subnet} -j ACCEPT`), `-j ${CHAINS.nodes}`]],
+    [
+      `${PREFIX}O-${device}`,
+      [
+        ...remote.map((subnet) => `-d ${subnet} -j ACCEPT`),
+        // Containers answer the nodes, but have no business with them of their own.
+        `-m conntrack --ctstate RELATED,ESTABLISHED -j ${CHAINS.nodes}`,
+      ],
+    ],
+  ];
+}
+
+/** Packets from container to container of one bridge pass through FORWARD, too, where the kernel has br_netfilter. */
+function closedBridge(bridge: string): string[] {
+  return [`-i ${bridge} ! -o ${bridge} -j DROP`, `! -i ${bridge} -o ${bridge} -j DROP`];
+}
+
+function tunnelRules({ sources }: FirewallFacts["tunnel"]): string[] {
+  return sources === undefined ? [`-j ACCEPT`] : [...sources.map((address) => `-s ${address}/32 -j ACCEPT`), `-j DROP`];
+}
+
+/** The machine's chains that lead to ours. Without Docker's chain (`"iptables": false`, or flushed away) FORWARD itself. */
+function wantedJumps(table: string, observed: Tables): Jump[] {
+  if (table === "nat") return [{ chain: "POSTROUTING", to: CHAINS.nat }];
+  if (table === "raw") return [{ chain: "PREROUTING", to: CHAINS.raw }];
+  const isUsed = observed.get(table)?.get("FORWARD")?.includes(`-j ${DOCKER_USER}`) ?? false;
+  return [
+    { chain: isUsed ? DOCKER_USER : "FORWARD", to: CHAINS.forward },
+    { chain: "INPUT", to: CHAINS.input },
+  ];
+}
+
+/**
+ * Input for `iptables-restore --noflush` that makes the rules of ours what they should be; empty if they are. Each chain that
+ * differs is written anew as a whole, in one transaction a table, so that no packet meets half of it.
+ */
+export function changedRules(wanted: Tables, observed: Tables): string {
+  return [...wanted]
+    .map(([table, chains]) => changedTable(table, { chains, observed, jumps: wantedJumps(table, observed) }))
+    .join("");
+}
+
+/** Input for `iptables-restore --noflush` that removes all rules of ours; empty if there are none. */
+export function removedRules(observed: Tables): string {
+  return [...observed.keys()].map((table) => changedTable(table, { chains: new Map(), observed, jumps: [] })).join("");
+}
+
+function changedTable(
+  table: string,
+  { chains, observed, jumps }: { chains: ReadonlyMap<string, readonly string[]>; observed: Tables; jumps: Jump[] },
+): string {
+  const there = observed.get(table) ?? new Map<string, readonly string[]>();
+  const changed = [...chains].filter(([chain, rules]) => !isSame(there.get(chain), rules));
+  const stale = [...there.keys()].filter((chain) => chain.startsWith(PREFIX) && !chains.has(chain));
+  const lines = [
+    // Declaring a chain makes it, or empties it.
+    ...[...changed.map(([chain]) => chain), ...stale].map((chain) => `:${chain} - [0:0]`),
+    ...movedJumps(there, jumps),
+    ...changed.flatMap(([chain, rules]) => rules.map((rule) => `-A ${chain} ${rule}`)),
+    ...stale.map((chain) => `-X ${chain}`),
+  ];
+  return lines.length === 0 ? "" : `*${table}\n${lines.join("\n")}\nCOMMIT\n`;
+}
+
+/** Puts each jump in the first place of its chain, once, and takes away all others to chains of ours. */
+function movedJumps(there: ReadonlyMap<string, readonly string[]>, jumps: readonly Jump[]): string[] {
+  const isOurs = (rule: string) => rule.includes(` -j ${PREFIX}`) || rule.startsWith(`-j ${PREFIX}`);
+  const chains = new Set([...there.keys(), ...jumps.map(({ chain }) => chain)]);
+  return [...chains].flatMap((chain) => {
+    if (chain.startsWith(PREFIX)) return [];
+    const rules = there.get(chain) ?? [];
+    const wanted = jumps.filter((jump) => jump.chain === chain).map(({ to }) => `-j ${to}`);
+    const ours = rules.filter(isOurs);
+    if (isSame(ours, wanted) && isSame(rules.slice(0, wanted.length), wanted)) return [];
+    return [...ours.map((rule) => `-D ${chain} ${rule}`), ...wanted.map((rule) => `-I ${chain} 1 ${rule}`)];
+  });
+}
+
+function isSame(one: readonly string[] | undefined, other: readonly string[]): boolean {
+  return one !== undefined && one.length === other.length && one.every((rule, index) => rule === other[index]);
+}
+
+/** Reads what `iptables-save` prints. */
+export function parseTables(text: string): Tables {
+  const tables = new Map<string, Map<string, string[]>>();
+  let chains = new Map<string, string[]>();
+  for (const line of text.split("\n")) {
+    if (line.startsWith("*")) tables.set(line.slice(1), (chains = new Map()));
+    else if (line.startsWith(":")) chains.set(line.slice(1, line.indexOf(" ")), []);
+    else if (line.startsWith("-A ")) {
+      const end = line.indexOf(" ", 3);
+      chains.get(line.slice(3, end))?.push(line.slice(end + 1));
+    }
+  }
+  return tables;
+}
