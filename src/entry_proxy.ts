@@ -8,6 +8,7 @@
 import { readFileSync } from "node:fs";
 import type { Clock } from "./clock.ts";
 import { type Conflict, type Route, routesOf } from "./entry_choice.ts";
+import { nodeAddresses } from "./entry_proxy_addresses.ts";
 import { type Budget, TcpPort } from "./entry_proxy_tcp.ts";
 import { UdpPort } from "./entry_proxy_udp.ts";
 import type { Log } from "./log.ts";
@@ -35,6 +36,8 @@ export type EntryProxyOptions = {
   selfNodeId: string;
   /** The address that a replica is reached at from this node; undefined: it can't be. Default: its first one. */
   addressOf?: (endpoint: Endpoint) => string | undefined;
+  /** This node's own addresses, which UDP ports are opened on; default: those of its network interfaces. */
+  nodeAddresses?: () => string[];
   /** Sockets that connections may take, listeners aside; default: a share of what the process may have open. */
   maxSockets?: number;
 };
@@ -123,7 +126,8 @@ export class EntryProxy {
   #newPort(name: string, { port, protocol }: Route): TcpPort | UdpPort {
     const { clock, random, log } = this.#options;
     const options = { clock, random, log, name, port, budget: this.#budget };
-    return protocol === "tcp" ? new TcpPort(options) : new UdpPort(options);
+    if (protocol === "tcp") return new TcpPort(options);
+    return new UdpPort({ ...options, nodeAddresses: this.#options.nodeAddresses ?? nodeAddresses });
   }
 
   #tellConflicts(conflicts: readonly Conflict[]): void {

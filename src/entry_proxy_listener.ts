@@ -11,15 +11,12 @@ export type ListenerOptions = {
   log: Log;
   /** As in `tcp/80`. */
   port: string;
-  /** Opens the port on all addresses of a family (`::` takes both, `0.0.0.0` IPv4 only); what it resolves to closes it. */
-  open(hostname: string): Promise<() => void>;
+  /** Opens the port on all addresses of the node; what it resolves to closes it. */
+  open(): Promise<() => void>;
 };
 
 /** A port that another program holds is tried again after about this time, and ever less often up to the cap. */
 const RETRY = { firstMs: 1_000, capMs: 15_000 };
-/** What the next family can't help against. */
-const FINAL = new Set(["EADDRINUSE", "EACCES", "EPERM"]);
-
 export class EntryListener {
   readonly #options: ListenerOptions;
   #close: (() => void) | undefined;
@@ -48,7 +45,7 @@ export class EntryListener {
   async #try(): Promise<void> {
     const { clock, random, log, port } = this.#options;
     try {
-      const close = await this.#open();
+      const close = await this.#options.open();
       if (this.#stopped) return close();
       this.#close = close;
       if (this.#failures > 0) log.info("entry listens at last", { port, tries: this.#failures + 1 });
@@ -60,20 +57,10 @@ export class EntryListener {
       this.#retry = clock.after(backoffMs(this.#failures, { ...RETRY, random }), () => void this.#try());
     }
   }
-
-  /** On a kernel without IPv6 there is no `::`. */
-  async #open(): Promise<() => void> {
-    try {
-      return await this.#options.open("::");
-    } catch (error) {
-      if (FINAL.has(codeOf(error))) throw error;
-      return await this.#options.open("0.0.0.0");
-    }
-  }
 }
 
 function reasonOf(error: unknown, port: string): string {
-  const code = codeOf(error);
+  const code = errorCode(error);
   if (code === "EADDRINUSE") {
     return `${port} is taken by another program or published port on this node: stop that one, or choose another port`;
   }
@@ -83,6 +70,7 @@ function reasonOf(error: unknown, port: string): string {
   return `${port} can't be opened: ${error instanceof Error ? error.message : String(error)}`;
 }
 
-function codeOf(error: unknown): string {
+/** As in `EADDRINUSE`; empty where the error has none. */
+export function errorCode(error: unknown): string {
   return error instanceof Error && "code" in error ? String(error.code) : "";
 }

@@ -11,7 +11,7 @@
 import type { Socket } from "bun";
 import type { Clock, Timer } from "./clock.ts";
 import type { Replica, Route } from "./entry_choice.ts";
-import { EntryListener } from "./entry_proxy_listener.ts";
+import { EntryListener, errorCode } from "./entry_proxy_listener.ts";
 import { EntryLoads } from "./entry_proxy_loads.ts";
 import { proxyHeader } from "./entry_proxy_header.ts";
 import { describeError, type Log } from "./log.ts";
@@ -42,6 +42,8 @@ const LEAD_LIMIT_MS = 10_000;
 const KEEPALIVE_MS = 60_000;
 /** One port must not take all that the node has for entries. */
 const MAX_PORT_CONNECTIONS = 10_000;
+/** What another family can't help against. */
+const TAKEN_OR_FORBIDDEN = new Set(["EADDRINUSE", "EACCES", "EPERM"]);
 /** A connection has a socket to its client and one to its replica. */
 const DESCRIPTORS = 2;
 
@@ -93,7 +95,7 @@ export class TcpPort {
         random,
         log,
         port: name,
-        open: async (host) => this.#listen(host),
+        open: async () => this.#listen(),
       });
     }
     for (const link of this.#waiting) link.lead();
@@ -114,14 +116,24 @@ export class TcpPort {
     for (const link of this.#links) link.reset();
   }
 
-  #listen(hostname: string): () => void {
-    const listener = Bun.listen<Side>({
-      hostname,
-      port: this.#options.port,
-      allowHalfOpen: true,
-      socket: { ...passOn, open: (socket) => this.#accept(socket) },
-    });
-    return () => listener.stop();
+  /** One socket takes both families. Bun sets no SO_REUSEPORT here: a port that somebody else has is refused. */
+  #listen(): () => void {
+    const listen = (hostname: string) =>
+      Bun.listen<Side>({
+        hostname,
+        port: this.#options.port,
+        allowHalfOpen: true,
+        socket: { ...passOn, open: (socket) => this.#accept(socket) },
+      });
+    try {
+      const listener = listen("::");
+      return () => listener.stop();
+    } catch (error) {
+      if (TAKEN_OR_FORBIDDEN.has(errorCode(error))) throw error;
+      // A kernel without IPv6 has no `::`.
+      const listener = listen("0.0.0.0");
+      return () => listener.stop();
+    }
   }
 
   #accept(socket: Socket<Side>): void {

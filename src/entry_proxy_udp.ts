@@ -4,12 +4,10 @@
  * A session has its own socket to its replica, so that answers find their way back; they leave from the entry's port. It stays
  * with its replica while that one is ready, moves to another with the next datagram when it is not, and ends when nothing was
  * said for a while. Datagrams may be lost, as they may be anywhere.
- *
- * An answer leaves from the address that the kernel prefers on the way to the client, which on a node with several addresses on
- * one network may be another one than the client asked; Bun has no way to choose it.
  */
 import type { Timer } from "./clock.ts";
 import type { Replica, Route } from "./entry_choice.ts";
+import { NodeSockets, type NodeSocket, type Receive } from "./entry_proxy_addresses.ts";
 import { EntryListener } from "./entry_proxy_listener.ts";
 import { EntryLoads } from "./entry_proxy_loads.ts";
 import type { EntryPortOptions } from "./entry_proxy_tcp.ts";
@@ -22,19 +20,21 @@ const MAX_PORT_SESSIONS = 2_000;
 /** Datagrams of a client that wait for the socket of its session to open, which takes a moment only. */
 const MAX_WAITING = 16;
 
-type Client = { address: string; port: number };
+/** Who asks, and what answers leave through. */
+type Client = { address: string; port: number; socket: NodeSocket };
+
+export type UdpPortOptions = EntryPortOptions & { nodeAddresses: () => string[] };
 
 export class UdpPort {
-  readonly #options: EntryPortOptions;
+  readonly #options: UdpPortOptions;
   readonly #loads: EntryLoads<Session>;
   /** By client; the one that was quiet for the longest time comes first. */
   readonly #sessions = new Map<string, Session>();
   #listener: EntryListener | undefined;
-  #socket: Bun.udp.Socket<"uint8array"> | undefined;
   #sweep: Timer | undefined;
   #refused = 0;
 
-  constructor(options: EntryPortOptions) {
+  constructor(options: UdpPortOptions) {
     this.#options = options;
     this.#loads = new EntryLoads(options);
   }
@@ -48,7 +48,7 @@ export class UdpPort {
     this.#loads.lead(route, excluded);
     if (!route) return this.stop();
     const { clock, random, log, name } = this.#options;
-    this.#listener ??= new EntryListener({ clock, random, log, port: name, open: (host) => this.#listen(host) });
+    this.#listener ??= new EntryListener({ clock, random, log, port: name, open: () => this.#listen() });
     const ids = new Set(route.replicas.map(({ allocation_id }) => allocation_id));
     for (const session of this.#sessions.values()) if (!ids.has(session.allocationId ?? "")) session.end();
   }
@@ -70,26 +70,15 @@ export class UdpPort {
     for (const session of this.#sessions.values()) session.end();
   }
 
-  async #listen(hostname: string): Promise<() => void> {
-    const socket = await Bun.udpSocket({
-      hostname,
-      port: this.#options.port,
-      binaryType: "uint8array",
-      socket: {
-        data: (_socket, data, port, address) => this.#receive(data, { address, port }),
-        // An ICMP error about an answer: that client is gone, and its session will be quiet.
-        error: () => {},
-      },
-    });
-    this.#socket = socket;
-    return () => {
-      socket.close();
-      if (this.#socket === socket) this.#socket = undefined;
-    };
+  #listen(): Promise<() => void> {
+    const { clock, log, port, nodeAddresses } = this.#options;
+    const receive: Receive = (socket, data, fromPort, address) =>
+      this.#receive(data, { address, port: fromPort, socket });
+    return new NodeSockets({ clock, log, port, nodeAddresses, receive }).open();
   }
 
   #receive(data: Uint8Array, client: Client): void {
-    const key = `${client.address} ${client.port}`;
+    const key = `${client.address} ${client.port} ${client.socket.hostname}`;
     const session = this.#sessions.get(key) ?? this.#begin(key, client);
     if (!session?.send(data)) {
       this.#refused++;
@@ -110,7 +99,7 @@ export class UdpPort {
     return new Session({
       loads: this.#loads,
       now: () => clock.now(),
-      answer: (data) => this.#answer(data, client),
+      answer: (data) => answer(client, data),
       onEnd: () => {
         budget.free++;
         this.#sessions.delete(key);
@@ -118,19 +107,19 @@ export class UdpPort {
     });
   }
 
-  #answer(data: Uint8Array, { address, port }: Client): void {
-    try {
-      this.#socket?.send(data, port, address);
-    } catch {
-      // There is no way to that client any more, and no one to tell.
-    }
-  }
-
   #endIdle(): void {
     const { clock } = this.#options;
     const before = clock.now() - IDLE_MS;
     for (const session of this.#sessions.values()) if (session.lastAt <= before) session.end();
     this.#sweep = this.#sessions.size > 0 ? clock.after(SWEEP_INTERVAL_MS, () => this.#endIdle()) : undefined;
+  }
+}
+
+function answer({ address, port, socket }: Client, data: Uint8Array): void {
+  try {
+    socket.send(data, port, address);
+  } catch {
+    // There is no way to that client any more, and no one to tell.
   }
 }
 

@@ -1,5 +1,7 @@
 import { afterEach, describe, expect, test } from "bun:test";
+import { isIP } from "node:net";
 import { type Clock, systemClock } from "../src/clock.ts";
+import { nodeAddresses } from "../src/entry_proxy_addresses.ts";
 import { EntryProxy, type EntryProxyOptions } from "../src/entry_proxy.ts";
 import { silentLog } from "../src/log.ts";
 import type { Endpoint } from "../src/model_network.ts";
@@ -54,10 +56,10 @@ async function world(options: Partial<EntryProxyOptions> = {}) {
 }
 
 /** A client with a socket of its own, connected: it hears only what comes from the address and port that it asked. */
-async function client(port: number, host = "127.0.0.1") {
+async function client(port: number, host = "127.0.0.1", from = host === "::1" ? "::" : "0.0.0.0") {
   const heard: string[] = [];
   const socket = await Bun.udpSocket({
-    hostname: host === "::1" ? "::" : "0.0.0.0",
+    hostname: from,
     connect: { hostname: host, port },
     socket: { data: (_socket, data) => void heard.push(data.toString()), error: () => {} },
   });
@@ -184,6 +186,35 @@ describe("a UDP entry", () => {
     await clients[1]?.ask("a new one");
     expect(a.clients.size).toBe(5);
     expect(proxy.status()).toMatchObject([{ connections: 3 }]);
+  });
+
+  const others = nodeAddresses().filter((address) => isIP(address) === 4 && !address.startsWith("127."));
+  test.skipIf(others.length === 0)(
+    "answers from the address that was asked, whatever the way back prefers",
+    async () => {
+      const { start, lead, port } = await world();
+      await lead((await start("a")).endpoint);
+      // From 127.0.0.1 to an address of an interface: of itself the kernel would answer from 127.0.0.1.
+      for (const host of others) expect(await (await client(port, host, "127.0.0.1")).ask("hello")).toBe("a hello");
+    },
+  );
+
+  test("opens its port on addresses that come, and closes it on those that go", async () => {
+    const addresses = ["127.0.0.1"];
+    const { start, lead, port } = await world({ clock: fasterClock(100), nodeAddresses: () => [...addresses] });
+    await lead((await start("a")).endpoint);
+    const stranger = await Bun.udpSocket({ hostname: "127.0.0.3", port });
+    cleanups.push(() => stranger.close());
+    addresses.push("127.0.0.3", "192.0.2.99", "127.0.0.2");
+    const asking = await client(port, "127.0.0.2");
+    // One that the node does not have, and one that is taken, don't keep it from the others.
+    await waitUntil("an answer", () => (asking.send("hello"), asking.heard.length > 0), { intervalMs: 20 });
+    addresses.pop();
+    await waitUntil(
+      "a free address",
+      async () => (await Bun.udpSocket({ hostname: "127.0.0.2", port })).close() ?? true,
+    );
+    expect(await (await client(port)).ask("still here")).toBe("a still here");
   });
 
   test("closes its port and its sessions with the entry", async () => {
