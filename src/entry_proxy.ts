@@ -9,7 +9,7 @@ import { readFileSync } from "node:fs";
 import type { Clock } from "./clock.ts";
 import { type Conflict, type Route, routesOf } from "./entry_choice.ts";
 import { nodeAddresses } from "./entry_proxy_addresses.ts";
-import { type Budget, TcpPort } from "./entry_proxy_tcp.ts";
+import { type Budget, type Known, TcpPort } from "./entry_proxy_tcp.ts";
 import { UdpPort } from "./entry_proxy_udp.ts";
 import type { Log } from "./log.ts";
 import type { Endpoint, ServiceEntry } from "./model_network.ts";
@@ -65,7 +65,7 @@ export class EntryProxy {
 
   /**
    * Takes the whole directory: opens and closes ports by the services' entries. Replicas that are not ready get nothing new and
-   * keep what they have; connections to replicas that it does not name any more are reset.
+   * keep what they have; connections to replicas that it does not name any more, or at another address, are reset.
    */
   update(services: readonly ServiceEntry[]): void {
     this.#services = services;
@@ -116,7 +116,7 @@ export class EntryProxy {
     this.#routes = routes;
     this.#tellConflicts(conflicts);
     for (const [name, route] of routes) if (!this.#ports.has(name)) this.#ports.set(name, this.#newPort(name, route));
-    const known = knownAllocations(this.#services);
+    const known = knownReplicas(this.#services, addressOf);
     for (const [name, port] of this.#ports) {
       port.lead(routes.get(name), { excluded: this.#excluded, known });
       if (port.isIdle) this.#ports.delete(name);
@@ -143,12 +143,20 @@ function firstAddress({ addresses }: Endpoint): string | undefined {
   return addresses[0]?.address;
 }
 
-/** Whether the directory names an allocation; read through only when there is a connection to ask about. */
-function knownAllocations(services: readonly ServiceEntry[]): (allocationId: string) => boolean {
-  let known: Set<string> | undefined;
-  return (allocationId) => {
-    known ??= new Set(services.flatMap(({ endpoints }) => endpoints.map(({ allocation_id }) => allocation_id)));
-    return known.has(allocationId);
+/**
+ * A replica without an address may still be starting, or its node could not tell; one that does not have the address of before
+ * has been started anew, and its connections are gone. Read through only when there is a connection to ask about.
+ */
+function knownReplicas(
+  services: readonly ServiceEntry[],
+  addressOf: (endpoint: Endpoint) => string | undefined,
+): Known {
+  let endpoints: Map<string, Endpoint> | undefined;
+  return (allocationId, address) => {
+    endpoints ??= new Map(services.flatMap((service) => service.endpoints.map((one) => [one.allocation_id, one])));
+    const one = endpoints.get(allocationId);
+    if (!one) return false;
+    return (addressOf(one) ?? address) === address || one.addresses.some((other) => other.address === address);
   };
 }
 

@@ -48,9 +48,9 @@ export class EntryLoads<Link> {
     for (const [id, load] of this.#loads) this.#forgetIdle(id, load);
   }
 
-  /** Whether a new connection may go to this allocation. */
-  takes(allocationId: string): boolean {
-    return this.#accepting.has(allocationId);
+  /** The replica of this allocation, if something new may go to it. */
+  accepting(allocationId: string): Replica | undefined {
+    return this.#accepting.get(allocationId);
   }
 
   /** The replica for a new connection that did not reach those in `tried`; `failing` if it could not be reached just now. */

@@ -16,6 +16,9 @@ import { EntryLoads } from "./entry_proxy_loads.ts";
 import { proxyHeader } from "./entry_proxy_header.ts";
 import { describeError, type Log } from "./log.ts";
 
+/** Whether the directory names an allocation, and no other address for it. */
+export type Known = (allocationId: string, address: string) => boolean;
+
 /** What the entries of a node share: descriptors that they may still open. */
 export type Budget = { free: number };
 
@@ -77,13 +80,13 @@ export class TcpPort {
   }
 
   /**
-   * Leads new connections by `route` from now on, and listens just while there is one. Connections to allocations that are
-   * not `known` any more are reset; others are left alone.
+   * Leads new connections by `route` from now on, and listens just while there is one. Connections to replicas that are not
+   * `known` any more are reset; others are left alone.
    */
-  lead(route: Route | undefined, options: { excluded: ReadonlySet<string>; known: (id: string) => boolean }): void {
-    this.#loads.lead(route, options.excluded);
+  lead(route: Route | undefined, { excluded, known }: { excluded: ReadonlySet<string>; known: Known }): void {
+    this.#loads.lead(route, excluded);
     for (const [id, links] of this.#loads.open()) {
-      if (!options.known(id)) for (const link of links) link.lost();
+      for (const link of links) if (!known(id, link.address)) link.lost();
     }
     if (!route) {
       this.#listener?.stop();
@@ -107,7 +110,7 @@ export class TcpPort {
 
   /** Open connections to allocations that get no new ones. */
   *draining(): Iterable<[allocationId: string, connections: number]> {
-    for (const [id, links] of this.#loads.open()) if (!this.#loads.takes(id)) yield [id, links.size];
+    for (const [id, links] of this.#loads.open()) if (!this.#loads.accepting(id)) yield [id, links.size];
   }
 
   stop(): void {
@@ -193,6 +196,11 @@ class Link {
     socket.pause();
   }
 
+  /** Where its replica is; empty while it has none. */
+  get address(): string {
+    return this.#replica?.address ?? "";
+  }
+
   /** Goes for a replica, unless it has one or is on its way. */
   lead(): void {
     if (this.#over || this.#server || this.#attempt) return;
@@ -213,7 +221,7 @@ class Link {
     }
   }
 
-  /** Its replica is gone from the directory. One that is not connected yet goes on to another. */
+  /** Its replica is gone. A connection that is not connected yet goes on to another. */
   lost(): void {
     if (this.#attempt) this.#attempt.giveUp("it is gone");
     else this.reset();
@@ -376,7 +384,8 @@ const passOn = {
   data(socket: Socket<Side>, chunk: Uint8Array): void {
     const side = socket.data;
     const other = side.link.other(side);
-    if (!other) return;
+    // Nobody to say it to: it was paused, so this can't be, and bytes must not be lost without a word.
+    if (!other) return side.link.reset();
     give(other, chunk);
     if (other.pending) socket.pause();
   },

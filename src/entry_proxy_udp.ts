@@ -155,7 +155,10 @@ class Session {
   send(data: Uint8Array): boolean {
     const { loads, now } = this.#options;
     this.lastAt = now();
-    if (!this.#replica || !loads.takes(this.#replica.allocation_id)) this.#move({ evenFailing: true });
+    const { allocation_id = "", address } = this.#replica ?? {};
+    const accepting = loads.accepting(allocation_id);
+    // Started anew, it may have another address.
+    if (!accepting || accepting.address !== address) this.#move({ evenFailing: true });
     return this.#deliver(data);
   }
 

@@ -363,6 +363,21 @@ describe("a connection", () => {
     expect(proxy.status()).toMatchObject([{ connections: 1 }]);
   });
 
+  test("is reset when its replica has another address, as after a restart, and not when the address is not known", async () => {
+    const { start, lead, port } = await world();
+    const [before, after] = [start("before"), start("after")];
+    lead(before.endpoint);
+    const { socket } = await greeted(port);
+    lead({ ...before.endpoint, addresses: [] });
+    // It is the same on another of its networks, too, whichever is named first.
+    lead({ ...before.endpoint, addresses: [...after.endpoint.addresses, ...before.endpoint.addresses] });
+    socket.write("!");
+    await settled("the echo", () => socket.data.text === "before\n!");
+    lead({ ...before.endpoint, addresses: after.endpoint.addresses });
+    await settled("the reset", () => socket.data.closed);
+    expect((await greeted(port)).name).toBe("after");
+  });
+
   test("is not led to an allocation that is excluded", async () => {
     const { start, lead, port, proxy } = await world();
     const [a, b] = [start("a"), start("b")];

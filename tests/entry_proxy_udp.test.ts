@@ -117,13 +117,15 @@ describe("a UDP entry", () => {
     expect(await asking.ask("2")).toBe("b 2");
     await lead(a.endpoint, unready(b.endpoint));
     expect(await asking.ask("3")).toBe("a 3");
+    await lead({ ...a.endpoint, addresses: b.endpoint.addresses });
+    expect(await asking.ask("3 again")).toBe("b 3 again");
     await lead();
     expect(proxy.status()).toMatchObject([{ connections: 0 }]);
     asking.send("lost");
     await waitUntil("a refusal", () => proxy.status()[0]?.refused === 1, { intervalMs: 1 });
     await lead(b.endpoint);
     expect(await asking.ask("4")).toBe("b 4");
-    expect(asking.heard).toEqual(["a 1", "b 2", "a 3", "b 4"]);
+    expect(asking.heard).toEqual(["a 1", "b 2", "a 3", "b 3 again", "b 4"]);
   });
 
   test("gives a datagram that one replica refuses to another, and leaves the first alone for a while", async () => {
