@@ -2,7 +2,8 @@
  * @module Which replica gets a new connection: the ports that services claim on every node, where each leads, and the choice
  * between replicas. Pure; `entry_proxy.ts` does what is chosen here.
  */
-import type { Endpoint, EntryPort, ServiceEntry } from "./model_network.ts";
+import type { Endpoint, ServiceEntry } from "./model_network.ts";
+import type { EntryPort } from "./model_spec.ts";
 
 /** A replica as an entry sees it from this node. */
 export type Replica = { allocation_id: string; address: string; local: boolean; ready: boolean };

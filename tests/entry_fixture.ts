@@ -4,7 +4,8 @@
  */
 import { createServer } from "node:net";
 import type { Socket, SocketHandler } from "bun";
-import type { Endpoint, EntryPort, ServiceEntry } from "../src/model_network.ts";
+import type { Endpoint, ServiceEntry } from "../src/model_network.ts";
+import type { EntryPort } from "../src/model_spec.ts";
 
 export const SELF = "node-a";
 

@@ -2,7 +2,8 @@ import { afterEach, describe, expect, test } from "bun:test";
 import { systemClock } from "../src/clock.ts";
 import { EntryProxy, type EntryProxyOptions } from "../src/entry_proxy.ts";
 import { silentLog } from "../src/log.ts";
-import type { Endpoint, EntryPort } from "../src/model_network.ts";
+import type { Endpoint } from "../src/model_network.ts";
+import type { EntryPort } from "../src/model_spec.ts";
 import {
   client,
   endpoint,
