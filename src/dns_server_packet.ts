@@ -43,8 +43,6 @@ const TTL_SECONDS = 1;
 const HEADER_BYTES = 12;
 /** RFC 1035, 4.1.4: the name that stands behind the header. */
 const QUESTION_POINTER = Buffer.from([0xc0, HEADER_BYTES]);
-/** An A record of the question's name up to its address: type, class, TTL and length. */
-const ADDRESS_HEAD = [...QUESTION_POINTER, 0, 1, 0, 1, 0, 0, 0, TTL_SECONDS, 0, 4];
 /** RFC 1035, 4.2.1: what everybody takes. */
 const MIN_UDP_BYTES = 512;
 /** Larger ones would be sent in fragments on some paths (dnsflagday.net, 2020). */
@@ -170,8 +168,6 @@ function questionEnd(packet: Buffer): number | undefined {
 function encodeRecord(record: NameRecord): Buffer {
   const name = "name" in record ? record.name : undefined;
   if (name !== undefined) return encodeOne({ ...dataOf(record), name });
-  // Nearly all that is asked for; the codec takes ten times as long, which a service of many replicas would feel.
-  if (record.type === "A") return Buffer.from([...ADDRESS_HEAD, ...record.address.split(".").map(Number)]);
   // The codec writes names out; a pointer to the question's, in place of the root's one byte, lets twice as many addresses in.
   return Buffer.concat([QUESTION_POINTER, encodeOne({ ...dataOf(record), name: "." }).subarray(1)]);
 }

@@ -18,8 +18,9 @@
  * sees its network before the directory knows it. The node itself sees everything. A service has the networks of its endpoints
  * and those that its aliases are listed for (with or without a name); with neither, it counts as on its job's default network.
  *
- * **No replica.** A name whose service has no ready replica exists and has no records: it is not `no_such_name`. musl would go
- * on to the search domains after that, and end at a stranger; and RFC 8020 lets caches take that answer for all names below.
+ * **No replica.** A name whose service has no ready replica exists and has no records: it is not `no_such_name`. After that musl
+ * would go on to the search domains, where a stranger may have the name (glibc goes on in any case); and RFC 8020 lets caches take
+ * it for all names below, such as those of SRV.
  */
 import { createHash } from "node:crypto";
 import type { Endpoint, ServiceEntry } from "./model_network.ts";
@@ -57,8 +58,9 @@ type Service = {
   entry: ServiceEntry;
   /** `service.job.cacophony` in the form that every resolver takes. */
   domain: string;
-  /** Where its matches are: scope and name. */
-  places: (readonly [scope: string, name: string])[];
+  /** Where it stands in the indexes: its meanings by scope and name, its seats by address. */
+  matches: (readonly [scope: string, name: string, Match])[];
+  seats: (readonly [address: string, Seat])[];
 };
 
 /** One meaning of a name in a scope. `job`: the name is only the domain above a job's services. */
@@ -92,8 +94,8 @@ export class Names {
   readonly #range: Block;
   readonly #services = new Map<string, Service>();
   /** Scope -> name -> its meanings there. */
-  readonly #scopes = new Map<string, Map<string, Match[]>>();
-  readonly #seats = new Map<string, Seat[]>();
+  readonly #scopes = new Map<string, Map<string, Set<Match>>>();
+  readonly #seats = new Map<string, Set<Seat>>();
   #dead: ReadonlySet<string> = new Set();
   #own: ReadonlySet<string> = new Set();
   #subnets: (Block & { network: string })[] = [];
@@ -112,13 +114,15 @@ export class Names {
   /** Adds a service, or replaces what was known of it. */
   put(entry: ServiceEntry): void {
     this.remove(entry);
-    const service: Service = { entry, domain: domainOf(entry), places: [] };
+    const service: Service = { entry, domain: domainOf(entry), matches: [], seats: [] };
     this.#services.set(keyOf(entry), service);
     for (const network of networksOf(entry)) this.#addNames(service, { scope: network, network });
     this.#addNames(service, { scope: EVERYTHING, network: undefined });
     for (const endpoint of entry.endpoints) {
       for (const { network, address } of endpoint.addresses) {
-        addTo(this.#seats, address, { service, endpoint, network });
+        const seat: Seat = { service, endpoint, network };
+        addTo(this.#seats, address, seat);
+        service.seats.push([address, seat]);
       }
     }
   }
@@ -128,14 +132,12 @@ export class Names {
     const service = this.#services.get(keyOf(id));
     if (!service) return;
     this.#services.delete(keyOf(id));
-    for (const [scope, name] of service.places) {
+    for (const [scope, name, match] of service.matches) {
       const names = this.#scopes.get(scope);
-      if (names) dropFrom(names, name, service);
+      if (names) dropFrom(names, name, match);
       if (names?.size === 0) this.#scopes.delete(scope);
     }
-    for (const { addresses } of service.entry.endpoints) {
-      for (const { address } of addresses) dropFrom(this.#seats, address, service);
-    }
+    for (const [address, seat] of service.seats) dropFrom(this.#seats, address, seat);
   }
 
   /** These allocations, and no others, are known to be dead here, whatever the directory says of them. */
@@ -172,11 +174,12 @@ export class Names {
   /** A service's names in one scope, for addresses of `network`. */
   #addNames(service: Service, { scope, network }: { scope: string; network: string | undefined }): void {
     const { job_id, service_name, aliases } = service.entry;
-    const add = (name: string, match: Omit<Match, "service">): void => {
-      let names = this.#scopes.get(scope);
-      if (!names) this.#scopes.set(scope, (names = new Map()));
-      addTo(names, name, { service, ...match });
-      service.places.push([scope, name]);
+    let names = this.#scopes.get(scope);
+    if (!names) this.#scopes.set(scope, (names = new Map()));
+    const add = (name: string, meaning: Omit<Match, "service">): void => {
+      const match: Match = { service, ...meaning };
+      addTo(names, name, match);
+      service.matches.push([scope, name, match]);
     };
     const jobs = formsOf(job_id);
     const addForms = (text: string, on: string | undefined): void => {
@@ -330,7 +333,7 @@ export class Names {
 
   /** Who has an address, as far as the asker sees it; of several the ready ones. */
   #seatsOf(address: string, { scopes }: Asker): Seat[] {
-    const seats = (this.#seats.get(address) ?? NOTHING).filter(
+    const seats = [...(this.#seats.get(address) ?? NOTHING)].filter(
       ({ network, endpoint }) =>
         !this.#dead.has(endpoint.allocation_id) && (scopes.includes(EVERYTHING) || scopes.includes(network)),
     );
@@ -386,16 +389,16 @@ function domainOf({ job_id, service_name }: ServiceEntry): string {
   return `${service}.${job}.${DOMAIN}`;
 }
 
-function addTo<T>(index: Map<string, T[]>, key: string, item: T): void {
-  const list = index.get(key);
-  if (list) list.push(item);
-  else index.set(key, [item]);
+function addTo<T>(index: Map<string, Set<T>>, key: string, item: T): void {
+  const items = index.get(key);
+  if (items) items.add(item);
+  else index.set(key, new Set([item]));
 }
 
-function dropFrom<T extends { service: Service }>(index: Map<string, T[]>, key: string, service: Service): void {
-  const rest = index.get(key)?.filter((item) => item.service !== service) ?? [];
-  if (rest.length > 0) index.set(key, rest);
-  else index.delete(key);
+function dropFrom<T>(index: Map<string, Set<T>>, key: string, item: T): void {
+  const items = index.get(key);
+  items?.delete(item);
+  if (items?.size === 0) index.delete(key);
 }
 
 function parseBlock(text: string): Block | undefined {
