@@ -199,6 +199,7 @@ export class DnsServer {
         idle = expire();
       }
       for (const message of messages) {
+        if (socket.destroyed) return;
         this.#answer(message, { from, transport: "tcp" }, (reply) => {
           if (socket.destroyed) return;
           if (socket.writableLength > MAX_UNSENT_BYTES) return void socket.destroy();

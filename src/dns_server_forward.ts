@@ -199,23 +199,25 @@ type Reply = { packet: Buffer; rcode: number };
 
 /** Puts a stream of DNS over TCP back into messages (RFC 1035, 4.2.2: two bytes of length before each). */
 export class MessageReader {
-  #rest: Buffer = Buffer.alloc(0);
-
-  /** True in the middle of a message. */
-  get isWaiting(): boolean {
-    return this.#rest.length > 0;
-  }
+  #chunks: Buffer[] = [];
+  #bytes = 0;
+  /** Bytes of the next message with its length, or of the length alone; until then chunks are only kept. */
+  #needed = 2;
 
   read(chunk: Buffer): Buffer[] {
-    let data = this.#rest.length > 0 ? Buffer.concat([this.#rest, chunk]) : chunk;
+    this.#chunks.push(chunk);
+    this.#bytes += chunk.length;
+    if (this.#bytes < this.#needed) return [];
+    let data = Buffer.concat(this.#chunks);
     const messages: Buffer[] = [];
-    while (data.length >= 2) {
-      const end = 2 + data.readUInt16BE(0);
-      if (data.length < end) break;
-      messages.push(data.subarray(2, end));
-      data = data.subarray(end);
+    for (;;) {
+      this.#needed = data.length < 2 ? 2 : 2 + data.readUInt16BE(0);
+      if (data.length < this.#needed) break;
+      messages.push(data.subarray(2, this.#needed));
+      data = data.subarray(this.#needed);
     }
-    this.#rest = Buffer.from(data);
+    this.#chunks = [data];
+    this.#bytes = data.length;
     return messages;
   }
 }

@@ -163,10 +163,9 @@ export class Names {
     const text = name.toLowerCase().replace(/\.$/, "");
     if (text.endsWith(REVERSE_DOMAIN)) return this.#reverse(text, { type, asker });
     if (text === DOMAIN) return found();
-    if (!text.endsWith(`.${DOMAIN}`))
-      return this.#forward(text, { type, asker, isFull: false }) ?? { state: "not_ours" };
+    if (!text.endsWith(`.${DOMAIN}`)) return this.#named(text, { type, asker, isFull: false }) ?? { state: "not_ours" };
     const below = text.slice(0, -DOMAIN.length - 1);
-    const answer = this.#forward(below, { type, asker, isFull: true });
+    const answer = this.#named(below, { type, asker, isFull: true });
     if (answer) return answer;
     return this.#find(below, asker, ["job"]).length > 0 ? found() : { state: "no_such_name" };
   }
@@ -235,7 +234,7 @@ export class Names {
   }
 
   /** Undefined if no service that the asker sees has the name. `isFull`: only names with the job in them count. */
-  #forward(
+  #named(
     text: string,
     { type, asker, isFull }: { type: string; asker: Asker; isFull: boolean },
   ): NameAnswer | undefined {

@@ -331,7 +331,7 @@ describe("all other names", () => {
 
   test("fail at once where one asker has too many under way, and nobody else waits for that", async () => {
     const silent = await resolver(() => undefined);
-    const { port } = await start({ resolverPort: silent.port });
+    const { port } = await start({ clock: new VirtualClock(), resolverPort: silent.port });
     let failed = 0;
     const flood = await Bun.udpSocket({
       connect: { hostname: "127.0.0.1", port },
