@@ -112,8 +112,7 @@ export class Worker {
     await this.#starts.run(async () => {
       throwIfAborted(signal);
       at("starting");
-      // They are in memory alone, and the machine may have been off since.
-      if (wanted?.spec.mounts.some(({ type }) => type === "secret")) await this.secrets.ensure(wanted.spec);
+      if (wanted && hasSecrets(wanted.spec)) await this.#findSecrets(container, wanted.spec);
       await this.#start(container.id, { wanted, neverRan: container.state === "created" });
     });
   }
@@ -152,10 +151,9 @@ export class Worker {
     const { allocation, spec, networkPool } = wanted;
     const { job_id: jobId } = allocation;
     if (!spec.network_mode) await this.#ensureNetworks(jobId, { spec, pool: networkPool });
-    const hasSecrets = spec.mounts.some(({ type }) => type === "secret");
-    // Secrets were files there before: those of an earlier version of Cacophony are taken out.
-    if (spec.files || hasSecrets) await this.#files.ensure(jobId, spec);
-    if (hasSecrets) await this.secrets.ensure(spec);
+    // An earlier version of Cacophony wrote secrets there, too: those are taken out.
+    if (spec.files || hasSecrets(spec)) await this.#files.ensure(jobId, spec);
+    if (hasSecrets(spec)) await this.secrets.ensure(spec);
     await ensureVolumes(this.#engine, { spec, jobId, owner: this.#owner });
     const context = { ...this.#contextOf(allocation), ...(joined && { joined: joined.containers }) };
     const options = containerOptions(spec, context);
@@ -166,6 +164,7 @@ export class Worker {
         ...options.Labels,
         ...imageLabels(spec.image, image),
         ...(joined && { [LABELS.joined]: joined.label }),
+        ...(hasSecrets(spec) && { [LABELS.secrets]: this.secrets.dir }),
       },
       // Engines before 25 take one network here; the container is put on the others before it starts.
       ...(first && { NetworkingConfig: { EndpointsConfig: Object.fromEntries([first]) } }),
@@ -176,6 +175,17 @@ export class Worker {
     throwIfAborted(signal);
     await this.#start(id, { wanted, neverRan: true });
     return id;
+  }
+
+  /** They are in memory alone, and the machine may have been off since the container was made. */
+  async #findSecrets(container: Container, spec: ServiceSpec): Promise<void> {
+    await this.secrets.ensure(spec);
+    const before = container.labels.get(LABELS.secrets);
+    if (before === this.secrets.dir) return;
+    await this.#engine.remove(container.id);
+    throw new Refusal(
+      `the container had its secrets at ${before ?? "another place"}, and this node has them at ${this.secrets.dir} now: it is made anew`,
+    );
   }
 
   async #ensureNetworks(jobId: string, { spec, pool }: { spec: ServiceSpec; pool: string }): Promise<void> {
@@ -250,6 +260,10 @@ export class Worker {
 function imageLabels(name: string, { id, digests }: EngineImage): Record<string, string> {
   const digest = digestOf(name, digests);
   return { [LABELS.image]: id, ...(digest !== undefined && { [LABELS.imageDigest]: digest }) };
+}
+
+function hasSecrets({ mounts }: ServiceSpec): boolean {
+  return mounts.some(({ type }) => type === "secret");
 }
 
 function throwIfAborted(signal: AbortSignal): void {

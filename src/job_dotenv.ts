@@ -3,7 +3,7 @@
  * and the request's own variables. Takes a text, gives its entries in order, or a Refusal that names the line. What a
  * variable inside of a value stands for is asked of the caller first, then of the lines above.
  */
-import { Refusal, show } from "./job_grammar.ts";
+import { Refusal } from "./job_grammar.ts";
 import { replaceVariables } from "./job_interpolate.ts";
 
 export type Lookup = (name: string) => string | undefined;
@@ -27,7 +27,7 @@ export function readDotenv(source: string, lookup: Lookup): Map<string, string |
     if (entries.size === MAX_ENTRIES) return fault(`is one more than the ${MAX_ENTRIES} entries that are taken`);
     const head = /^(?:export[^\S\n]+)?([\p{L}\p{N}_.[\]-]*)[^\S\n]*(?:([=:])[^\S\n]*|(?=\n|$))/u.exec(text.slice(at));
     const name = head?.[1] ?? "";
-    if (!head || name === "") return fault(`is ${show(lineAt(text, at))}; write NAME=value`);
+    if (!head || name === "") return fault("is no NAME=value; a value of several lines stands in quotes");
     if (head[2] === undefined) entries.set(name, lookup(name));
     else {
       const value = readValue(text.slice(at + head[0].length), known);
@@ -61,7 +61,7 @@ function readValue(rest: string, lookup: Lookup): Read | Refusal {
   if (quote !== '"' && quote !== "'") {
     const line = rest.split("\n", 1)[0] ?? "";
     const value = replaceVariables((line.startsWith("#") ? "" : (line.split(" #", 1)[0] ?? "")).trimEnd(), lookup);
-    return value instanceof Refusal ? value : { value, length: line.length };
+    return value instanceof Refusal ? withoutValue(value) : { value, length: line.length };
   }
   const match = (quote === '"' ? /^"((?:\\[\s\S]|[^"\\])*)"/ : /^'((?:\\[\s\S]|[^'\\])*)'/).exec(rest);
   if (!match) return new Refusal(`has a ${quote} that is not closed`);
@@ -69,7 +69,7 @@ function readValue(rest: string, lookup: Lookup): Read | Refusal {
   const plain = inside.replaceAll(`\\${quote}`, quote);
   if (quote === "'") return { value: plain, length: whole.length };
   const value = replaceVariables(unescape(plain), lookup);
-  return value instanceof Refusal ? value : { value, length: whole.length };
+  return value instanceof Refusal ? withoutValue(value) : { value, length: whole.length };
 }
 
 const ESCAPES: Readonly<Record<string, string>> = {
@@ -89,6 +89,8 @@ function unescape(text: string): string {
   return text.replaceAll(/\\([abfnrtv\\$])/g, (whole, letter: string) => ESCAPES[letter] ?? whole);
 }
 
-function lineAt(text: string, at: number): string {
-  return text.slice(at).split("\n", 1)[0] ?? "";
+/** What is sent as a variable may be a secret, and faults are answered: they quote none of it. */
+function withoutValue(refusal: Refusal): Refusal {
+  if (!refusal.message.startsWith("has ${")) return refusal;
+  return new Refusal("has a ${ that begins no variable; in single quotes it stands for itself");
 }

@@ -390,6 +390,8 @@ export const LABELS = {
   imageDigest: "cacophony.image-digest",
   /** The containers that it shares something with, and which run of theirs: another one means that it is to be made anew. */
   joined: "cacophony.joined",
+  /** Where its secrets are on the node; absent: it has none. */
+  secrets: "cacophony.secrets",
 } as const;
 
 // ---- Errors ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import { readPolicy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
-import { CacophonyError, NODE_IN_USE, PROTOCOL_VERSION, StartError } from "./model.ts";
+import { NODE_IN_USE, PROTOCOL_VERSION, StartError } from "./model.ts";
 import { HostMeter } from "./resources.ts";
 import { Scheduler } from "./scheduler.ts";
 import { Sealer, SealError } from "./seal.ts";
@@ -280,10 +280,9 @@ export class Node implements LocalNode {
     return fetchSecret(this.#masterAddress(), { node_id: this.nodeId, instance: this.#instance, secret_id });
   }
 
-  /** What this master hands out: only to the process that has the session of a node which runs what mounts the secret. */
-  #secretFor(request: SecretRequest): Uint8Array {
-    if (this.#scheduler && this.#membership?.isConnected(request)) return this.#scheduler.secrets.valueFor(request);
-    throw new CacophonyError("not_found", "there is no such secret for this node");
+  /** What this master hands out: only to the process that has the session of a node which is to run what mounts the secret. */
+  #secretFor(request: SecretRequest): Uint8Array | undefined {
+    return this.#membership?.isConnected(request) ? this.#scheduler?.secrets.valueFor(request) : undefined;
   }
 
   #masterAddress(): string {

@@ -74,11 +74,12 @@ describe("readDotenv() reads as compose does", () => {
   });
 
   const bad: [text: string, message: string][] = [
-    ["A=1\n=2", 'line 2 is "=2"; write NAME=value'],
-    ["A B=1", 'line 1 is "A B=1"; write NAME=value'],
+    ["A=1\n=2", "line 2 is no NAME=value; a value of several lines stands in quotes"],
+    ["A B=1", "line 1 is no NAME=value"],
     ["A=1\nB='open\nC=2", "line 2 has a ' that is not closed"],
     ['A="open', 'line 1 has a " that is not closed'],
-    ["A=${B", "line 1 has ${ without its closing }"],
+    ["A=${B", "line 1 has a ${ that begins no variable; in single quotes it stands for itself"],
+    ['A="x${1B}"', "line 1 has a ${ that begins no variable"],
     ["A=${B?must be there}", "line 1 needs variable B (must be there)"],
   ];
   test.each(bad)("%j is refused", (text, message) => {
