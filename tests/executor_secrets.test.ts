@@ -22,6 +22,10 @@ import type { AllocationRecord, SecretMount, ServiceSpec } from "../src/model.ts
 import { spec } from "./cluster_fixture.ts";
 import { FakeEngine } from "./fake_engine.ts";
 
+const [UID, GID] = [process.getuid?.() ?? 0, process.getgid?.() ?? 0];
+/** Only root can give files away. */
+const OTHER = UID === 0 ? { uid: 7, gid: 8 } : { uid: UID, gid: GID };
+
 let memory: string;
 let disk: string;
 let fetched: string[];
@@ -65,7 +69,7 @@ function names(files: SecretFiles): string[] {
 
 test("ensure() writes each secret with its owner and mode into a directory that nobody else can look into", async () => {
   const files = node();
-  const mounts = [mount("a"), mount("a", { mode: 0o400, uid: 7, gid: 8 }), mount("b", { uid: 9 })];
+  const mounts = [mount("a"), mount("a", { mode: 0o400, ...OTHER }), mount("b", { uid: OTHER.uid })];
   await files.ensure(having(...mounts));
   const seen = mounts.map((one) => {
     const path = secretPath(one, files.dir);
@@ -73,9 +77,9 @@ test("ensure() writes each secret with its owner and mode into a directory that 
     return [readFileSync(path, "utf8"), mode & 0o7777, uid, gid];
   });
   expect(seen).toEqual([
-    ["value of a", 0o444, 0, 0],
-    ["value of a", 0o400, 7, 8],
-    ["value of b", 0o444, 9, 0],
+    ["value of a", 0o444, UID, GID],
+    ["value of a", 0o400, OTHER.uid, OTHER.gid],
+    ["value of b", 0o444, OTHER.uid, GID],
   ]);
   expect(names(files)).toHaveLength(3);
   for (const directory of [files.dir, dirname(files.dir)]) expect(statSync(directory).mode & 0o777).toBe(0o700);
@@ -210,6 +214,6 @@ test("a container is started again only once its secrets are there, and made ane
   const other = join(memory, "other");
   mkdirSync(other);
   const moved = worker(engine, other).start(container, { wanted, signal, at });
-  await expect(moved).rejects.toThrow(`this node has them at ${other}/cacophony-0/n1 now: it is made anew`);
+  await expect(moved).rejects.toThrow(`this node has them at ${other}/cacophony-${UID}/n1 now: it is made anew`);
   expect(engine.containers).toEqual([]);
 });
