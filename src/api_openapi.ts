@@ -9,6 +9,7 @@ import { loginBody } from "./api_registries.ts";
 import { MAX_BODY_BYTES, MAX_FORM_BYTES } from "./api_request.ts";
 import { DOCUMENT_KEYS } from "./job_keys.ts";
 import { jsonSchemaOfTable } from "./job_schema.ts";
+import { MARK, MARK_KEY } from "./job_secrets.ts";
 
 /** What the description says of one method of a path. */
 type Operation = {
@@ -187,7 +188,7 @@ function querySchema(name: string) {
 function document() {
   return {
     ...jsonSchemaOfTable(DOCUMENT_KEYS),
-    description: `A compose document after interpolation, up to ${MAX_BODY_BYTES} bytes; each key says what becomes of it`,
+    description: `A compose document after interpolation, up to ${MAX_BODY_BYTES} bytes; each key says what becomes of it. Where a secret has a value, "${MARK_KEY}": "${MARK}" stands for it: sent back, it keeps that value`,
   };
 }
 
