@@ -25,17 +25,21 @@ export function changesForDigests(
   return { changes: [...jobs.values()].map((record) => ({ op: "put", kind: "job", record })), nodes };
 }
 
-/** Changes that have every replica of a job replaced, one by one; with `pull` by what its image's tag stands for then. */
+/**
+ * Changes that have every replica of a job replaced, one by one and in the order of `depends_on`; with `pull` by what its
+ * image's tag stands for then. What ran to its end runs again.
+ */
 export function changesForRestart(
   state: ClusterState,
   { jobId, pull, now }: { jobId: string; pull: boolean; now: number },
 ): { job: LiveJob; changes: Change[] } {
   const before = findJob(state, jobId);
   const services = before.services.map((service): JobServiceRecord => {
-    const generation = (service.generation ?? 0) + 1;
-    if (!pull) return { ...service, generation };
-    const { digest: _digest, ...rest } = service;
-    return { ...rest, generation, refresh: true };
+    const released = service.rules.depends_on.length === 0;
+    const next = { ...service, generation: (service.generation ?? 0) + 1, released };
+    if (!pull) return next;
+    const { digest: _digest, ...rest } = next;
+    return { ...rest, refresh: true };
   });
   const job: LiveJob = { ...before, services, version: before.version + 1, updated_at: now };
   return { job, changes: [{ op: "put", kind: "job", record: job }] };
