@@ -480,6 +480,20 @@ describe("Executor", () => {
     await node.until(() => node.status("a")?.state === "pulling");
     node.assign([]);
     await node.until(() => node.executor.snapshot()?.allocations.length === 0, 1_000);
+    await node.clock.advance(4_000_000);
+    expect([...node.engine.images]).toEqual(["busybox:latest"]);
+  });
+
+  test("goes on with a pull that another job still waits for", async () => {
+    const node = await new Node().start();
+    node.engine.pullMs = 60_000;
+    node.engine.registry.set("big:1", "found");
+    const [mine, other] = ["a", "b"].map((id) => ({ id, job: id, spec: { image: "big:1" } }));
+    node.assign([mine!, other!]);
+    await node.until(() => (node.status("b")?.pull?.bytes_done ?? 0) >= 300);
+    node.assign([other!]);
+    await node.until(() => node.isSettled(["b"]));
+    expect(node.engine.calls.get("pull")).toBe(1);
   });
 
   test("never calls an allocation gone while its container is being created", async () => {

@@ -676,6 +676,16 @@ describe("parseJob() tells what becomes of each key", () => {
     ).toContain("means c elsewhere");
   });
 
+  test("pull_refresh_after says how often refresh asks, and nothing to other policies", () => {
+    const refreshed = job(app("pull_policy: refresh\npull_refresh_after: 1d12h"));
+    expect([refreshed.services[0]?.spec.pull_policy, refreshed.warnings]).toEqual(["every_1d12h", []]);
+    expect(job(app("pull_policy: refresh")).services[0]?.spec.pull_policy).toBe("refresh");
+    const { services, warnings } = job(app("pull_refresh_after: 24h"));
+    expect(services[0]?.spec.pull_policy).toBeUndefined();
+    expect(warnings).toEqual([expect.objectContaining({ path: "services.app.pull_refresh_after" })]);
+    expect(refusals("pull_policy: refresh\npull_refresh_after: soon", "")).toContain("write a duration");
+  });
+
   test("networks come with their definitions", () => {
     const body = (networks: string) =>
       `services:\n  a: {image: a, networks: {x: {ipv4_address: 10.9.0.5, priority: 7}, y: }}\n  b: {image: b}\nnetworks: ${networks}\n`;
