@@ -390,6 +390,8 @@ export const LABELS = {
   imageDigest: "cacophony.image-digest",
   /** The containers that it shares something with, and which run of theirs: another one means that it is to be made anew. */
   joined: "cacophony.joined",
+  /** Hash of a network's definition as it was when it was made. */
+  definition: "cacophony.definition",
 } as const;
 
 // ---- Errors ---------------------------------------------------------------------------------------------------------

@@ -550,6 +550,28 @@ describe("Executor", () => {
     ]);
   });
 
+  test("makes a network of another definition anew once no container is on it, and never one that is used", async () => {
+    const node = await new Node().start();
+    const item = (id: string, internal: boolean): Item => {
+      const network = { key: "n", external: false, internal, driver_opts: [], labels: [] };
+      return { id, spec: { networks: [{ network, aliases: [] }] } };
+    };
+    const made = () => node.engine.networksAsked.map(({ internal }) => internal);
+    node.assign([item("a", false)]);
+    await node.until(() => node.isSettled(["a"]));
+    node.assign([item("a", false), item("b", true)]);
+    await node.until(() => node.isSettled(["a", "b"]));
+    expect(made()).toEqual([false]);
+    for (const { id } of node.engine.containers) node.engine.kill(id);
+    await node.restart();
+    node.assign([item("c", true)]);
+    await node.until(() => node.isSettled(["c"]));
+    expect(made()).toEqual([false, true]);
+    node.assign([item("c", true), item("d", true)]);
+    await node.until(() => node.isSettled(["c", "d"]));
+    expect(made()).toEqual([false, true]);
+  });
+
   test("says when a network of the job's name is another's, or the pool is full", async () => {
     const node = await new Node().start();
     node.engine.addNetwork({ name: "job_default", subnet: "10.99.0.0/24" });

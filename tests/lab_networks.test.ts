@@ -117,6 +117,23 @@ test("a network is made as its document defines it, and the container has its pl
   });
 });
 
+test("a changed definition of a network is made on the node when no container is on it any more", async () => {
+  const document = (subnet: string) => ({
+    services: { web: here({ networks: ["n"] }) },
+    networks: { n: { ipam: { config: [{ subnet }] } } },
+  });
+  await cluster.put("changes", document("10.99.10.0/24"));
+  const first = await containerOf("changes");
+  await cluster.put("changes", document("10.99.11.0/24"));
+  const second = await waitUntil("the new replica", () => containerOf("changes"), { until: (id) => id !== first });
+  expect(await inspect("network", "inspect", "changes_n")).toMatchObject({
+    IPAM: { Config: [{ Subnet: "10.99.11.0/24" }] },
+  });
+  expect(await inspect("inspect", second)).toMatchObject({
+    NetworkSettings: { Networks: { changes_n: { IPAddress: expect.stringMatching(/^10\.99\.11\./) } } },
+  });
+});
+
 test("an external host network is the node's own, and the bridge goes with others", async () => {
   await cluster.put("own", {
     services: { web: here({ networks: ["outer"] }) },
