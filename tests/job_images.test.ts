@@ -148,6 +148,23 @@ describe("a restart", () => {
     expect(bench.assigned().map(({ allocation_id: _id, ...rest }) => rest)).toEqual([expected, expected]);
   });
 
+  test.each([
+    ["always", true],
+    ["refresh", true],
+    ["every_12h", true],
+    ["missing", false],
+    ["never", false],
+    [undefined, false],
+  ])("without pull, of a service with the policy %p: the tag is asked for anew: %p", (pull_policy, asked) => {
+    const bench = new Bench();
+    bench.put(pull_policy === undefined ? {} : { pull_policy });
+    bench.pass();
+    bench.settle(bench.allocations[0]!, "sha256:1");
+    bench.restart(false);
+    expect(bench.job.services[0]?.digest).toBe(asked ? undefined : "sha256:1");
+    expect(bench.job.services[0]?.refresh).toBeUndefined();
+  });
+
   test("with pull takes the digest that a new replica finds, not what an old one says", () => {
     const bench = placed();
     const old = bench.allocations[0]!;

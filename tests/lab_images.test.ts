@@ -101,6 +101,19 @@ test("a later replica runs the first one's digest though the tag has moved, and 
   expect(moved.some(({ allocation_id }) => allocation_id === first!.allocation_id)).toBe(false);
 });
 
+test("with pull_policy always any restart takes what the tag stands for then", async () => {
+  await login();
+  const image = await publish("always", 1);
+  await cluster.put("always", { services: { web: sleeper({ image, pull_policy: "always" }) } });
+  const [first] = await replicas("always");
+  await publish("always", 2);
+  await cluster.api("/cluster/job/always/restart", { method: "POST" });
+  await waitUntil("the replica to be new", () => replicas("always"), {
+    until: ([one]) => one?.image_digest !== null && one?.image_digest !== first!.image_digest,
+    timeoutMs: 20_000,
+  });
+});
+
 test("different images under one name are used as they are, with a warning", async () => {
   for (const [index, host] of lab.hosts.entries()) {
     const container = (await host.docker("create", "busybox")).trim();
