@@ -401,6 +401,7 @@ describe("parseJob() reads volumes", () => {
     ["{type: volume, source: data, target: /b, volume: {subpath: ../x}}", "a path inside of the volume"],
     ["{type: volume, source: data, target: /b, volume: {subpath: /x}}", "a path inside of the volume"],
     ["{type: volume, target: /b, volume: {subpath: x}}", "name the volume under source"],
+    ["{type: volume, target: /b, read_only: true}", "which Docker refuses"],
     ["{type: bind, source: /a, target: /b, bind: {recursive: readonly}}", "needs read_only: true"],
   ];
   test.each(bad)("%s is refused", (yaml, message) => {
