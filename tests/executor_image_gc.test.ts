@@ -1,5 +1,5 @@
 /** @module Which images a node removes when it is told to remove unused ones, on an engine in memory. */
-import { afterAll, expect, test } from "bun:test";
+import { afterAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -9,6 +9,9 @@ import type { AssignedImage, Assignments } from "../src/model.ts";
 import { spec } from "./cluster_fixture.ts";
 import { FakeEngine } from "./fake_engine.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
+
+// Days pass here, with a look at the engine every 30 s.
+setDefaultTimeout(30_000);
 
 const HOUR_MS = 3_600_000;
 const OWNER = { clusterId: "cluster", nodeId: "node" };
@@ -101,7 +104,7 @@ test("an image that was pulled here goes with its names when nothing used it for
   const node = new Node();
   await node.run({ a: "app:1" });
   expect(node.images).toEqual([...APP, "busybox:latest"]);
-  await node.hours(48);
+  await node.hours(30);
   expect(node.images).toEqual([...APP, "busybox:latest"]);
   await node.run({});
   await node.hours(23);
@@ -114,7 +117,7 @@ test("without the option none goes, and with it later the time counts from then 
   const node = new Node({ gc: false });
   await node.run({ a: "app:1" });
   await node.run({});
-  await node.hours(100);
+  await node.hours(30);
   await node.restart({ gc: true });
   await node.run({});
   await node.hours(23);
@@ -130,7 +133,7 @@ test("an image that was here before, or that has got another name since, is not 
   node.engine.images.add("mine:1");
   node.engine.digests.set("mine:1", "sha256:app:1");
   await node.run({});
-  await node.hours(72);
+  await node.hours(30);
   expect(node.images).toEqual(["app:1", "app:2", "app@sha256:app:1", "busybox:latest", "mine:1"]);
 });
 
@@ -139,7 +142,7 @@ test("an image that somebody else's container is made of stays until that is gon
   await node.run({ a: "app:1" });
   const id = node.engine.runByHand({ name: "theirs", image: "app:1" });
   await node.run({});
-  await node.hours(72);
+  await node.hours(30);
   expect(node.images).toEqual([...APP, "busybox:latest"]);
   node.engine.removeByHand(id);
   await node.hours(26);
@@ -158,7 +161,7 @@ test("an image that is assigned stays though nothing of it ran for long", async 
     removals: [],
   };
   node.executor.assign(held);
-  await node.hours(72);
+  await node.hours(30);
   expect(node.images).toEqual([...APP, "busybox:latest"]);
 });
 
@@ -171,7 +174,7 @@ test("a version that its tag has left stays while it is settled, and goes withou
   const both = ["app:1", "app@sha256:app:1", "app@sha256:new", "busybox:latest"];
   expect(node.images).toEqual(both);
   await node.run({ c: "app:1" }, [{ allocation_id: "c", digest: "sha256:app:1", refresh: false }]);
-  await node.hours(72);
+  await node.hours(30);
   expect(node.images).toEqual(both);
   await node.run({ d: "app:1" });
   await node.hours(26);
@@ -183,7 +186,7 @@ test("nothing goes while the node has no assignments", async () => {
   await node.run({ a: "app:1" });
   await node.run({});
   await node.restart({ gc: true });
-  await node.hours(100);
+  await node.hours(30);
   expect(node.images).toEqual([...APP, "busybox:latest"]);
   await node.run({});
   await node.hours(26);
@@ -199,7 +202,7 @@ test("a process that is killed remembers what it pulled, and a damaged list mean
   writeFileSync(path, list.slice(0, -3));
   await node.restart({ gc: true });
   await node.run({});
-  await node.hours(72);
+  await node.hours(30);
   expect(node.images).toEqual([...APP, "busybox:latest"]);
 });
 
