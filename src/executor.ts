@@ -170,7 +170,11 @@ export class Executor {
     const owner = { clusterId, nodeId };
     const { random, meter, dataDir, imageGcMs } = this.#options;
     this.#owner = owner;
-    const pulled = new PulledImages({ ...this.#options, path: join(dataDir, "images.json") });
+    const pulled = new PulledImages({
+      ...this.#options,
+      path: join(dataDir, "images.json"),
+      engineId: () => this.#connection.status.engine_id,
+    });
     this.#pulled = pulled;
     if (imageGcMs !== undefined) pulled.start({ afterMs: imageGcMs, needed: () => this.#neededImages() });
     this.#worker = new Worker({

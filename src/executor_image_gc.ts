@@ -19,23 +19,37 @@ import type { Log } from "./log.ts";
 const MOST_BETWEEN_LOOKS_MS = 600_000;
 const LEAST_BETWEEN_LOOKS_MS = 1_000;
 
-const file = v.array(v.object({ id: v.string(), names: v.array(v.string()) }));
+const file = v.object({
+  engine_id: v.string(),
+  images: v.array(v.object({ id: v.string(), names: v.array(v.string()) })),
+});
+
+export type PulledImagesOptions = {
+  path: string;
+  engine: Engine;
+  /** Which engine answers, as last seen. */
+  engineId: () => string | undefined;
+  clock: Clock;
+  log: Log;
+};
 
 export class PulledImages {
-  readonly #options: { path: string; engine: Engine; clock: Clock; log: Log };
+  readonly #options: PulledImagesOptions;
+  /** The engine that the images are in: what another one has was not pulled by us. */
+  #engineId: string | undefined;
   readonly #names = new Map<string, Set<string>>();
   /** Since when each image was seen unused; milliseconds since 1970. */
   readonly #unusedSince = new Map<string, number>();
   #timer: Timer | undefined;
   #stopped = false;
 
-  constructor(options: { path: string; engine: Engine; clock: Clock; log: Log }) {
+  constructor(options: PulledImagesOptions) {
     this.#options = options;
     const { path, log } = options;
     try {
-      for (const { id, names } of v.parse(file, JSON.parse(readFileSync(path, "utf8")))) {
-        this.#names.set(id, new Set(names));
-      }
+      const { engine_id, images } = v.parse(file, JSON.parse(readFileSync(path, "utf8")));
+      this.#engineId = engine_id;
+      for (const { id, names } of images) this.#names.set(id, new Set(names));
     } catch (error) {
       const isAbsent = error instanceof Error && "code" in error && error.code === "ENOENT";
       if (!isAbsent) log.warn("the list of pulled images could not be read: those images are kept", { path, error });
@@ -44,6 +58,7 @@ export class PulledImages {
 
   /** Takes note of names that an image was given here: of one that was just pulled, or of one that is ours already. */
   note(id: string, { names, pulled }: { names: readonly string[]; pulled: boolean }): void {
+    if (!this.#isOurEngine()) return;
     const known = this.#names.get(id) ?? (pulled ? new Set<string>() : undefined);
     if (!known || (this.#names.has(id) && names.every((name) => known.has(name)))) return;
     for (const name of names) known.add(name);
@@ -75,7 +90,7 @@ export class PulledImages {
   async #look({ afterMs, needed }: { afterMs: number; needed: () => ReadonlySet<string> | undefined }): Promise<void> {
     const { engine, clock } = this.#options;
     const names = needed();
-    if (!names || this.#names.size === 0) return;
+    if (!names || !this.#isOurEngine() || this.#names.size === 0) return;
     const used = new Set((await engine.list()).map(({ imageId }) => imageId));
     for (const name of names) used.add((await engine.image(name))?.id);
     const now = clock.now();
@@ -111,11 +126,24 @@ export class PulledImages {
     this.#save();
   }
 
+  /** Forgets what is in another engine; false while nobody knows which one answers. */
+  #isOurEngine(): boolean {
+    const engineId = this.#options.engineId();
+    if (engineId === undefined) return false;
+    if (engineId !== this.#engineId) {
+      this.#names.clear();
+      this.#unusedSince.clear();
+    }
+    this.#engineId = engineId;
+    return true;
+  }
+
   #save(): void {
     const { path, log } = this.#options;
-    const entries: v.InferOutput<typeof file> = [...this.#names].map(([id, names]) => ({ id, names: [...names] }));
+    const images = [...this.#names].map(([id, names]) => ({ id, names: [...names] }));
+    const entry: v.InferOutput<typeof file> = { engine_id: this.#engineId ?? "", images };
     try {
-      writeFileSync(`${path}.new`, JSON.stringify(entries), { mode: 0o600 });
+      writeFileSync(`${path}.new`, JSON.stringify(entry), { mode: 0o600 });
       renameSync(`${path}.new`, path);
     } catch (error) {
       log.warn("the list of pulled images could not be written", { path, error });

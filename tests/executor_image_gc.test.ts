@@ -198,12 +198,29 @@ test("a process that is killed remembers what it pulled, and a damaged list mean
   await node.run({ a: "app:1" });
   const path = join(node.dataDir, "images.json");
   const list = readFileSync(path, "utf8");
-  expect(JSON.parse(list)).toEqual([{ id: "id of sha256:app:1", names: APP }]);
+  expect(JSON.parse(list)).toEqual({ engine_id: "ENGINE", images: [{ id: "id of sha256:app:1", names: APP }] });
   writeFileSync(path, list.slice(0, -3));
   await node.restart({ gc: true });
   await node.run({});
   await node.hours(30);
   expect(node.images).toEqual([...APP, "busybox:latest"]);
+});
+
+test("what was pulled into another engine is not looked for in this one", async () => {
+  const node = new Node();
+  await node.run({ a: "app:1" });
+  await node.run({});
+  const path = join(node.dataDir, "images.json");
+  writeFileSync(path, readFileSync(path, "utf8").replace("ENGINE", "ANOTHER"));
+  await node.restart({ gc: true });
+  await node.run({});
+  await node.hours(30);
+  expect(node.images).toEqual([...APP, "busybox:latest"]);
+  await node.run({ b: "app:2" });
+  expect(JSON.parse(readFileSync(path, "utf8"))).toEqual({
+    engine_id: "ENGINE",
+    images: [{ id: "id of sha256:app:2", names: ["app:2", "app@sha256:app:2"] }],
+  });
 });
 
 test("an engine that does not answer for a while keeps nothing from going later", async () => {
