@@ -50,6 +50,11 @@ const OPTIONS = {
     valueHint: "CIDR",
     description: "where job networks take their /26 subnets from (bootstrap only; default 10.210.0.0/16)",
   },
+  "image-gc": {
+    valueHint: "DURATION",
+    description:
+      "remove images that this node pulled and that were unused for so long, as 24h (none: never, the default)",
+  },
   policy: {
     valueHint: "FILE",
     description: "what jobs may not ask for, as YAML or JSON; the master reads it when it starts (none: no policy)",
@@ -249,6 +254,11 @@ function readSettings(given: Given): Settings {
   if (given.policy !== undefined) settings.policy_file = given.policy === "none" ? "" : resolve(given.policy);
   const keyFile = given["secret-key-file"];
   if (keyFile !== undefined) settings.secret_key_file = keyFile === "none" ? "" : resolve(keyFile);
+  const imageGc = given["image-gc"];
+  if (imageGc !== undefined) {
+    const unused = imageGc === "none" ? 0 : positive(readDuration(imageGc), { what: "--image-gc" });
+    settings.image_gc_ms = Math.ceil(unused / NANOSECONDS_PER_MS);
+  }
   for (const [name, key] of [
     ["heartbeat-interval", "heartbeat_interval_ms"],
     ["node-timeout", "node_timeout_ms"],

@@ -175,7 +175,7 @@ export function containerOptions(spec: ServiceSpec, context: ContainerContext): 
       WorkingDir: spec.working_dir,
       Hostname: spec.hostname,
       Domainname: spec.domainname,
-      // Engines before 25 know no MAC address of one network; later ones want the two to be the same.
+      // Engines before 25 know no MAC address of one network; later ones want the two to be the same, or look there only.
       MacAddress: spec.mac_address ?? byPriority(spec.networks ?? [])[0]?.mac_address,
       StopSignal: spec.stop_signal,
       Tty: spec.tty,
@@ -199,9 +199,11 @@ export function endpoints(spec: ServiceSpec, context: ContainerContext): [string
   const aliases = (own: readonly string[] = []) => [
     ...new Set([context.serviceName, ...own, ...(spec.network_aliases ?? [])]),
   ];
-  if (!spec.networks) return [[context.networkName, { Aliases: aliases() }]];
-  return byPriority(spec.networks).map((place): [string, Endpoint] => {
-    const { ipv4_address, ipv6_address, link_local_ips, mac_address, driver_opts, gw_priority } = place;
+  if (!spec.networks)
+    return [[context.networkName, { Aliases: aliases(), ...present({ MacAddress: spec.mac_address }) }]];
+  return byPriority(spec.networks).map((place, index): [string, Endpoint] => {
+    const { ipv4_address, ipv6_address, link_local_ips, driver_opts, gw_priority } = place;
+    const mac_address = place.mac_address ?? (index === 0 ? spec.mac_address : undefined);
     const name = networkName(place.network, context.jobId);
     const fixed = present({ IPv4Address: ipv4_address, IPv6Address: ipv6_address, LinkLocalIPs: link_local_ips });
     const endpoint = {

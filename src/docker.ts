@@ -11,6 +11,7 @@ import Docker from "dockerode";
 import type { CreateBody, Endpoint } from "./container_options.ts";
 import type { Container } from "./converge.ts";
 import { apiError, EngineError, pullError, unavailableError } from "./docker_errors.ts";
+import { asPath, authOf, type RegistryLogin, splitImage } from "./docker_images.ts";
 import { publishedPorts } from "./docker_ports.ts";
 import { endStrays } from "./docker_strays.ts";
 import { StartError } from "./model.ts";
@@ -27,10 +28,8 @@ export type EngineInfo = {
 };
 
 export type EngineNetwork = { id: string; name: string; labels: ReadonlyMap<string, string>; subnets: string[] };
-/** An image that is here: its id, its digests in registries (`name@sha256:…`), when its tag was set here last, what runs it. */
-export type EngineImage = { id: string; digests: string[]; taggedAt?: number; platform?: Platform };
-/** What a registry is shown: name and password, or a token that it gave out. */
-export type RegistryLogin = { username: string; password: string } | { identityToken: string };
+/** An image that is here: its id, its names, its digests in registries (`name@sha256:…`), when its tag was set here last, what runs it. */
+export type EngineImage = { id: string; tags: string[]; digests: string[]; taggedAt?: number; platform?: Platform };
 export type EngineVolume = { name: string; labels: ReadonlyMap<string, string> };
 /** What a container uses: bytes without reclaimable page cache, and CPU nanoseconds since its start. */
 export type ContainerUsage = { memoryBytes: number; cpuNs: number };
@@ -60,13 +59,15 @@ export interface Engine {
   endStrays(id: string): void;
   /** One sample, undefined if the container does not run. */
   usage(id: string): Promise<ContainerUsage | undefined>;
-  /** The image of that name, tag or digest if it is here; asks no registry. */
+  /** The image of that name, tag, digest or id if it is here; asks no registry. */
   image(name: string): Promise<EngineImage | undefined>;
   /** Asks the registry which digest an image's tag stands for. */
   resolve(image: string, options: RegistryOptions): Promise<string>;
   pull(image: string, options: PullRequest): Promise<void>;
   /** Gives an image that is here a further name. */
   tag(image: string, name: string): Promise<void>;
+  /** Takes a name from an image, and with its last name removes it; a `conflict` if a container is made of it then. */
+  untag(name: string): Promise<void>;
   networks(): Promise<EngineNetwork[]>;
   /** Creates a network and returns its id. */
   createNetwork(network: NewNetwork): Promise<string>;
@@ -214,6 +215,7 @@ class DockerodeEngine implements Engine {
       id: entry.Id,
       name: containerName(entry.Names[0] ?? entry.Id),
       labels: asMap(entry.Labels),
+      imageId: entry.ImageID,
       state: containerState(entry.State),
       ports: publishedPorts(
         (entry.Ports ?? []).map((port) => ({
@@ -241,6 +243,7 @@ class DockerodeEngine implements Engine {
       id: found.Id,
       name: containerName(found.Name),
       labels: asMap(found.Config.Labels),
+      imageId: found.Image,
       state: containerState(state.Status),
       ports: publishedPorts(ports),
       createdAt: time(found.Created) ?? 0,
@@ -314,8 +317,9 @@ class DockerodeEngine implements Engine {
     const { Metadata: metadata } = found as { Metadata?: { LastTagTime?: string } };
     const taggedAt = time(metadata?.LastTagTime ?? "");
     const { Os: os = "", Architecture: arch = "", Variant: variant = "" } = found as Partial<ImagePlatform>;
-    const platform = platformOf(os, arch, variant);
-    return { id: found.Id, digests: found.RepoDigests ?? [], platform, ...(taggedAt !== undefined && { taggedAt }) };
+    const { Id: id, RepoTags: tags, RepoDigests: digests } = found;
+    const known = { id, tags: tags ?? [], digests: digests ?? [], platform: platformOf(os, arch, variant) };
+    return { ...known, ...(taggedAt !== undefined && { taggedAt }) };
   }
 
   async resolve(image: string, { signal, login }: RegistryOptions): Promise<string> {
@@ -336,6 +340,13 @@ class DockerodeEngine implements Engine {
     await this.#call(READ_TIMEOUT_MS, (abortSignal) =>
       this.#docker.getImage(asPath(image)).tag({ repo: fromImage, tag, abortSignal }),
     );
+  }
+
+  async untag(name: string): Promise<void> {
+    // Images below it that have no name are not ours to remove.
+    await this.#call(WRITE_TIMEOUT_MS, (abortSignal) =>
+      this.#docker.getImage(asPath(name)).remove({ noprune: true, abortSignal }),
+    ).catch(unlessStatus(404));
   }
 
   async pull(image: string, { signal, onProgress, login, platform }: PullRequest): Promise<void> {
@@ -534,29 +545,6 @@ function unlessStatus(...statuses: number[]): (error: unknown) => void {
     const status = error instanceof EngineError ? statusOf(error) : undefined;
     if (status === undefined || !statuses.includes(status)) throw error;
   };
-}
-
-/** An image's name as part of an API path; dockerode puts it there as it is. */
-function asPath(image: string): string {
-  if (image.split("/").some((part) => part === "" || part === "." || part === "..")) {
-    throw new EngineError("bad_request", `invalid reference format: "${image}" is no image name`);
-  }
-  return image.split("/").map(encodeURIComponent).join("/");
-}
-
-/** Docker pulls every tag of an image named without one, so the tag that people mean is said. */
-function splitImage(image: string): { fromImage: string; tag: string } {
-  const digest = image.indexOf("@");
-  if (digest > 0) return { fromImage: image.slice(0, digest), tag: image.slice(digest + 1) };
-  const colon = image.lastIndexOf(":");
-  if (colon > image.lastIndexOf("/")) return { fromImage: image.slice(0, colon), tag: image.slice(colon + 1) };
-  return { fromImage: image, tag: "latest" };
-}
-
-/** Engine API: X-Registry-Auth. */
-function authOf(login: RegistryLogin | undefined): Record<string, string> | undefined {
-  if (!login) return undefined;
-  return "identityToken" in login ? { identitytoken: login.identityToken } : { ...login };
 }
 
 function containerName(name: string): string {

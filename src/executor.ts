@@ -22,10 +22,13 @@ import {
   type Memory,
   REVIVE_AFTER_MS,
 } from "./converge.ts";
-import type { Engine, RegistryLogin } from "./docker.ts";
+import type { Engine } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
+import type { RegistryLogin } from "./docker_images.ts";
 import { EngineConnection } from "./executor_connection.ts";
 import { RestartCounts } from "./executor_counts.ts";
+import { PulledImages } from "./executor_image_gc.ts";
+import { atDigest } from "./executor_images.ts";
 import type { SecretSource } from "./executor_secrets.ts";
 import { Slots } from "./executor_slots.ts";
 import { removeVolumes } from "./executor_volumes.ts";
@@ -63,6 +66,8 @@ export type ExecutorOptions = {
   nodeLogin?: (host: string) => Promise<RegistryLogin | undefined>;
   /** The newest term this node ever saw: assignments of older ones are stale. */
   seenTerm: number;
+  /** How long an image that was pulled here may be unused before it is removed; absent: for ever. */
+  imageGcMs?: number;
 };
 
 export type Snapshot = { applied?: Order; allocations: AllocationStatus[]; removals_done: string[] };
@@ -99,6 +104,7 @@ export class Executor {
   #owner: Owner | undefined;
   #worker: Worker | undefined;
   #counts: RestartCounts | undefined;
+  #pulled: PulledImages | undefined;
 
   #assignments: Assignments | undefined;
   #wanted = new Map<string, Wanted>();
@@ -162,8 +168,15 @@ export class Executor {
       throw new Error(`the executor belongs to node ${this.#owner.nodeId} and cannot become ${nodeId}`);
     }
     const owner = { clusterId, nodeId };
-    const { random, meter, dataDir } = this.#options;
+    const { random, meter, dataDir, imageGcMs } = this.#options;
     this.#owner = owner;
+    const pulled = new PulledImages({
+      ...this.#options,
+      path: join(dataDir, "images.json"),
+      engineId: () => this.#connection.status.engine_id,
+    });
+    this.#pulled = pulled;
+    if (imageGcMs !== undefined) pulled.start({ afterMs: imageGcMs, needed: () => this.#neededImages() });
     this.#worker = new Worker({
       engine: this.#engine,
       clock: this.#clock,
@@ -172,6 +185,7 @@ export class Executor {
       routes: () => meter.routes(),
       projectDirOf: (jobId) => this.#projectDirOf(jobId),
       nodeLogin: this.#options.nodeLogin ?? (async () => undefined),
+      onNamed: (id, what) => pulled.note(id, what),
       specsOf: (jobId) => this.#specsOf(jobId),
       fetchChunk: this.#options.fetchChunk,
       secrets: this.#options.secrets ?? NO_SECRETS,
@@ -277,6 +291,7 @@ export class Executor {
     this.#stopped.abort();
     this.#alarm?.cancel();
     this.#counts?.save();
+    this.#pulled?.stop();
     for (const task of this.#tasks.values()) task.controller.abort();
     const underWay = [this.#loop, ...[...this.#tasks.values()].map(({ done }) => done)];
     await Promise.race([Promise.all(underWay), sleep(this.#clock, STOP_MS)]);
@@ -571,6 +586,17 @@ export class Executor {
   /** What the job's containers on this node are to be. */
   #specsOf(jobId: string): ServiceSpec[] {
     return [...this.#wanted.values()].flatMap(({ allocation, spec }) => (allocation.job_id === jobId ? [spec] : []));
+  }
+
+  /** Names of the images of all that is assigned here, also as the digests that are settled; undefined without assignments. */
+  #neededImages(): Set<string> | undefined {
+    if (!this.#assignments) return undefined;
+    const names = new Set(this.#assignments.specs.map(({ spec }) => spec.image));
+    for (const [id, { digest }] of this.#images) {
+      const image = this.#wanted.get(id)?.spec.image;
+      if (image !== undefined && digest !== undefined) names.add(atDigest(image, digest));
+    }
+    return names;
   }
 
   #projectDirOf(jobId: string): string {

@@ -2,6 +2,8 @@
  * @module The job networks of one node: one for each network of a job, made on first use and removed with the job's last
  * container. One that asks for no subnet gets a /26 out of the cluster's pool, unless its addresses are not for us to choose.
  *
+ * A network whose definition has changed is made anew when no container is on it; until then it serves as it is.
+ *
  * Owns whose network is whose, and the choice of subnets: none that another Docker network or a route of the host uses. Docker's own choice ends after
  * about 30 networks.
  */
@@ -18,13 +20,15 @@ const MAX_TRIES = 20;
 
 type Range = { first: number; size: number };
 type Owner = { clusterId: string; nodeId: string };
+/** `definition` absent: made by an earlier version, which did not note it. */
+type Known = { id: string; jobId: string; definition: string | undefined };
 
 export class JobNetworks {
   readonly #engine: Engine;
   readonly #owner: Owner;
   readonly #routes: () => string[];
   /** The networks that were made for jobs of ours, by name, as last seen. */
-  readonly #known = new Map<string, { id: string; jobId: string }>();
+  readonly #known = new Map<string, Known>();
   /** One piece of work per job at a time; a removal and a start must not overtake each other. */
   readonly #work = new Map<string, Promise<unknown>>();
   /** Subnets of networks that are just being made. */
@@ -55,8 +59,26 @@ export class JobNetworks {
     const name = network ? networkName(network, jobId) : JobNetworks.nameOf(jobId);
     return this.#inTurn(jobId, async () => {
       if (network?.external) return this.#mustExist(name);
-      if (this.#known.get(name)?.jobId !== jobId) await this.#make(jobId, { name, pool, network });
+      const known = this.#known.get(name);
+      if (known?.jobId === jobId && !(await this.#isOutdated(name, { known, network }))) return;
+      await this.#make(jobId, { name, pool, network });
     });
+  }
+
+  /** Whether a network of another definition was here; it is gone then. One that containers are on stays, and will do. */
+  async #isOutdated(
+    name: string,
+    { known, network }: { known: Known; network: NetworkSpec | undefined },
+  ): Promise<boolean> {
+    if (known.definition === undefined || known.definition === hashOf(network)) return false;
+    try {
+      await this.#engine.removeNetwork(known.id);
+    } catch (error) {
+      if (error instanceof EngineError && error.code === "conflict") return false;
+      throw error;
+    }
+    this.#known.delete(name);
+    return true;
   }
 
   /** Takes note that Docker does not know a network of the job (any more). */
@@ -108,8 +130,10 @@ export class JobNetworks {
       const subnet = asked ?? (free || undefined);
       if (subnet !== undefined) this.#reserved.add(subnet);
       try {
-        const id = await this.#engine.createNetwork(newNetwork(network, { name, subnet, labels: this.#labels(jobId) }));
-        this.#known.set(name, { id, jobId });
+        const definition = hashOf(network);
+        const labels = { ...this.#labels(jobId), [LABELS.definition]: definition };
+        const id = await this.#engine.createNetwork(newNetwork(network, { name, subnet, labels }));
+        this.#known.set(name, { id, jobId, definition });
         return;
       } catch (error) {
         if (!(error instanceof EngineError)) throw error;
@@ -139,7 +163,8 @@ export class JobNetworks {
       const jobId = labels.get(LABELS.job);
       const isOurs =
         labels.get(LABELS.cluster) === this.#owner.clusterId && labels.get(LABELS.node) === this.#owner.nodeId;
-      if (isOurs && jobId !== undefined) this.#known.set(name, { id, jobId });
+      if (isOurs && jobId !== undefined)
+        this.#known.set(name, { id, jobId, definition: labels.get(LABELS.definition) });
     }
   }
 
@@ -164,6 +189,14 @@ function nameTaken(name: string, owner: string | undefined): Refusal {
   return new Refusal(
     `a Docker network ${name} exists on this node and was not made by this cluster; remove it: docker network rm ${name}`,
   );
+}
+
+/** Tells definitions apart; without one, that of a job's plain network `default`. */
+function hashOf(network: NetworkSpec | undefined): string {
+  return new Bun.CryptoHasher("sha256")
+    .update(JSON.stringify(network ?? null))
+    .digest("hex")
+    .slice(0, 16);
 }
 
 /** Whether a network without a subnet of its own gets one of ours: not where a plugin hands out addresses, nor without IPv4. */

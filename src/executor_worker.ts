@@ -8,10 +8,11 @@
 import { type Backoff, backoffMs, type Clock } from "./clock.ts";
 import { containerName, type ContainerContext, containerOptions, endpoints } from "./container_options.ts";
 import type { Container, Joined } from "./converge.ts";
-import type { Engine, EngineImage, RegistryLogin } from "./docker.ts";
+import type { Engine, EngineImage } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
+import type { RegistryLogin } from "./docker_images.ts";
 import { ProjectFiles } from "./executor_files.ts";
-import { digestOf, type ImageNeed, Images, PullError, type PullOptions } from "./executor_images.ts";
+import { digestOf, type ImageNeed, type ImageOptions, Images, PullError, type PullOptions } from "./executor_images.ts";
 import { JobNetworks } from "./executor_networks.ts";
 import { SecretFiles, type SecretSource } from "./executor_secrets.ts";
 import { Slots } from "./executor_slots.ts";
@@ -67,6 +68,7 @@ export class Worker {
     routes: () => string[];
     projectDirOf: (jobId: string) => string;
     nodeLogin: (host: string) => Promise<RegistryLogin | undefined>;
+    onNamed: NonNullable<ImageOptions["onNamed"]>;
     specsOf: (jobId: string) => ServiceSpec[];
     fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
     secrets: SecretSource;

@@ -208,7 +208,7 @@ export const SERVICE_KEYS = {
   entrypoint: honoured(command),
   environment: honoured(namesWithTexts),
   ports: honoured(portsSchema),
-  volumes: honoured(mountsSchema),
+  volumes: limited(mountsSchema, "bind, volume and tmpfs; an anonymous volume goes with its container"),
   restart: limited(
     restart,
     "restarts wait longer each time; unless-stopped is always: Cacophony has no stopped containers",

@@ -392,6 +392,8 @@ export const LABELS = {
   joined: "cacophony.joined",
   /** Where its secrets are on the node; absent: it has none. */
   secrets: "cacophony.secrets",
+  /** Hash of a network's definition as it was when it was made. */
+  definition: "cacophony.definition",
 } as const;
 
 // ---- Errors ---------------------------------------------------------------------------------------------------------

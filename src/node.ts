@@ -243,6 +243,7 @@ export class Node implements LocalNode {
       log: this.#log,
       dataDir: this.#data.path,
       seenTerm: seen_term,
+      ...(settings.image_gc_ms !== undefined && settings.image_gc_ms > 0 && { imageGcMs: settings.image_gc_ms }),
       nodeLogin: nodeLogins({ ...dockerLogins, log: this.#log }),
       fetchChunk: (chunkHash) => fetchChunk(this.#masterAddress(), chunkHash),
       secrets: { roots: secretRoots, fetch: (secretId) => this.#fetchSecret(secretId) },

@@ -401,6 +401,7 @@ describe("parseJob() reads volumes", () => {
     ["{type: volume, source: data, target: /b, volume: {subpath: ../x}}", "a path inside of the volume"],
     ["{type: volume, source: data, target: /b, volume: {subpath: /x}}", "a path inside of the volume"],
     ["{type: volume, target: /b, volume: {subpath: x}}", "name the volume under source"],
+    ["{type: volume, target: /b, read_only: true}", "which Docker refuses"],
     ["{type: bind, source: /a, target: /b, bind: {recursive: readonly}}", "needs read_only: true"],
   ];
   test.each(bad)("%s is refused", (yaml, message) => {
@@ -674,6 +675,16 @@ describe("parseJob() tells what becomes of each key", () => {
     expect(
       faults("services:\n  app: {image: a, links: ['db:c']}\n  db: {image: b}\n  c: {image: d}\n")[0]?.message,
     ).toContain("means c elsewhere");
+  });
+
+  test("pull_refresh_after says how often refresh asks, and nothing to other policies", () => {
+    const refreshed = job(app("pull_policy: refresh\npull_refresh_after: 1d12h"));
+    expect([refreshed.services[0]?.spec.pull_policy, refreshed.warnings]).toEqual(["every_1d12h", []]);
+    expect(job(app("pull_policy: refresh")).services[0]?.spec.pull_policy).toBe("refresh");
+    const { services, warnings } = job(app("pull_refresh_after: 24h"));
+    expect(services[0]?.spec.pull_policy).toBeUndefined();
+    expect(warnings).toEqual([expect.objectContaining({ path: "services.app.pull_refresh_after" })]);
+    expect(refusals("pull_policy: refresh\npull_refresh_after: soon", "")).toContain("write a duration");
   });
 
   test("networks come with their definitions", () => {
