@@ -3,10 +3,11 @@
  *
  * **Hard limits.** A node is eligible when it is ready and active, when the rules about nodes hold for it (constraints,
  * external volumes, a recent enough Engine: `placement_rules.ts`), when it runs fewer replicas of the service than
- * `max_replicas_per_node`, when the service's reservations fit, when its fixed host ports are free there, and when the job's
+ * `max_replicas_per_node`, when the service's reservations fit, of devices too, when its fixed host ports are free there, and when the job's
  * network there has an address left.
  * Where services share something, the room on the node must do for all of them. Each refusal is one sentence.
  * - CPU reserved: `reserved_cpus + asked <= cpus`.
+ * - GPUs and generic resources are counted in `placement_devices.ts`.
  * - Memory reserved: `reserved_memory + asked <= total_memory`, and also `asked <= available_memory - reserved by what is
  *   placed but not running yet`, because memory that other processes hold can't be given twice (CPU time can be shared).
  *
@@ -31,6 +32,7 @@
  * `weight / own` goes first.
  */
 import type { PortSpec, Resources, ServiceRules, ServiceSpec } from "./model.ts";
+import { type Devices, lackOf, reserve, type Reserved } from "./placement_devices.ts";
 import { type NodeFacts, unmetRule } from "./placement_rules.ts";
 
 /** Demand of a replica without reservations: used for weighing, never for refusing. */
@@ -64,6 +66,9 @@ export type Candidate = NodeFacts & {
   planned: Load;
   plannedStarting: Load;
   claims: PortClaim[];
+  /** GPUs and generic resources: what the node has, and what is set aside. */
+  devices: Devices;
+  reservedDevices: Reserved;
   allocations: number;
   /** Allocations per job id, for the size of the job's network. */
   perJob: Map<string, number>;
@@ -226,6 +231,11 @@ function refusalOf(request: PlacementRequest, node: Candidate): string | undefin
   if (!node.resources) return "no resource reading yet";
   const noRoom = beside ? noRoomBeside(request, { node, beside }) : noRoomFor(spec, { node, claims: node.claims });
   if (noRoom !== undefined) return noRoom;
+  const lack = lackOf(beside ? [spec, ...beside.map((one) => one.spec)] : [spec], {
+    devices: node.devices,
+    reserved: node.reservedDevices,
+  });
+  if (lack !== undefined) return beside ? `${lack}${togetherWith(beside)}` : lack;
   if ((node.perJob.get(job_id) ?? 0) >= MAX_JOB_CONTAINERS)
     return `network of job ${job_id} is full (${MAX_JOB_CONTAINERS} containers)`;
   return undefined;
@@ -236,8 +246,7 @@ function noRoomBeside(
   { job_id, spec }: PlacementRequest,
   { node, beside }: { node: Candidate; beside: readonly Companion[] },
 ): string | undefined {
-  const names = [...new Set(beside.map(({ service_name }) => service_name))];
-  const together = names.length === 0 ? "" : ` (together with ${names.join(", ")})`;
+  const together = togetherWith(beside);
   const claims = [...node.claims, ...claimsOf(spec)];
   const sum = reservationOf(spec);
   for (const one of beside) {
@@ -258,6 +267,10 @@ function noRoomBeside(
     claims.push(...claimsOf(one.spec));
   }
   return undefined;
+}
+
+function togetherWith(beside: readonly Companion[]): string {
+  return ` (together with ${[...new Set(beside.map(({ service_name }) => service_name))].join(", ")})`;
 }
 
 /** Which reservation or host port of a replica the node can't give. */
@@ -346,6 +359,7 @@ function occupy({ job_id, spec, own }: PlacementRequest, node: Candidate): void 
     sum.memory += part.memory;
   }
   node.claims.push(...claimsOf(spec));
+  reserve(node.reservedDevices, spec);
   node.allocations++;
   node.perJob.set(job_id, (node.perJob.get(job_id) ?? 0) + 1);
   own.set(node.node_id, (own.get(node.node_id) ?? 0) + 1);

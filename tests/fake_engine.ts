@@ -187,6 +187,8 @@ export class FakeEngine implements Engine {
       arch: "amd64",
       cpus: 2,
       memoryBytes: 8 * 2 ** 30,
+      genericResources: [],
+      hasGpus: false,
     }));
   }
 
