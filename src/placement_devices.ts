@@ -53,6 +53,11 @@ export function lackOf(
   return undefined;
 }
 
+/** Whether a service may ask for anything that is counted here. */
+export function asksForDevices(spec: Pick<ServiceSpec, "device_requests" | "reservations">): boolean {
+  return spec.device_requests !== undefined || spec.reservations.generic !== undefined;
+}
+
 /** Counts what a replica sets aside. */
 export function reserve(reserved: Reserved, spec: ServiceSpec): void {
   for (const ask of asksOf(spec)) add(reserved, ask);
@@ -93,9 +98,10 @@ function nameOf(id: string, { count, ids }: Stock): string | undefined {
   return ids[Number(id)] ?? String(Number(id));
 }
 
-function asksOf({ device_requests: requests, reservations }: ServiceSpec): readonly Ask[] {
-  if (!requests && !reservations.generic) return NOTHING;
-  const gpus = (requests ?? []).filter(
+function asksOf(spec: ServiceSpec): readonly Ask[] {
+  if (!asksForDevices(spec)) return NOTHING;
+  const { device_requests: requests = [], reservations } = spec;
+  const gpus = requests.filter(
     ({ driver = "", capabilities }) =>
       driver === "nvidia" || (driver === "" && capabilities.some((one) => one === "gpu" || one === "nvidia")),
   );
