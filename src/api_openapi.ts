@@ -88,7 +88,7 @@ const operations = (): Record<string, Record<string, Operation>> => ({
     delete: { summary: "Remove the login of an image registry", answers: { 200: "removed" } },
   },
   "/cluster/resources": {
-    get: { summary: "Memory and CPUs of each node", answers: { 200: "total, used, available, reserved" } },
+    get: { summary: "Memory and CPUs of each node", answers: { 200: "total, used, available, reserved; devices" } },
   },
   "/cluster/node": { get: { summary: "All nodes", query: PAGE, answers: { 200: "a page of them" } } },
   "/cluster/node/{node_id}": {

@@ -12,6 +12,7 @@ import type { CreateBody, Endpoint } from "./container_options.ts";
 import type { Container } from "./converge.ts";
 import { apiError, EngineError, pullError, unavailableError } from "./docker_errors.ts";
 import { asPath, authOf, type RegistryLogin, splitImage } from "./docker_images.ts";
+import { type DevicesInfo, type EngineDevices, engineDevices } from "./docker_devices.ts";
 import { publishedPorts } from "./docker_ports.ts";
 import { endStrays } from "./docker_strays.ts";
 import { StartError } from "./model.ts";
@@ -25,7 +26,7 @@ export type EngineInfo = {
   arch: string;
   cpus: number;
   memoryBytes: number;
-};
+} & EngineDevices;
 
 export type EngineNetwork = { id: string; name: string; labels: ReadonlyMap<string, string>; subnets: string[] };
 /** An image that is here: its id, its names, its digests in registries (`name@sha256:…`), when its tag was set here last, what runs it. */
@@ -198,6 +199,7 @@ class DockerodeEngine implements Engine {
       arch: version.Arch,
       cpus: info.NCPU,
       memoryBytes: info.MemTotal,
+      ...engineDevices(info),
     };
   }
 
@@ -528,7 +530,7 @@ class DockerodeEngine implements Engine {
 
 type SystemCalls = {
   ping(options: { abortSignal: AbortSignal }): Promise<unknown>;
-  info(options: { abortSignal: AbortSignal }): Promise<{ ID: string; NCPU: number; MemTotal: number }>;
+  info(options: { abortSignal: AbortSignal }): Promise<{ ID: string; NCPU: number; MemTotal: number } & DevicesInfo>;
   version(options: {
     abortSignal: AbortSignal;
   }): Promise<{ Version: string; ApiVersion: string; Os: string; Arch: string }>;

@@ -18,6 +18,7 @@ import {
   external,
   extraHosts,
   fileMount,
+  genericResource,
   gpus,
   group,
   healthTest,
@@ -105,9 +106,12 @@ const reservationsTable = {
   memory: honoured(quoted(bytes)),
   devices: limited(
     listOf(reservedDevice),
-    "asked of Docker where the container is placed; placement does not look for devices",
+    "GPUs are counted on each node, and Docker chooses which of them: name device_ids for different ones; other devices are asked of Docker alone",
   ),
-  generic_resources: refused(`${NOT_YET}: placement does not know generic resources; leave them out`),
+  generic_resources: limited(
+    listOf(genericResource),
+    "counted on each node, as dockerd's node-generic-resources names them; containers are not told which ones they have",
+  ),
 } satisfies Table;
 
 type PidMode = "host" | "" | `service:${string}`;
@@ -257,7 +261,7 @@ export const SERVICE_KEYS = {
   dns_search: honoured(textOrTexts),
   expose: honoured(listOf(exposedPort, { repeats: "dropped" })),
   extra_hosts: honoured(extraHosts),
-  gpus: limited(gpus, "asked of Docker where the container is placed; placement does not look for devices"),
+  gpus: limited(gpus, "as deploy.resources.reservations.devices; all is for a node that has any, and shares them"),
   group_add: honoured(listOf(group, { repeats: "refused" })),
   healthcheck: section(HEALTHCHECK),
   init: honoured(flag),

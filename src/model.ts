@@ -179,6 +179,8 @@ export const resources = v.object({
   used_cpus: v.number(),
   /** Host ports that something other than this cluster holds: `tcp/80`. */
   taken_ports: strings,
+  /** UUIDs of the GPUs that the NVIDIA driver lists, in its order. */
+  gpus: v.exactOptional(strings),
 });
 export type Resources = v.InferOutput<typeof resources>;
 
@@ -235,6 +237,10 @@ export const engineStatus = v.variant("state", [
     docker_version: v.string(),
     api_version: v.string(),
     platform,
+    /** What the operator named (dockerd's `node-generic-resources`); `ids` where each has a name of its own. */
+    generic_resources: v.exactOptional(v.array(v.object({ kind: v.string(), count, ids: v.exactOptional(strings) }))),
+    /** Whether it can hand out NVIDIA GPUs, if there are any. */
+    has_gpus: v.exactOptional(v.boolean()),
   }),
   v.object({ state: v.literal("unready"), reason: v.string(), engine_id: v.exactOptional(v.string()) }),
 ]);

@@ -59,6 +59,8 @@ export function candidate(node_id: string, resources: Partial<Resources> = {}, r
     planned: zero(),
     plannedStarting: zero(),
     claims: [],
+    devices: new Map(),
+    reservedDevices: new Map(),
     allocations: 0,
     perJob: new Map(),
   };

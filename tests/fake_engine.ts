@@ -125,6 +125,14 @@ export class FakeEngine implements Engine {
     );
   }
 
+  /** Whether a container runs in the network of one that is gone, or that ran anew since. */
+  isStranded(id: string): boolean {
+    const joined = this.joined.get(id);
+    if (joined === undefined || this.#containers.get(id)?.state !== "running") return false;
+    const other = this.#containers.get(joined.split(" ")[0] ?? "");
+    return other?.state !== "running" || joined !== `${other.id} ${other.startedAt}`;
+  }
+
   /** Nothing is answered any more; whoever asks hears of a timeout. */
   freeze(): void {
     this.faults.loseRequest = 1;
@@ -187,6 +195,8 @@ export class FakeEngine implements Engine {
       arch: "amd64",
       cpus: 2,
       memoryBytes: 8 * 2 ** 30,
+      genericResources: [],
+      hasGpus: false,
     }));
   }
 

@@ -575,6 +575,11 @@ describe("parseJob() tells what becomes of each key", () => {
     ["external_links: [a]", "outside of the job"],
     ["network_mode: service:dc", "did you mean db?"],
     ["network_mode: container:x", "may be on another node"],
+    [
+      "deploy: {resources: {reservations: {generic_resources: [{discrete_resource_spec: {kind: gpu}}]}}}",
+      "needs discrete_resource_spec with kind and value",
+    ],
+    ["deploy: {resources: {reservations: {generic_resources: [{named_resource_spec: {}}]}}}", "unknown key"],
     ["platform: linux arm64", "write os/arch, as linux/arm64"],
     ["network_mode: hosts", "allowed are host, none, bridge"],
     ["pid: container:db", "may be on another node"],
