@@ -41,7 +41,6 @@ describe("containerOptions()", () => {
     expect(body("x-nothing: 1")).toEqual({
       Image: "busybox",
       Env: [],
-      StopTimeout: 10,
       Labels: {
         "cacophony.cluster": "c1",
         "cacophony.node": "n1",
