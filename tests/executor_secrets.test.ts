@@ -179,6 +179,7 @@ function worker(engine: FakeEngine, root = memory): Worker {
     routes: () => [],
     projectDirOf: (jobId) => join(disk, jobId),
     nodeLogin: async () => undefined,
+    onNamed: () => {},
     specsOf: () => [],
     fetchChunk: () => Promise.reject(new Error("no files here")),
     secrets: { roots: [root], fetch: async (id) => Buffer.from(`value of ${id}`) },

@@ -219,7 +219,7 @@ async function ours(document: string): Promise<Map<string, Json>> {
 
 function bodyOf({ spec, service_name: serviceName }: ParsedService) {
   const names = { clusterId: "c", nodeId: "n", jobId: PROJECT, serviceName, slot: 1, allocationId: serviceName };
-  return containerOptions(spec, { ...names, networkName: `${PROJECT}_default`, projectDir: dir });
+  return containerOptions(spec, { ...names, networkName: `${PROJECT}_default`, projectDir: dir, secretsDir: dir });
 }
 
 /** What `docker inspect` says, by the value of a label, brought to one spelling. */
