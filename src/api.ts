@@ -36,6 +36,7 @@ const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 409 | 412 | 413 | 415 | 
   store_failed: 503,
   not_master: 503,
   no_master: 503,
+  busy: 503,
   outcome_unknown: 503,
 };
 

@@ -407,6 +407,7 @@ export type ErrorCode =
   | "unsupported_media_type"
   | "forbidden_origin"
   | "no_master"
+  | "busy"
   | "outcome_unknown"
   | "not_master"
   | "store_failed"

@@ -12,7 +12,7 @@ const FLOORS: readonly (readonly string[])[] = [
   ["store", "docker", "client", "transport", "data_dir", "resources", "seal"],
   ["api", "scheduler", "membership", "executor", "session"],
   ["node"],
-  ["main", "cli", "build"],
+  ["main", "cli", "build", "reader"],
 ];
 const PURE_FLOOR = 1;
 
