@@ -92,6 +92,8 @@ const HEALTHCHECK = {
   disable: honoured(flag),
 } satisfies Table;
 
+/** Compose takes a fraction in quotes only. */
+const percent = byForm((value) => (typeof value === "string" ? decimal : integer)({ least: 0, most: 100 }));
 const replicas = integer({ least: 0, most: 100_000 });
 const cpus = decimal({ least: 0 });
 
@@ -201,6 +203,29 @@ function definition<T extends Table>(table: T): Schema<Fields<T>> {
   );
 }
 
+const WATCH = {
+  path: honoured(text),
+  action: honoured(oneOf(["rebuild", "sync", "restart", "sync+restart", "sync+exec"])),
+  target: honoured(text),
+  ignore: honoured(textOrTexts),
+  include: honoured(textOrTexts),
+  exec: honoured(
+    fields({
+      command: honoured(command),
+      user: honoured(text),
+      privileged: honoured(flag),
+      working_dir: honoured(text),
+      environment: honoured(namesWithTexts),
+    }),
+  ),
+  initial_sync: honoured(flag),
+} satisfies Table;
+
+const watch = v.pipe(
+  fields(WATCH),
+  v.check((entry) => entry.path !== undefined && entry.action !== undefined, "needs both path and action"),
+);
+
 /** What a service may say. */
 export const SERVICE_KEYS = {
   image: honoured(readsText(readImage)),
@@ -232,7 +257,7 @@ export const SERVICE_KEYS = {
   mem_swappiness: honoured(integer({ least: 0, most: 100 })),
   cpus: honoured(cpus),
   cpu_count: limited(integer({ least: 0 }), "engines on Linux drop it"),
-  cpu_percent: limited(decimal({ least: 0, most: 100 }), "engines on Linux drop it"),
+  cpu_percent: limited(percent, "engines on Linux drop it"),
   cpu_period: honoured(integer()),
   cpu_quota: honoured(integer()),
   cpu_rt_period: honoured(integer()),
@@ -312,7 +337,7 @@ export const SERVICE_KEYS = {
     dependsOn,
     "orders the first start of a definition, over all nodes; restart is left out, and what fails later stops nothing",
   ),
-  develop: warned(definition({ watch: honoured(listOf(anything)) }), "is left out: there is no watch mode here"),
+  develop: warned(definition({ watch: honoured(listOf(watch)) }), "is left out: there is no watch mode here"),
   env_file: limited(oneOrMore(envFile), SENT),
   pull_refresh_after: limited(
     textMatching(/^([0-9]+[wdhms])+$/, "write a duration, as 24h or 1d12h"),
