@@ -8,7 +8,8 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { containerOptions } from "../src/container_options.ts";
 import { openEngine } from "../src/docker.ts";
-import { parseJob, type ParsedService } from "../src/job_spec.ts";
+import { composeMounts } from "../src/job_secrets.ts";
+import { parseJob, type ParsedService, type ParsedJob } from "../src/job_spec.ts";
 import { canonical, type Json, type JsonObject } from "./compose_compare.ts";
 import { Lab, type LabHost } from "./lab.ts";
 
@@ -208,7 +209,7 @@ async function ours(document: string): Promise<Map<string, Json>> {
   if (!result.ok) throw new Error(JSON.stringify(result.details));
   const engine = openEngine(`unix://${host.dockerSocket}`);
   for (const service of result.job.services) {
-    const { NetworkingConfig: networking, ...body } = bodyOf(service);
+    const { NetworkingConfig: networking, ...body } = bodyOf(service, result.job.secrets);
     const [first, ...others] = Object.entries(networking?.EndpointsConfig ?? {});
     const endpoints = first && { NetworkingConfig: { EndpointsConfig: Object.fromEntries([first]) } };
     const id = await engine.create(`ours-${service.service_name}`, { ...body, ...endpoints });
@@ -217,9 +218,14 @@ async function ours(document: string): Promise<Map<string, Json>> {
   return inspected("cacophony.service");
 }
 
-function bodyOf({ spec, service_name: serviceName }: ParsedService) {
+/** Where secrets lie is a difference on purpose, so they are bound as compose binds them. */
+function bodyOf({ spec, service_name: serviceName }: ParsedService, secrets: ParsedJob["secrets"]) {
+  const mounts = composeMounts(spec.mounts, secrets);
   const names = { clusterId: "c", nodeId: "n", jobId: PROJECT, serviceName, slot: 1, allocationId: serviceName };
-  return containerOptions(spec, { ...names, networkName: `${PROJECT}_default`, projectDir: dir, secretsDir: dir });
+  return containerOptions(
+    { ...spec, mounts },
+    { ...names, networkName: `${PROJECT}_default`, projectDir: dir, secretsDir: dir },
+  );
 }
 
 /** What `docker inspect` says, by the value of a label, brought to one spelling. */
