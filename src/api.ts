@@ -37,6 +37,7 @@ const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 409 | 412 | 413 | 415 | 
   store_failed: 503,
   not_master: 503,
   no_master: 503,
+  busy: 503,
   outcome_unknown: 503,
 };
 
@@ -61,8 +62,8 @@ export type ApiOptions = {
   dataDir: string;
   /** Where a node of this machine holds secrets; shown in dry runs. */
   secretsDir?: (nodeId: string) => string;
-  /** A secret's value for a node that runs what mounts it, while this node is the master; throws for all others. */
-  secret?: (request: SecretRequest) => Uint8Array;
+  /** A secret's value for the process of a node that is to run what mounts it, while this node is the master; for no others. */
+  secret?: (request: SecretRequest) => Uint8Array | undefined;
   /** What jobs may not ask for, while this node is the master. */
   policy?: () => Policy | undefined;
   log: Log;
@@ -95,7 +96,8 @@ export function createApi(options: ApiOptions): Hono {
   app.post(SECRET_PATH, async (c) => {
     const request = readJson(await readBody(c), { schema: secretRequest, example: "what a node sends" });
     const data = options.secret?.(request);
-    if (!data) throw new CacophonyError("not_found", "there is no such secret for this node");
+    if (!data)
+      throw new CacophonyError("not_found", "the master has no such secret for this node, or no session with it");
     return c.body(new Uint8Array(data), 200, { "Content-Type": "application/octet-stream" });
   });
 

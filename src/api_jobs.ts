@@ -2,6 +2,7 @@
 import type { Context } from "hono";
 import { Hono } from "hono";
 import * as v from "valibot";
+import { JobReader } from "./api_reading.ts";
 import { answer, envOf, profilesOf, queryOf, readBody, readDocument, readFlag, readJson } from "./api_request.ts";
 import { jobsView, jobView, scalesView } from "./cluster_views.ts";
 import { containerName, containerOptions } from "./container_options.ts";
@@ -10,8 +11,7 @@ import { etagOf, findJob, MAX_SCALE } from "./job_changes.ts";
 import type { Policy } from "./job_policy.ts";
 import { forbiddenBy } from "./job_policy.ts";
 import { composeMounts } from "./job_secrets.ts";
-import type { ParsedJob, Sending } from "./job_spec.ts";
-import { parseJob } from "./job_spec.ts";
+import type { ParsedJob, ParseResult } from "./job_spec.ts";
 import { CacophonyError, sharesOf } from "./model.ts";
 import type { Scheduler, ServicePlan } from "./scheduler.ts";
 
@@ -33,6 +33,7 @@ export type JobRoutesOptions = {
 
 export function jobRoutes({ scheduler, dataDir, secretsDir, policy, only }: JobRoutesOptions): Hono {
   const app = new Hono();
+  const reader = new JobReader();
   app.get("/", (c) => answer(c, jobsView(scheduler().state)));
   app.put("/:job_id", async (c) => {
     const jobId = readJobId(c);
@@ -41,7 +42,7 @@ export function jobRoutes({ scheduler, dataDir, secretsDir, policy, only }: JobR
     const { document, files, env } = await readDocument(c);
     // A variable in the address is meant for this one request, lines of a file are what one usually has.
     const sending = { jobId, files, env: new Map([...env, ...envOf(c)]), profiles: profilesOf(c) };
-    const wanted = parse(document, sending);
+    const wanted = accepted(await reader.read(document, sending));
     refuseForbidden(wanted, policy());
     if (dryRun)
       return answer(
@@ -112,8 +113,7 @@ function readJobId(c: Context): string {
   return jobId;
 }
 
-function parse(body: Uint8Array, options: Sending): ParsedJob {
-  const result = parseJob(body, options);
+function accepted(result: ParseResult): ParsedJob {
   if (result.ok) return result.job;
   const { code, details } = result;
   const first = details[0]?.message ?? "";

@@ -9,6 +9,7 @@ import { loginBody } from "./api_registries.ts";
 import { MAX_BODY_BYTES, MAX_FORM_BYTES } from "./api_request.ts";
 import { DOCUMENT_KEYS } from "./job_keys.ts";
 import { jsonSchemaOfTable } from "./job_schema.ts";
+import { MARK, MARK_KEY } from "./job_secrets.ts";
 
 /** What the description says of one method of a path. */
 type Operation = {
@@ -87,7 +88,7 @@ const operations = (): Record<string, Record<string, Operation>> => ({
     delete: { summary: "Remove the login of an image registry", answers: { 200: "removed" } },
   },
   "/cluster/resources": {
-    get: { summary: "Memory and CPUs of each node", answers: { 200: "total, used, available, reserved" } },
+    get: { summary: "Memory and CPUs of each node", answers: { 200: "total, used, available, reserved; devices" } },
   },
   "/cluster/node": { get: { summary: "All nodes", query: PAGE, answers: { 200: "a page of them" } } },
   "/cluster/node/{node_id}": {
@@ -207,7 +208,7 @@ function querySchema(name: string) {
 function document() {
   return {
     ...jsonSchemaOfTable(DOCUMENT_KEYS),
-    description: `A compose document after interpolation, up to ${MAX_BODY_BYTES} bytes; each key says what becomes of it`,
+    description: `A compose document after interpolation, up to ${MAX_BODY_BYTES} bytes; each key says what becomes of it. Where a secret has a value, "${MARK_KEY}": "${MARK}" stands for it: sent back, it keeps that value`,
   };
 }
 

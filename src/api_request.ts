@@ -92,7 +92,7 @@ function readVariables(
 ): void {
   const entries = readDotenv(new TextDecoder().decode(data), (name) => env.get(name));
   if (!(entries instanceof Map)) fault(entries.message);
-  else for (const [name, value] of entries) if (value !== undefined) env.set(name, value);
+  else for (const [name, value] of entries) env.set(name, value);
 }
 
 function isForm(c: Context): boolean {

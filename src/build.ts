@@ -15,7 +15,8 @@ const unfinished = `${EXECUTABLE}.${process.pid}`;
 mkdirSync(join(ROOT, "dist"), { recursive: true });
 try {
   await Bun.build({
-    entrypoints: [join(ROOT, "src/main.ts")],
+    // The second is a thread's, which is started by that path.
+    entrypoints: [join(ROOT, "src/main.ts"), join(ROOT, "src/reader.ts")],
     compile: {
       outfile: unfinished,
       // What lies in the directory that it is started from must not change what it does.

@@ -57,6 +57,11 @@ const OPTIONS = {
     description:
       "where all addresses of containers come from, a /24 for each node (bootstrap only; default 10.213.0.0/16)",
   },
+  "image-gc": {
+    valueHint: "DURATION",
+    description:
+      "remove images that this node pulled and that were unused for so long, as 24h (none: never, the default)",
+  },
   policy: {
     valueHint: "FILE",
     description: "what jobs may not ask for, as YAML or JSON; the master reads it when it starts (none: no policy)",
@@ -257,6 +262,11 @@ function readSettings(given: Given): Settings {
   if (given.policy !== undefined) settings.policy_file = given.policy === "none" ? "" : resolve(given.policy);
   const keyFile = given["secret-key-file"];
   if (keyFile !== undefined) settings.secret_key_file = keyFile === "none" ? "" : resolve(keyFile);
+  const imageGc = given["image-gc"];
+  if (imageGc !== undefined) {
+    const unused = imageGc === "none" ? 0 : positive(readDuration(imageGc), { what: "--image-gc" });
+    settings.image_gc_ms = Math.ceil(unused / NANOSECONDS_PER_MS);
+  }
   for (const [name, key] of [
     ["heartbeat-interval", "heartbeat_interval_ms"],
     ["node-timeout", "node_timeout_ms"],

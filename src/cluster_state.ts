@@ -24,6 +24,7 @@ import { isGlobal, RECORD_KINDS } from "./model.ts";
 import type { NodeNetwork } from "./model_network.ts";
 import type { Candidate, Load, PortClaim } from "./placement.ts";
 import { claimsOf, demandOf, reservationOf } from "./placement.ts";
+import { copyOf, devicesOf, reserve, type Reserved } from "./placement_devices.ts";
 import { matches, type NodeFacts } from "./placement_rules.ts";
 
 /** What is known of a node beyond its record. Times are milliseconds since 1970. */
@@ -67,7 +68,14 @@ export function labelsOf(node: NodeRecord): Map<string, string> {
 /** Sums over a node's allocations, kept until one of them changes. */
 type NodeLoad = Pick<
   Candidate,
-  "reserved" | "reservedStarting" | "planned" | "plannedStarting" | "claims" | "allocations" | "perJob"
+  | "reserved"
+  | "reservedStarting"
+  | "planned"
+  | "plannedStarting"
+  | "claims"
+  | "reservedDevices"
+  | "allocations"
+  | "perJob"
 >;
 
 export class ClusterState {
@@ -184,6 +192,17 @@ export class ClusterState {
     ];
   }
 
+  /** GPUs and generic resources of a node: how many there are, and are set aside. */
+  devicesOn(nodeId: string): { kind: string; total: number | undefined; reserved: number }[] {
+    const view = this.views.get(nodeId);
+    const { reservedDevices } = this.#load(nodeId);
+    return [...devicesOf(view?.engine, view?.resources)].map(([kind, { count }]) => ({
+      kind,
+      total: Number.isFinite(count) ? count : undefined,
+      reserved: reservedDevices.get(kind)?.count ?? 0,
+    }));
+  }
+
   /** Tells that the status of one of the node's allocations changed. */
   touch(nodeId: string): void {
     this.#loads.delete(nodeId);
@@ -201,6 +220,8 @@ export class ClusterState {
       planned: { ...load.planned },
       plannedStarting: { ...load.plannedStarting },
       claims: [...load.claims],
+      devices: devicesOf(view?.engine, view?.resources),
+      reservedDevices: copyOf(load.reservedDevices),
       allocations: load.allocations,
       perJob: new Map(load.perJob),
     };
@@ -230,12 +251,18 @@ export class ClusterState {
     const starting = here.filter((allocation) => this.status(allocation)?.state !== "running");
     const perJob = new Map<string, number>();
     for (const { job_id } of here) perJob.set(job_id, (perJob.get(job_id) ?? 0) + 1);
+    const reservedDevices: Reserved = new Map();
+    for (const { spec_hash } of here) {
+      const spec = this.specs.get(spec_hash);
+      if (spec) reserve(reservedDevices, spec);
+    }
     const load: NodeLoad = {
       reserved: this.#sum(here, reservationOf),
       reservedStarting: this.#sum(starting, reservationOf),
       planned: this.#sum(here, demandOf),
       plannedStarting: this.#sum(starting, demandOf),
       claims: here.flatMap((allocation) => this.#claims(allocation)),
+      reservedDevices,
       allocations: here.length,
       perJob,
     };

@@ -90,6 +90,7 @@ export function resourcesView(state: ClusterState) {
       cpus,
       used_cpus: round(used_cpus),
       reserved_cpus: round(reserved.cpus),
+      devices: state.devicesOn(nodeId).map((one) => ({ ...one, total: one.total ?? null })),
       allocations: state.allocationsOn(nodeId).length,
     };
     return [[nodeId, view] as const];

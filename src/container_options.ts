@@ -138,7 +138,7 @@ export type CreateBody = {
   Image: string;
   Labels: Record<string, string>;
   Env: string[];
-  StopTimeout: number;
+  StopTimeout?: number;
   Cmd?: string[];
   Entrypoint?: string[];
   User?: string;
@@ -162,6 +162,9 @@ export type CreateBody = {
   NetworkingConfig?: { EndpointsConfig: Record<string, Endpoint> };
 };
 
+/** What Docker takes for a container that says nothing of it, on Linux. */
+const DOCKER_STOP_TIMEOUT_S = 10;
+
 /** The body for one container of a service; RestartPolicy is compose's. */
 export function containerOptions(spec: ServiceSpec, context: ContainerContext): CreateBody {
   const networks = endpoints(spec, context);
@@ -169,15 +172,15 @@ export function containerOptions(spec: ServiceSpec, context: ContainerContext): 
     Image: spec.image,
     Labels: labels(spec, context),
     Env: [...spec.environment],
-    StopTimeout: Math.trunc(spec.stop_grace_period_ms / 1000),
     ...present({
+      StopTimeout: stopTimeout(spec),
       Cmd: spec.command,
       Entrypoint: spec.entrypoint,
       User: spec.user,
       WorkingDir: spec.working_dir,
       Hostname: spec.hostname,
       Domainname: spec.domainname,
-      // Engines before 25 know no MAC address of one network; later ones want the two to be the same.
+      // Engines before 25 know no MAC address of one network; later ones want the two to be the same, or look there only.
       MacAddress: spec.mac_address ?? byPriority(spec.networks ?? [])[0]?.mac_address,
       StopSignal: spec.stop_signal,
       Tty: spec.tty,
@@ -211,9 +214,13 @@ export function endpoints(spec: ServiceSpec, context: ContainerContext): [string
   ];
   // What Docker knows by name it answers itself, and it knows the containers of one node only.
   const isOurs = (name: string) => namesOf(spec, context)?.has(name) === true;
-  if (!spec.networks) return [[context.networkName, { Aliases: isOurs(context.networkName) ? [] : aliases() }]];
-  return byPriority(spec.networks).map((place): [string, Endpoint] => {
-    const { ipv4_address, ipv6_address, link_local_ips, mac_address, driver_opts, gw_priority } = place;
+  if (!spec.networks) {
+    const Aliases = isOurs(context.networkName) ? [] : aliases();
+    return [[context.networkName, { Aliases, ...present({ MacAddress: spec.mac_address }) }]];
+  }
+  return byPriority(spec.networks).map((place, index): [string, Endpoint] => {
+    const { ipv4_address, ipv6_address, link_local_ips, driver_opts, gw_priority } = place;
+    const mac_address = place.mac_address ?? (index === 0 ? spec.mac_address : undefined);
     const name = networkName(place.network, context.jobId);
     const fixed = present({ IPv4Address: ipv4_address, IPv6Address: ipv6_address, LinkLocalIPs: link_local_ips });
     const endpoint = {
@@ -272,6 +279,11 @@ function labels(spec: ServiceSpec, context: ContainerContext): Record<string, st
     [LABELS.restart, condition === "on-failure" && max_attempts > 0 ? `on-failure:${max_attempts}` : condition],
     [LABELS.grace, String(spec.stop_grace_period_ms)],
   ]);
+}
+
+/** Seconds; compose leaves it to Docker where the document says nothing, and Docker's default is compose's. */
+function stopTimeout({ stop_grace_period_ms: graceMs }: ServiceSpec): number | undefined {
+  return graceMs === DOCKER_STOP_TIMEOUT_S * 1000 ? undefined : Math.trunc(graceMs / 1000);
 }
 
 function exposedPorts({ ports, expose = [] }: ServiceSpec): Record<string, Record<string, never>> | undefined {

@@ -18,6 +18,8 @@ export type Container = {
   id: string;
   name: string;
   labels: ReadonlyMap<string, string>;
+  /** Id of the image that it was made of. */
+  imageId?: string;
   state: "created" | "running" | "paused" | "restarting" | "removing" | "exited" | "dead";
   ports: readonly PublishedPort[];
   /** IPv4 addresses by network; absent in lists. */

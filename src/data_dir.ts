@@ -35,6 +35,8 @@ export const settings = v.object({
   policy_file: v.exactOptional(v.string()),
   /** Absolute path of the key that secrets are sealed with; empty: `secret.key` in the data directory. */
   secret_key_file: v.exactOptional(v.string()),
+  /** How long an image that this node pulled may be unused; 0: images are never removed. */
+  image_gc_ms: v.exactOptional(v.number()),
   heartbeat_interval_ms: v.exactOptional(v.number()),
   node_timeout_ms: v.exactOptional(v.number()),
 });

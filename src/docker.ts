@@ -12,6 +12,8 @@ import type { CreateBody, Endpoint } from "./container_options.ts";
 import type { Container } from "./converge.ts";
 import { apiError, EngineError, pullError, unavailableError } from "./docker_errors.ts";
 import { readLines } from "./docker_lines.ts";
+import { asPath, authOf, type RegistryLogin, splitImage } from "./docker_images.ts";
+import { type DevicesInfo, type EngineDevices, engineDevices } from "./docker_devices.ts";
 import { bridgeOf, publishedPorts } from "./docker_ports.ts";
 import { endStrays } from "./docker_strays.ts";
 import { StartError } from "./model.ts";
@@ -25,7 +27,7 @@ export type EngineInfo = {
   arch: string;
   cpus: number;
   memoryBytes: number;
-};
+} & EngineDevices;
 
 export type EngineNetwork = {
   id: string;
@@ -35,10 +37,8 @@ export type EngineNetwork = {
   /** The bridge that its containers are on, where they can reach beyond it. */
   bridge?: { device: string; subnet: string };
 };
-/** An image that is here: its id, its digests in registries (`name@sha256:…`), when its tag was set here last, what runs it. */
-export type EngineImage = { id: string; digests: string[]; taggedAt?: number; platform?: Platform };
-/** What a registry is shown: name and password, or a token that it gave out. */
-export type RegistryLogin = { username: string; password: string } | { identityToken: string };
+/** An image that is here: its id, its names, its digests in registries (`name@sha256:…`), when its tag was set here last, what runs it. */
+export type EngineImage = { id: string; tags: string[]; digests: string[]; taggedAt?: number; platform?: Platform };
 export type EngineVolume = { name: string; labels: ReadonlyMap<string, string> };
 /** What a container uses: bytes without reclaimable page cache, and CPU nanoseconds since its start. */
 export type ContainerUsage = { memoryBytes: number; cpuNs: number };
@@ -68,13 +68,15 @@ export interface Engine {
   endStrays(id: string): void;
   /** One sample, undefined if the container does not run. */
   usage(id: string): Promise<ContainerUsage | undefined>;
-  /** The image of that name, tag or digest if it is here; asks no registry. */
+  /** The image of that name, tag, digest or id if it is here; asks no registry. */
   image(name: string): Promise<EngineImage | undefined>;
   /** Asks the registry which digest an image's tag stands for. */
   resolve(image: string, options: RegistryOptions): Promise<string>;
   pull(image: string, options: PullRequest): Promise<void>;
   /** Gives an image that is here a further name. */
   tag(image: string, name: string): Promise<void>;
+  /** Takes a name from an image, and with its last name removes it; a `conflict` if a container is made of it then. */
+  untag(name: string): Promise<void>;
   networks(): Promise<EngineNetwork[]>;
   /** Creates a network and returns its id. */
   createNetwork(network: NewNetwork): Promise<string>;
@@ -203,6 +205,7 @@ class DockerodeEngine implements Engine {
       arch: version.Arch,
       cpus: info.NCPU,
       memoryBytes: info.MemTotal,
+      ...engineDevices(info),
     };
   }
 
@@ -220,6 +223,7 @@ class DockerodeEngine implements Engine {
       id: entry.Id,
       name: containerName(entry.Names[0] ?? entry.Id),
       labels: asMap(entry.Labels),
+      imageId: entry.ImageID,
       state: containerState(entry.State),
       ports: publishedPorts(
         (entry.Ports ?? []).map((port) => ({
@@ -247,6 +251,7 @@ class DockerodeEngine implements Engine {
       id: found.Id,
       name: containerName(found.Name),
       labels: asMap(found.Config.Labels),
+      imageId: found.Image,
       state: containerState(state.Status),
       ports: publishedPorts(ports),
       addresses: Object.entries(found.NetworkSettings.Networks ?? {}).flatMap(([network, { IPAddress: address }]) =>
@@ -323,8 +328,9 @@ class DockerodeEngine implements Engine {
     const { Metadata: metadata } = found as { Metadata?: { LastTagTime?: string } };
     const taggedAt = time(metadata?.LastTagTime ?? "");
     const { Os: os = "", Architecture: arch = "", Variant: variant = "" } = found as Partial<ImagePlatform>;
-    const platform = platformOf(os, arch, variant);
-    return { id: found.Id, digests: found.RepoDigests ?? [], platform, ...(taggedAt !== undefined && { taggedAt }) };
+    const { Id: id, RepoTags: tags, RepoDigests: digests } = found;
+    const known = { id, tags: tags ?? [], digests: digests ?? [], platform: platformOf(os, arch, variant) };
+    return { ...known, ...(taggedAt !== undefined && { taggedAt }) };
   }
 
   async resolve(image: string, { signal, login }: RegistryOptions): Promise<string> {
@@ -345,6 +351,13 @@ class DockerodeEngine implements Engine {
     await this.#call(READ_TIMEOUT_MS, (abortSignal) =>
       this.#docker.getImage(asPath(image)).tag({ repo: fromImage, tag, abortSignal }),
     );
+  }
+
+  async untag(name: string): Promise<void> {
+    // Images below it that have no name are not ours to remove.
+    await this.#call(WRITE_TIMEOUT_MS, (abortSignal) =>
+      this.#docker.getImage(asPath(name)).remove({ noprune: true, abortSignal }),
+    ).catch(unlessStatus(404));
   }
 
   async pull(image: string, { signal, onProgress, login, platform }: PullRequest): Promise<void> {
@@ -526,7 +539,7 @@ class DockerodeEngine implements Engine {
 
 type SystemCalls = {
   ping(options: { abortSignal: AbortSignal }): Promise<unknown>;
-  info(options: { abortSignal: AbortSignal }): Promise<{ ID: string; NCPU: number; MemTotal: number }>;
+  info(options: { abortSignal: AbortSignal }): Promise<{ ID: string; NCPU: number; MemTotal: number } & DevicesInfo>;
   version(options: {
     abortSignal: AbortSignal;
   }): Promise<{ Version: string; ApiVersion: string; Os: string; Arch: string }>;
@@ -543,29 +556,6 @@ function unlessStatus(...statuses: number[]): (error: unknown) => void {
     const status = error instanceof EngineError ? statusOf(error) : undefined;
     if (status === undefined || !statuses.includes(status)) throw error;
   };
-}
-
-/** An image's name as part of an API path; dockerode puts it there as it is. */
-function asPath(image: string): string {
-  if (image.split("/").some((part) => part === "" || part === "." || part === "..")) {
-    throw new EngineError("bad_request", `invalid reference format: "${image}" is no image name`);
-  }
-  return image.split("/").map(encodeURIComponent).join("/");
-}
-
-/** Docker pulls every tag of an image named without one, so the tag that people mean is said. */
-function splitImage(image: string): { fromImage: string; tag: string } {
-  const digest = image.indexOf("@");
-  if (digest > 0) return { fromImage: image.slice(0, digest), tag: image.slice(digest + 1) };
-  const colon = image.lastIndexOf(":");
-  if (colon > image.lastIndexOf("/")) return { fromImage: image.slice(0, colon), tag: image.slice(colon + 1) };
-  return { fromImage: image, tag: "latest" };
-}
-
-/** Engine API: X-Registry-Auth. */
-function authOf(login: RegistryLogin | undefined): Record<string, string> | undefined {
-  if (!login) return undefined;
-  return "identityToken" in login ? { identitytoken: login.identityToken } : { ...login };
 }
 
 function containerName(name: string): string {

@@ -5,7 +5,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import * as v from "valibot";
-import type { RegistryLogin } from "./docker.ts";
+import type { RegistryLogin } from "./docker_images.ts";
 import type { Log } from "./log.ts";
 
 /** Helpers may ask a cloud for a token; longer than this holds up a pull that may need no login at all. */

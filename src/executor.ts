@@ -22,15 +22,18 @@ import {
   type Memory,
   REVIVE_AFTER_MS,
 } from "./converge.ts";
-import type { Engine, RegistryLogin } from "./docker.ts";
+import type { Engine } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
+import type { RegistryLogin } from "./docker_images.ts";
 import { EngineConnection } from "./executor_connection.ts";
 import { RestartCounts } from "./executor_counts.ts";
+import { PulledImages } from "./executor_image_gc.ts";
+import { atDigest } from "./executor_images.ts";
 import type { SecretSource } from "./executor_secrets.ts";
 import { Slots } from "./executor_slots.ts";
 import { removeVolumes } from "./executor_volumes.ts";
-import type { LocalNetwork } from "./executor_networks.ts";
-import { graceOf, type LocalAddresses, type Owner, type Wanted, Worker } from "./executor_worker.ts";
+import type { ExecutorOverlay } from "./executor_networks.ts";
+import { graceOf, type Owner, type Wanted, Worker } from "./executor_worker.ts";
 import type { Log } from "./log.ts";
 import {
   type AllocationStatus,
@@ -45,18 +48,6 @@ import {
   sharesOf,
 } from "./model.ts";
 import type { Meter } from "./resources.ts";
-
-/** What the executor needs of the cluster's network, and tells it. */
-export interface ExecutorOverlay {
-  /** Resolves once it is known. */
-  addresses(): Promise<LocalAddresses>;
-  /** The bridges of all jobs on this node. */
-  setBridges(bridges: readonly LocalNetwork[]): void;
-  /** Resolves when a running replica that is out of names may be stopped. */
-  drain(allocationId: string, options: { graceMs: number; signal: AbortSignal }): Promise<void>;
-  /** The pools have no room for a further network. */
-  noticeFull(): void;
-}
 
 export type ExecutorOptions = {
   engine: Engine;
@@ -78,6 +69,8 @@ export type ExecutorOptions = {
   nodeLogin?: (host: string) => Promise<RegistryLogin | undefined>;
   /** The newest term this node ever saw: assignments of older ones are stale. */
   seenTerm: number;
+  /** How long an image that was pulled here may be unused before it is removed; absent: for ever. */
+  imageGcMs?: number;
 };
 
 export type Snapshot = { applied?: Order; allocations: AllocationStatus[]; removals_done: string[] };
@@ -114,6 +107,7 @@ export class Executor {
   #owner: Owner | undefined;
   #worker: Worker | undefined;
   #counts: RestartCounts | undefined;
+  #pulled: PulledImages | undefined;
 
   #assignments: Assignments | undefined;
   #wanted = new Map<string, Wanted>();
@@ -177,8 +171,15 @@ export class Executor {
       throw new Error(`the executor belongs to node ${this.#owner.nodeId} and cannot become ${nodeId}`);
     }
     const owner = { clusterId, nodeId };
-    const { random, meter, dataDir } = this.#options;
+    const { random, meter, dataDir, imageGcMs } = this.#options;
     this.#owner = owner;
+    const pulled = new PulledImages({
+      ...this.#options,
+      path: join(dataDir, "images.json"),
+      engineId: () => this.#connection.status.engine_id,
+    });
+    this.#pulled = pulled;
+    if (imageGcMs !== undefined) pulled.start({ afterMs: imageGcMs, needed: () => this.#neededImages() });
     this.#worker = new Worker({
       engine: this.#engine,
       clock: this.#clock,
@@ -187,11 +188,10 @@ export class Executor {
       routes: () => meter.routes(),
       projectDirOf: (jobId) => this.#projectDirOf(jobId),
       nodeLogin: this.#options.nodeLogin ?? (async () => undefined),
+      onNamed: (id, what) => pulled.note(id, what),
       specsOf: (jobId) => this.#specsOf(jobId),
       fetchChunk: this.#options.fetchChunk,
-      addresses: () => this.#options.overlay.addresses(),
-      onNetworks: (bridges) => this.#options.overlay.setBridges(bridges),
-      onFull: () => this.#options.overlay.noticeFull(),
+      overlay: this.#options.overlay,
       secrets: this.#options.secrets ?? NO_SECRETS,
     });
     this.#counts = new RestartCounts({ path: join(dataDir, "restarts.json"), clock: this.#clock, log: this.#log });
@@ -295,6 +295,7 @@ export class Executor {
     this.#stopped.abort();
     this.#alarm?.cancel();
     this.#counts?.save();
+    this.#pulled?.stop();
     for (const task of this.#tasks.values()) task.controller.abort();
     const underWay = [this.#loop, ...[...this.#tasks.values()].map(({ done }) => done)];
     await Promise.race([Promise.all(underWay), sleep(this.#clock, STOP_MS)]);
@@ -591,6 +592,17 @@ export class Executor {
   /** What the job's containers on this node are to be. */
   #specsOf(jobId: string): ServiceSpec[] {
     return [...this.#wanted.values()].flatMap(({ allocation, spec }) => (allocation.job_id === jobId ? [spec] : []));
+  }
+
+  /** Names of the images of all that is assigned here, also as the digests that are settled; undefined without assignments. */
+  #neededImages(): Set<string> | undefined {
+    if (!this.#assignments) return undefined;
+    const names = new Set(this.#assignments.specs.map(({ spec }) => spec.image));
+    for (const [id, { digest }] of this.#images) {
+      const image = this.#wanted.get(id)?.spec.image;
+      if (image !== undefined && digest !== undefined) names.add(atDigest(image, digest));
+    }
+    return names;
   }
 
   #projectDirOf(jobId: string): string {

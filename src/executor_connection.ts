@@ -112,6 +112,8 @@ export class EngineConnection {
       docker_version: info.dockerVersion,
       api_version: info.apiVersion,
       platform: { os: info.os, arch: info.arch },
+      ...(info.genericResources.length > 0 && { generic_resources: info.genericResources }),
+      ...(info.hasGpus && { has_gpus: true }),
     });
   }
 

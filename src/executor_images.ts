@@ -6,8 +6,9 @@
  * the image, so that ten replicas of a missing image ask its registry once, not ten times. Knows no allocations.
  */
 import { type Backoff, backoffMs, type Clock } from "./clock.ts";
-import type { Engine, EngineImage, RegistryLogin } from "./docker.ts";
+import type { Engine, EngineImage } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
+import type { RegistryLogin } from "./docker_images.ts";
 import { Progress } from "./executor_progress.ts";
 import { Slots } from "./executor_slots.ts";
 import { Refusal } from "./executor_words.ts";
@@ -71,6 +72,16 @@ export class PullError extends Error {
   }
 }
 
+export type ImageOptions = {
+  engine: Engine;
+  clock: Clock;
+  random: () => number;
+  /** The node's own login, for registries that the cluster has none for. */
+  nodeLogin: (host: string) => Promise<RegistryLogin | undefined>;
+  /** Called with names that an image is given here, and whether it was pulled for that. */
+  onNamed?: (id: string, what: { names: readonly string[]; pulled: boolean }) => void;
+};
+
 export class Images {
   readonly #engine: Engine;
   readonly #clock: Clock;
@@ -82,15 +93,11 @@ export class Images {
   readonly #failures = new Map<string, Failure>();
   /** When a registry was last asked about an image. */
   readonly #askedAt = new Map<string, number>();
+  readonly #onNamed: NonNullable<ImageOptions["onNamed"]>;
   #logins = new Map<string, RegistryLogin>();
 
-  constructor(options: {
-    engine: Engine;
-    clock: Clock;
-    random: () => number;
-    /** The node's own login, for registries that the cluster has none for. */
-    nodeLogin: (host: string) => Promise<RegistryLogin | undefined>;
-  }) {
+  constructor(options: ImageOptions) {
+    this.#onNamed = options.onNamed ?? (() => {});
     this.#engine = options.engine;
     this.#clock = options.clock;
     this.#random = options.random;
@@ -132,14 +139,15 @@ export class Images {
   async pull({ image, digest, platform }: ImageNeed, { signal, onProgress, agree }: PullOptions): Promise<void> {
     const failure = this.#failures.get(image);
     if (failure && failure.retryAt > this.#clock.now()) throw new PullError(failure);
-    const { repository, pinned } = partsOf(image);
-    let wanted = digest;
-    if (!pinned && wanted === undefined) {
+    let reference = image;
+    if (!partsOf(image).pinned) {
       const ask = (stop: AbortSignal) =>
         this.#asking(image, (login) => this.#engine.resolve(image, { signal: stop, login }));
-      wanted = await agree(await this.#share(`resolve ${image}`, { signal, work: ask }));
+      reference = atDigest(
+        image,
+        digest ?? (await agree(await this.#share(`resolve ${image}`, { signal, work: ask }))),
+      );
     }
-    const reference = pinned ? image : `${repository}@${wanted}`;
     await this.#share(`pull ${image} ${reference} ${platform ?? ""}`, {
       signal,
       onProgress,
@@ -184,7 +192,8 @@ export class Images {
     const progress = new Progress();
     let toldAt = -Infinity;
     const present = reference === image ? undefined : await this.#engine.image(reference);
-    if (!present || !fits(present, platform)) {
+    const isPulled = !present || !fits(present, platform);
+    if (isPulled) {
       await this.#asking(image, (login) =>
         this.#engine.pull(reference, {
           signal: stop,
@@ -199,6 +208,8 @@ export class Images {
         }),
       );
     }
+    const found = await this.#engine.image(reference);
+    if (found) this.#onNamed(found.id, { names: [...new Set([image, reference])], pulled: isPulled });
     if (reference !== image) await this.#engine.tag(reference, image);
     this.#failures.delete(image);
   }
@@ -283,6 +294,11 @@ function partsOf(image: string): { repository: string; pinned: boolean } {
   const [name = "", digest] = image.split("@");
   const colon = name.lastIndexOf(":");
   return { repository: colon > name.lastIndexOf("/") ? name.slice(0, colon) : name, pinned: digest !== undefined };
+}
+
+/** An image by a digest of its: `host/app@sha256:…` for `host/app:1`. */
+export function atDigest(image: string, digest: string): string {
+  return `${partsOf(image).repository}@${digest}`;
 }
 
 /** The digest (`sha256:…`) that an image has in the registry which `name` names, by the list of all that it has. */

@@ -2,6 +2,8 @@
  * @module The job networks of one node: one for each network of a job, made on first use and removed with the job's last
  * container. One that asks for no subnet gets a /26 out of the node's pools, unless its addresses are not for us to choose.
  *
+ * A network whose definition has changed is made anew when no container is on it; until then it serves as it is.
+ *
  * Owns whose network is whose, and the choice of subnets: none that another Docker network or a route of the host uses. Docker's own choice ends after
  * about 30 networks.
  */
@@ -21,13 +23,41 @@ const MTU_OPTION = "com.docker.network.driver.mtu";
 const MAX_TRIES = 20;
 
 type Owner = { clusterId: string; nodeId: string };
+/** `definition` absent: made by an earlier version, which did not note it. */
+type Known = {
+  id: string;
+  jobId: string;
+  definition: string | undefined;
+  bridge?: { device: string; subnet: string };
+};
 
 /** A bridge on this node for a network of a job. */
 export type LocalNetwork = { network: string; device: string; subnet: string };
 
+/** What the cluster's network gives to the containers of this node. */
+export type LocalAddresses = {
+  /** Ranges (CIDR) that job networks take their subnets from. */
+  pools: readonly string[];
+  /** Largest packet that passes between nodes whole, in bytes; absent: as Docker has it. */
+  mtu?: number;
+  /** The name server that knows all nodes' containers; absent: names are of one node. */
+  dns?: string;
+};
+
+/** What the executor needs of the cluster's network, and tells it. */
+export interface ExecutorOverlay {
+  /** Resolves once it is known. */
+  addresses(): Promise<LocalAddresses>;
+  /** The bridges of all jobs on this node. */
+  setBridges(bridges: readonly LocalNetwork[]): void;
+  /** Resolves when a running replica that is out of names may be stopped. */
+  drain(allocationId: string, options: { graceMs: number; signal: AbortSignal }): Promise<void>;
+  /** The pools have no room for a further network. */
+  noticeFull(): void;
+}
+
 /** Where subnets come from, and the largest packet that passes between nodes, in bytes. */
 type Source = { pools: readonly string[]; mtu?: number };
-type Known = { id: string; jobId: string; bridge?: { device: string; subnet: string } };
 
 export class JobNetworks {
   readonly #engine: Engine;
@@ -68,7 +98,9 @@ export class JobNetworks {
     const name = network ? networkName(network, jobId) : JobNetworks.nameOf(jobId);
     return this.#inTurn(jobId, async () => {
       if (network?.external) return this.#mustExist(name);
-      if (this.#known.get(name)?.jobId !== jobId) await this.#make(jobId, { name, network, ...from });
+      const known = this.#known.get(name);
+      if (known?.jobId === jobId && !(await this.#isOutdated(name, { known, network }))) return;
+      await this.#make(jobId, { name, network, ...from });
     });
   }
 
@@ -77,6 +109,22 @@ export class JobNetworks {
     return [...this.#known].flatMap(([network, { bridge }]) =>
       bridge && (!pools || pools.some((pool) => contains(pool, bridge.subnet))) ? [{ network, ...bridge }] : [],
     );
+  }
+
+  /** Whether a network of another definition was here; it is gone then. One that containers are on stays, and will do. */
+  async #isOutdated(
+    name: string,
+    { known, network }: { known: Known; network: NetworkSpec | undefined },
+  ): Promise<boolean> {
+    if (known.definition === undefined || known.definition === hashOf(network)) return false;
+    try {
+      await this.#engine.removeNetwork(known.id);
+    } catch (error) {
+      if (error instanceof EngineError && error.code === "conflict") return false;
+      throw error;
+    }
+    this.#known.delete(name);
+    return true;
   }
 
   /** Takes note that Docker does not know a network of the job (any more). */
@@ -129,7 +177,8 @@ export class JobNetworks {
       const subnet = asked ?? (free || undefined);
       if (subnet !== undefined) this.#reserved.add(subnet);
       try {
-        const made = newNetwork(network, { name, subnet, labels: this.#labels(jobId) });
+        const labels = { ...this.#labels(jobId), [LABELS.definition]: hashOf(network) };
+        const made = newNetwork(network, { name, subnet, labels });
         // Larger packets would be lost between nodes; a document that says another MTU knows better.
         if (mtu !== undefined && free && made.driver === "bridge") made.driverOpts[MTU_OPTION] ??= String(mtu);
         await this.#engine.createNetwork(made);
@@ -163,7 +212,8 @@ export class JobNetworks {
       const jobId = labels.get(LABELS.job);
       const isOurs =
         labels.get(LABELS.cluster) === this.#owner.clusterId && labels.get(LABELS.node) === this.#owner.nodeId;
-      if (isOurs && jobId !== undefined) this.#known.set(name, { id, jobId, ...(bridge && { bridge }) });
+      const definition = labels.get(LABELS.definition);
+      if (isOurs && jobId !== undefined) this.#known.set(name, { id, jobId, definition, ...(bridge && { bridge }) });
     }
     this.#onChange();
   }
@@ -200,6 +250,14 @@ function nameTaken(name: string, owner: string | undefined): Refusal {
   return new Refusal(
     `a Docker network ${name} exists on this node and was not made by this cluster; remove it: docker network rm ${name}`,
   );
+}
+
+/** Tells definitions apart; without one, that of a job's plain network `default`. */
+function hashOf(network: NetworkSpec | undefined): string {
+  return new Bun.CryptoHasher("sha256")
+    .update(JSON.stringify(network ?? null))
+    .digest("hex")
+    .slice(0, 16);
 }
 
 /** Whether a network without a subnet of its own gets one of ours: not where a plugin hands out addresses, nor without IPv4. */

@@ -8,11 +8,12 @@
 import { type Backoff, backoffMs, type Clock } from "./clock.ts";
 import { containerName, type ContainerContext, containerOptions, endpoints } from "./container_options.ts";
 import type { Container, Joined } from "./converge.ts";
-import type { Engine, EngineImage, RegistryLogin } from "./docker.ts";
+import type { Engine, EngineImage } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
+import type { RegistryLogin } from "./docker_images.ts";
 import { ProjectFiles } from "./executor_files.ts";
-import { digestOf, type ImageNeed, Images, PullError, type PullOptions } from "./executor_images.ts";
-import { JobNetworks, type LocalNetwork, NoSubnet } from "./executor_networks.ts";
+import { digestOf, type ImageNeed, type ImageOptions, Images, PullError, type PullOptions } from "./executor_images.ts";
+import { type ExecutorOverlay, JobNetworks, type LocalAddresses, NoSubnet } from "./executor_networks.ts";
 import { SecretFiles, type SecretSource } from "./executor_secrets.ts";
 import { Slots } from "./executor_slots.ts";
 import { ensureVolumes } from "./executor_volumes.ts";
@@ -36,16 +37,6 @@ export type Owner = { clusterId: string; nodeId: string };
 /** What to run: the allocation with its definition. */
 export type Wanted = { allocation: AllocationRecord; spec: ServiceSpec };
 
-/** What the cluster's network gives to the containers of this node. */
-export type LocalAddresses = {
-  /** Ranges (CIDR) that job networks take their subnets from. */
-  pools: readonly string[];
-  /** Largest packet that passes between nodes whole, in bytes; absent: as Docker has it. */
-  mtu?: number;
-  /** The name server that knows all nodes' containers; absent: names are of one node. */
-  dns?: string;
-};
-
 export type CreateOptions = PullOptions & {
   settled: () => Pick<ImageNeed, "digest" | "refresh">;
   at: (step: "pulling" | "starting") => void;
@@ -66,7 +57,7 @@ export class Worker {
   readonly #owner: Owner;
   readonly #projectDirOf: (jobId: string) => string;
   readonly #files: ProjectFiles;
-  readonly #options: { addresses: () => Promise<LocalAddresses>; onFull: () => void };
+  readonly #overlay: ExecutorOverlay;
   readonly #starts = new Slots(STARTS_AT_ONCE);
   readonly #stops = new Slots(STOPS_AT_ONCE);
 
@@ -78,11 +69,10 @@ export class Worker {
     routes: () => string[];
     projectDirOf: (jobId: string) => string;
     nodeLogin: (host: string) => Promise<RegistryLogin | undefined>;
+    onNamed: NonNullable<ImageOptions["onNamed"]>;
     specsOf: (jobId: string) => ServiceSpec[];
     fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
-    addresses: () => Promise<LocalAddresses>;
-    onNetworks: (networks: LocalNetwork[]) => void;
-    onFull: () => void;
+    overlay: ExecutorOverlay;
     secrets: SecretSource;
   }) {
     this.#engine = options.engine;
@@ -91,8 +81,8 @@ export class Worker {
     this.#owner = options.owner;
     this.#projectDirOf = options.projectDirOf;
     this.images = new Images(options);
-    this.#options = options;
-    const onChange = () => options.onNetworks(this.networks.bridges());
+    this.#overlay = options.overlay;
+    const onChange = () => options.overlay.setBridges(this.networks.bridges());
     this.networks = new JobNetworks({ ...options, onChange });
     this.#files = new ProjectFiles(options);
     this.secrets = new SecretFiles({ ...options.secrets, nodeId: options.owner.nodeId });
@@ -128,8 +118,7 @@ export class Worker {
     await this.#starts.run(async () => {
       throwIfAborted(signal);
       at("starting");
-      // They are in memory alone, and the machine may have been off since.
-      if (wanted?.spec.mounts.some(({ type }) => type === "secret")) await this.secrets.ensure(wanted.spec);
+      if (wanted && hasSecrets(wanted.spec)) await this.#findSecrets(container, wanted.spec);
       await this.#start(container.id, { wanted, neverRan: container.state === "created" });
     });
   }
@@ -166,12 +155,11 @@ export class Worker {
   ): Promise<string> {
     const { allocation, spec } = wanted;
     const { job_id: jobId } = allocation;
-    const addresses = await this.#options.addresses();
+    const addresses = await this.#overlay.addresses();
     if (!spec.network_mode) await this.#ensureNetworks(jobId, { spec, addresses });
-    const hasSecrets = spec.mounts.some(({ type }) => type === "secret");
-    // Secrets were files there before: those of an earlier version of Cacophony are taken out.
-    if (spec.files || hasSecrets) await this.#files.ensure(jobId, spec);
-    if (hasSecrets) await this.secrets.ensure(spec);
+    // An earlier version of Cacophony wrote secrets there, too: those are taken out.
+    if (spec.files || hasSecrets(spec)) await this.#files.ensure(jobId, spec);
+    if (hasSecrets(spec)) await this.secrets.ensure(spec);
     await ensureVolumes(this.#engine, { spec, jobId, owner: this.#owner });
     const context = {
       ...this.#contextOf(allocation, addresses),
@@ -185,6 +173,7 @@ export class Worker {
         ...options.Labels,
         ...imageLabels(spec.image, image),
         ...(joined && { [LABELS.joined]: joined.label }),
+        ...(hasSecrets(spec) && { [LABELS.secrets]: this.secrets.dir }),
       },
       // Engines before 25 take one network here; the container is put on the others before it starts.
       ...(first && { NetworkingConfig: { EndpointsConfig: Object.fromEntries([first]) } }),
@@ -197,6 +186,17 @@ export class Worker {
     return id;
   }
 
+  /** They are in memory alone, and the machine may have been off since the container was made. */
+  async #findSecrets(container: Container, spec: ServiceSpec): Promise<void> {
+    await this.secrets.ensure(spec);
+    const before = container.labels.get(LABELS.secrets);
+    if (before === this.secrets.dir) return;
+    await this.#engine.remove(container.id);
+    throw new Refusal(
+      `the container had its secrets at ${before ?? "another place"}, and this node has them at ${this.secrets.dir} now: it is made anew`,
+    );
+  }
+
   async #ensureNetworks(
     jobId: string,
     { spec, addresses: { pools, mtu } }: { spec: ServiceSpec; addresses: LocalAddresses },
@@ -206,14 +206,14 @@ export class Worker {
       if (!spec.networks) await this.networks.ensure(jobId, from);
       else await Promise.all(spec.networks.map(({ network }) => this.networks.ensure(jobId, { ...from, network })));
     } catch (error) {
-      if (error instanceof NoSubnet) this.#options.onFull();
+      if (error instanceof NoSubnet) this.#overlay.noticeFull();
       throw error;
     }
   }
 
   /** Puts a container that never ran on its networks but the first. */
   async #connect(id: string, { allocation, spec }: Wanted): Promise<void> {
-    const [, ...others] = endpoints(spec, this.#contextOf(allocation, await this.#options.addresses()));
+    const [, ...others] = endpoints(spec, this.#contextOf(allocation, await this.#overlay.addresses()));
     for (const [network, endpoint] of others) await this.#engine.connect(id, network, endpoint);
   }
 
@@ -287,6 +287,10 @@ export function graceOf({ labels }: Container): number {
 function imageLabels(name: string, { id, digests }: EngineImage): Record<string, string> {
   const digest = digestOf(name, digests);
   return { [LABELS.image]: id, ...(digest !== undefined && { [LABELS.imageDigest]: digest }) };
+}
+
+function hasSecrets({ mounts }: ServiceSpec): boolean {
+  return mounts.some(({ type }) => type === "secret");
 }
 
 function throwIfAborted(signal: AbortSignal): void {

@@ -198,6 +198,16 @@ export const reservedDevice: Schema<DeviceRequestFields> = v.pipe(
   deviceRequest,
   v.check((request) => request.capabilities !== undefined, "has no capabilities, which are required here, as [gpu]"),
 );
+const GENERIC = { kind: honoured(text), value: honoured(integer({ least: 0 })) } satisfies Table;
+/** So many of what the operators of nodes gave a name. */
+export const genericResource: Schema<{ kind: string; count: number }> = v.pipe(
+  fields({ discrete_resource_spec: honoured(fields(GENERIC)) }),
+  v.check(
+    ({ discrete_resource_spec: one }) => Boolean(one?.kind) && one?.value !== undefined,
+    "needs discrete_resource_spec with kind and value",
+  ),
+  v.transform(({ discrete_resource_spec: { kind = "", value = 0 } = {} }) => ({ kind, count: value })),
+);
 export const gpus: Schema<DeviceRequestFields[]> = byForm(
   { all: meaning<DeviceRequestFields[]>([{}], { enum: ["all"] }), list: listOf(deviceRequest) },
   (value) => (value === "all" ? "all" : "list"),

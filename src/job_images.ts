@@ -7,6 +7,9 @@ import type { ClusterState } from "./cluster_state.ts";
 import { findJob } from "./job_changes.ts";
 import type { AllocationRecord, AssignedImage, Change, JobServiceRecord, LiveJob } from "./model.ts";
 
+/** Pull policies of compose by which a registry is asked only for what is absent. */
+const USES_WHAT_IS_THERE: ReadonlySet<string> = new Set(["missing", "if_not_present", "never", "build"]);
+
 /** Changes that settle the digests which nodes have found; the first one counts. A settled digest is no new version. */
 export function changesForDigests(
   state: ClusterState,
@@ -25,17 +28,23 @@ export function changesForDigests(
   return { changes: [...jobs.values()].map((record) => ({ op: "put", kind: "job", record })), nodes };
 }
 
-/** Changes that have every replica of a job replaced, one by one; with `pull` by what its image's tag stands for then. */
+/**
+ * Changes that have every replica of a job replaced, one by one and in the order of `depends_on`; with `pull` by what its
+ * image's tag stands for then. A service whose pull policy has the registry asked has it asked anew without that, too. What ran
+ * to its end runs again.
+ */
 export function changesForRestart(
   state: ClusterState,
   { jobId, pull, now }: { jobId: string; pull: boolean; now: number },
 ): { job: LiveJob; changes: Change[] } {
   const before = findJob(state, jobId);
   const services = before.services.map((service): JobServiceRecord => {
-    const generation = (service.generation ?? 0) + 1;
-    if (!pull) return { ...service, generation };
-    const { digest: _digest, ...rest } = service;
-    return { ...rest, generation, refresh: true };
+    const released = service.rules.depends_on.length === 0;
+    const next = { ...service, generation: (service.generation ?? 0) + 1, released };
+    const asksAnew = !USES_WHAT_IS_THERE.has(state.specs.get(service.spec_hash)?.pull_policy ?? "missing");
+    if (!pull && !asksAnew) return next;
+    const { digest: _digest, ...rest } = next;
+    return pull ? { ...rest, refresh: true } : rest;
   });
   const job: LiveJob = { ...before, services, version: before.version + 1, updated_at: now };
   return { job, changes: [{ op: "put", kind: "job", record: job }] };

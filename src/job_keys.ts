@@ -18,6 +18,7 @@ import {
   external,
   extraHosts,
   fileMount,
+  genericResource,
   gpus,
   group,
   healthTest,
@@ -92,6 +93,11 @@ const HEALTHCHECK = {
   disable: honoured(flag),
 } satisfies Table;
 
+/** Compose takes a fraction in quotes only. */
+const percent = byForm(
+  { whole: integer({ least: 0, most: 100 }), quoted: decimal({ least: 0, most: 100 }) },
+  (value) => (typeof value === "string" ? "quoted" : "whole"),
+);
 const replicas = integer({ least: 0, most: 100_000 });
 const cpus = decimal({ least: 0 });
 
@@ -105,9 +111,12 @@ const reservationsTable = {
   memory: honoured(quoted(bytes)),
   devices: limited(
     listOf(reservedDevice),
-    "asked of Docker where the container is placed; placement does not look for devices",
+    "GPUs are counted on each node, and Docker chooses which of them: name device_ids for different ones; other devices are asked of Docker alone",
   ),
-  generic_resources: refused(`${NOT_YET}: placement does not know generic resources; leave them out`),
+  generic_resources: limited(
+    listOf(genericResource),
+    "counted on each node, as dockerd's node-generic-resources names them; containers are not told which ones they have",
+  ),
 } satisfies Table;
 
 type PidMode = "host" | "" | `service:${string}`;
@@ -206,6 +215,28 @@ const CACOPHONY = {
   balance: honoured(oneOf(["local_first", "least_connections"])),
   proxy_protocol: honoured(oneOf(["none", "v1", "v2"])),
 } satisfies Table;
+const WATCH = {
+  path: honoured(text),
+  action: honoured(oneOf(["rebuild", "sync", "restart", "sync+restart", "sync+exec"])),
+  target: honoured(text),
+  ignore: honoured(textOrTexts),
+  include: honoured(textOrTexts),
+  exec: honoured(
+    fields({
+      command: honoured(command),
+      user: honoured(text),
+      privileged: honoured(flag),
+      working_dir: honoured(text),
+      environment: honoured(namesWithTexts),
+    }),
+  ),
+  initial_sync: honoured(flag),
+} satisfies Table;
+
+const watch = v.pipe(
+  fields(WATCH),
+  v.check((entry) => entry.path !== undefined && entry.action !== undefined, "needs both path and action"),
+);
 
 /** What a service may say. */
 export const SERVICE_KEYS = {
@@ -215,7 +246,7 @@ export const SERVICE_KEYS = {
   entrypoint: honoured(command),
   environment: honoured(namesWithTexts),
   ports: honoured(portsSchema),
-  volumes: honoured(mountsSchema),
+  volumes: limited(mountsSchema, "bind, volume and tmpfs; an anonymous volume goes with its container"),
   restart: limited(
     restart,
     "restarts wait longer each time; unless-stopped is always: Cacophony has no stopped containers",
@@ -239,7 +270,7 @@ export const SERVICE_KEYS = {
   mem_swappiness: honoured(integer({ least: 0, most: 100 })),
   cpus: honoured(cpus),
   cpu_count: limited(integer({ least: 0 }), "engines on Linux drop it"),
-  cpu_percent: limited(decimal({ least: 0, most: 100 }), "engines on Linux drop it"),
+  cpu_percent: limited(percent, "engines on Linux drop it"),
   cpu_period: honoured(integer()),
   cpu_quota: honoured(integer()),
   cpu_rt_period: honoured(integer()),
@@ -264,7 +295,7 @@ export const SERVICE_KEYS = {
   dns_search: honoured(textOrTexts),
   expose: honoured(listOf(exposedPort, { repeats: "dropped" })),
   extra_hosts: honoured(extraHosts),
-  gpus: limited(gpus, "asked of Docker where the container is placed; placement does not look for devices"),
+  gpus: limited(gpus, "as deploy.resources.reservations.devices; all is for a node that has any, and shares them"),
   group_add: honoured(listOf(group, { repeats: "refused" })),
   healthcheck: section(HEALTHCHECK),
   init: honoured(flag),
@@ -319,7 +350,7 @@ export const SERVICE_KEYS = {
     dependsOn,
     "orders the first start of a definition, over all nodes; restart is left out, and what fails later stops nothing",
   ),
-  develop: warned(definition({ watch: honoured(listOf(anything)) }), "is left out: there is no watch mode here"),
+  develop: warned(definition({ watch: honoured(listOf(watch)) }), "is left out: there is no watch mode here"),
   env_file: limited(oneOrMore(envFile), SENT),
   pull_refresh_after: limited(
     textMatching(/^([0-9]+[wdhms])+$/, "write a duration, as 24h or 1d12h"),

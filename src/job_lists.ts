@@ -165,6 +165,8 @@ const longMount: Schema<ParsedMount> = v.pipe(
     const { recursive } = bind;
     const isForced = recursive === "writable" || recursive === "readonly";
     if (isForced && !read_only) return fault(`has bind.recursive ${recursive}, which needs read_only: true beside it`);
+    if (type === "volume" && source === "" && read_only)
+      return fault("is an anonymous volume and read-only, which Docker refuses: nothing could ever be in it");
     if (volume.subpath !== undefined && source === "")
       return fault("has a subpath of an anonymous volume, which is empty: name the volume under source");
     const foreign = (["bind", "volume", "tmpfs"] as const).filter(

@@ -5,7 +5,7 @@
  */
 import { readDotenv } from "./job_dotenv.ts";
 import { cleanPath, type JobFiles, projectPath } from "./job_files.ts";
-import { readVolume, Refusal, show } from "./job_grammar.ts";
+import { readPort, readVolume, Refusal, show } from "./job_grammar.ts";
 import { interpolate } from "./job_interpolate.ts";
 import {
   type Fault,
@@ -218,13 +218,13 @@ class Merger {
     return whole;
   }
 
-  /** Variables of an included file: the sender's, and where those say nothing, its own `env_file` or `.env`. */
+  /** Variables of an included file: the sender's, and where those say nothing, its own `env_file` (/dev/null: none) or `.env`. */
   #includedEnvironment(
     named: readonly string[] | undefined,
     { directory, path }: { directory: string; path: Path },
   ): Environment {
     const usual = cleanPath(`${directory}/.env`);
-    const paths = named ?? (this.#files.has(usual) ? [usual] : []);
+    const paths = named?.filter((file) => file !== "/dev/null") ?? (this.#files.has(usual) ? [usual] : []);
     const env = new Map<string, string>();
     for (const file of paths) {
       const clean = this.#path(file, path);
@@ -232,7 +232,7 @@ class Merger {
       if (text === undefined) continue;
       const entries = readDotenv(text, (name) => this.#options.env.get(name) ?? env.get(name));
       if (entries instanceof Refusal) this.#report.fault(path, `./${clean} ${entries.message}`);
-      else for (const [name, value] of entries) if (value !== undefined) env.set(name, value);
+      else for (const [name, value] of entries) env.set(name, value);
     }
     return new Map([...env, ...this.#options.env]);
   }
@@ -459,7 +459,7 @@ function changed(tree: Tree, changes: Readonly<Record<string, Change>>): Tree {
 
 // ---- Merging ----------------------------------------------------------------------------------------------------------
 
-type Rule = "replace" | "names" | "mounts" | "texts" | "keys" | "logging";
+type Rule = "replace" | "names" | "hosts" | "mounts" | "texts" | "keys" | "logging";
 
 /** Where a service's keys are not merged as mappings and lists in general are. */
 const RULES: Readonly<Record<string, Rule>> = {
@@ -471,11 +471,13 @@ const RULES: Readonly<Record<string, Rule>> = {
   "build.labels": "names",
   "deploy.labels": "names",
   environment: "names",
+  extra_hosts: "hosts",
   labels: "names",
   sysctls: "names",
   storage_opt: "names",
   configs: "mounts",
   devices: "mounts",
+  ports: "mounts",
   secrets: "mounts",
   volumes: "mounts",
   depends_on: "keys",
@@ -516,6 +518,8 @@ function mergeMaps(base: MapTree, own: MapTree, prefix: string): MapTree {
 function mergeValues(base: Tree, own: Tree, place: string): Tree {
   const rule = Object.hasOwn(RULES, place) ? RULES[place] : undefined;
   if (rule === "replace") return own;
+  if (own.kind === "scalar" && own.value === null) return base;
+  if (rule === "hosts") return mergeLists(named(base), named(own), textOfItem);
   if (rule === "names" && (base.kind !== "map" || own.kind !== "map"))
     return mergeLists(named(base), named(own), nameOf);
   if (rule === "keys") {
@@ -524,12 +528,12 @@ function mergeValues(base: Tree, own: Tree, place: string): Tree {
   }
   if (rule === "logging" && base.kind === "map" && own.kind === "map") {
     const driver = textOf(own, "driver");
-    if (driver !== undefined && driver !== textOf(base, "driver")) return own;
+    const before = textOf(base, "driver");
+    if (driver !== undefined && before !== undefined && driver !== before) return own;
   }
   if (base.kind === "map" && own.kind === "map") return mergeMaps(base, own, `${place}.`);
   if (base.kind === "map" || own.kind === "map") return own;
   if (base.kind === "scalar" && own.kind === "scalar" && !LISTED.has(place)) return own;
-  if (own.kind === "scalar" && own.value === null) return base;
   return mergeLists(asList(base), asList(own), rule === "mounts" ? (item) => targetOf(item, place) : textOfItem);
 }
 
@@ -560,11 +564,12 @@ function asList(tree: Tree): Tree {
 /** `NAME: value` entries as the `NAME=value` texts that they stand for. */
 function named(tree: Tree): Tree {
   if (tree.kind !== "map") return tree;
-  const items = Array.from(tree.entries, ([name, { keyAt, value }]) => {
-    if (value.kind !== "scalar") return value;
-    return scalar(value.value === null ? name : `${name}=${String(value.value)}`, keyAt);
-  });
-  return list(items, tree.at);
+  const items = Array.from(tree.entries, ([name, { keyAt, value }]) =>
+    (value.kind === "list" ? value.items : [value]).map((one) =>
+      one.kind !== "scalar" ? one : scalar(one.value === null ? name : `${name}=${String(one.value)}`, keyAt),
+    ),
+  );
+  return list(items.flat(), tree.at);
 }
 
 function nameOf(item: Tree): string | undefined {
@@ -587,12 +592,35 @@ function textOfItem(item: Tree): string | undefined {
   return item.kind === "scalar" ? String(item.value) : undefined;
 }
 
-/** What a mount, device, config or secret is mounted to; one service mounts to a place once. */
+/** What a mount, device, config, secret or port is on the container's side; a service has each once. */
 function targetOf(item: Tree, place: string): string | undefined {
-  if (item.kind === "map") return textOf(item, "target") ?? textOf(item, "source");
+  if (place === "ports") return publishedAs(item);
+  const folder = place === "secrets" ? "/run/secrets/" : place === "configs" ? "/" : "";
+  if (item.kind === "map") {
+    const source = textOf(item, "source");
+    return textOf(item, "target") ?? (source === undefined ? undefined : `${folder}${source}`);
+  }
   const text = textOfItem(item) ?? "";
   if (place === "devices") return text.split(":")[1] ?? text;
-  if (place !== "volumes") return text;
+  if (place !== "volumes") return `${folder}${text}`;
   const volume = readVolume(text);
   return volume instanceof Refusal ? undefined : volume.target;
+}
+
+/** The address, ports and protocol that an entry of `ports` stands for, in either form. */
+function publishedAs(item: Tree): string | undefined {
+  if (item.kind !== "map") {
+    const port = readPort(textOfItem(item) ?? "");
+    if (port instanceof Refusal) return undefined;
+    const { container, host, protocol, host_ip } = port;
+    return JSON.stringify([container, host, protocol, host_ip]);
+  }
+  const part = (key: string) => {
+    const value = item.entries.get(key)?.value;
+    return value === undefined ? "" : (textOfItem(value) ?? "");
+  };
+  const [ip, published, protocol] = [part("host_ip"), part("published"), part("protocol") || "tcp"];
+  return publishedAs(
+    scalar(`${ip.includes(":") ? `[${ip}]` : ip}${ip && ":"}${published}:${part("target")}/${protocol}`, item.at),
+  );
 }

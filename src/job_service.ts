@@ -303,6 +303,7 @@ function resources(service: ServiceFields, report: Report): Resources {
   const cpus = one("cpus", service.cpus, limits.cpus, "limits.cpus");
   const pids = one("pids_limit", service.pids_limit, limits.pids, "limits.pids");
   const reservedCpus = reservations.cpus || undefined;
+  const generic = (reservations.generic_resources ?? []).filter(({ count }) => count > 0);
   const below = (path: Path, limit: number | undefined, reservation: number | undefined) => {
     if (limit === undefined || reservation === undefined || reservation <= limit) return;
     report.fault(
@@ -326,7 +327,11 @@ function resources(service: ServiceFields, report: Report): Resources {
   }
   return {
     limits: present({ memory_bytes: memory, cpus, pids }),
-    reservations: present({ memory_bytes: reserved, cpus: reservedCpus }),
+    reservations: present({
+      memory_bytes: reserved,
+      cpus: reservedCpus,
+      generic: generic.length > 0 ? generic : undefined,
+    }),
     ...present({ memswap_limit_bytes: swap }),
   };
 }

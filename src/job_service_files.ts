@@ -59,8 +59,7 @@ export function labelsOf(service: ServiceFields, around: FilesAround): ServiceSp
   for (const [index, path] of files.entries()) {
     const file = { path, required: true, raw: false };
     const lookup = (name: string) => around.env.get(name);
-    for (const [name, value] of entriesOf(file, { ...around, key: "label_file", index, lookup }))
-      all.set(name, value ?? "");
+    for (const [name, value] of entriesOf(file, { ...around, key: "label_file", index, lookup })) all.set(name, value);
   }
   for (const [name, value] of own) all.set(name, value);
   for (const name of all.keys()) {
@@ -121,17 +120,17 @@ type Reading = FilesAround & {
   lookup: (name: string) => string | undefined;
 };
 
-function entriesOf(file: EnvFile, { files, report, key, index, lookup }: Reading): Map<string, string | undefined> {
+function entriesOf(file: EnvFile, { files, report, key, index, lookup }: Reading): Map<string, string> {
   const fault = ({ message }: Refusal) => {
     report.fault([key, index], message);
-    return new Map<string, string | undefined>();
+    return new Map<string, string>();
   };
   const path = projectPath(file.path);
   if (path instanceof Refusal) return fault(path);
   if (!file.required && !files.has(path)) return new Map();
   const text = files.text(path);
   if (text instanceof Refusal) return fault(text);
-  const entries = file.raw ? readRawLines(text) : readDotenv(text, lookup);
+  const entries = file.raw ? readRawLines(text, lookup) : readDotenv(text, lookup);
   return entries instanceof Refusal ? fault(new Refusal(`names ./${path}, where ${entries.message}`)) : entries;
 }
 

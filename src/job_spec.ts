@@ -331,6 +331,10 @@ class Reading {
     { name, service, other }: { name: string; service: ServiceFields; other: ServiceFields | undefined },
     { at, named }: { at: Path; named: string },
   ): void {
+    // Docker's own default since API 1.40 (docker run, "IPC settings"); engines may be told another.
+    if (at.at(-1) === "ipc" && !["shareable", "host"].includes(other?.ipc ?? "")) {
+      this.#warn(at, `needs ipc: shareable on the service ${show(named)}: engines refuse to share what is private`);
+    }
     const isEverywhere = (one: ServiceFields | undefined) => isGlobal({ mode: one?.deploy?.mode ?? "replicated" });
     if (isEverywhere(service) === isEverywhere(other)) return;
     const [everywhere, counted] = isEverywhere(service) ? [name, named] : [named, name];

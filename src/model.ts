@@ -188,6 +188,8 @@ export const resources = v.object({
   used_cpus: v.number(),
   /** Host ports that something other than this cluster holds: `tcp/80`. */
   taken_ports: strings,
+  /** UUIDs of the GPUs that the NVIDIA driver lists, in its order. */
+  gpus: v.exactOptional(strings),
 });
 export type Resources = v.InferOutput<typeof resources>;
 
@@ -246,6 +248,10 @@ export const engineStatus = v.variant("state", [
     docker_version: v.string(),
     api_version: v.string(),
     platform,
+    /** What the operator named (dockerd's `node-generic-resources`); `ids` where each has a name of its own. */
+    generic_resources: v.exactOptional(v.array(v.object({ kind: v.string(), count, ids: v.exactOptional(strings) }))),
+    /** Whether it can hand out NVIDIA GPUs, if there are any. */
+    has_gpus: v.exactOptional(v.boolean()),
   }),
   v.object({ state: v.literal("unready"), reason: v.string(), engine_id: v.exactOptional(v.string()) }),
 ]);
@@ -406,6 +412,10 @@ export const LABELS = {
   imageDigest: "cacophony.image-digest",
   /** The containers that it shares something with, and which run of theirs: another one means that it is to be made anew. */
   joined: "cacophony.joined",
+  /** Where its secrets are on the node; absent: it has none. */
+  secrets: "cacophony.secrets",
+  /** Hash of a network's definition as it was when it was made. */
+  definition: "cacophony.definition",
 } as const;
 
 // ---- Errors ---------------------------------------------------------------------------------------------------------
@@ -423,6 +433,7 @@ export type ErrorCode =
   | "unsupported_media_type"
   | "forbidden_origin"
   | "no_master"
+  | "busy"
   | "outcome_unknown"
   | "not_master"
   | "store_failed"

@@ -301,7 +301,12 @@ export const serviceSpec = v.object({
     pids: v.exactOptional(v.number()),
   }),
   /** What placement sets aside on the node: bytes and CPUs. */
-  reservations: v.object({ memory_bytes: v.exactOptional(count), cpus: v.exactOptional(v.number()) }),
+  reservations: v.object({
+    memory_bytes: v.exactOptional(count),
+    cpus: v.exactOptional(v.number()),
+    /** Generic resources by their kinds. */
+    generic: v.exactOptional(v.array(v.object({ kind: v.string(), count }))),
+  }),
   ...engineOptions,
 });
 export type ServiceSpec = v.InferOutput<typeof serviceSpec>;

@@ -23,7 +23,7 @@ import { readPolicy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
-import { CacophonyError, DEFAULT_NETWORK_CIDR, NODE_IN_USE, PROTOCOL_VERSION, StartError } from "./model.ts";
+import { DEFAULT_NETWORK_CIDR, NODE_IN_USE, PROTOCOL_VERSION, StartError } from "./model.ts";
 import { HostMeter } from "./resources.ts";
 import { Overlay } from "./overlay.ts";
 import { OverlayKernel } from "./overlay_kernel.ts";
@@ -275,6 +275,7 @@ export class Node implements LocalNode {
       log: this.#log,
       dataDir: this.#data.path,
       seenTerm: seen_term,
+      ...(settings.image_gc_ms !== undefined && settings.image_gc_ms > 0 && { imageGcMs: settings.image_gc_ms }),
       nodeLogin: nodeLogins({ ...dockerLogins, log: this.#log }),
       fetchChunk: (chunkHash) => fetchChunk(this.#masterAddress(), chunkHash),
       secrets: { roots: secretRoots, fetch: (secretId) => this.#fetchSecret(secretId) },
@@ -323,10 +324,9 @@ export class Node implements LocalNode {
     return fetchSecret(this.#masterAddress(), { node_id: this.nodeId, instance: this.#instance, secret_id });
   }
 
-  /** What this master hands out: only to the process that has the session of a node which runs what mounts the secret. */
-  #secretFor(request: SecretRequest): Uint8Array {
-    if (this.#scheduler && this.#membership?.isConnected(request)) return this.#scheduler.secrets.valueFor(request);
-    throw new CacophonyError("not_found", "there is no such secret for this node");
+  /** What this master hands out: only to the process that has the session of a node which is to run what mounts the secret. */
+  #secretFor(request: SecretRequest): Uint8Array | undefined {
+    return this.#membership?.isConnected(request) ? this.#scheduler?.secrets.valueFor(request) : undefined;
   }
 
   #masterAddress(): string {

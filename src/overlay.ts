@@ -10,9 +10,7 @@ import { join } from "node:path";
 import * as v from "valibot";
 import { type Clock, sleep, type Timer } from "./clock.ts";
 import type { EntryProxy, EntryStatus } from "./entry_proxy.ts";
-import type { ExecutorOverlay } from "./executor.ts";
-import { type LocalNetwork, SUBNET_BITS } from "./executor_networks.ts";
-import type { LocalAddresses } from "./executor_worker.ts";
+import { type ExecutorOverlay, type LocalAddresses, type LocalNetwork, SUBNET_BITS } from "./executor_networks.ts";
 import type { Log } from "./log.ts";
 import type { AllocationStatus } from "./model.ts";
 import {

@@ -3,10 +3,11 @@
  *
  * **Hard limits.** A node is eligible when it is ready and active, when the rules about nodes hold for it (constraints,
  * external volumes, a recent enough Engine: `placement_rules.ts`), when it runs fewer replicas of the service than
- * `max_replicas_per_node`, when the service's reservations fit, when its fixed host ports are free there, and when the job's
+ * `max_replicas_per_node`, when the service's reservations fit, of devices too, when its fixed host ports are free there, and when the job's
  * network there has an address left.
  * Where services share something, the room on the node must do for all of them. Each refusal is one sentence.
  * - CPU reserved: `reserved_cpus + asked <= cpus`.
+ * - GPUs and generic resources are counted in `placement_devices.ts`.
  * - Memory reserved: `reserved_memory + asked <= total_memory`, and also `asked <= available_memory - reserved by what is
  *   placed but not running yet`, because memory that other processes hold can't be given twice (CPU time can be shared).
  *
@@ -31,6 +32,7 @@
  * `weight / own` goes first.
  */
 import type { PortSpec, Resources, ServiceRules, ServiceSpec } from "./model.ts";
+import { asksForDevices, type Devices, lackOf, reserve, type Reserved } from "./placement_devices.ts";
 import { type NodeFacts, unmetRule } from "./placement_rules.ts";
 
 /** Demand of a replica without reservations: used for weighing, never for refusing. */
@@ -64,6 +66,9 @@ export type Candidate = NodeFacts & {
   planned: Load;
   plannedStarting: Load;
   claims: PortClaim[];
+  /** GPUs and generic resources: what the node has, and what is set aside. */
+  devices: Devices;
+  reservedDevices: Reserved;
   allocations: number;
   /** Allocations per job id, for the size of the job's network. */
   perJob: Map<string, number>;
@@ -223,8 +228,7 @@ function refusalOf(request: PlacementRequest, node: Candidate): string | undefin
   if (unmet !== undefined) return unmet;
   const most = rules.max_per_node;
   if (most !== undefined && (own.get(node.node_id) ?? 0) >= most) return `has max_replicas_per_node (${most})`;
-  if (!node.resources) return "no resource reading yet";
-  const noRoom = beside ? noRoomBeside(request, { node, beside }) : noRoomFor(spec, { node, claims: node.claims });
+  const noRoom = beside ? noRoomBeside(request, { node, beside }) : noRoomFor(spec, node);
   if (noRoom !== undefined) return noRoom;
   if ((node.perJob.get(job_id) ?? 0) >= MAX_JOB_CONTAINERS)
     return `network of job ${job_id} is full (${MAX_JOB_CONTAINERS} containers)`;
@@ -236,46 +240,45 @@ function noRoomBeside(
   { job_id, spec }: PlacementRequest,
   { node, beside }: { node: Candidate; beside: readonly Companion[] },
 ): string | undefined {
-  const names = [...new Set(beside.map(({ service_name }) => service_name))];
-  const together = names.length === 0 ? "" : ` (together with ${names.join(", ")})`;
-  const claims = [...node.claims, ...claimsOf(spec)];
-  const sum = reservationOf(spec);
-  for (const one of beside) {
-    const unmet = unmetRule({ job_id, spec: one.spec, constraints: one.rules.constraints }, node);
-    if (unmet !== undefined) return `${unmet}, as service ${one.service_name} asks, which runs beside`;
-    const { cpus, memory } = reservationOf(one.spec);
+  const claims = [...node.claims];
+  const sum: Load = { cpus: 0, memory: 0 };
+  let taken: string | undefined;
+  for (const { service_name, spec: one, rules } of [{ service_name: "", spec, rules: undefined }, ...beside]) {
+    const unmet = rules && unmetRule({ job_id, spec: one, constraints: rules.constraints }, node);
+    if (unmet !== undefined) return `${unmet}, as service ${service_name} asks, which runs beside`;
+    const { cpus, memory } = reservationOf(one);
     sum.cpus += cpus;
     sum.memory += memory;
+    taken ??= takenPort(one, { node, claims });
+    claims.push(...claimsOf(one));
   }
-  const noRoom = noRoomFor(
-    { ...spec, reservations: { cpus: sum.cpus, memory_bytes: sum.memory } },
-    { node, claims: node.claims },
-  );
-  if (noRoom !== undefined) return `${noRoom}${together}`;
-  for (const one of beside) {
-    const taken = takenPort(one.spec, { node, claims });
-    if (taken !== undefined) return `${taken}${together}`;
-    claims.push(...claimsOf(one.spec));
-  }
-  return undefined;
+  const { devices, reservedDevices: reserved } = node;
+  const lack = lackOf([spec, ...beside.map((one) => one.spec)], { devices, reserved });
+  const noRoom = unfitReservation(sum, node) ?? taken ?? lack;
+  const names = [...new Set(beside.map(({ service_name }) => service_name))];
+  return noRoom === undefined ? undefined : `${noRoom} (together with ${names.join(", ")})`;
 }
 
-/** Which reservation or host port of a replica the node can't give. */
-function noRoomFor(
-  spec: ServiceSpec,
-  { node, claims }: { node: Candidate; claims: readonly PortClaim[] },
-): string | undefined {
-  if (!node.resources) return undefined;
-  const asked = reservationOf(spec);
-  const { total_memory, available_memory, cpus } = node.resources;
+/** Which reservation, host port or device of a replica the node can't give. */
+function noRoomFor(spec: ServiceSpec, node: Candidate): string | undefined {
+  const unfit = unfitReservation(reservationOf(spec), node);
+  if (unfit !== undefined) return unfit;
+  const taken = spec.ports.length > 0 ? takenPort(spec, { node, claims: node.claims }) : undefined;
+  if (taken !== undefined || !asksForDevices(spec)) return taken;
+  return lackOf([spec], { devices: node.devices, reserved: node.reservedDevices });
+}
+
+function unfitReservation(asked: Load, { resources, reserved, reservedStarting }: Candidate): string | undefined {
+  if (!resources) return "no resource reading yet";
+  const { total_memory, available_memory, cpus } = resources;
   // Sums of decimal CPU shares carry rounding errors: 0.1 + 0.2 must still fit into 0.3.
-  if (asked.cpus > 0 && node.reserved.cpus + asked.cpus > cpus + 1e-9)
+  if (asked.cpus > 0 && reserved.cpus + asked.cpus > cpus + 1e-9)
     return `reservation of ${asked.cpus} CPU does not fit`;
   if (asked.memory > 0) {
-    const free = Math.min(total_memory - node.reserved.memory, available_memory - node.reservedStarting.memory);
+    const free = Math.min(total_memory - reserved.memory, available_memory - reservedStarting.memory);
     if (asked.memory > free) return `reservation of ${mebibytes(asked.memory)} memory does not fit`;
   }
-  return takenPort(spec, { node, claims });
+  return undefined;
 }
 
 function takenPort(
@@ -346,6 +349,7 @@ function occupy({ job_id, spec, own }: PlacementRequest, node: Candidate): void 
     sum.memory += part.memory;
   }
   node.claims.push(...claimsOf(spec));
+  reserve(node.reservedDevices, spec);
   node.allocations++;
   node.perJob.set(job_id, (node.perJob.get(job_id) ?? 0) + 1);
   own.set(node.node_id, (own.get(node.node_id) ?? 0) + 1);

@@ -15,7 +15,7 @@ import type { Candidate, PlacementRequest } from "./placement.ts";
 import { chooseRemovals, hasRoom, place } from "./placement.ts";
 import { matches } from "./placement_rules.ts";
 import { type Need, waitingFor } from "./reconcile_order.ts";
-import { allFollowers, type Bond, REUNITE, type Seat, Seats, unitOf } from "./reconcile_together.ts";
+import { allFollowers, type Bond, reunite, type Seat, Seats, unitOf } from "./reconcile_together.ts";
 
 /** What a service should be. */
 export type Goal = {
@@ -311,7 +311,7 @@ function spotOf(
   const [pinned, ...others] = pins;
   const other = others.find(({ node_id }) => node_id !== pinned?.node_id);
   if (pinned && other) {
-    return { why: `${pinned.reason}, but ${other.reason}${seat ? `: ${REUNITE}` : ""}` };
+    return { why: `${pinned.reason}, but ${other.reason}${seat ? `: ${reunite(job_id)}` : ""}` };
   }
   const beside = unit.map(({ follower: { service_name, spec, rules } }) => ({ service_name, spec, rules }));
   return { ...(pinned && { pinned }), ...(beside.length > 0 && { beside }) };

@@ -2,14 +2,15 @@
  * @module What a service's start waits for: `depends_on`, as seen from the reports of the services it names. Pure.
  *
  * As compose does, all replicas of a dependency count; those that placement has no room for do not, or a full cluster would
- * hold up everything. A dependency with scale 0 holds up nothing. Only replicas of its present definition count.
+ * hold up everything. A dependency with scale 0 holds up nothing. Only replicas of its present definition, made since the last
+ * restart, count.
  */
 import type { ClusterState } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
 import type { AllocationRecord, Dependency } from "./model.ts";
 
 /** A dependency, with what its service should be. */
-export type Need = Dependency & { spec_hash: string; scale: number; released: boolean };
+export type Need = Dependency & { spec_hash: string; generation?: number; scale: number; released: boolean };
 
 /** Slots of a service without an allocation, as of the last pass. */
 type BlockedOf = (key: ReturnType<typeof serviceKey>) => readonly unknown[];
@@ -32,6 +33,7 @@ export function waitingFor(
     const replicas = state
       .allocationsOf(key)
       .filter((one) => one.incarnation === incarnation && one.desired === "run" && one.spec_hash === need.spec_hash)
+      .filter(({ generation = 0 }) => generation === (need.generation ?? 0))
       .filter(({ node_id, ended }) => ended !== undefined || !state.isDown(node_id))
       .toSorted((a, b) => a.slot - b.slot);
     const open = replicas.map((one) => ({ slot: one.slot, ...shortfall(one, { condition, state }) }));

@@ -33,7 +33,9 @@ export type Bond = {
 };
 
 /** What helps where services that ran before are apart: new replicas are placed together. */
-export const REUNITE = "POST /cluster/job/JOB/restart places them anew";
+export function reunite(jobId: string): string {
+  return `POST /cluster/job/${jobId}/restart places them anew`;
+}
 
 /** The part of a plan that says where a service's slots are once it is carried out. */
 type Moves = { place: readonly AllocationRecord[]; stop: readonly AllocationRecord[] };
@@ -216,7 +218,9 @@ export class Seats {
       }
       const beside = `slot ${found.slot} of service ${service_name} on node ${this.#nameOf(found.node_id)}`;
       if (seat && seat.node_id !== found.node_id) {
-        return { why: `belongs beside ${seat.beside} and ${beside}: give the services one scale; ${REUNITE}` };
+        return {
+          why: `belongs beside ${seat.beside} and ${beside}: give the services one scale; ${reunite(this.#of.job_id)}`,
+        };
       }
       seat ??= { node_id: found.node_id, beside };
       if (leaders.length > 0) joins.push({ service_name, allocation_id: found.allocation_id });

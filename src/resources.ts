@@ -1,10 +1,10 @@
 /**
- * @module What the machine has and how much of it is used: memory, CPUs, host ports and routes.
+ * @module What the machine has and how much of it is used: memory, CPUs, GPUs, host ports and routes.
  *
  * Owns the readings: from /proc where the Engine is on this machine, else from the Engine itself. Read when asked, at most once
  * a second; there is nothing to start or stop. Sources: proc(5), and MemAvailable as the kernel estimates it.
  */
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Clock } from "./clock.ts";
 import type { Engine } from "./docker.ts";
@@ -28,6 +28,10 @@ const READ_INTERVAL_MS = 1_000;
 const PORTS_INTERVAL_MS = 5_000;
 /** Asking Docker for the use of one container takes about a millisecond of its time. */
 const USAGE_INTERVAL_MS = 10_000;
+/** GPUs come and go with drivers, and the driver may take its time to answer. */
+const GPUS_INTERVAL_MS = 60_000;
+/** Under /proc, one directory for each GPU. */
+const GPUS = "driver/nvidia/gpus";
 /** A port that a container of ours gave up is still seen as listening for a moment. */
 const OWN_PORT_MS = 10_000;
 
@@ -46,6 +50,7 @@ export class HostMeter implements Meter {
   #usedCpus: number | undefined;
   #ports: { at: number; listening: string[] } | undefined;
   readonly #ownPorts = new Map<string, number>();
+  #gpus: { at: number; ids: string[] } | undefined;
   #totals: Totals | undefined;
   #ownUse: OwnUse = { memory: 0, cpus: 0 };
   #samples = new Map<string, { at: number; cpuNs: number }>();
@@ -89,7 +94,11 @@ export class HostMeter implements Meter {
       cap: this.#cap.memory,
     });
     const cpus = capped({ machine: times.cpus, used: machineCpus, own: this.#ownUse.cpus, cap: this.#cap.cpus });
-    return asResources({ memory, cpus, takenPorts: this.#takenPorts(view, now) });
+    const gpus = this.#listGpus(now);
+    return {
+      ...asResources({ memory, cpus, takenPorts: this.#takenPorts(view, now) }),
+      ...(gpus.length > 0 && { gpus }),
+    };
   }
 
   #readRemote(view: MeterView): Resources | undefined {
@@ -100,6 +109,20 @@ export class HostMeter implements Meter {
       cpus: { total: Math.min(cpus, this.#cap.cpus ?? Infinity), used: this.#ownUse.cpus },
       takenPorts: [...new Set(view.otherPorts)].sort(),
     });
+  }
+
+  /** UUIDs of the GPUs that the NVIDIA driver lists, in the order of their places on the bus, as nvidia-smi numbers them. */
+  #listGpus(now: number): string[] {
+    if (this.#gpus && now - this.#gpus.at < GPUS_INTERVAL_MS) return this.#gpus.ids;
+    let places: string[] = [];
+    try {
+      places = readdirSync(join(this.#procDir, GPUS)).sort();
+    } catch {
+      // No such driver, so no such GPUs.
+    }
+    const ids = places.map((place) => parseGpu(this.#file(join(GPUS, place, "information"))) ?? place);
+    this.#gpus = { at: now, ids };
+    return ids;
   }
 
   /** CPUs in use on the machine, as an exponential moving average. */
@@ -222,6 +245,11 @@ export function parseStat(text: string): { busy: number; total: number; cpus: nu
     .map(Number);
   const busy = user + nice + system + irq + softirq + steal;
   return { busy, total: busy + idle + iowait, cpus: Math.max(1, text.match(/^cpu\d+ /gm)?.length ?? 0) };
+}
+
+/** Reads /proc/driver/nvidia/gpus/…/information: the GPU's UUID, which shows question marks until the GPU was used. */
+export function parseGpu(text: string): string | undefined {
+  return /^GPU UUID:\s*(GPU-[0-9a-fA-F-]+)\s*$/m.exec(text)?.[1];
 }
 
 /** Reads /proc/loadavg: the average over one minute. */

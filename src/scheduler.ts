@@ -515,8 +515,8 @@ export class Scheduler {
     const needs = service.rules.depends_on.flatMap((dependency) => {
       const other = job.services.find(({ service_name }) => service_name === dependency.service_name);
       if (!other) return [];
-      const { spec_hash, released } = other;
-      return [{ ...dependency, spec_hash, released, scale: this.state.scaleOf(other) }];
+      const { spec_hash, generation = 0, released } = other;
+      return [{ ...dependency, spec_hash, generation, released, scale: this.state.scaleOf(other) }];
     });
     return {
       job_id,

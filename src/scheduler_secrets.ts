@@ -82,17 +82,16 @@ export class Secrets {
   }
 
   /**
-   * A value for a node that is to run a container which mounts it.
-   * @throws CacophonyError `not_found` for everybody else, `store_failed` if it can't be opened.
+   * A value for a node that is to run a container which mounts it; undefined for all others.
+   * @throws CacophonyError `store_failed` if it can't be opened.
    */
-  valueFor({ node_id, secret_id }: Pick<SecretRequest, "node_id" | "secret_id">): Uint8Array {
+  valueFor({ node_id, secret_id }: Pick<SecretRequest, "node_id" | "secret_id">): Uint8Array | undefined {
     const { state } = this.#options;
     const isMounted = state.allocationsOn(node_id).some(({ desired, spec_hash }) => {
       const mounts = desired === "run" ? state.specs.get(spec_hash)?.mounts : undefined;
       return mounts?.some((mount) => mount.type === "secret" && mount.secret_id === secret_id);
     });
     const value = isMounted ? this.#valueOf(secret_id) : undefined;
-    if (!value) throw new CacophonyError("not_found", "there is no such secret for this node");
     return orUnavailable(() => {
       if (value instanceof SealError) throw value;
       return value;

@@ -1,5 +1,5 @@
 /** @module Small parts of clusters for tests of the pure floor: specs, nodes as placement sees them, a seeded random source. */
-import type { ExecutorOverlay } from "../src/executor.ts";
+import type { ExecutorOverlay } from "../src/executor_networks.ts";
 import type { Resources, ServiceRules, ServiceSpec } from "../src/model.ts";
 import type { Candidate } from "../src/placement.ts";
 import { Sealer } from "../src/seal.ts";
@@ -60,6 +60,8 @@ export function candidate(node_id: string, resources: Partial<Resources> = {}, r
     planned: zero(),
     plannedStarting: zero(),
     claims: [],
+    devices: new Map(),
+    reservedDevices: new Map(),
     allocations: 0,
     perJob: new Map(),
   };

@@ -3,7 +3,7 @@
  * false; what the Engine treats alike (Binds and Mounts, "" and "no", "" and 0.0.0.0) is brought to one spelling first.
  */
 
-type Json = null | string | number | boolean | Json[] | { [key: string]: Json };
+export type Json = null | string | number | boolean | Json[] | { [key: string]: Json };
 export type JsonObject = { [key: string]: Json };
 
 const SETS = new Set([
@@ -43,7 +43,8 @@ function isEmpty(value: Json | undefined): boolean {
   return Array.isArray(value) ? value.length === 0 : isObject(value) && Object.keys(value).length === 0;
 }
 
-function canonical(body: JsonObject): JsonObject {
+/** A create body, or what is inspected of a container, in one spelling. */
+export function canonical(body: JsonObject): JsonObject {
   const { Volumes, ...rest } = body;
   const { Binds, Mounts, ...host } = (body["HostConfig"] ?? {}) as JsonObject;
   const mounts: JsonObject[] = [

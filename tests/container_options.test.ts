@@ -41,7 +41,6 @@ describe("containerOptions()", () => {
     expect(body("x-nothing: 1")).toEqual({
       Image: "busybox",
       Env: [],
-      StopTimeout: 10,
       Labels: {
         "cacophony.cluster": "c1",
         "cacophony.node": "n1",
@@ -271,6 +270,19 @@ healthcheck: {test: [CMD, a], interval: 5s, timeout: 1s, start_period: 2s, start
     const quoted = yaml.startsWith("{") ? yaml : JSON.stringify(yaml);
     const { Binds, Mounts } = body(`volumes: [${quoted}]`, "volumes: {data: }\n").HostConfig;
     expect<object>(JSON.parse(JSON.stringify({ Binds, Mounts }))).toEqual(expected);
+  });
+
+  test("a credential spec that is a config of the document is sent as its contents", () => {
+    const yaml = "credential_spec: {config: gmsa}";
+    const config = (sources: string) => `configs: {gmsa: ${sources}}\n`;
+    expect(body(yaml, config("{content: '{\"a\": 1}'}")).HostConfig.SecurityOpt).toEqual([
+      'credentialspec=raw://{"a": 1}',
+    ]);
+    expect(() => body(yaml, config("{external: true}"))).toThrow("has no contents here: give it content or file");
+    expect(() => body(yaml, config("{file: ./gmsa.json}"))).toThrow("gmsa.json");
+    expect(() => body(yaml)).toThrow("is not under the top-level configs");
+    expect(() => body("credential_spec: {file: a, registry: b}")).toThrow("exactly one of config, file and registry");
+    expect(() => body("credential_spec: {}")).toThrow("exactly one of config, file and registry");
   });
 
   test("with the node's network there is no network of the job", () => {

@@ -482,6 +482,20 @@ describe("Executor", () => {
     await node.until(() => node.status("a")?.state === "pulling");
     node.assign([]);
     await node.until(() => node.executor.snapshot()?.allocations.length === 0, 1_000);
+    await node.clock.advance(4_000_000);
+    expect([...node.engine.images]).toEqual(["busybox:latest"]);
+  });
+
+  test("goes on with a pull that another job still waits for", async () => {
+    const node = await new Node().start();
+    node.engine.pullMs = 60_000;
+    node.engine.registry.set("big:1", "found");
+    const [mine, other] = ["a", "b"].map((id) => ({ id, job: id, spec: { image: "big:1" } }));
+    node.assign([mine!, other!]);
+    await node.until(() => (node.status("b")?.pull?.bytes_done ?? 0) >= 300);
+    node.assign([other!]);
+    await node.until(() => node.isSettled(["b"]));
+    expect(node.engine.calls.get("pull")).toBe(1);
   });
 
   test("never calls an allocation gone while its container is being created", async () => {
@@ -536,6 +550,28 @@ describe("Executor", () => {
       { subnet: expect.stringMatching(/^10\.210\./) },
       { subnet: "fd00::/64" },
     ]);
+  });
+
+  test("makes a network of another definition anew once no container is on it, and never one that is used", async () => {
+    const node = await new Node().start();
+    const item = (id: string, internal: boolean): Item => {
+      const network = { key: "n", external: false, internal, driver_opts: [], labels: [] };
+      return { id, spec: { networks: [{ network, aliases: [] }] } };
+    };
+    const made = () => node.engine.networksAsked.map(({ internal }) => internal);
+    node.assign([item("a", false)]);
+    await node.until(() => node.isSettled(["a"]));
+    node.assign([item("a", false), item("b", true)]);
+    await node.until(() => node.isSettled(["a", "b"]));
+    expect(made()).toEqual([false]);
+    for (const { id } of node.engine.containers) node.engine.kill(id);
+    await node.restart();
+    node.assign([item("c", true)]);
+    await node.until(() => node.isSettled(["c"]));
+    expect(made()).toEqual([false, true]);
+    node.assign([item("c", true), item("d", true)]);
+    await node.until(() => node.isSettled(["c", "d"]));
+    expect(made()).toEqual([false, true]);
   });
 
   test("says when a network of the job's name is another's, or the pool is full", async () => {

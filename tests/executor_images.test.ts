@@ -1,7 +1,7 @@
 /** @module The images of one node, on an engine in memory: pull policies, digests, progress, logins, backoff. */
 import { describe, expect, test } from "bun:test";
-import type { RegistryLogin } from "../src/docker.ts";
 import { pullError, EngineError } from "../src/docker_errors.ts";
+import type { RegistryLogin } from "../src/docker_images.ts";
 import { digestOf, type ImageNeed, Images, PullError } from "../src/executor_images.ts";
 import { Progress } from "../src/executor_progress.ts";
 import { inWords } from "../src/executor_words.ts";

@@ -15,9 +15,16 @@ import {
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { secretPath } from "../src/container_options.ts";
+import { systemClock } from "../src/clock.ts";
 import { SecretFiles } from "../src/executor_secrets.ts";
-import type { SecretMount, ServiceSpec } from "../src/model.ts";
-import { spec } from "./cluster_fixture.ts";
+import { type Wanted, Worker } from "../src/executor_worker.ts";
+import type { AllocationRecord, SecretMount, ServiceSpec } from "../src/model.ts";
+import { noOverlay, spec } from "./cluster_fixture.ts";
+import { FakeEngine } from "./fake_engine.ts";
+
+const [UID, GID] = [process.getuid?.() ?? 0, process.getgid?.() ?? 0];
+/** Only root can give files away. */
+const OTHER = UID === 0 ? { uid: 7, gid: 8 } : { uid: UID, gid: GID };
 
 let memory: string;
 let disk: string;
@@ -62,7 +69,7 @@ function names(files: SecretFiles): string[] {
 
 test("ensure() writes each secret with its owner and mode into a directory that nobody else can look into", async () => {
   const files = node();
-  const mounts = [mount("a"), mount("a", { mode: 0o400, uid: 7, gid: 8 }), mount("b", { uid: 9 })];
+  const mounts = [mount("a"), mount("a", { mode: 0o400, ...OTHER }), mount("b", { uid: OTHER.uid })];
   await files.ensure(having(...mounts));
   const seen = mounts.map((one) => {
     const path = secretPath(one, files.dir);
@@ -70,9 +77,9 @@ test("ensure() writes each secret with its owner and mode into a directory that 
     return [readFileSync(path, "utf8"), mode & 0o7777, uid, gid];
   });
   expect(seen).toEqual([
-    ["value of a", 0o444, 0, 0],
-    ["value of a", 0o400, 7, 8],
-    ["value of b", 0o444, 9, 0],
+    ["value of a", 0o444, UID, GID],
+    ["value of a", 0o400, OTHER.uid, OTHER.gid],
+    ["value of b", 0o444, OTHER.uid, GID],
   ]);
   expect(names(files)).toHaveLength(3);
   for (const directory of [files.dir, dirname(files.dir)]) expect(statSync(directory).mode & 0o777).toBe(0o700);
@@ -160,4 +167,55 @@ test("a value that the master does not give is a reason, and the next try asks a
   await expect(files.ensure(wanted)).rejects.toThrow(reason);
   expect(fetched).toEqual(["gone", "gone"]);
   expect(existsSync(secretPath(mount("gone"), files.dir))).toBe(false);
+});
+
+/** A worker on the engine, with its secrets below `root`; what it puts on the disk is below `disk`. */
+function worker(engine: FakeEngine, root = memory): Worker {
+  return new Worker({
+    engine,
+    clock: systemClock,
+    random: () => 0,
+    owner: { clusterId: "c", nodeId: "n1" },
+    routes: () => [],
+    projectDirOf: (jobId) => join(disk, jobId),
+    nodeLogin: async () => undefined,
+    onNamed: () => {},
+    overlay: noOverlay(),
+    specsOf: () => [],
+    fetchChunk: () => Promise.reject(new Error("no files here")),
+    secrets: { roots: [root], fetch: async (id) => Buffer.from(`value of ${id}`) },
+  });
+}
+
+const allocation: AllocationRecord = {
+  ...{ allocation_id: "a1", job_id: "job", incarnation: "i", service_name: "app", slot: 1, node_id: "n1" },
+  ...{ spec_hash: "s", job_version: 1, desired: "run", created_at: 0 },
+};
+
+test("a container is started again only once its secrets are there, and made anew where it looks for them elsewhere", async () => {
+  const engine = new FakeEngine({ clock: systemClock, random: () => 0 });
+  const image = [...engine.images][0] ?? "";
+  const wanted: Wanted = { allocation, spec: { ...having(mount("a")), image } };
+  const { signal } = new AbortController();
+  const at = () => {};
+  const first = worker(engine);
+  const id = await first.create(wanted, {
+    ...{ signal, at, settled: () => ({}), joined: undefined },
+    ...{ agree: async (digest: string) => digest, onProgress: () => {} },
+  });
+  engine.kill(id);
+  rmSync(first.secrets.dir, { recursive: true });
+  const [container] = engine.containers;
+  if (!container) throw new Error("no container");
+  await first.start(container, { wanted, signal, at });
+  expect(engine.running("a1").map((one) => one.id)).toEqual([id]);
+  expect(names(first.secrets)).toEqual(["a-444--"]);
+  expect(existsSync(join(disk, "job"))).toBe(false);
+
+  engine.kill(id);
+  const other = join(memory, "other");
+  mkdirSync(other);
+  const moved = worker(engine, other).start(container, { wanted, signal, at });
+  await expect(moved).rejects.toThrow(`this node has them at ${other}/cacophony-${UID}/n1 now: it is made anew`);
+  expect(engine.containers).toEqual([]);
 });

@@ -15,11 +15,11 @@ import type {
   NewNetwork,
   NewVolume,
   PullRequest,
-  RegistryLogin,
   RegistryOptions,
   WatchOptions,
 } from "../src/docker.ts";
 import { EngineError } from "../src/docker_errors.ts";
+import type { RegistryLogin } from "../src/docker_images.ts";
 import { LABELS, type PublishedPort } from "../src/model.ts";
 import { platformOf, readPlatform } from "../src/placement_platform.ts";
 
@@ -44,7 +44,7 @@ export type Behaviour = {
 };
 
 type Bindings = Record<string, { HostIp?: string; HostPort?: string }[] | undefined>;
-type FakeContainer = Container & { image: string; network: string; bindings: Bindings; run: number };
+type FakeContainer = Container & { image: string; imageId: string; network: string; bindings: Bindings; run: number };
 
 const NO_FAULTS: Faults = { loseRequest: 0, loseAnswer: 0, lateEffect: 0, loseEvent: 0 };
 const TIMEOUT_MS = 15_000;
@@ -125,6 +125,14 @@ export class FakeEngine implements Engine {
     );
   }
 
+  /** Whether a container runs in the network of one that is gone, or that ran anew since. */
+  isStranded(id: string): boolean {
+    const joined = this.joined.get(id);
+    if (joined === undefined || this.#containers.get(id)?.state !== "running") return false;
+    const other = this.#containers.get(joined.split(" ")[0] ?? "");
+    return other?.state !== "running" || joined !== `${other.id} ${other.startedAt}`;
+  }
+
   /** Nothing is answered any more; whoever asks hears of a timeout. */
   freeze(): void {
     this.faults.loseRequest = 1;
@@ -158,10 +166,10 @@ export class FakeEngine implements Engine {
   }
 
   /** Someone else's container, running; returns its id. */
-  runByHand(options: { name: string; labels?: Record<string, string>; hostPort?: number }): string {
-    const { name, labels = {}, hostPort } = options;
+  runByHand(options: { name: string; image?: string; labels?: Record<string, string>; hostPort?: number }): string {
+    const { name, image = "busybox:latest", labels = {}, hostPort } = options;
     const bindings: Bindings = hostPort === undefined ? {} : { "80/tcp": [{ HostPort: String(hostPort) }] };
-    const container = this.#add(name, { image: "busybox:latest", network: "bridge", bindings, labels });
+    const container = this.#add(name, { image, network: "bridge", bindings, labels });
     this.#run(container);
     return container.id;
   }
@@ -187,6 +195,8 @@ export class FakeEngine implements Engine {
       arch: "amd64",
       cpus: 2,
       memoryBytes: 8 * 2 ** 30,
+      genericResources: [],
+      hasGpus: false,
     }));
   }
 
@@ -196,10 +206,11 @@ export class FakeEngine implements Engine {
 
   list(): Promise<Container[]> {
     return this.#call("list", () =>
-      this.containers.map(({ id, name, labels, state, ports, createdAt }) => ({
+      [...this.#containers.values()].map(({ id, name, labels, imageId, state, ports, createdAt }) => ({
         id,
         name,
         labels,
+        imageId,
         state,
         ports: [...ports],
         createdAt,
@@ -287,10 +298,11 @@ export class FakeEngine implements Engine {
 
   image(name: string): Promise<EngineImage | undefined> {
     return this.#call("image", () => {
-      if (!this.images.has(name)) return undefined;
+      if (!this.images.has(name)) return this.#imageById(name);
       const digest = this.digests.get(name);
       return {
-        id: `id of ${digest ?? name}`,
+        id: this.#imageId(name),
+        tags: this.#tagsOf(this.#imageId(name)),
         digests: digest === undefined ? [] : [`${repositoryOf(name)}@${digest}`],
         taggedAt: this.taggedAt.get(name) ?? 0,
         platform: readPlatform(this.platforms.get(name) ?? "linux/amd64") ?? platformOf("", ""),
@@ -317,6 +329,29 @@ export class FakeEngine implements Engine {
       this.platforms.set(image, this.onlyPlatform.get(name) ?? platform ?? "linux/amd64");
       this.images.add(image);
     });
+  }
+
+  untag(name: string): Promise<void> {
+    return this.#call("untag", () => {
+      const id = this.#imageId(name);
+      const isLast = [...this.images].filter((one) => this.#imageId(one) === id).length === 1;
+      if (isLast && this.containers.some(({ imageId }) => imageId === id))
+        throw new EngineError("conflict", `unable to remove ${name}: a container is using its referenced image`);
+      this.images.delete(name);
+    });
+  }
+
+  #imageId(name: string): string {
+    return `id of ${this.digests.get(name) ?? name}`;
+  }
+
+  #tagsOf(id: string): string[] {
+    return [...this.images].filter((name) => !name.includes("@") && this.#imageId(name) === id);
+  }
+
+  #imageById(id: string): EngineImage | undefined {
+    const names = [...this.images].filter((name) => this.#imageId(name) === id);
+    return names.length === 0 ? undefined : { id, tags: this.#tagsOf(id), digests: [] };
   }
 
   tag(image: string, name: string): Promise<void> {
@@ -474,6 +509,7 @@ export class FakeEngine implements Engine {
       id: this.#newId("container"),
       name,
       labels: new Map(Object.entries(labels)),
+      imageId: this.#imageId(options.image),
       state: "created",
       ports: [],
       createdAt: this.#clock.now(),

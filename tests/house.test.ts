@@ -36,7 +36,7 @@ const FLOORS: readonly (readonly string[])[] = [
   ],
   ["api", "scheduler", "directory", "overlay", "membership", "executor", "session"],
   ["node"],
-  ["main", "cli", "build"],
+  ["main", "cli", "build", "reader"],
 ];
 const PURE_FLOOR = 1;
 

@@ -5,6 +5,7 @@ import { readDotenv } from "../src/job_dotenv.ts";
 import { hash, projectPath } from "../src/job_files.ts";
 import { parseJob, type ParsedJob } from "../src/job_spec.ts";
 import type { ServiceSpec } from "../src/model.ts";
+import { cpuTimer } from "./cpu_time.ts";
 
 type Beside = { files?: Record<string, string>; env?: Record<string, string>; profiles?: string[] };
 
@@ -43,17 +44,23 @@ function document(lines: string, rest = ""): string {
 }
 
 describe("readDotenv() reads as compose does", () => {
-  const cases: [text: string, entries: Record<string, string | undefined>][] = [
+  const cases: [text: string, entries: Record<string, string>][] = [
     ["", {}],
     ["A=1\nB=2", { A: "1", B: "2" }],
     ["\uFEFFA=1\r\nB=2\r\n", { A: "1", B: "2" }],
     ["# comment\n\n  A=1 # more\nB=a#b\n", { A: "1", B: "a#b" }],
-    ["A=#x", { A: "" }],
+    ["A=#x", { A: "#x" }],
+    ["A= # x", { A: "# x" }],
+    ["A=x# y #z", { A: "x# y" }],
+    ['A="\\0123 \\0377"', { A: "S ÿ" }],
+    ['A="\\0 \\012 \\0400 \\0089 \\c \\x41"', { A: "\\ \\12 \\400 \\089 \\c \\x41" }],
+    ["A='\\0123'", { A: "\\0123" }],
     ["A = spaced out  ", { A: "spaced out" }],
     ["A: yaml", { A: "yaml" }],
     ["export A=1\nexport  B=2", { A: "1", B: "2" }],
     ["A=", { A: "" }],
-    ["A", { A: undefined }],
+    ["A", {}],
+    ["NOT_GIVEN\nB=1", { B: "1" }],
     ["GIVEN", { GIVEN: "given" }],
     ["A=a=b==", { A: "a=b==" }],
     ["A='single $GIVEN \\n # kept' # gone", { A: "single $GIVEN \\n # kept" }],
@@ -74,11 +81,12 @@ describe("readDotenv() reads as compose does", () => {
   });
 
   const bad: [text: string, message: string][] = [
-    ["A=1\n=2", 'line 2 is "=2"; write NAME=value'],
-    ["A B=1", 'line 1 is "A B=1"; write NAME=value'],
+    ["A=1\n=2", "line 2 is no NAME=value; a value of several lines stands in quotes"],
+    ["A B=1", "line 1 is no NAME=value"],
     ["A=1\nB='open\nC=2", "line 2 has a ' that is not closed"],
     ['A="open', 'line 1 has a " that is not closed'],
-    ["A=${B", "line 1 has ${ without its closing }"],
+    ["A=${B", "line 1 has a ${ that begins no variable; in single quotes it stands for itself"],
+    ['A="x${1B}"', "line 1 has a ${ that begins no variable"],
     ["A=${B?must be there}", "line 1 needs variable B (must be there)"],
   ];
   test.each(bad)("%j is refused", (text, message) => {
@@ -134,6 +142,15 @@ describe("env_file and label_file", () => {
     const body = document("env_file: [{path: a.env, format: raw}]");
     expect(app(body, { files: { "a.env": "A='$X' # y\n#B=1\n" } }).environment).toEqual(["A='$X' # y"]);
   });
+  test("with format: raw lose the space before a line, take the sender's value for a name alone, and refuse odd names", () => {
+    const body = document("env_file: [{path: a.env, format: raw}]");
+    const files = { "a.env": "  A= x \n  # no\nGIVEN\nNOT_GIVEN\n" };
+    expect(app(body, { files, env: { GIVEN: "g" } }).environment).toEqual(["A= x ", "GIVEN=g"]);
+    expect(faults(body, { files: { "a.env": "A=1\nB C=2\n" } })).toContain(
+      "names ./a.env, where line 2 is no NAME=value",
+    );
+    expect(faults(body, { files: { "a.env": "=2\n" } })).toContain("where line 1 is");
+  });
   test("may be absent with required: false", () => {
     expect(app(document("env_file: [{path: a.env, required: false}]")).environment).toEqual([]);
     expect(
@@ -188,6 +205,7 @@ describe("extends", () => {
     healthcheck: {test: [CMD, a], interval: 5s}
     logging: {driver: json-file, options: {max-size: 1m}}
     ulimits: {nofile: 10}
+    extra_hosts: {a: 1.1.1.1}
 `;
   const cases: [lines: string, expected: Partial<ServiceSpec>][] = [
     ["labels: {}", { image: "busybox", command: ["a", "b"], environment: ["A=1", "B=1"] }],
@@ -220,11 +238,37 @@ describe("extends", () => {
         },
       },
     ],
+    ["environment:\n    command:", { environment: ["A=1", "B=1"] }],
+    ["dns:\n    image:\n    ulimits:", { image: "busybox", dns: ["1.1.1.1"] }],
+    ["extra_hosts: ['b:2.2.2.2', 'a=1.1.1.1']", { extra_hosts: ["a:1.1.1.1", "b:2.2.2.2"] }],
+    ["extra_hosts: {c: [3.3.3.3, 4.4.4.4]}", { extra_hosts: ["a:1.1.1.1", "c:3.3.3.3", "c:4.4.4.4"] }],
     ["ulimits: {nofile: {soft: 1, hard: 2}}", { ulimits: [{ name: "nofile", soft: 1, hard: 2 }] }],
   ];
   test.each(cases)("%s over the base", (lines, expected) => {
     const body = `${base}  app:\n    extends: base\n    ${lines}\nvolumes: {cache: {}}\n`;
     expect(app(body)).toMatchObject(expected);
+  });
+
+  test("takes what has one place in the container once, in whatever form it is written", () => {
+    const body = `services:
+  base: {image: a, ports: ["80:80", "127.0.0.1:81:81/udp"], secrets: [pw], configs: [c], logging: {options: {a: b}}}
+  app:
+    extends: base
+    ports: [{target: 80, published: 80}, {target: 81, published: "81", host_ip: 127.0.0.1, protocol: udp}, "82:81"]
+    secrets: [{source: other, target: /run/secrets/pw}]
+    configs: [{source: c, target: /c}]
+    logging: {driver: local}
+secrets: {pw: {environment: PW}, other: {environment: PW}}
+configs: {c: {content: x}}
+`;
+    const spec = app(body, { env: { PW: "x" } });
+    expect(spec.ports.map(({ container_port, protocol }) => `${container_port}/${protocol}`)).toEqual([
+      "80/tcp",
+      "81/udp",
+      "81/tcp",
+    ]);
+    expect(spec.mounts.map(({ target }) => target)).toEqual(["/c", "/run/secrets/pw"]);
+    expect(spec.logging).toEqual({ driver: "local", options: [["a", "b"]] });
   });
 
   test("mounts by target, and adds ports", () => {
@@ -299,11 +343,11 @@ describe("extends", () => {
   test("a large service that many extend is stopped soon", () => {
     const many = Array.from({ length: 3000 }, (_, index) => `V${index}: x`).join(", ");
     const services = Array.from({ length: 400 }, (_, index) => `  s${index}: {extends: base}\n`).join("");
-    const start = performance.now();
+    const elapsed = cpuTimer();
     expect(faults(`services:\n  base: {image: a, environment: {${many}}}\n${services}`)).toContain(
       "over 300000 values",
     );
-    expect(performance.now() - start).toBeLessThan(3000);
+    expect(elapsed()).toBeLessThan(3000);
   });
 });
 
@@ -379,7 +423,7 @@ describe("include", () => {
         Array.from({ length: 7 }, (_, index) => [`c${index}.yaml`, `x-a: 1\n${"#\n".repeat(250_000)}`]),
       ),
     };
-    const start = performance.now();
+    const elapsed = cpuTimer();
     expect(
       faults(
         services(1000, () => "env_file: big.env"),
@@ -404,7 +448,7 @@ describe("include", () => {
         { files },
       ),
     ).toContain("over 1048576 characters");
-    expect(performance.now() - start).toBeLessThan(5000);
+    expect(elapsed()).toBeLessThan(5000);
   });
   test("files that include each other twice over do not take for ever", () => {
     const files = Object.fromEntries(
@@ -413,9 +457,9 @@ describe("include", () => {
         `include: [f${index + 1}.yaml, f${index + 1}.yaml]\nservices: {s${index}: {image: x}}`,
       ]),
     );
-    const start = performance.now();
+    const elapsed = cpuTimer();
     expect(faults("include: [f0.yaml]\nservices: {app: {image: busybox}}", { files })).not.toBe("");
-    expect(performance.now() - start).toBeLessThan(5000);
+    expect(elapsed()).toBeLessThan(5000);
   });
 });
 

@@ -5,6 +5,7 @@ import { changesForPut } from "../src/job_changes.ts";
 import { assignedImageOf, changesForDigests, changesForRestart, imageWarnings } from "../src/job_images.ts";
 import type { AllocationRecord, LiveJob, ServiceSpec } from "../src/model.ts";
 import { reconcileService } from "../src/reconcile.ts";
+import { waitingFor } from "../src/reconcile_order.ts";
 import { idleMachine, rules, seeded, spec } from "./cluster_fixture.ts";
 
 class Bench {
@@ -147,6 +148,23 @@ describe("a restart", () => {
     expect(bench.assigned().map(({ allocation_id: _id, ...rest }) => rest)).toEqual([expected, expected]);
   });
 
+  test.each([
+    ["always", true],
+    ["refresh", true],
+    ["every_12h", true],
+    ["missing", false],
+    ["never", false],
+    [undefined, false],
+  ])("without pull, of a service with the policy %p: the tag is asked for anew: %p", (pull_policy, asked) => {
+    const bench = new Bench();
+    bench.put(pull_policy === undefined ? {} : { pull_policy });
+    bench.pass();
+    bench.settle(bench.allocations[0]!, "sha256:1");
+    bench.restart(false);
+    expect(bench.job.services[0]?.digest).toBe(asked ? undefined : "sha256:1");
+    expect(bench.job.services[0]?.refresh).toBeUndefined();
+  });
+
   test("with pull takes the digest that a new replica finds, not what an old one says", () => {
     const bench = placed();
     const old = bench.allocations[0]!;
@@ -159,6 +177,41 @@ describe("a restart", () => {
       "sha256:new",
     );
     expect(bench.job.services[0]).toMatchObject({ digest: "sha256:new", refresh: true, generation: 1 });
+  });
+});
+
+describe("a restart of services that depend on each other", () => {
+  test("orders their starts anew, by the replicas that were made since", () => {
+    const bench = placed();
+    const before = bench.job.services[0]!;
+    const depends_on = [{ service_name: "web", condition: "service_started" as const, required: true }];
+    const worker = { ...before, service_name: "worker", rules: rules({ depends_on }), released: true };
+    bench.state.apply([{ op: "put", kind: "job", record: { ...bench.job, services: [before, worker] } }]);
+    bench.restart(false);
+    expect(bench.job.services.map(({ released }) => released)).toEqual([true, false]);
+    const waiting = () => {
+      const { spec_hash, generation = 0 } = bench.job.services[0]!;
+      const needs = [{ ...depends_on[0]!, spec_hash, generation, scale: 2, released: true }];
+      return waitingFor({ ...bench.job, needs }, { state: bench.state, blockedOf: () => [] });
+    };
+    expect(waiting()).toEqual(["waiting for service web to start (it has no replica yet)"]);
+    while (bench.pass() > 0 || bench.allocations.some(({ generation }) => generation !== 1));
+    for (const { statuses } of bench.state.views.values())
+      for (const [id, status] of statuses) statuses.set(id, { ...status, started_at: 1 });
+    expect(waiting()).toEqual([]);
+  });
+
+  test("runs again what had ended", () => {
+    const bench = placed();
+    const ended = bench.allocations.map((one) => ({ ...one, ended: { exit_code: 0 } }));
+    bench.state.apply(ended.map((record) => ({ op: "put", kind: "allocation", record }) as const));
+    expect([bench.pass(), bench.pass()]).toEqual([0, 0]);
+    bench.restart(false);
+    for (let pass = 0; pass < 3; pass++) bench.pass();
+    expect(bench.allocations.map(({ generation, ended: end }) => [generation, end])).toEqual([
+      [1, undefined],
+      [1, undefined],
+    ]);
   });
 });
 

@@ -51,6 +51,14 @@ describe("a service's place on a network", () => {
     const mac = "02:42:ac:11:00:02";
     const { body } = read(`networks: {a: , b: {mac_address: '${mac}', priority: 1}}`, "{a: , b: }");
     expect(body?.MacAddress).toBe(mac);
+    for (const networks of ["{a: , b: {priority: 1}}", "[b]"]) {
+      const { body: whole } = read(`mac_address: '${mac}', networks: ${networks}`, "{a: , b: }");
+      expect(whole?.MacAddress).toBe(mac);
+      expect(whole?.NetworkingConfig?.EndpointsConfig["shop_b"]?.MacAddress).toBe(mac);
+      expect(whole?.NetworkingConfig?.EndpointsConfig["shop_a"]?.MacAddress).toBeUndefined();
+    }
+    const { body: plain } = read(`mac_address: '${mac}'`, "{}");
+    expect(plain?.NetworkingConfig?.EndpointsConfig["shop_default"]?.MacAddress).toBe(mac);
     const { body: further } = read(`networks: {a: , b: {mac_address: '${mac}'}}`, "{a: , b: }");
     expect(further?.MacAddress).toBeUndefined();
     expect(further?.NetworkingConfig?.EndpointsConfig["shop_b"]?.MacAddress).toBe(mac);

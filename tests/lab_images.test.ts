@@ -23,7 +23,7 @@ beforeAll(async () => {
   cluster = new LabCluster(lab);
   const first = `${lab.host(1).address}:9000`;
   await cluster.node(1, ["--bind-addr", first, "bootstrap"]).waitFor(/this node is up/);
-  cluster.node(2, ["join", first]);
+  cluster.node(2, ["join", first, "--image-gc", "3s"]);
   await cluster.ready(2);
 });
 
@@ -101,6 +101,19 @@ test("a later replica runs the first one's digest though the tag has moved, and 
   expect(moved.some(({ allocation_id }) => allocation_id === first!.allocation_id)).toBe(false);
 });
 
+test("with pull_policy always any restart takes what the tag stands for then", async () => {
+  await login();
+  const image = await publish("always", 1);
+  await cluster.put("always", { services: { web: sleeper({ image, pull_policy: "always" }) } });
+  const [first] = await replicas("always");
+  await publish("always", 2);
+  await cluster.api("/cluster/job/always/restart", { method: "POST" });
+  await waitUntil("the replica to be new", () => replicas("always"), {
+    until: ([one]) => one?.image_digest !== null && one?.image_digest !== first!.image_digest,
+    timeoutMs: 20_000,
+  });
+});
+
 test("different images under one name are used as they are, with a warning", async () => {
   for (const [index, host] of lab.hosts.entries()) {
     const container = (await host.docker("create", "busybox")).trim();
@@ -125,6 +138,34 @@ test("a node's own docker login serves where the cluster has none", async () => 
   const image = await publish("own", 1);
   await cluster.put("own", { services: { web: sleeper({ image, scale: 2 }) } });
   expect((await replicas("own")).length).toBe(2);
+});
+
+test("a node that is told to removes what it pulled and nothing uses; what is in use, and what is not ours, stays", async () => {
+  await login();
+  const host = lab.host(2);
+  const [unused, used, first] = [await publish("unused", 1), await publish("used", 1), await publish("first", 1)];
+  const here = { deploy: { placement: { constraints: ["node.hostname == host-2"] } } };
+  await host.docker("tag", "busybox", "theirs:1");
+  await cluster.put("first", { services: { web: sleeper({ image: first, ...here }) } });
+  await cluster.put("gc", {
+    services: { web: sleeper({ image: unused, ...here }), too: sleeper({ image: used, ...here }) },
+  });
+  await cluster.settled("gc");
+  const images = async () => {
+    const all = (await host.docker("images", "--format", "{{.Repository}}:{{.Tag}}")).trim().split("\n");
+    return all.filter((name) => [unused, used, first, "theirs:1", "busybox:latest"].includes(name)).toSorted();
+  };
+  const all = [unused, used, "theirs:1", "busybox:latest"].toSorted();
+  const byHand = (await host.docker("create", used, "true")).trim();
+  const without = (name: string) =>
+    waitUntil(`${name} to go`, images, { until: (list) => !list.includes(name), timeoutMs: 20_000 });
+  await cluster.settled("first");
+  await cluster.api("/cluster/job/first", { method: "DELETE" });
+  expect(await without(first)).toEqual(all);
+  await cluster.clear();
+  expect(await without(unused)).toEqual(all.filter((name) => name !== unused));
+  await host.docker("rm", byHand);
+  expect(await without(used)).toEqual(["busybox:latest", "theirs:1"]);
 });
 
 test("with the registry gone, what is present runs, and what is absent says that the registry can't be reached", async () => {

@@ -53,6 +53,7 @@ test("a network is made as its document defines it, and the container has its pl
         networks: {
           front: {
             ipv4_address: "10.99.8.130",
+            ipv6_address: "fd00:99:8::130",
             mac_address: "02:42:0a:63:08:82",
             link_local_ips: ["169.254.8.8"],
             driver_opts: { "com.example.asked": "yes" },
@@ -67,6 +68,7 @@ test("a network is made as its document defines it, and the container has its pl
         driver_opts: { "com.docker.network.bridge.name": "lab-front" },
         internal: true,
         attachable: true,
+        enable_ipv6: true,
         labels: { team: "a" },
         ipam: {
           driver: "default",
@@ -77,6 +79,7 @@ test("a network is made as its document defines it, and the container has its pl
               gateway: "10.99.8.254",
               aux_addresses: { printer: "10.99.8.129" },
             },
+            { subnet: "fd00:99:8::/64" },
           ],
         },
       },
@@ -88,6 +91,7 @@ test("a network is made as its document defines it, and the container has its pl
     Driver: "bridge",
     Internal: true,
     Attachable: true,
+    EnableIPv6: true,
     Labels: { team: "a" },
     Options: { "com.docker.network.bridge.name": "lab-front" },
     IPAM: {
@@ -98,6 +102,7 @@ test("a network is made as its document defines it, and the container has its pl
           Gateway: "10.99.8.254",
           AuxiliaryAddresses: { printer: "10.99.8.129" },
         },
+        { Subnet: "fd00:99:8::/64" },
       ],
     },
   });
@@ -109,11 +114,29 @@ test("a network is made as its document defines it, and the container has its pl
   expect(NetworkSettings.Networks).toMatchObject({
     net_front: {
       IPAddress: "10.99.8.130",
+      GlobalIPv6Address: "fd00:99:8::130",
       MacAddress: "02:42:0a:63:08:82",
       IPAMConfig: { LinkLocalIPs: ["169.254.8.8"] },
       DriverOpts: { "com.example.asked": "yes" },
     },
     net_lan: { IPAddress: "10.99.9.7" },
+  });
+});
+
+test("a changed definition of a network is made on the node when no container is on it any more", async () => {
+  const document = (subnet: string) => ({
+    services: { web: here({ networks: ["n"] }) },
+    networks: { n: { ipam: { config: [{ subnet }] } } },
+  });
+  await cluster.put("changes", document("10.99.10.0/24"));
+  const first = await containerOf("changes");
+  await cluster.put("changes", document("10.99.11.0/24"));
+  const second = await waitUntil("the new replica", () => containerOf("changes"), { until: (id) => id !== first });
+  expect(await inspect("network", "inspect", "changes_n")).toMatchObject({
+    IPAM: { Config: [{ Subnet: "10.99.11.0/24" }] },
+  });
+  expect(await inspect("inspect", second)).toMatchObject({
+    NetworkSettings: { Networks: { changes_n: { IPAddress: expect.stringMatching(/^10\.99\.11\./) } } },
   });
 });
 
@@ -145,6 +168,43 @@ test("what waits for an external network starts where it appears", async () => {
   expect(services["web"]?.allocations[0]?.node_name).toBe("host-2");
   await cluster.clear();
   await lab.host(2).docker("network", "rm", "appears");
+});
+
+test("volumes are made as their document defines them, and each form of mount has its options", async () => {
+  const driver_opts = { type: "tmpfs", device: "tmpfs", o: "size=1m,mode=0711" };
+  const named = { name: "own-volume", driver: "local", driver_opts, labels: { team: "a" } };
+  await cluster.put("forms", {
+    services: {
+      web: here({
+        volumes: [
+          { type: "volume", source: "named", target: "/named", volume: { nocopy: true } },
+          { type: "volume", target: "/nameless", volume: { labels: { team: "b" } } },
+          { type: "tmpfs", target: "/memory", tmpfs: { size: "2m", mode: 0o700 } },
+          { type: "bind", source: "/etc", target: "/seen", read_only: true, bind: { propagation: "private" } },
+          "./made:/made",
+        ],
+      }),
+    },
+    volumes: { named },
+  });
+  const id = await containerOf("forms");
+  expect(await inspect("volume", "inspect", "own-volume")).toMatchObject({
+    Driver: "local",
+    Options: driver_opts,
+    Labels: { team: "a" },
+  });
+  const { Mounts: mounts } = await inspect<{
+    Mounts: { Type: string; Name?: string; Destination: string; RW: boolean; Propagation: string }[];
+  }>("inspect", id);
+  const at = (target: string) => mounts.find(({ Destination }) => Destination === target);
+  expect(at("/named")).toMatchObject({ Type: "volume", Name: "own-volume", RW: true });
+  expect(at("/nameless")).toMatchObject({ Type: "volume", RW: true });
+  expect(await inspect("volume", "inspect", at("/nameless")?.Name ?? "")).toMatchObject({ Labels: { team: "b" } });
+  expect(at("/seen")).toMatchObject({ Type: "bind", RW: false, Propagation: "private" });
+  expect(at("/made")).toMatchObject({ Type: "bind", RW: true });
+  const table = await host.docker("exec", id, "cat", "/proc/mounts");
+  expect(table).toMatch(/^tmpfs \/memory tmpfs rw,.*size=2048k,mode=700/m);
+  expect(table).toMatch(/^tmpfs \/named tmpfs rw,.*size=1024k,mode=711/m);
 });
 
 test("what the engines are too old for is not placed, and says why", async () => {

@@ -180,20 +180,40 @@ test("depends_on orders starts over nodes: first the healthy database, then the 
   });
   expect(services["db"]).toMatchObject({ counts: { running: 1 }, health: { healthy: 1 } });
   expect(services["migrate"]?.counts).toEqual({ exited: 1 });
-  const [db, migrate, web] = await Promise.all(
-    ["db", "migrate", "web"].map(async (name) => {
-      const allocation = services[name]?.allocations[0];
-      const number = Number(allocation?.node_name.replace("host-", ""));
-      const text = await lab.host(number).docker("inspect", allocation?.container_id ?? "");
-      const [{ State: state }] = JSON.parse(text) as [{ State: { StartedAt: string; FinishedAt: string } }];
-      return { started: Date.parse(state.StartedAt), finished: Date.parse(state.FinishedAt) };
-    }),
-  );
-  expect((migrate?.started ?? 0) - (db?.started ?? 0)).toBeGreaterThan(1900);
-  expect(web?.started).toBeGreaterThan(migrate?.finished ?? Infinity);
+  const checkOrder = async (of: JobDoc["services"]) => {
+    const [db, migrate, web] = await Promise.all(
+      ["db", "migrate", "web"].map(async (name) => {
+        const allocation = of[name]?.allocations[0];
+        const number = Number(allocation?.node_name.replace("host-", ""));
+        const text = await lab.host(number).docker("inspect", allocation?.container_id ?? "");
+        const [{ State: state }] = JSON.parse(text) as [{ State: { StartedAt: string; FinishedAt: string } }];
+        return { started: Date.parse(state.StartedAt), finished: Date.parse(state.FinishedAt) };
+      }),
+    );
+    expect((migrate?.started ?? 0) - (db?.started ?? 0)).toBeGreaterThan(1900);
+    expect(web?.started).toBeGreaterThan(migrate?.finished ?? Infinity);
+  };
+  await checkOrder(services);
+
+  // A restart keeps to the order, too, and what ran to its end runs again; meanwhile the old web runs on.
+  expect((await cluster.api("/cluster/job/stack/restart", { method: "POST" })).status).toBe(202);
+  const idOf = ({ services: { web } }: JobDoc) =>
+    web?.allocations.find(({ state }) => state === "running")?.allocation_id;
+  const first = idOf({ services } as JobDoc);
+  const between = await until("stack", {
+    what: "the migration to run again",
+    holds: ({ services: { migrate } }) => migrate?.counts["running"] === 1,
+  });
+  expect(idOf(between)).toBe(first);
+  const again = await until("stack", {
+    what: "the new web to run",
+    holds: (doc) =>
+      ![undefined, first].includes(idOf(doc)) && Bun.deepEquals(doc.services["migrate"]?.counts, { exited: 1 }),
+  });
+  await checkOrder(again.services);
 
   // Only the start is ordered: what fails later stops nothing, and holds up no further replica.
-  await lab.host(1).docker("exec", services["db"]?.allocations[0]?.container_id ?? "", "rm", "/ready");
+  await lab.host(1).docker("exec", again.services["db"]?.allocations[0]?.container_id ?? "", "rm", "/ready");
   await cluster.scale("stack", { service: "db", scale: 0 });
   await cluster.scale("stack", { service: "web", scale: 2 });
   await until("stack", {

@@ -228,6 +228,17 @@ describe("secrets", () => {
     expect(after.map(({ id }) => id)).toContain(seen.id);
     expect(existsSync(file)).toBe(true);
 
+    // Without a node beside it, the engine neither starts the container nor puts anything in the secret's place.
+    await cluster.process(2).kill();
+    rmSync(dirname(file), { recursive: true });
+    await seen.host.docker("kill", seen.id);
+    const started = await seen.host.docker("start", seen.id).catch((error: Error) => error.message);
+    expect(started).toContain("bind source path does not exist");
+    expect(existsSync(dirname(file))).toBe(false);
+    cluster.restart(2);
+    await cluster.ready(2);
+    expect((await shown("another-password")).map(({ id }) => id)).toContain(seen.id);
+
     // As a reboot of the machine: memory, containers and the process are gone.
     await cluster.process(2).kill();
     lab.host(2).powerOff();

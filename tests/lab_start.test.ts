@@ -73,6 +73,8 @@ describe("a start that cannot work is refused with exit code 2 and one line", ()
     ["an unknown command", ["bootstarp"], /bootstarp.*did you mean 'bootstrap'/],
     ["a join to nowhere", ["join"], /join needs the address/],
     ["a bad size", ["bootstrap", "--memory", "8 elephants"], /--memory.*8 elephants/],
+    ["a time without its unit", ["bootstrap", "--image-gc", "24"], /--image-gc .*24/],
+    ["a time of nothing", ["bootstrap", "--image-gc", "0s"], /--image-gc must be above 0/],
     ["a bad label", ["bootstrap", "--label", "zone"], /--label 'zone'.*KEY=VALUE/],
     [
       "a data directory that cannot be made",

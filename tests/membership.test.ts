@@ -101,7 +101,11 @@ class Peer {
   }
 
   /** A heartbeat, and all there is to report: `running` allocations and `removals_done`. */
-  report({ running = [], ...more }: { running?: string[] } & Partial<StatusReport> = {}): void {
+  report({
+    running = [],
+    no_secrets,
+    ...more
+  }: { running?: string[]; no_secrets?: string } & Partial<StatusReport> = {}): void {
     const engine = {
       state: "ready",
       engine_id: "worker",
@@ -109,7 +113,8 @@ class Peer {
       api_version: "1.41",
       platform: PLATFORM,
     } as const;
-    this.say({ type: "heartbeat", sequence: 1, engine, resources: idleMachine(), foreign: [] });
+    const reading = { engine, resources: idleMachine(), foreign: [], ...(no_secrets && { no_secrets }) };
+    this.say({ type: "heartbeat", sequence: 1, ...reading });
     const { order } = this.assignments;
     const allocations: AllocationStatus[] = running.map((allocation_id) => ({
       allocation_id,
@@ -233,4 +238,40 @@ test("Membership has it remembered that a container ended for good, and what wai
   );
   expect(scheduler.state.liveJob("job")).toMatchObject({ version: 1, services: [{ released: true }, {}] });
   expect(scheduler.state.nodes.get("worker")?.platform).toEqual(PLATFORM);
+});
+
+test("Membership keeps services with secrets from a node that has no place for them, and lets them start once it has", async () => {
+  const master = await new Master().start();
+  const { scheduler, clock } = master;
+  const worker = new Peer(master);
+  worker.hello("worker");
+  await clock.advance(10);
+  worker.report({ no_secrets: "no tmpfs at /run" });
+  const secret = { type: "secret", name: "pw", secret_id: "i", target: "/pw", read_only: true, mode: 0o444 } as const;
+  const services = [{ service_name: "s", spec: spec({ mounts: [secret] }), rules: rules() }];
+  await scheduler.putJob("job", { wanted: { document: "{}", services }, preconditions: {} });
+  await clock.advance(10);
+  expect(worker.assignments.allocations).toEqual([]);
+  expect(scheduler.blockedOf("job/s")).toEqual([
+    { slot: 1, reasons: ["1 node: has no place for secrets (no tmpfs at /run)"] },
+  ]);
+  worker.report();
+  await clock.advance(2_000);
+  expect(worker.assignments.allocations).toHaveLength(1);
+});
+
+test("Membership knows the process that has a node's session from all others", async () => {
+  const master = await new Master().start();
+  const worker = new Peer(master);
+  worker.hello("worker", "one");
+  await master.clock.advance(10);
+  const is = (node_id: string, instance: string) => master.membership.isConnected({ node_id, instance });
+  expect([is("worker", "one"), is("worker", "two"), is("worker", ""), is("other", "one")]).toEqual([
+    true,
+    false,
+    false,
+    false,
+  ]);
+  master.membership.stop();
+  expect(is("worker", "one")).toBe(false);
 });

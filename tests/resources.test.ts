@@ -91,6 +91,24 @@ describe("readers of /proc", () => {
 });
 
 describe("HostMeter", () => {
+  test("lists the GPUs of the NVIDIA driver by their UUIDs, or by their place while those are not known", () => {
+    const { meter } = world();
+    const gpus = join(procDir, "driver/nvidia/gpus");
+    for (const [place, uuid] of [
+      ["0000:01:00.0", "GPU-1f2e3d4c-aaaa-bbbb-cccc-0123456789ab"],
+      ["0000:41:00.0", "GPU-????????-????-????-????-????????????"],
+    ] as const) {
+      mkdirSync(join(gpus, place), { recursive: true });
+      writeFileSync(
+        join(gpus, place, "information"),
+        `Model: \t\t Tesla T4\nIRQ:   \t\t 35\nGPU UUID: \t ${uuid}\nBus Location: \t ${place}\n`,
+      );
+    }
+    const seen = meter.read(NOTHING);
+    rmSync(join(procDir, "driver"), { recursive: true });
+    expect(seen?.gpus).toEqual(["GPU-1f2e3d4c-aaaa-bbbb-cccc-0123456789ab", "0000:41:00.0"]);
+  });
+
   test("reports the whole machine where nothing caps it", () => {
     expect(world().meter.read(NOTHING)).toEqual({
       total_memory: 8 * GIB,

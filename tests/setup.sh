@@ -8,6 +8,7 @@ export PATH="$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
 missing() {
   command -v dockerd >/dev/null || echo docker.io
   command -v docker >/dev/null || { apt-cache show docker-cli >/dev/null 2>&1 && echo docker-cli || echo docker.io; }
+  command -v docker-compose >/dev/null || echo docker-compose
   command -v docker-registry >/dev/null || echo docker-registry
   command -v ip >/dev/null || echo iproute2
   command -v iptables >/dev/null || echo iptables

@@ -298,7 +298,10 @@ class Simulation {
           `${key}: ${expected} containers expected, there are slots ${[...slots].join()} in ${containers.length}`,
         );
       }
-      for (const { state, labels, name } of containers) {
+      for (const { state, labels, name, id } of containers) {
+        const stale = state === "running" && this.#cluster.machines.some(({ engine }) => engine.isStranded(id));
+        if (stale)
+          faults.push(`${key}: container ${name} is in the network of a container, or a run of it, that is over`);
         if (state !== "running" && service !== "task") faults.push(`${key}: container ${name} is ${state}`);
         if (labels.get(VARIANT) !== variant) {
           faults.push(`${key}: container ${name} is of ${labels.get(VARIANT)}, wanted is ${variant}`);

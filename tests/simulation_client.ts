@@ -23,7 +23,7 @@ type Account = {
 export type Requests = { acknowledged: number; refused: number; unanswered: number };
 
 /** What a service of each name is like; each image behaves in its own way (see `simulation.ts`). */
-export const SERVICES = ["app", "db", "task", "web"] as const;
+export const SERVICES = ["app", "db", "side", "task", "web"] as const;
 type ServiceName = (typeof SERVICES)[number];
 const JOBS = ["alpha", "beta", "gamma", "delta"] as const;
 const MOST_REPLICAS = 5;
@@ -81,7 +81,8 @@ export class SimClient {
   /** What each service must run: by job and service, its variant and scale. */
   wanted(): { job: string; service: string; variant: string; scale: number; fixedPort: boolean }[] {
     return [...this.#accounts].flatMap(([job, { maybe }]) =>
-      [...(maybe[0]?.services ?? [])].map(([service, { hash, scale }]) => {
+      [...(maybe[0]?.services ?? [])].map(([service, { hash, scale: asked }]) => {
+        const scale = service === "side" && maybe[0]?.services?.get("db")?.scale === 0 ? 0 : asked;
         const made = this.#specs.get(hash);
         const variant = made?.labels.find(([key]) => key === VARIANT)?.[1] ?? "";
         return { job, service, variant, scale, fixedPort: made?.ports.some(({ host_port }) => host_port) ?? false };
@@ -217,7 +218,9 @@ export class SimClient {
 
   /** Some services of the job before as they were, others changed, new or gone. */
   #document(jobId: string, before: WantedJob | undefined): WantedJob {
-    const names = SERVICES.filter(() => this.#random() < 0.6);
+    const chosen = SERVICES.filter(() => this.#random() < 0.6);
+    // What shares the database's network is nothing without it.
+    const names = chosen.filter((name) => name !== "side" || chosen.includes("db"));
     const services = (names.length > 0 ? names : [SERVICES[0]]).map((service_name) => {
       const old = before?.services.find((one) => one.service_name === service_name);
       const scale = this.#random() < 0.6 ? Math.floor(this.#random() * (MOST_REPLICAS + 1)) : undefined;
@@ -253,6 +256,8 @@ export class SimClient {
         } as const;
         return { image: "busybox:latest", mounts: [mount], reservations: { cpus: 0.05 } };
       }
+      case "side":
+        return { image: this.#pick(["busybox:latest", "crashing:1"]), network_mode: "service:db" };
       case "task":
         return { image: "ending:1", restart: { condition: "no", max_attempts: 0, compose: "no" } };
       case "web": {

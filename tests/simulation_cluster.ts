@@ -264,7 +264,7 @@ export class SimCluster {
         clock: { now: () => Math.floor(clock.now()), after: (ms, fn) => clock.after(ms, fn) },
         random: random(`engine ${name}`),
         engineId: `engine${n}`,
-        onEnd: (allocationId, how) => this.#checkEnd(name, { allocationId, how }),
+        onEnd: (allocationId, how, stranded) => this.#checkEnd(name, { allocationId, how, stranded }),
         onVolumeRemoval: (jobId) => this.#checkVolumeRemoval(name, jobId),
       }),
       identity: { ...(isMaster ? { cluster_id: CLUSTER_ID } : {}), node_id: name, seen_term: 0, peers: [] },
@@ -285,7 +285,7 @@ export class SimCluster {
       },
       commit: async (term, changes) => {
         // What is decided must be right by what is known now; what the disk holds changes later.
-        for (const change of changes) this.#checkCommit(change);
+        for (const change of changes) this.#checkCommit(change, changes);
         await wait(4);
         if (random() < this.storeFaults) throw new StoreError("failed", "the disk is full");
         await store.commit(term, changes);
@@ -331,8 +331,12 @@ export class SimCluster {
   }
 
   /** A container that runs is ended only where the master's disk says that its allocation has to stop. */
-  #checkEnd(node: string, { allocationId, how }: { allocationId: string; how: string }): void {
-    if (this.allocations.get(allocationId)?.desired === "run") {
+  #checkEnd(
+    node: string,
+    { allocationId, how, stranded }: { allocationId: string; how: string; stranded: boolean },
+  ): void {
+    // What joined a run of another container that is over is made anew.
+    if (!stranded && this.allocations.get(allocationId)?.desired === "run") {
       this.violations.push(`${node} was told to ${how} a container of allocation ${allocationId}, which is to run`);
     }
   }
@@ -343,14 +347,32 @@ export class SimCluster {
     if (!isAsked) this.violations.push(`${node} removed a volume of job ${jobId}, which nobody asked for`);
   }
 
-  #checkCommit(change: Change): void {
+  #checkCommit(change: Change, changes: readonly Change[]): void {
     if (change.op === "delete") {
       if (change.kind === "allocation") this.#checkGone(change.key);
     } else if (change.kind === "allocation") {
       const before = this.allocations.get(change.record.allocation_id);
-      if (!before) this.#checkPlacement(change.record);
-      else if (before.desired === "run" && change.record.desired === "stop") this.#checkStop(before);
+      const partner = this.#partnerOf(change.record, changes);
+      if (!before) {
+        this.#checkPlacement(change.record);
+        if (partner && (partner.desired !== "run" || partner.node_id !== change.record.node_id))
+          this.violations.push(
+            `allocation ${change.record.allocation_id} was placed apart from ${partner.allocation_id}`,
+          );
+      } else if (before.desired === "run" && change.record.desired === "stop" && partner?.desired !== "stop") {
+        this.#checkStop(before);
+      }
     }
+  }
+
+  /** The allocation whose network a record joins, as it is once `changes` are written. */
+  #partnerOf({ joins: [join] = [] }: AllocationRecord, changes: readonly Change[]): AllocationRecord | undefined {
+    if (!join) return undefined;
+    const changed = changes.findLast(
+      (one) => one.op === "put" && one.kind === "allocation" && one.record.allocation_id === join.allocation_id,
+    );
+    if (changed?.op === "put" && changed.kind === "allocation") return changed.record;
+    return this.allocations.get(join.allocation_id);
   }
 
   #written(change: Change): void {
@@ -393,7 +415,7 @@ export class SimCluster {
     }
   }
 
-  /** An allocation is stopped for one of four reasons: scale, definition, removal, or its node is down. */
+  /** An allocation is stopped for one of five reasons: scale, its own or its partner's, definition, removal, or its node is down. */
   #checkStop(record: AllocationRecord): void {
     const { state } = this.#running();
     const job = state.liveJob(record.job_id);
@@ -407,6 +429,10 @@ export class SimCluster {
         one.incarnation === record.incarnation &&
         one.desired === "run",
     );
+    const [join] = record.joins ?? [];
+    const scale = job.services.find(({ service_name }) => service_name === join?.service_name)?.scale ?? 0;
+    const partner = join && this.allocations.get(join.allocation_id);
+    if (join && (scale === 0 || partner?.slot !== ((record.slot - 1) % scale) + 1)) return;
     if (running.length <= service.scale) {
       this.violations.push(`allocation ${record.allocation_id} was stopped on ${record.node_id} for no reason`);
     }
@@ -420,7 +446,7 @@ export class SimCluster {
 }
 
 type Watchers = {
-  onEnd: (allocationId: string, how: "stop" | "remove") => void;
+  onEnd: (allocationId: string, how: "stop" | "remove", stranded: boolean) => void;
   onVolumeRemoval: (jobId: string) => void;
 };
 
@@ -450,7 +476,8 @@ export class SimEngine extends FakeEngine {
 
   #tell(id: string, how: "stop" | "remove"): void {
     const container = this.containers.find((one) => one.id === id);
-    if (container?.state === "running") this.#watchers.onEnd(container.labels.get(LABELS.allocation) ?? "", how);
+    if (container?.state !== "running") return;
+    this.#watchers.onEnd(container.labels.get(LABELS.allocation) ?? "", how, this.isStranded(id));
   }
 }
 

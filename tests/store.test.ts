@@ -147,4 +147,20 @@ describe("openSqliteStore()", () => {
     db.close();
     expect(openSqliteStore(path).load()).rejects.toThrow(/record node n1 .* cannot be read/);
   });
+
+  test("leaves nothing on the disk of what was removed or replaced, once scrubbed", async () => {
+    const path = freshPath();
+    const store = openSqliteStore(path);
+    const term = await store.beginTerm();
+    const chunk = (data: string) => ({ op: "put", kind: "chunk", record: { chunk_hash: "h", data } }) as const;
+    await store.commit(term, [chunk(`first-${"x".repeat(20_000)}`), node("short-lived")]);
+    await store.commit(term, [chunk("second"), { op: "delete", kind: "node", key: "short-lived" }]);
+    await store.scrub?.();
+    const bytes = [path, `${path}-wal`].map((file) => readFileSync(file, "latin1")).join("");
+    expect(bytes).toContain("second");
+    expect(bytes).not.toContain("first-");
+    expect(bytes).not.toContain("xxxxxxxxxxxxxxxx");
+    expect(bytes).not.toContain("short-lived");
+    await store.close();
+  });
 });

@@ -51,6 +51,16 @@ describe("parseJob() on services that share something", () => {
     expect(body.NetworkingConfig).toBeUndefined();
   });
 
+  test("warns that an ipc namespace must be shareable to be shared", () => {
+    const warnings = (ipc?: string) => {
+      const services = { x: { image: "busybox", ipc }, app: { image: "busybox", ipc: "service:x" } };
+      const result = parseJob(JSON.stringify({ services }), { jobId: "j", env: new Map() });
+      return result.ok ? result.job.warnings.map(({ path, message }) => `${path} ${message}`) : ["refused"];
+    };
+    expect(warnings()).toEqual([expect.stringContaining('services.app.ipc needs ipc: shareable on the service "x"')]);
+    expect(warnings("shareable")).toEqual([]);
+  });
+
   const x = { x: {} };
   test.each<[string, Record<string, object>, string]>([
     [
@@ -390,7 +400,7 @@ describe("reconcile() of services that share something", () => {
     apart.want({ db: { spec: { mounts: volumes }, rules: pinned("b") }, x: { rules: pinned("a") } }).settle();
     apart.want({ db: { spec: { mounts: volumes, ...on("x") } }, x: {} }).settle();
     expect(apart.reasons("db")).toEqual([
-      "1: the data of slot 1 are on node b, but it goes beside slot 1 of service x on node a: POST /cluster/job/JOB/restart places them anew",
+      "1: the data of slot 1 are on node b, but it goes beside slot 1 of service x on node a: POST /cluster/job/j/restart places them anew",
     ]);
   });
 
