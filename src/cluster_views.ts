@@ -8,6 +8,7 @@ import { imageWarnings } from "./job_images.ts";
 import type { AllocationRecord, LiveJob, NodeRecord } from "./model.ts";
 import { isRunToEnd } from "./model.ts";
 import type { Blocked } from "./reconcile.ts";
+import { splitWarnings } from "./split_warnings.ts";
 
 /** Entries of one page of a listing, unless `limit` says less. */
 export const PAGE_SIZE = 1000;
@@ -105,6 +106,7 @@ export function jobsView(state: ClusterState) {
 }
 
 export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterState; blockedOf: BlockedOf }) {
+  const splits = splitWarnings(job, state);
   const services = job.services.map((service) => {
     const { service_name, rules, digest } = service;
     const scale = state.scaleOf(service);
@@ -118,7 +120,7 @@ export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterStat
     const counts = countStates(allocations, scale - placed);
     const health = countHealth(allocations);
     const blocked = blockedOf(key);
-    const warnings = imageWarnings(allocations);
+    const warnings = [...imageWarnings(allocations), ...(splits.get(service_name) ?? [])];
     const image_digest = digest ?? null;
     const view = { scale, mode: rules.mode, counts, health, allocations, blocked, image_digest, warnings };
     return [service_name, view] as const;
@@ -172,9 +174,22 @@ export function nodeView(node: NodeRecord, view: NodeView | undefined) {
     docker_version: engine?.state === "ready" ? engine.docker_version : null,
     docker_api_version: engine?.state === "ready" ? engine.api_version : null,
     engine_id: node.engine_id ?? null,
+    network: networkView(node, view),
     foreign_containers: view?.foreign ?? [],
     joined_at: time(node.joined_at),
     last_seen_at: time(view?.lastSeen),
+  };
+}
+
+/** How the node takes part in the cluster's network; `none`: its containers reach only each other. */
+function networkView({ subnets }: NodeRecord, view: NodeView | undefined) {
+  const overlay = view?.overlay;
+  return {
+    mode: overlay?.mode ?? null,
+    reason: overlay?.reason ?? null,
+    subnets: subnets ?? [],
+    networks: overlay?.networks ?? [],
+    entry_faults: overlay?.entry_faults ?? [],
   };
 }
 

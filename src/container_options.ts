@@ -198,11 +198,16 @@ export function byPriority(places: readonly EndpointSpec[]): EndpointSpec[] {
   return places.toSorted((a, b) => (b.priority ?? 0) - (a.priority ?? 0) || (a.network.key < b.network.key ? -1 : 1));
 }
 
+/** The networks that a service's containers are on, by their names on the node. */
+export function networksOf(spec: ServiceSpec, jobId: string): string[] {
+  if (spec.network_mode) return [];
+  return spec.networks?.map(({ network }) => networkName(network, jobId)) ?? [`${jobId}_default`];
+}
+
 /** The container's networks whose names Cacophony answers; none where the document names servers of its own. */
-function namesOf(spec: ServiceSpec, { overlay, jobId, networkName: first }: ContainerContext): Set<string> | undefined {
-  if (!overlay || spec.dns || spec.network_mode) return undefined;
-  const all = spec.networks?.map(({ network }) => networkName(network, jobId)) ?? [first];
-  const ours = new Set(all.filter((name) => overlay.networks.has(name)));
+function namesOf(spec: ServiceSpec, { overlay, jobId }: ContainerContext): Set<string> | undefined {
+  if (!overlay || spec.dns) return undefined;
+  const ours = new Set(networksOf(spec, jobId).filter((name) => overlay.networks.has(name)));
   return ours.size > 0 ? ours : undefined;
 }
 

@@ -65,6 +65,8 @@ export const nodeNetwork = v.object({
   full: v.boolean(),
   /** For WireGuard. */
   public_key: v.exactOptional(v.string()),
+  /** Entries that are not open here, and why. */
+  entry_faults: v.exactOptional(v.array(v.object({ port, protocol: v.picklist(["tcp", "udp"]), reason: v.string() }))),
 });
 export type NodeNetwork = v.InferOutput<typeof nodeNetwork>;
 

@@ -171,6 +171,9 @@ export class Overlay implements ExecutorOverlay {
     const network = this.#network;
     if (!network || !this.#state) return undefined;
     const { mode, reason, publicKey } = this.#state;
+    const faults = this.entries().flatMap(({ port, protocol, reason: why }) =>
+      why === undefined ? [] : [{ port, protocol, reason: why }],
+    );
     const blocks = network.self.subnets.length;
     return {
       mode,
@@ -179,6 +182,7 @@ export class Overlay implements ExecutorOverlay {
       blocks,
       full: mode !== "none" && this.#fullAt === blocks,
       ...(publicKey !== undefined && { public_key: publicKey }),
+      ...(faults.length > 0 && { entry_faults: faults }),
     };
   }
 

@@ -15,6 +15,7 @@ const FLOORS: readonly (readonly string[])[] = [
     "cluster_state",
     "cluster_views",
     "service_views",
+    "split_warnings",
     "discovery",
     "reconcile",
     "converge",
