@@ -104,7 +104,8 @@ export class Overlay implements ExecutorOverlay {
     await this.#work;
     const network = this.#network;
     // Containers go on talking while no process looks after them; a node without any leaves the machine as it was.
-    if (network && this.#state && this.#state.mode !== "none" && this.#bridges.length === 0)
+    const isIdle = this.#local?.every(({ state }) => state !== "running") === true;
+    if (network && this.#state && this.#state.mode !== "none" && isIdle)
       await this.#options.kernel.remove(network.self.node_id);
   }
 
