@@ -139,7 +139,8 @@ const tryDevice: Attempt = async (commands, { mode }) => {
       await remove();
       await add();
     });
-    await remove();
+    // Devices of one port share a socket; when it can't be had, another program has the port.
+    await commands.run(["ip", "link", "set", device, "up"]).finally(remove);
   }, `needs network devices of type ${mode}`);
 };
 
@@ -178,5 +179,6 @@ async function trying(attempt: () => Promise<void>, needs: string): Promise<stri
 
 const HINTS: readonly [RegExp, string][] = [
   [/not permitted|must be root|Permission denied/, "the node needs root or CAP_NET_ADMIN"],
+  [/Address already in use/, `another program has UDP port ${OVERLAY_PORT}`],
   [/Unknown device type|not supported/, "this kernel does not have them"],
 ];

@@ -57,6 +57,9 @@ export const OVERLAY_DEVICES: Record<OverlayMode, string> = { vxlan: "cvx", wire
 
 /** Bytes of a packet between nodes that are not the packet itself. VXLAN: 20 IPv4, 8 UDP, 8 VXLAN, 14 Ethernet. */
 const OVERHEAD: Record<OverlayMode, number> = { vxlan: 50, wireguard: 60 };
+/** An address on the loopback device, as routers have it, says nothing of the way that packets take. */
+const LOOPBACK = "lo";
+const DEFAULT_MTU = 1500;
 /** Marks routes as ours (`proto`); numbers above 4 are free for anyone, and nobody in iproute2's list has this one. */
 const ROUTE_PROTOCOL = "213";
 /** First bytes of the MACs, a locally administered unicast address; the other four are the node's own address. */
@@ -226,7 +229,7 @@ export function overlayChanges(plan: OverlayPlan, observed: ObservedOverlay): Ov
   const refused = refusal(plan.owner, observed);
   if (refused !== undefined) return { steps: [], problems: [refused], mtu: undefined };
   const under = observed.addresses.find(({ address, device }) => address === plan.underlay && device !== plan.device);
-  const mtu = under && under.mtu - OVERHEAD[plan.mode];
+  const mtu = under && (under.device === LOOPBACK ? DEFAULT_MTU : under.mtu) - OVERHEAD[plan.mode];
   const conflicts = routeConflicts(plan, observed);
   const link = linkLines(plan, { observed, mtu });
   // A new device has nothing yet; the kernel removes with a device all that leads to it.
@@ -304,21 +307,20 @@ function isOurVxlan({ vxlan }: ObservedLink): boolean {
   return vxlan === undefined || (vxlan.id === VXLAN_ID && vxlan.port === OVERLAY_PORT);
 }
 
-/** Others' routes that go to a part of another node's block, by block. Taking their place would cut off somebody. */
+/** By subnet: others' routes that ours would take the place of, which would cut off somebody. */
 function routeConflicts({ routes, device }: OverlayPlan, observed: ObservedOverlay): Map<string, string> {
-  const foreign = observed.routes.filter(
-    (route) => route.type === "unicast" && route.protocol !== ROUTE_PROTOCOL && route.device !== device,
-  );
+  const foreign = observed.routes.filter((route) => route.protocol !== ROUTE_PROTOCOL && route.device !== device);
   const conflicts = new Map<string, string>();
-  for (const [block, { type }] of routes) {
-    const found = type === "unicast" ? foreign.find(({ subnet }) => contains(block, subnet)) : undefined;
-    if (found) {
-      const where = `${found.subnet} dev ${found.device ?? "?"}`;
-      conflicts.set(
-        block,
-        `this machine has a route ${where} inside of another node's block ${block}: that node is not reached`,
-      );
-    }
+  for (const [wanted, { type }] of routes) {
+    const isRange = type === "unreachable";
+    // Of the range, parts may well lead elsewhere: this node's own networks do.
+    const found = foreign.find(({ subnet }) => (isRange ? subnet === wanted : contains(wanted, subnet)));
+    if (!found) continue;
+    const where = `${found.subnet} ${found.device === undefined ? `(${found.type})` : `dev ${found.device}`}`;
+    const problem = isRange
+      ? `this machine has a route ${where} for the cluster's own range: packets for nodes that have gone may take it`
+      : `this machine has a route ${where} inside of another node's block ${wanted}: that node is not reached`;
+    conflicts.set(wanted, problem);
   }
   return conflicts;
 }
@@ -447,5 +449,5 @@ function forwardingSteps({ device, bridges }: OverlayPlan, { forwarding }: Obser
   const byDefault = forwarding.get("default") ?? true;
   return [device, ...bridges]
     .filter((name) => !(forwarding.get(name) ?? (name !== device || byDefault)))
-    .map((name) => ({ argv: ["sysctl", "-q", "-w", `net/ipv4/conf/${name}/forwarding=1`] }));
+    .map((name) => ({ argv: ["tee", `/proc/sys/net/ipv4/conf/${name}/forwarding`], input: "1\n" }));
 }

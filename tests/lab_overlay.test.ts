@@ -18,7 +18,7 @@ const NETWORKS = { a_default: 64, b_default: 128, c_back: 192, d_docker: 32 } as
 type Network = keyof typeof NETWORKS;
 const BITS: Record<Network, number> = { a_default: 26, b_default: 26, c_back: 26, d_docker: 27 };
 /** How long a call may take that is to arrive, and one that is not to, in seconds: a dropped packet is never answered. */
-const ARRIVES_S = 3;
+const ARRIVES_S = 10;
 const DROPPED_S = 0.3;
 
 /** A container that answers a request with the address that it came from. */
@@ -115,8 +115,12 @@ async function applyAll(among: readonly Machine[] = [one, two, three]): Promise<
  * Whom a container, or a host itself, was taken for by what it called; `dropped` if nobody answered at all, `refused` if the
  * machine did, but has no such port.
  */
-async function call(from: Member | Machine, to: string, options: string[] = []): Promise<string> {
-  const argv = ["curl", "-sS", ...options, `http://${to}/cgi-bin/who`];
+async function call(
+  from: Member | Machine,
+  to: string,
+  { seconds = ARRIVES_S, options = [] as string[] } = {},
+): Promise<string> {
+  const argv = ["curl", "-sS", "-m", `${seconds}`, ...options, `http://${to}/cgi-bin/who`];
   const { exitCode, stdout, stderr } =
     from instanceof Machine ? await from.host.run(argv) : await command([...inside(from), ...argv]);
   if (exitCode === 0) return stdout.trim().replace(/^\[::ffff:(.*)\]$/, "$1");
@@ -125,11 +129,11 @@ async function call(from: Member | Machine, to: string, options: string[] = []):
 }
 
 function arrives(from: Member | Machine, to: Member): Promise<string> {
-  return call(from, to.address, ["-m", `${ARRIVES_S}`]);
+  return call(from, to.address);
 }
 
 function isDropped(from: Member | Machine, to: string, options: string[] = []): Promise<string> {
-  return call(from, to, ["-m", `${DROPPED_S}`, ...options]);
+  return call(from, to, { seconds: DROPPED_S, options });
 }
 
 function inside({ pid }: Member): string[] {
@@ -168,6 +172,17 @@ describe("supported()", () => {
     );
   });
 
+  test("says that another program has the port that packets between nodes come to", async () => {
+    const listen = "await Bun.udpSocket({ port: 9001 }); console.log('listens')";
+    const other = one.host.spawn("other", [process.execPath, "-e", listen]);
+    await other.waitFor(/listens/);
+    expect(await one.kernel.supported("vxlan", one.underlay)).toBe(
+      "the cluster's network needs network devices of type vxlan: RTNETLINK answers: Address already in use (another program has UDP port 9001)",
+    );
+    await other.kill();
+    expect(await one.kernel.supported("vxlan", one.underlay)).toBeUndefined();
+  });
+
   test.each(["203.0.113.9", "fd00::1"])("says that %s is not an IPv4 address of the machine", async (address) => {
     expect(await one.kernel.supported("vxlan", address)).toBe(
       `the cluster's network needs an IPv4 address of one of this machine's interfaces that other nodes reach; ${address} is none`,
@@ -200,7 +215,8 @@ describe("apply()", () => {
     expect(await isDropped(one.member("elsewhere"), there.address)).toBe("dropped");
   });
 
-  test("runs no command the second time", async () => {
+  test("runs no command the second time, nor after it was tried again whether the machine can take part", async () => {
+    expect(await one.kernel.supported("vxlan", one.underlay)).toBeUndefined();
     expect(await applyAll()).toEqual([[], [], []]);
   });
 
@@ -211,7 +227,7 @@ describe("apply()", () => {
   });
 
   test("answers at once for an address of the range that no node has", async () => {
-    expect(await call(one.member("a_default"), "10.213.99.5", ["-m", "3"])).toBe("refused");
+    expect(await call(one.member("a_default"), "10.213.99.5")).toBe("refused");
   });
 
   test("takes up a network that comes later, though Docker puts its masquerading first", async () => {
@@ -231,7 +247,7 @@ describe("apply()", () => {
   });
 
   test("keeps a network in that is internal by its rules, also where Docker knows nothing of that", async () => {
-    expect(await isDropped(one.member("a_default"), two.underlay)).toBe("refused");
+    expect(await call(one.member("a_default"), two.underlay)).toBe("refused");
     expect(await isDropped(one.member("c_back"), two.underlay)).toBe("dropped");
     expect(await arrives(one, two.member("c_back"))).toBe(one.address);
   });
@@ -269,7 +285,7 @@ describe("apply()", () => {
     const bridge = two.bridges.get("a_default");
     await two.sh(`iptables -t raw -A PREROUTING -d ${to.address} ! -i ${bridge} -j DROP`);
     await two.sh(`iptables -A DOCKER-ISOLATION-STAGE-1 ! -s ${two.subnet("a_default")} -o ${bridge} -j DROP`);
-    await two.sh("iptables -P FORWARD DROP; iptables -P INPUT DROP; sysctl -qw net.ipv4.conf.all.rp_filter=1");
+    await two.sh("iptables -P FORWARD DROP; iptables -P INPUT DROP; echo 1 >/proc/sys/net/ipv4/conf/all/rp_filter");
     expect(await arrives(one.member("a_default"), to)).toBe(one.member("a_default").address);
     expect(await arrives(to, one.member("a_default"))).toBe(to.address);
     await two.sh("iptables -P INPUT ACCEPT");
@@ -300,7 +316,7 @@ describe("apply()", () => {
     ["the way into the first chain", "iptables -P FORWARD DROP; iptables -D DOCKER-USER -j CACOPHONY-FORWARD"],
     ["the first chain", "iptables -P FORWARD DROP; iptables -F FORWARD"],
     ["a chain of ours", "iptables -F CACOPHONY-OUT; iptables -A CACOPHONY-OUT -j DROP"],
-    ["forwarding", "sysctl -qw net.ipv4.conf.cvx.forwarding=0"],
+    ["forwarding", "echo 0 >/proc/sys/net/ipv4/conf/cvx/forwarding"],
   ];
   test.each(damages)("repairs %s when somebody takes it away", async (_, damage) => {
     const [from, to] = [two.member("a_default"), one.member("a_default")];

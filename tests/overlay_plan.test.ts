@@ -161,6 +161,12 @@ describe("planOverlay() and overlayChanges()", () => {
     expect(lines(changes(overlay(), observed).steps)).toEqual(["link set dev cvx mtu 1350"]);
   });
 
+  test("take the usual MTU where the node's address is on the loopback device", () => {
+    const bare = bareKernel("10.77.0.1");
+    const addresses = [{ device: "lo", address: "10.77.0.1", bits: 32, mtu: 65_536 }];
+    expect(changes(overlay(), { ...bare, addresses }).mtu).toBe(1450);
+  });
+
   test("say so when the node's address is on no interface", () => {
     const { problems, mtu } = changes(overlay({ self: peer(1, { underlay: "192.0.2.7" }) }), bareKernel("10.77.0.1"));
     expect(mtu).toBeUndefined();
@@ -214,6 +220,25 @@ describe("planOverlay() and overlayChanges()", () => {
     expect(lines(later.steps)).toEqual(["route del unicast 10.213.2.0/24 dev cvx"]);
   });
 
+  test("leave a route of the machine's own for the whole range in its place", () => {
+    const bare = bareKernel("10.77.0.1");
+    const vpn = {
+      type: "unicast",
+      subnet: CIDR,
+      device: "tun0",
+      gateway: undefined,
+      source: undefined,
+      protocol: "static",
+    };
+    const { steps, problems } = changes(overlay(), { ...bare, routes: [vpn] });
+    expect(problems).toEqual([
+      "this machine has a route 10.213.0.0/16 dev tun0 for the cluster's own range: packets for nodes that have gone may take it",
+    ]);
+    expect(lines(steps).filter((line) => line.startsWith("route"))).toEqual([
+      "route replace 10.213.2.0/24 via 10.213.2.1 dev cvx src 10.213.1.1 onlink proto 213",
+    ]);
+  });
+
   test.each([
     [
       "cacophony:other",
@@ -250,9 +275,10 @@ describe("planOverlay() and overlayChanges()", () => {
       ["cvx", true],
     ]);
     const repair = changes(wanted, { ...before, forwarding });
-    expect(lines(repair.steps)).toEqual(["sysctl -q -w net/ipv4/conf/br-a/forwarding=1"]);
+    const path = (device: string) => `/proc/sys/net/ipv4/conf/${device}/forwarding`;
+    expect(repair.steps).toEqual([{ argv: ["tee", path("br-a")], input: "1\n" }]);
     const fresh = changes(wanted, { ...bareKernel("10.77.0.1"), forwarding: new Map([["default", false]]) });
-    expect(lines(fresh.steps)).toContain("sysctl -q -w net/ipv4/conf/cvx/forwarding=1");
+    expect(fresh.steps).toContainEqual({ argv: ["tee", path("cvx")], input: "1\n" });
   });
 
   test("make a WireGuard device in place of the VXLAN one, with blocks as allowed addresses", () => {
