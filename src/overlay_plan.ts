@@ -12,7 +12,7 @@
  */
 import { isIPv4 } from "node:net";
 import type { NetworkPeer } from "./model_network.ts";
-import { contains, firstAddress } from "./overlay_plan_address.ts";
+import { contains, firstAddress } from "./subnet.ts";
 import { changedRules, removedRules, wantedRules, type FirewallBridge, type Tables } from "./overlay_plan_firewall.ts";
 
 export type OverlayMode = "vxlan" | "wireguard";
