@@ -293,7 +293,7 @@ describe("apply()", () => {
 
   test("carries some hundred megabytes a second", async () => {
     const [from, to] = [one.member("a_default"), two.member("a_default")];
-    const megabytes = 200;
+    const megabytes = 100;
     writeFileSync(`/proc/${to.pid}/root/zeros`, "");
     truncateSync(`/proc/${to.pid}/root/zeros`, megabytes * 2 ** 20);
     const written = "%{size_download} %{time_total}";
