@@ -52,6 +52,8 @@ export interface ExecutorOverlay {
   setBridges(bridges: readonly LocalNetwork[]): void;
   /** Resolves when a running replica that is out of names may be stopped. */
   drain(allocationId: string, options: { graceMs: number; signal: AbortSignal }): Promise<void>;
+  /** Resolves once the bridges that were told of last are connected, or that has failed. */
+  connected(): Promise<void>;
   /** The pools have no room for a further network. */
   noticeFull(): void;
 }

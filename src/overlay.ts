@@ -139,6 +139,10 @@ export class Overlay implements ExecutorOverlay {
     this.#options.onChange();
   }
 
+  async connected(): Promise<void> {
+    if (this.#applying) await this.#work;
+  }
+
   noticeFull(): void {
     this.#fullAt = this.#network?.self.subnets.length ?? 0;
     this.#options.onChange();
