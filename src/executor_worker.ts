@@ -181,6 +181,8 @@ export class Worker {
     };
     throwIfAborted(signal);
     const id = await this.#createOrAdopt(containerName(context), { body, wanted });
+    // What a container asks of another node in its first moment is to get there.
+    await this.#overlay.connected();
     throwIfAborted(signal);
     await this.#start(id, { wanted, neverRan: true });
     return id;
