@@ -56,13 +56,13 @@ const REFUSED: readonly Difference[] = [
   {
     example: app({ volumes: [{ type: "tmpfs" }] }),
     faults:
-      /needs both soft and hard$|names no container port$|has no (target|source|path)\b|is empty: write|without a source|must be the name of a service, or a mapping/,
+      /needs (both soft and hard$|discrete_resource_spec)|names no container port$|has no (target|source|path)\b|is empty: write|without a source|must be the name of a service, or a mapping/,
     reason: "compose needs them, though its schema does not say so",
   },
   {
     example: app({ gpus: [{ count: 1, device_ids: ["a"] }] }),
     faults:
-      /needs exactly one of|keep one$|(mounts to|publishes) .* already$|says again what|names one container,|below the (memory limit|\d+ that)|excludes deploy.mode|subpath of an anonymous|is empty: name an image,|variable name|not absolute|whole container/,
+      /needs exactly one of|keep one$|(mounts to|publishes) .* already$|says again what|names one container,|below the (memory limit|\d+ that)|excludes deploy.mode|subpath of an anonymous|read-only, which Docker refuses|is empty: name an image,|variable name|not absolute|whole container/,
     reason: "rules between keys and inside of texts, which compose checks after the schema",
   },
   {
