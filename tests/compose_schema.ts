@@ -83,6 +83,8 @@ const TEXTS: Readonly<Record<string, readonly string[]>> = {
     ["ipv4_address", "ipv6_address", "link_local_ips"].map((key) => [key, ["10.0.0.5", "fd00::5"]]),
   ),
   ...Object.fromEntries(["pid", "userns_mode", "uts"].map((key) => [key, ["host"]])),
+  platform: ["linux/amd64", "linux/arm64/v8"],
+  interface_name: ["eth1", "a"],
   ipc: ["host", "private", "shareable"],
   ...Object.fromEntries(
     ["interval", "timeout", "start_period", "start_interval", "delay", "window", "monitor", "stop_grace_period"].map(
