@@ -541,10 +541,20 @@ async function inspected(name: string): Promise<Map<string, (JsonObject & { id: 
       await host.engine(`/containers/${id}/json`)
     ).json()) as Record<string, JsonObject>;
     const service = labels["cacophony.service"] ?? "";
-    const body = { ...Config, HostConfig: withoutPrefix(HostConfig ?? {}), NetworkSettings: NetworkSettings ?? {}, id };
+    const body = {
+      ...Config,
+      HostConfig: withoutPrefix(sealedAnew(HostConfig ?? {})),
+      NetworkSettings: NetworkSettings ?? {},
+      id,
+    };
     found.set(service, [...(found.get(service) ?? []), body]);
   }
   return found;
+}
+
+/** A secret is sealed anew with each PUT, and its file is named after that. */
+function sealedAnew(host: JsonObject): JsonObject {
+  return JSON.parse(JSON.stringify(host).replaceAll(/\/[0-9a-f]{24}-/g, "/{sealed}-")) as JsonObject;
 }
 
 /** Engines since 23 write capabilities as `CAP_X`, whatever they were told. */
@@ -584,7 +594,7 @@ describe("documents in the style of real ones", () => {
       const shown = dry?.containers.find(({ service_name }) => service_name === service)?.create;
       if (!shown) throw new Error(`the dry run shows no ${service}`);
       const { Labels: _, NetworkingConfig: __, ...create } = shown;
-      const restarts = { ...create.HostConfig, RestartPolicy: { Name: "no", MaximumRetryCount: 0 } };
+      const restarts = { ...sealedAnew(create.HostConfig), RestartPolicy: { Name: "no", MaximumRetryCount: 0 } };
       for (const one of all) {
         expect([service, differences({ ...create, HostConfig: restarts }, one)]).toEqual([service, []]);
         expect([service, differences(placed(real.services[service] ?? {}, name), one)]).toEqual([service, []]);
