@@ -162,9 +162,6 @@ export type CreateBody = {
   NetworkingConfig?: { EndpointsConfig: Record<string, Endpoint> };
 };
 
-/** What Docker takes for a container that says nothing of it, on Linux. */
-const DOCKER_STOP_TIMEOUT_S = 10;
-
 /** The body for one container of a service; RestartPolicy is compose's. */
 export function containerOptions(spec: ServiceSpec, context: ContainerContext): CreateBody {
   const networks = endpoints(spec, context);
@@ -173,7 +170,7 @@ export function containerOptions(spec: ServiceSpec, context: ContainerContext): 
     Labels: labels(spec, context),
     Env: [...spec.environment],
     ...present({
-      StopTimeout: stopTimeout(spec),
+      StopTimeout: spec.stop_timeout_s,
       Cmd: spec.command,
       Entrypoint: spec.entrypoint,
       User: spec.user,
@@ -284,11 +281,6 @@ function labels(spec: ServiceSpec, context: ContainerContext): Record<string, st
     [LABELS.restart, condition === "on-failure" && max_attempts > 0 ? `on-failure:${max_attempts}` : condition],
     [LABELS.grace, String(spec.stop_grace_period_ms)],
   ]);
-}
-
-/** Seconds; compose leaves it to Docker where the document says nothing, and Docker's default is compose's. */
-function stopTimeout({ stop_grace_period_ms: graceMs }: ServiceSpec): number | undefined {
-  return graceMs === DOCKER_STOP_TIMEOUT_S * 1000 ? undefined : Math.trunc(graceMs / 1000);
 }
 
 function exposedPorts({ ports, expose = [] }: ServiceSpec): Record<string, Record<string, never>> | undefined {

@@ -70,7 +70,7 @@ export function apiError(statusCode: number, cause: Error): EngineError {
       ? "not_found"
       : statusCode === 409 || /has active endpoints/.test(message)
         ? "conflict"
-        : statusCode === 401 || statusCode === 403
+        : statusCode === 401
           ? "denied"
           : statusCode === 400
             ? "bad_request"
@@ -85,7 +85,7 @@ export function pullError(error: EngineError): EngineError {
   const is = (code: EngineErrorCode) => new EngineError(code, message, { cause: error });
   // First what can only be the network's: a host's name may hold any of the words below.
   if (/\bdial (tcp|udp) |\blookup \S+ on |no such host/.test(message)) return is("unreachable_registry");
-  if (/denied|unauthorized|authentication required|no basic auth/i.test(message)) return is("denied");
+  if (/denied|forbidden|unauthorized|authentication required|no basic auth/i.test(message)) return is("denied");
   if (/not found|unknown: |no such image|does not exist/i.test(message)) return is("image_not_found");
   if (
     /dial |lookup |refused|timeout|deadline|canceled|unreachable|no route|EOF|x509|tls: |HTTP response to HTTPS|reset by peer|50[234]/i.test(

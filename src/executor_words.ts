@@ -38,6 +38,8 @@ export function inWords(error: unknown, { image }: { image: string }): string {
     const what = message.includes("permission denied") ? "may not be executed" : "not found";
     return `program "${program[1]}" ${what} in image ${image}`;
   }
+  if (message === "Address already in use")
+    return "its fixed address is taken on the network of this node: give each service there one, or set the network's ip_range";
   return message;
 }
 

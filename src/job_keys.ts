@@ -304,7 +304,10 @@ export const SERVICE_KEYS = {
   links: limited(distinctTexts, "the name is known to all services of the job on that node"),
   logging: section(LOGGING),
   mac_address: honoured(macAddress),
-  network_mode: limited(shareableNamespace(["host", "none", "bridge", ""]), `host, none, bridge; ${TOGETHER}`),
+  network_mode: limited(
+    shareableNamespace(["host", "none", "bridge", "default", ""]),
+    `host, none, bridge, default; ${TOGETHER}`,
+  ),
   networks: limited(serviceNetworks, NODE_NETWORKS),
   oom_kill_disable: honoured(flag),
   oom_score_adj: honoured(integer({ least: -1000, most: 1000 })),

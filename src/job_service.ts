@@ -93,6 +93,7 @@ export function buildService(written: ServiceFields, around: Surroundings): Serv
     environment: environmentOf(service, around),
     labels: labelsOf(service, around),
     stop_grace_period_ms: Math.ceil((service.stop_grace_period ?? STOP_GRACE_PERIOD_MS * 1e6) / 1e6),
+    ...(service.stop_grace_period === undefined ? {} : { stop_timeout_s: Math.trunc(service.stop_grace_period / 1e9) }),
     ports: ports(service, report),
     ...mounts(service, around),
     restart: restart(service),

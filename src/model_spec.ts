@@ -202,7 +202,7 @@ const engineOptions = {
   annotations: v.exactOptional(pairs),
   logging: v.exactOptional(v.object({ driver: v.string(), options: pairs })),
   /** Absent: the job's networks. */
-  network_mode: v.exactOptional(v.union([v.picklist(["host", "none", "bridge"]), serviceNamespace])),
+  network_mode: v.exactOptional(v.union([v.picklist(["host", "none", "bridge", "default"]), serviceNamespace])),
   /** Absent: the job's network `default`, as it is where the document does not define it. */
   networks: v.exactOptional(v.array(endpointSpec)),
   /** Further names of the service on all its networks. */
@@ -289,6 +289,8 @@ export const serviceSpec = v.object({
   stop_signal: v.exactOptional(v.string()),
   /** Milliseconds between the stop signal and SIGKILL; compose's default is 10 s. */
   stop_grace_period_ms: count,
+  /** The same in whole seconds, where the document says it: for Docker's own stops, whose default is compose's. */
+  stop_timeout_s: v.exactOptional(count),
   ports: v.array(portSpec),
   mounts: v.array(mountSpec),
   /** What of the project directory was sent with the document, as far as the service mounts it. */

@@ -1,6 +1,6 @@
 /** @module The images of one node, on an engine in memory: pull policies, digests, progress, logins, backoff. */
 import { describe, expect, test } from "bun:test";
-import { pullError, EngineError } from "../src/docker_errors.ts";
+import { apiError, EngineError, pullError } from "../src/docker_errors.ts";
 import type { RegistryLogin } from "../src/docker_images.ts";
 import { digestOf, type ImageNeed, Images, PullError } from "../src/executor_images.ts";
 import { Progress } from "../src/executor_progress.ts";
@@ -258,6 +258,11 @@ describe("a registry that fails", () => {
   ];
   test.each(TEXTS)("%s", (text, words) => {
     expect(inWords(pullError(new EngineError("other", text)), { image: "r.example/x:1" })).toContain(words);
+  });
+
+  test("a fixed address that is taken, which Docker forbids with 403, is no matter of the image", () => {
+    const error = apiError(403, new Error("(HTTP code 403) unexpected - Address already in use "));
+    expect(inWords(error, { image: "r.example/x:1" })).toContain("its fixed address is taken");
   });
 
   test("is named as Docker would find it", () => {
