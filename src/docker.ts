@@ -14,7 +14,7 @@ import { apiError, EngineError, pullError, unavailableError } from "./docker_err
 import { readLines } from "./docker_lines.ts";
 import { asPath, authOf, type RegistryLogin, splitImage } from "./docker_images.ts";
 import { type DevicesInfo, type EngineDevices, engineDevices } from "./docker_devices.ts";
-import { bridgeOf, publishedPorts } from "./docker_ports.ts";
+import { type Bridge, bridgeOf, publishedPorts } from "./docker_ports.ts";
 import { endStrays } from "./docker_strays.ts";
 import { StartError } from "./model.ts";
 import { type Platform, platformOf } from "./placement_platform.ts";
@@ -34,8 +34,8 @@ export type EngineNetwork = {
   name: string;
   labels: ReadonlyMap<string, string>;
   subnets: string[];
-  /** The bridge that its containers are on, where they can reach beyond it. */
-  bridge?: { device: string; subnet: string };
+  /** The bridge that its containers are on, where it has one. */
+  bridge?: Bridge;
 };
 /** An image that is here: its id, its names, its digests in registries (`name@sha256:…`), when its tag was set here last, what runs it. */
 export type EngineImage = { id: string; tags: string[]; digests: string[]; taggedAt?: number; platform?: Platform };

@@ -34,11 +34,14 @@ type BridgeNetwork = {
   subnets: readonly string[];
 };
 
-/** The bridge device of a network whose containers can reach beyond it, and its IPv4 subnet. */
-export function bridgeOf(network: BridgeNetwork): { bridge?: { device: string; subnet: string } } {
+/** A network's bridge device, its IPv4 subnet, and whether Docker keeps its containers to themselves. */
+export type Bridge = { device: string; subnet: string; internal: boolean };
+
+/** The bridge of a network that has one. */
+export function bridgeOf(network: BridgeNetwork): { bridge?: Bridge } {
   const { id, driver, internal, options, subnets } = network;
   const subnet = subnets.find((text) => text.includes("."));
-  if (driver !== "bridge" || internal || subnet === undefined) return {};
+  if (driver !== "bridge" || subnet === undefined) return {};
   // Docker names the device after the network's id unless it is told otherwise.
-  return { bridge: { device: options["com.docker.network.bridge.name"] ?? `br-${id.slice(0, 12)}`, subnet } };
+  return { bridge: { device: options["com.docker.network.bridge.name"] ?? `br-${id.slice(0, 12)}`, subnet, internal } };
 }

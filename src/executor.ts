@@ -48,6 +48,7 @@ import {
   sharesOf,
 } from "./model.ts";
 import type { Meter } from "./resources.ts";
+import { isOlderApi } from "./engine_version.ts";
 
 export type ExecutorOptions = {
   engine: Engine;
@@ -192,6 +193,10 @@ export class Executor {
       specsOf: (jobId) => this.#specsOf(jobId),
       fetchChunk: this.#options.fetchChunk,
       overlay: this.#options.overlay,
+      internalReaches: () => {
+        const { status } = this.#connection;
+        return status.state === "ready" && isOlderApi(status.api_version, "1.44");
+      },
       secrets: this.#options.secrets ?? NO_SECRETS,
     });
     this.#counts = new RestartCounts({ path: join(dataDir, "restarts.json"), clock: this.#clock, log: this.#log });

@@ -10,6 +10,7 @@
 import { networkName } from "./container_options.ts";
 import type { Engine, EngineNetwork, NewNetwork } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
+import type { Bridge } from "./docker_ports.ts";
 import { Refusal } from "./executor_words.ts";
 import { LABELS, type NetworkSpec } from "./model.ts";
 import { contains, freeSubnet } from "./subnet.ts";
@@ -28,11 +29,11 @@ type Known = {
   id: string;
   jobId: string;
   definition: string | undefined;
-  bridge?: { device: string; subnet: string };
+  bridge?: Bridge;
 };
 
 /** A bridge on this node for a network of a job. */
-export type LocalNetwork = { network: string; device: string; subnet: string };
+export type LocalNetwork = Bridge & { network: string };
 
 /** What the cluster's network gives to the containers of this node. */
 export type LocalAddresses = {
@@ -72,10 +73,21 @@ export class JobNetworks {
   /** Subnets of networks that are just being made. */
   readonly #reserved = new Set<string>();
   readonly #onChange: () => void;
+  readonly #internalReaches: () => boolean;
 
-  /** `onChange` is called when networks came or went. */
-  constructor(options: { engine: Engine; owner: Owner; routes: () => string[]; onChange: () => void }) {
+  /**
+   * `onChange` is called when networks came or went. `internalReaches`: whether containers of an internal network have a way to
+   * other nodes and to a name server; engines from 25 on give them neither.
+   */
+  constructor(options: {
+    engine: Engine;
+    owner: Owner;
+    routes: () => string[];
+    onChange: () => void;
+    internalReaches: () => boolean;
+  }) {
     this.#onChange = options.onChange;
+    this.#internalReaches = options.internalReaches;
     this.#engine = options.engine;
     this.#owner = options.owner;
     this.#routes = options.routes;
@@ -106,11 +118,13 @@ export class JobNetworks {
     });
   }
 
-  /** The bridges by which containers can reach beyond their network; with `pools` those with a subnet out of them. */
+  /** The bridges by which containers can reach other nodes; with `pools` those with a subnet out of them. */
   bridges(pools?: readonly string[]): LocalNetwork[] {
-    return [...this.#known].flatMap(([network, { bridge }]) =>
-      bridge && (!pools || pools.some((pool) => contains(pool, bridge.subnet))) ? [{ network, ...bridge }] : [],
-    );
+    return [...this.#known].flatMap(([network, { bridge }]) => {
+      if (!bridge || (bridge.internal && !this.#internalReaches())) return [];
+      const isFrom = !pools || pools.some((pool) => contains(pool, bridge.subnet));
+      return isFrom ? [{ network, ...bridge }] : [];
+    });
   }
 
   /** Whether a network of another definition was here; it is gone then. One that containers are on stays, and will do. */

@@ -73,6 +73,7 @@ export class Worker {
     specsOf: (jobId: string) => ServiceSpec[];
     fetchChunk: (chunkHash: string) => Promise<Uint8Array>;
     overlay: ExecutorOverlay;
+    internalReaches: () => boolean;
     secrets: SecretSource;
   }) {
     this.#engine = options.engine;

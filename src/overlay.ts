@@ -257,7 +257,7 @@ export class Overlay implements ExecutorOverlay {
         cidr,
         self,
         peers,
-        bridges: bridges.map((bridge) => ({ ...bridge, internal: false })),
+        bridges,
       });
       this.#mtu = done.mtu;
       const problems = done.problems.join("; ");

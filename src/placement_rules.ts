@@ -10,6 +10,7 @@
 import { byPriority, networkName, volumeName } from "./container_options.ts";
 import { type Constraint, CREDENTIAL_SPEC, IFNAME, type NodeRecord, type ServiceSpec } from "./model.ts";
 import { canRun, platformOf, readPlatform, writePlatform } from "./placement_platform.ts";
+import { isOlderApi } from "./engine_version.ts";
 
 /** What rules look at. `volumes` or `networks` undefined: the node has not told them, or has too many to tell. */
 export type NodeFacts = Pick<NodeRecord, "node_id" | "node_name" | "role" | "platform"> & {
@@ -85,7 +86,7 @@ export function unmetRule(
     return `runs ${node.platform.os}, and credential_spec is for Windows`;
   const { apiVersion } = node;
   const missing =
-    apiVersion !== undefined && ENGINE_NEEDS.find(({ since, asks }) => asks(spec) && isBefore(apiVersion, since));
+    apiVersion !== undefined && ENGINE_NEEDS.find(({ since, asks }) => asks(spec) && isOlderApi(apiVersion, since));
   return missing
     ? `Docker is too old for ${missing.key} (API ${missing.since}, the node's is ${apiVersion})`
     : undefined;
@@ -136,11 +137,4 @@ function normal(key: string, value: string): string {
 
 function writeConstraint({ key, operator, value }: Constraint): string {
   return `${key} ${operator} ${value}`;
-}
-
-/** Whether version `a`, as `1.41`, comes before `b`. */
-function isBefore(a: string, b: string): boolean {
-  const [major = 0, minor = 0] = a.split(".").map(Number);
-  const [otherMajor = 0, otherMinor = 0] = b.split(".").map(Number);
-  return major < otherMajor || (major === otherMajor && minor < otherMinor);
 }

@@ -180,6 +180,7 @@ function worker(engine: FakeEngine, root = memory): Worker {
     projectDirOf: (jobId) => join(disk, jobId),
     nodeLogin: async () => undefined,
     onNamed: () => {},
+    internalReaches: () => false,
     overlay: noOverlay(),
     specsOf: () => [],
     fetchChunk: () => Promise.reject(new Error("no files here")),
