@@ -63,6 +63,7 @@ export class Overlay implements ExecutorOverlay {
   #entries: ReturnType<OverlayOptions["newEntries"]> | undefined;
   #network: NetworkMessage | undefined;
   #bridges: readonly LocalNetwork[] = [];
+  #crossings: ReadonlyMap<string, Crossings> = new Map();
   /** What runs here; undefined before Docker was looked at. */
   #local: readonly AllocationStatus[] | undefined;
   /** What this node does; undefined before it was tried. */
@@ -207,13 +208,20 @@ export class Overlay implements ExecutorOverlay {
   // ---- The kernel -----------------------------------------------------------------------------------------------------
 
   /** The bridges of networks that reach over nodes. */
-  #shared(): (LocalNetwork & { remote: readonly string[] })[] {
+  #shared(): KernelOverlay["bridges"] {
     const network = this.#network;
     if (!network) return [];
     const remote = new Map(network.networks.map(({ network: name, subnets }) => [name, subnets]));
     return this.#bridges
       .filter(({ subnet }) => network.self.subnets.some((block) => contains(block, subnet)))
-      .map((bridge) => ({ ...bridge, remote: remote.get(bridge.network) ?? [] }));
+      .map((bridge) => {
+        const { guests = [], travellers = [] } = this.#crossings.get(bridge.network) ?? {};
+        const others = travellers.map(({ address, networks }) => ({
+          address,
+          remote: networks.flatMap((name) => remote.get(name) ?? []),
+        }));
+        return { ...bridge, remote: remote.get(bridge.network) ?? [], guests, travellers: others };
+      });
   }
 
   /** Brings the kernel up to date soon; one attempt at a time. */
@@ -310,8 +318,13 @@ export class Overlay implements ExecutorOverlay {
     this.#lead();
   }
 
-  /** Entries follow the directory, and what this node sees itself. */
+  /** Entries and the kernel follow the directory, and what this node sees itself. */
   #lead(): void {
+    const crossings = this.#network ? crossingsOf(this.#services.values(), this.#network) : new Map();
+    if (!Bun.deepEquals(crossings, this.#crossings)) {
+      this.#crossings = crossings;
+      this.#apply();
+    }
     this.#entries?.update([...this.#services.values()].map((entry) => this.#reachable(entry)));
     this.#exclude();
   }
@@ -394,6 +407,30 @@ export class Overlay implements ExecutorOverlay {
       log.warn("the known addresses could not be written", { path, error });
     }
   }
+}
+
+/** Addresses of containers on several networks, by the network on whose bridge they count; see `FirewallBridge`. */
+type Crossings = { guests: string[]; travellers: { address: string; networks: string[] }[] };
+
+function crossingsOf(services: Iterable<ServiceEntry>, { cidr, self }: NetworkMessage): Map<string, Crossings> {
+  const all = new Map<string, Crossings>();
+  const at = (network: string) => {
+    const found = all.get(network) ?? { guests: [], travellers: [] };
+    all.set(network, found);
+    return found;
+  };
+  for (const { endpoints } of services) {
+    for (const { node_id, addresses } of endpoints) {
+      const own = addresses.filter(({ address }) => contains(cidr, address));
+      if (own.length < 2) continue;
+      for (const { network, address } of own) {
+        const networks = own.map((one) => one.network).filter((name) => name !== network);
+        if (node_id === self.node_id) at(network).travellers.push({ address, networks });
+        else for (const name of networks) at(name).guests.push(address);
+      }
+    }
+  }
+  return all;
 }
 
 function keyOf({ job_id, service_name }: { job_id: string; service_name: string }): string {

@@ -130,7 +130,12 @@ export function planOverlay({ link, cidr, self, peers, bridges }: Overlay): Over
   });
   const inside = bridges
     .filter(({ subnet }) => self.subnets.some((block) => contains(block, subnet)))
-    .map((bridge) => ({ ...bridge, remote: bridge.remote.toSorted() }))
+    .map((bridge) => ({
+      ...bridge,
+      remote: bridge.remote.toSorted(),
+      guests: bridge.guests.toSorted(),
+      travellers: bridge.travellers.toSorted((one, other) => (one.address < other.address ? -1 : 1)),
+    }))
     .toSorted((one, other) => (one.device < other.device ? -1 : 1));
   const routes = known.flatMap(({ address: gateway, subnets }) =>
     subnets.map((subnet): [string, Route] => [

@@ -23,6 +23,13 @@ export type FirewallBridge = {
   subnet: string;
   /** Subnets of the same network on other nodes. */
   remote: readonly string[];
+  /**
+   * A container on several networks leaves by one of them, with the address that it has there, wherever it goes. `guests`:
+   * such addresses of containers of other nodes that are on this network, too. `travellers`: addresses on this bridge, each
+   * with the subnets on other nodes of its container's other networks.
+   */
+  guests: readonly string[];
+  travellers: readonly { address: string; remote: readonly string[] }[];
 };
 
 export type FirewallFacts = {
@@ -111,13 +118,24 @@ export function wantedRules(facts: FirewallFacts): Tables {
   ]);
 }
 
-function bridgeChains({ device, remote }: FirewallBridge): [string, string[]][] {
+function bridgeChains({ device, remote, guests, travellers }: FirewallBridge): [string, string[]][] {
+  const ways = travellers.flatMap(({ address, remote: subnets }) => subnets.map((subnet) => ({ address, subnet })));
   return [
-    [`${PREFIX}I-${device}`, [...remote.map((subnet) => `-s ${subnet} -j ACCEPT`), `-j ${CHAINS.nodes}`]],
+    [
+      `${PREFIX}I-${device}`,
+      [
+        ...remote.map((subnet) => `-s ${subnet} -j ACCEPT`),
+        ...guests.map((address) => `-s ${address}/32 -j ACCEPT`),
+        ...ways.map(({ address, subnet }) => `-s ${subnet} -d ${address}/32 -j ACCEPT`),
+        `-j ${CHAINS.nodes}`,
+      ],
+    ],
     [
       `${PREFIX}O-${device}`,
       [
         ...remote.map((subnet) => `-d ${subnet} -j ACCEPT`),
+        ...guests.map((address) => `-d ${address}/32 -j ACCEPT`),
+        ...ways.map(({ address, subnet }) => `-s ${address}/32 -d ${subnet} -j ACCEPT`),
         // Containers answer the nodes, but have no business with them of their own.
         `-m conntrack --ctstate RELATED,ESTABLISHED -j ${CHAINS.nodes}`,
       ],

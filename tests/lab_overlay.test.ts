@@ -97,7 +97,15 @@ function overlayOf(machine: Machine, among: readonly Machine[] = [one, two, thre
   const others = among.filter((other) => other !== machine);
   const bridges = [...machine.bridges].map(([network, device]): OverlayBridge => {
     const remote = others.filter((other) => other.bridges.has(network)).map((other) => other.subnet(network));
-    return { network, device, subnet: machine.subnet(network), remote, internal: network === "c_back" };
+    return {
+      network,
+      device,
+      subnet: machine.subnet(network),
+      remote,
+      guests: [],
+      travellers: [],
+      internal: network === "c_back",
+    };
   });
   return { link: { mode: "vxlan" }, cidr: CIDR, self: machine.peer, peers: others.map(({ peer }) => peer), bridges };
 }
@@ -439,6 +447,8 @@ test("100 nodes with 50 networks on each take a moment, and one node more takes 
         device: `br-job${index}`,
         subnet: `10.213.250${subnet}`,
         remote,
+        guests: [],
+        travellers: [],
         internal: false,
       };
     }),

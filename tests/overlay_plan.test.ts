@@ -22,7 +22,15 @@ function bridge(
   network: string,
   { remote = [], slot = 1, node = 1 }: { remote?: string[]; slot?: number; node?: number } = {},
 ) {
-  return { network, device: `br-${network}`, subnet: `10.213.${node}.${slot * 64}/26`, remote, internal: false };
+  return {
+    network,
+    device: `br-${network}`,
+    subnet: `10.213.${node}.${slot * 64}/26`,
+    remote,
+    guests: [],
+    travellers: [],
+    internal: false,
+  };
 }
 
 function changes(wanted: Overlay, observed: ObservedOverlay) {
@@ -404,6 +412,8 @@ const clusters = fc
             .filter((node) => on(node).includes(network))
             .map((node) => `10.213.${node}.${SLOTS[network] * 64}/26`),
         }),
+        guests: [],
+        travellers: [],
         internal: internal.includes(network),
       })),
     });
@@ -519,7 +529,12 @@ describe("the rules", () => {
   const wanted = overlay({
     peers: [peer(2), peer(3)],
     bridges: [
-      bridge("a", { remote: ["10.213.2.64/26"] }),
+      // The container .70 is on c, too, and 10.213.2.130 of another network is on a, too.
+      {
+        ...bridge("a", { remote: ["10.213.2.64/26"] }),
+        guests: ["10.213.2.130"],
+        travellers: [{ address: "10.213.1.70", remote: ["10.213.2.192/26"] }],
+      },
       { ...bridge("c", { slot: 3, remote: ["10.213.2.192/26"] }), internal: true },
     ],
   });
@@ -532,6 +547,27 @@ describe("the rules", () => {
     [
       "a container's packet to another node",
       { source: "10.213.1.66", target: "10.213.2.1", in: "br-a", out: "cvx" },
+      "DROP",
+    ],
+    [
+      "a packet from a container on two networks to one of its other network",
+      { source: "10.213.1.70", target: "10.213.2.194", in: "br-a", out: "cvx" },
+      "ACCEPT",
+    ],
+    ["its answer", { source: "10.213.2.194", target: "10.213.1.70", in: "cvx", out: "br-a" }, "ACCEPT"],
+    [
+      "the same of its neighbour, which is on one network only",
+      { source: "10.213.1.71", target: "10.213.2.194", in: "br-a", out: "cvx" },
+      "DROP",
+    ],
+    [
+      "a packet from another node's container that is on this network, too, with its address elsewhere",
+      { source: "10.213.2.130", target: "10.213.1.66", in: "cvx", out: "br-a" },
+      "ACCEPT",
+    ],
+    [
+      "the same of its neighbour there",
+      { source: "10.213.2.131", target: "10.213.1.66", in: "cvx", out: "br-a" },
       "DROP",
     ],
     [
