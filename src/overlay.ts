@@ -216,10 +216,7 @@ export class Overlay implements ExecutorOverlay {
       .filter(({ subnet }) => network.self.subnets.some((block) => contains(block, subnet)))
       .map((bridge) => {
         const { guests = [], travellers = [] } = this.#crossings.get(bridge.network) ?? {};
-        const others = travellers.map(({ address, networks }) => ({
-          address,
-          remote: networks.flatMap((name) => remote.get(name) ?? []),
-        }));
+        const others = travellers.map(({ address, network: name }) => ({ address, remote: remote.get(name) ?? [] }));
         return { ...bridge, remote: remote.get(bridge.network) ?? [], guests, travellers: others };
       });
   }
@@ -410,7 +407,7 @@ export class Overlay implements ExecutorOverlay {
 }
 
 /** Addresses of containers on several networks, by the network on whose bridge they count; see `FirewallBridge`. */
-type Crossings = { guests: string[]; travellers: { address: string; networks: string[] }[] };
+type Crossings = { guests: string[]; travellers: { address: string; network: string }[] };
 
 function crossingsOf(services: Iterable<ServiceEntry>, { cidr, self }: NetworkMessage): Map<string, Crossings> {
   const all = new Map<string, Crossings>();
@@ -423,10 +420,16 @@ function crossingsOf(services: Iterable<ServiceEntry>, { cidr, self }: NetworkMe
     for (const { node_id, addresses } of endpoints) {
       const own = addresses.filter(({ address }) => contains(cidr, address));
       if (own.length < 2) continue;
-      for (const { network, address } of own) {
-        const networks = own.map((one) => one.network).filter((name) => name !== network);
-        if (node_id === self.node_id) at(network).travellers.push({ address, networks });
-        else for (const name of networks) at(name).guests.push(address);
+      for (const { network } of own) {
+        const others = own.filter((one) => one.network !== network);
+        if (node_id !== self.node_id) {
+          at(network).guests.push(...others.map(({ address }) => address));
+          continue;
+        }
+        // It may leave by this bridge for all of its networks, with its address here or, in answers, there.
+        const here = own.filter((one) => one.network === network);
+        for (const other of others)
+          for (const { address } of [...here, other]) at(network).travellers.push({ address, network: other.network });
       }
     }
   }

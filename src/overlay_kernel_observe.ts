@@ -51,7 +51,13 @@ const neighbours = v.array(
   v.object({ dst: v.string(), lladdr: v.optional(v.string(), ""), state: v.optional(v.array(v.string()), []) }),
 );
 const machines = v.array(v.object({ mac: v.string(), dst: v.exactOptional(v.string()) }));
-const netconf = v.array(v.object({ interface: v.string(), forwarding: v.optional(v.boolean(), true) }));
+const netconf = v.array(
+  v.object({
+    interface: v.string(),
+    forwarding: v.optional(v.boolean(), true),
+    rp_filter: v.optional(v.string(), "off"),
+  }),
+);
 
 /** Looks at all that a plan may ask for, in about the time of two commands. */
 export async function observeOverlay(commands: CommandRunner): Promise<ObservedOverlay> {
@@ -89,6 +95,7 @@ export async function observeOverlay(commands: CommandRunner): Promise<ObservedO
     machines: groupMachines(forwardings),
     wireguard: parseWireguard(wireguard),
     forwarding: new Map(conf.map((one) => [one.interface, one.forwarding])),
+    pathFilters: new Map(conf.map((one) => [one.interface, one.rp_filter])),
     tables: parseTables(saved),
   };
 }

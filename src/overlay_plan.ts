@@ -84,6 +84,8 @@ export type OverlayPlan = {
   machines: ReadonlyMap<string, string>;
   wireguard: WireguardConfig | undefined;
   bridges: readonly string[];
+  /** Bridges by which containers send with addresses that they have on other bridges. */
+  crossed: readonly string[];
   rules: Tables;
   problems: readonly string[];
 };
@@ -114,6 +116,8 @@ export type ObservedOverlay = {
   wireguard: WireguardConfig | undefined;
   /** Whether packets that come in by a device are forwarded, for each device of the machine. */
   forwarding: ReadonlyMap<string, boolean>;
+  /** Reverse path filtering of each device, as `off`, `strict` or `loose`. */
+  pathFilters: ReadonlyMap<string, string>;
   tables: Tables;
 };
 
@@ -134,7 +138,7 @@ export function planOverlay({ link, cidr, self, peers, bridges }: Overlay): Over
       ...bridge,
       remote: bridge.remote.toSorted(),
       guests: bridge.guests.toSorted(),
-      travellers: bridge.travellers.toSorted((one, other) => (one.address < other.address ? -1 : 1)),
+      travellers: bridge.travellers.toSorted((one, other) => (JSON.stringify(one) < JSON.stringify(other) ? -1 : 1)),
     }))
     .toSorted((one, other) => (one.device < other.device ? -1 : 1));
   const routes = known.flatMap(({ address: gateway, subnets }) =>
@@ -155,6 +159,9 @@ export function planOverlay({ link, cidr, self, peers, bridges }: Overlay): Over
     machines: new Map(mode === "vxlan" ? known.map((peer) => [macOf(peer.address), peer.underlay]) : []),
     wireguard: link.mode === "wireguard" ? wireguardConfig(link, known) : undefined,
     bridges: inside.map((bridge) => bridge.device),
+    crossed: inside.flatMap(({ device: bridge, subnet, travellers }) =>
+      travellers.some(({ address: from }) => !contains(subnet, from)) ? [bridge] : [],
+    ),
     rules: wantedRules({
       device,
       cidr,
@@ -259,7 +266,7 @@ export function overlayChanges(plan: OverlayPlan, observed: ObservedOverlay): Ov
         ]
       : [];
   return {
-    steps: [...steps, ...forwardingSteps(plan, now)],
+    steps: [...steps, ...forwardingSteps(plan, now), ...pathFilterSteps(plan, now)],
     problems: [...plan.problems, ...absent, ...conflicts.values()],
     mtu,
   };
@@ -448,11 +455,23 @@ function wireguardText({ port, privateKey, peers }: WireguardConfig): string {
 
 /**
  * Docker lets the machine forward at its start, and whoever loads the machine's sysctl settings anew may end that. Only where
- * our packets come in: the rest is not ours to open. Reverse path filtering may be on: each node is where its route leads.
+ * our packets come in: the rest is not ours to open.
  */
 function forwardingSteps({ device, bridges }: OverlayPlan, { forwarding }: ObservedOverlay): OverlayStep[] {
   const byDefault = forwarding.get("default") ?? true;
   return [device, ...bridges]
     .filter((name) => !(forwarding.get(name) ?? (name !== device || byDefault)))
     .map((name) => ({ argv: ["tee", `/proc/sys/net/ipv4/conf/${name}/forwarding`], input: "1\n" }));
+}
+
+/**
+ * Reverse path filtering may be on, as each node is where its route leads; but where a container sends by one bridge with its
+ * address on another, a strict one would drop that. The larger value of the device's and `all`'s counts, and loose is the largest.
+ * Source: Linux, Documentation/networking/ip-sysctl.rst, `rp_filter`.
+ */
+function pathFilterSteps({ crossed }: OverlayPlan, { pathFilters }: ObservedOverlay): OverlayStep[] {
+  const isStrict = (name: string) => pathFilters.get(name) === "strict";
+  return crossed
+    .filter((name) => pathFilters.get(name) !== "loose" && (isStrict(name) || isStrict("all")))
+    .map((name) => ({ argv: ["tee", `/proc/sys/net/ipv4/conf/${name}/rp_filter`], input: "2\n" }));
 }

@@ -17,6 +17,8 @@
  * Sources: moby, `libnetwork/drivers/bridge/setup_ip_tables_linux.go` (20.10), `bridge/internal/iptabler` (28, 29).
  */
 
+import { contains } from "./subnet.ts";
+
 /** What a firewall is made of: a network's bridge and where else the network is. */
 export type FirewallBridge = {
   device: string;
@@ -25,8 +27,8 @@ export type FirewallBridge = {
   remote: readonly string[];
   /**
    * A container on several networks leaves by one of them, with the address that it has there, wherever it goes. `guests`:
-   * such addresses of containers of other nodes that are on this network, too. `travellers`: addresses on this bridge, each
-   * with the subnets on other nodes of its container's other networks.
+   * such addresses of containers of other nodes that are on this network, too. `travellers`: addresses that containers on this
+   * bridge send with, here or (in answers) on their other networks, each with the subnets on other nodes that it may reach.
    */
   guests: readonly string[];
   travellers: readonly { address: string; remote: readonly string[] }[];
@@ -87,7 +89,12 @@ export function wantedRules(facts: FirewallFacts): Tables {
     ],
     [
       CHAINS.out,
-      [...bridges.map(({ device: bridge, subnet }) => `-s ${subnet} -i ${bridge} -j ${PREFIX}O-${bridge}`), `-j DROP`],
+      [
+        ...bridges.flatMap(({ device: bridge, subnet, travellers }) =>
+          [subnet, ...foreign(travellers, subnet)].map((from) => `-s ${from} -i ${bridge} -j ${PREFIX}O-${bridge}`),
+        ),
+        `-j DROP`,
+      ],
     ],
     [CHAINS.nodes, nodes.flatMap((address) => [`-s ${address}/32 -j ACCEPT`, `-d ${address}/32 -j ACCEPT`])],
     [
@@ -116,6 +123,13 @@ export function wantedRules(facts: FirewallFacts): Tables {
     ["nat", new Map([[CHAINS.nat, [`-o ${device} -j ACCEPT`]]])],
     ["raw", new Map([[CHAINS.raw, raw]])],
   ]);
+}
+
+/** Addresses of travellers that are of other bridges. */
+function foreign(travellers: FirewallBridge["travellers"], subnet: string): string[] {
+  return [...new Set(travellers.map(({ address }) => address))]
+    .filter((address) => !contains(subnet, address))
+    .map((address) => `${address}/32`);
 }
 
 function bridgeChains({ device, remote, guests, travellers }: FirewallBridge): [string, string[]][] {

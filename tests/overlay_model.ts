@@ -18,6 +18,7 @@ export function bareKernel(underlay: string): ObservedOverlay {
     machines: new Map(),
     wireguard: undefined,
     forwarding: new Map([["default", true]]),
+    pathFilters: new Map(),
     tables: new Map([
       [
         "filter",

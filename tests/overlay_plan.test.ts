@@ -289,6 +289,28 @@ describe("planOverlay() and overlayChanges()", () => {
     expect(fresh.steps).toContainEqual({ argv: ["tee", path("cvx")], input: "1\n" });
   });
 
+  test("loosen a strict path filter where containers of several networks send, and nowhere else", () => {
+    const travellers = [{ address: "10.213.1.130", remote: ["10.213.2.128/26"] }];
+    const wanted = overlay({ bridges: [{ ...bridge("a"), travellers }, bridge("b", { slot: 2 })] });
+    const before = settled(wanted).state;
+    const steps = (filters: [string, string][]) => changes(wanted, { ...before, pathFilters: new Map(filters) }).steps;
+    const loosened = [{ argv: ["tee", "/proc/sys/net/ipv4/conf/br-a/rp_filter"], input: "2\n" }];
+    expect(steps([["all", "off"]])).toEqual([]);
+    expect(steps([["all", "strict"]])).toEqual(loosened);
+    expect(
+      steps([
+        ["br-a", "strict"],
+        ["br-b", "strict"],
+      ]),
+    ).toEqual(loosened);
+    expect(
+      steps([
+        ["all", "strict"],
+        ["br-a", "loose"],
+      ]),
+    ).toEqual([]);
+  });
+
   test("make a WireGuard device in place of the VXLAN one, with blocks as allowed addresses", () => {
     const publicKeys = new Map([
       ["n2", "two="],
@@ -533,7 +555,10 @@ describe("the rules", () => {
       {
         ...bridge("a", { remote: ["10.213.2.64/26"] }),
         guests: ["10.213.2.130"],
-        travellers: [{ address: "10.213.1.70", remote: ["10.213.2.192/26"] }],
+        travellers: [
+          { address: "10.213.1.70", remote: ["10.213.2.192/26"] },
+          { address: "10.213.1.194", remote: ["10.213.2.192/26"] },
+        ],
       },
       { ...bridge("c", { slot: 3, remote: ["10.213.2.192/26"] }), internal: true },
     ],
@@ -555,6 +580,16 @@ describe("the rules", () => {
       "ACCEPT",
     ],
     ["its answer", { source: "10.213.2.194", target: "10.213.1.70", in: "cvx", out: "br-a" }, "ACCEPT"],
+    [
+      "its answer to who asked it by its address on the other network",
+      { source: "10.213.1.194", target: "10.213.2.194", in: "br-a", out: "cvx" },
+      "ACCEPT",
+    ],
+    [
+      "what it sends with that address to the network that it leaves by",
+      { source: "10.213.1.194", target: "10.213.2.66", in: "br-a", out: "cvx" },
+      "ACCEPT",
+    ],
     [
       "the same of its neighbour, which is on one network only",
       { source: "10.213.1.71", target: "10.213.2.194", in: "br-a", out: "cvx" },
