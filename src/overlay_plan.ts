@@ -12,8 +12,8 @@
  */
 import { isIPv4 } from "node:net";
 import type { NetworkPeer } from "./model_network.ts";
-import { contains, firstAddress } from "./subnet.ts";
 import { changedRules, removedRules, wantedRules, type FirewallBridge, type Tables } from "./overlay_plan_firewall.ts";
+import { contains, firstAddress } from "./subnet.ts";
 
 export type OverlayMode = "vxlan" | "wireguard";
 
