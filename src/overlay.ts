@@ -192,10 +192,10 @@ export class Overlay implements ExecutorOverlay {
       await sleep(clock, DRAIN_LOOK_MS, signal);
   }
 
-  /** For heartbeats; undefined before it is known: a process that has just started must not seem to have no networks. */
+  /** For heartbeats; undefined before it is known, which includes the bridges: having none would cut them off. */
   report(): NodeNetwork | undefined {
     const network = this.#network;
-    if (!network || !this.#state || !this.#bridges) return undefined;
+    if (!network || !this.#state) return undefined;
     const { mode, reason, publicKey } = this.#state;
     const faults = this.entries().flatMap(({ port, protocol, reason: why }) =>
       why === undefined ? [] : [{ port, protocol, reason: why }],

@@ -398,16 +398,22 @@ describe("a master that has just started", () => {
     const machine = await connected();
     const third = { node_id: "n3", underlay: "10.0.0.3", subnets: ["10.213.3.0/24"] };
     const networks = [{ network: DEFAULT, subnets: ["10.213.2.64/26", "10.213.3.64/26"] }];
-    machine.overlay.receive(network({ peers: [PEER, { ...third, public_key: "key" }], networks }));
+    const keyed = [PEER, third].map((peer) => ({ ...peer, public_key: `key of ${peer.node_id}` }));
+    machine.overlay.receive(network({ peers: keyed, networks }));
     const peers = [PEER, third];
     machine.overlay.receive(network({ peers, networks: [], unknown: ["n1", "n2", "n3"] }));
     await machine.clock.advance(10);
     expect(machine.bridges).toEqual([{ network: DEFAULT, remote: ["10.213.2.64/26", "10.213.3.64/26"] }]);
-    expect(machine.applied.at(-1)?.peers.at(-1)).toEqual({ ...third, public_key: "key" });
+    expect(machine.applied.at(-1)?.peers).toEqual(keyed);
+    // What is listed is what this node is known to have.
+    machine.overlay.receive(network({ peers: keyed, networks: [], unknown: ["n1"] }));
+    await machine.clock.advance(10);
+    expect(machine.bridges).toEqual([{ network: DEFAULT, remote: ["10.213.2.64/26", "10.213.3.64/26"] }]);
     // The second node has told of its networks: this one is not among them any more.
     machine.overlay.receive(network({ peers, networks: [{ network: DEFAULT, subnets: [] }], unknown: ["n3"] }));
     await machine.clock.advance(10);
     expect(machine.bridges).toEqual([{ network: DEFAULT, remote: ["10.213.3.64/26"] }]);
+    expect(machine.applied.at(-1)?.peers.map(({ public_key }) => public_key)).toEqual([undefined, "key of n3"]);
     machine.overlay.receive(network({ peers, networks: [] }));
     await machine.clock.advance(10);
     expect(machine.bridges).toEqual([{ network: DEFAULT, remote: [] }]);
