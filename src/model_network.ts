@@ -82,6 +82,8 @@ export const networkMessage = v.object({
   peers: v.array(networkPeer),
   /** The networks that this node shares with others, with their subnets there. */
   networks: v.array(v.object({ network: v.string(), subnets: strings })),
+  /** Nodes that this master has not heard of yet: what was known of their networks and keys still holds. */
+  unknown: v.exactOptional(strings),
 });
 export type NetworkMessage = v.InferOutput<typeof networkMessage>;
 

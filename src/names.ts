@@ -24,6 +24,7 @@
  */
 import { createHash } from "node:crypto";
 import type { Endpoint, ServiceEntry } from "./model_network.ts";
+import { parseAddress, parseRange, type Range } from "./subnet.ts";
 
 /** The cluster's top-level domain: no name below it is ever looked for anywhere else. */
 export const DOMAIN = "cacophony";
@@ -78,8 +79,6 @@ type Seat = { service: Service; endpoint: Endpoint; network: string };
 /** Scopes in the order in which they are looked at: networks, or `EVERYTHING`. */
 type Asker = { scopes: readonly string[]; jobs: ReadonlySet<string> };
 
-type Block = { first: number; size: number };
-
 /** The scope of the node itself; no network is named so. */
 const EVERYTHING = "";
 const NODE_ITSELF: Asker = { scopes: [EVERYTHING], jobs: new Set() };
@@ -91,21 +90,21 @@ const REVERSE_DOMAIN = ".in-addr.arpa";
 
 export class Names {
   readonly #random: () => number;
-  readonly #range: Block;
+  readonly #range: Range;
   readonly #services = new Map<string, Service>();
   /** Scope -> name -> its meanings there. */
   readonly #scopes = new Map<string, Map<string, Set<Match>>>();
   readonly #seats = new Map<string, Set<Seat>>();
   #dead: ReadonlySet<string> = new Set();
   #own: ReadonlySet<string> = new Set();
-  #subnets: (Block & { network: string })[] = [];
+  #subnets: (Range & { network: string })[] = [];
 
   /**
    * `range`: the cluster's addresses (CIDR); reverse names of it are never somebody else's.
    * @throws TypeError if `range` is no IPv4 CIDR.
    */
   constructor({ random, range }: { random: () => number; range: string }) {
-    const block = parseBlock(range);
+    const block = parseRange(range);
     if (!block) throw new TypeError(`the range of the cluster's network is no IPv4 CIDR: ${range}`);
     this.#random = random;
     this.#range = block;
@@ -150,7 +149,7 @@ export class Names {
     this.#own = new Set(addresses);
     this.#subnets = [...subnets].flatMap(([network, texts]) =>
       texts.flatMap((text) => {
-        const block = parseBlock(text);
+        const block = parseRange(text);
         return block ? [{ ...block, network }] : [];
       }),
     );
@@ -400,25 +399,6 @@ function dropFrom<T>(index: Map<string, Set<T>>, key: string, item: T): void {
   if (items?.size === 0) index.delete(key);
 }
 
-function parseBlock(text: string): Block | undefined {
-  const [, address = "", bits] = /^([0-9.]+)\/(3[0-2]|[12]?[0-9])$/.exec(text) ?? [];
-  const number = parseAddress(address);
-  if (number === undefined) return undefined;
-  const size = 2 ** (32 - Number(bits));
-  return { first: Math.floor(number / size) * size, size };
-}
-
-function parseAddress(text: string): number | undefined {
-  const octets = text.split(".");
-  if (octets.length !== 4) return undefined;
-  let number = 0;
-  for (const octet of octets) {
-    if (!/^[0-9]{1,3}$/.test(octet) || Number(octet) > 255) return undefined;
-    number = number * 256 + Number(octet);
-  }
-  return number;
-}
-
-function isIn({ first, size }: Block, address: number): boolean {
+function isIn({ first, size }: Range, address: number): boolean {
   return address >= first && address < first + size;
 }

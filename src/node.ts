@@ -12,7 +12,7 @@ import { createApi } from "./api.ts";
 import { systemClock } from "./clock.ts";
 import type { Identity, Settings } from "./data_dir.ts";
 import { DataDir, newIdentity } from "./data_dir.ts";
-import { openEngine } from "./docker.ts";
+import { type Engine, openEngine } from "./docker.ts";
 import { nodeLogins } from "./docker_login.ts";
 import { DnsServer } from "./dns_server.ts";
 import { EntryProxy } from "./entry_proxy.ts";
@@ -181,8 +181,9 @@ export class Node implements LocalNode {
       this.#data.save(this.#identity);
       if (this.#identity.role === "master") await this.#startMaster();
       this.#underlay = await underlayOf(this.#advertise);
-      this.#startOverlay(options);
-      this.#startExecutor(options);
+      const engine = openEngine(this.#identity.settings.docker_host ?? options.defaultDockerHost);
+      this.#startOverlay(options, engine);
+      this.#startExecutor(options, engine);
       this.#startSession();
     } catch (error) {
       await this.#listener.stop();
@@ -241,13 +242,16 @@ export class Node implements LocalNode {
     this.#membership.start();
   }
 
-  #startOverlay({ dockerLogins: { searchPath } }: StartOptions): void {
+  #startOverlay({ dockerLogins: { searchPath } }: StartOptions, { remote, host }: Engine): void {
     const log = this.#log;
     const common = { clock: systemClock, random: Math.random, log };
     const dns = new DnsServer({ ...common, names: { lookup: (question, from) => overlay.lookup(question, from) } });
     const overlay = new Overlay({
       ...common,
       kernel: new OverlayKernel({ log, searchPath }),
+      ...(remote && {
+        unfit: `the cluster's network needs the Docker Engine on the node's own machine; this node's is at ${host}`,
+      }),
       serveNames: (addresses) => void dns.listen(addresses),
       newEntries: (selfNodeId) => new EntryProxy({ ...common, selfNodeId }),
       dataDir: this.#data.path,
@@ -257,10 +261,8 @@ export class Node implements LocalNode {
     this.#overlay = overlay;
   }
 
-  #startExecutor({ defaultDockerHost, dockerLogins, secretRoots }: StartOptions): void {
+  #startExecutor({ dockerLogins, secretRoots }: StartOptions, engine: Engine): void {
     const { settings, seen_term, cluster_id, node_id } = this.#identity;
-    const dockerHost = settings.docker_host ?? defaultDockerHost;
-    const engine = openEngine(dockerHost);
     const overlay = this.#overlay;
     if (!overlay) throw new Error("the network comes first");
     const executor = new Executor({

@@ -11,7 +11,7 @@ import * as v from "valibot";
 import { type Clock, sleep, type Timer } from "./clock.ts";
 import type { EntryProxy, EntryStatus } from "./entry_proxy.ts";
 import { type ExecutorOverlay, type LocalAddresses, type LocalNetwork, SUBNET_BITS } from "./executor_networks.ts";
-import type { Log } from "./log.ts";
+import { describeError, type Log } from "./log.ts";
 import type { AllocationStatus } from "./model.ts";
 import {
   type DirectoryMessage,
@@ -30,6 +30,8 @@ import { contains, firstAddress, withoutFirst } from "./subnet.ts";
 
 export type OverlayOptions = {
   kernel: Pick<OverlayKernel, "supported" | "apply" | "remove">;
+  /** Why this machine can't take part, whatever its kernel can do; absent: it is tried. */
+  unfit?: string;
   /** Answers at these addresses of this machine and no others. */
   serveNames: (addresses: readonly string[]) => void;
   newEntries: (selfNodeId: string) => Pick<EntryProxy, "update" | "exclude" | "status" | "draining" | "stop">;
@@ -49,10 +51,17 @@ const NAME_TTL_MS = 1_000;
 const DRAIN_LOOK_MS = 50;
 /** After the kernel refused something. */
 const RETRY_MS = 1_000;
+/** Containers wait for the network that long, and are started without it then. */
+const MAX_FAILURES = 5;
+/** What keeps this machine out of the network may pass: an address that comes late, a lock that somebody held. */
+const CHOOSE_AGAIN_MS = 10_000;
 /** The directory is written so much later than it changed: it is for a process that starts without a master. */
 const SAVE_DELAY_MS = 1_000;
 
 const kept = v.object({ network: v.exactOptional(networkMessage), services: v.array(serviceEntry) });
+
+/** How a node takes part. `reason`: why not as the cluster asks. */
+type State = { mode: NetworkMode; reason?: string; publicKey?: string };
 
 export class Overlay implements ExecutorOverlay {
   readonly #options: OverlayOptions;
@@ -62,15 +71,22 @@ export class Overlay implements ExecutorOverlay {
   #names: Names | undefined;
   #entries: ReturnType<OverlayOptions["newEntries"]> | undefined;
   #network: NetworkMessage | undefined;
-  #bridges: readonly LocalNetwork[] = [];
+  /** Undefined before Docker was looked at: the kernel is left as the last process left it until then. */
+  #bridges: readonly LocalNetwork[] | undefined;
   #crossings: ReadonlyMap<string, Crossings> = new Map();
   /** What runs here; undefined before Docker was looked at. */
   #local: readonly AllocationStatus[] | undefined;
-  /** What this node does; undefined before it was tried. */
-  #state: { mode: NetworkMode; reason?: string; publicKey?: string } | undefined;
-  /** What the cluster asked for when that was tried. */
-  #tried: NetworkMode | undefined;
+  /** What this node does; undefined before it is done. */
+  #state: State | undefined;
+  /** What it is to do, what the cluster asked for when that was found out, and when to look again. */
+  #wanted: State | undefined;
+  #asked = "";
+  #chooseAt = Infinity;
+  /** Attempts that the kernel refused, in a row. */
+  #failures = 0;
   #problems = "";
+  /** What `#reachable` depends on, as it was last. */
+  #reach = "";
   #mtu: number | undefined;
   #fullAt = 0;
   #applying = false;
@@ -113,7 +129,7 @@ export class Overlay implements ExecutorOverlay {
   receive(message: NetworkMessage | DirectoryMessage): void {
     if (message.type === "network") {
       if (message.self.subnets.length > (this.#network?.self.subnets.length ?? 0)) this.#fullAt = 0;
-      this.#settle(message);
+      this.#settle(completed(message, this.#network));
       this.#apply();
     } else {
       this.#direct(message);
@@ -125,17 +141,20 @@ export class Overlay implements ExecutorOverlay {
     await this.#known.promise;
     const network = this.#network;
     if (!network) throw new Error("the network is known by now");
-    if (this.#state?.mode === "none") return { pools: [network.cidr] };
     const [first = "", ...others] = network.self.subnets;
     const dns = ownAddress(network);
     // The node's own address lies in the first subnet of its first block.
     const pools = [...withoutFirst(first, SUBNET_BITS), ...others];
+    // Its own blocks first: those networks will do when the node takes part one day.
+    if (this.#state?.mode === "none") return { pools: [...pools, network.cidr] };
     return { pools, ...(dns !== undefined && { dns }), ...(this.#mtu !== undefined && { mtu: this.#mtu }) };
   }
 
   setBridges(bridges: readonly LocalNetwork[]): void {
-    if (Bun.deepEquals(bridges, this.#bridges)) return;
-    this.#bridges = bridges;
+    // Docker lists them in any order.
+    const sorted = bridges.toSorted((one, other) => (one.network < other.network ? -1 : 1));
+    if (Bun.deepEquals(sorted, this.#bridges)) return;
+    this.#bridges = sorted;
     this.#apply();
     this.#options.onChange();
   }
@@ -164,15 +183,17 @@ export class Overlay implements ExecutorOverlay {
     const isIn = ({ endpoints }: ServiceEntry) => endpoints.some((one) => one.allocation_id === allocationId);
     const entry = [...this.#services.values()].find(isIn);
     const others = entry?.endpoints.some((one) => one.ready && one.allocation_id !== allocationId);
-    if (!others || this.#state?.mode === "none") return;
-    const end = clock.now() + Math.max(graceMs, NAME_TTL_MS);
-    await sleep(clock, NAME_TTL_MS, signal);
+    if (!others) return;
+    // A node that does without the network leaves names to Docker, which forgets them with the container.
+    const ttlMs = this.#state?.mode === "none" ? 0 : NAME_TTL_MS;
+    const end = clock.now() + Math.max(graceMs, ttlMs);
+    if (ttlMs > 0) await sleep(clock, ttlMs, signal);
     while (!signal.aborted && clock.now() < end && (this.#entries?.draining().get(allocationId) ?? 0) > 0)
       // oxlint-disable-next-line no-await-in-loop -- looks again until the last connection has ended
       await sleep(clock, DRAIN_LOOK_MS, signal);
   }
 
-  /** For heartbeats; undefined before it is known. */
+  /** For heartbeats; undefined before it is known, which includes the bridges: having none would cut them off. */
   report(): NodeNetwork | undefined {
     const network = this.#network;
     if (!network || !this.#state) return undefined;
@@ -196,11 +217,21 @@ export class Overlay implements ExecutorOverlay {
   #settle(network: NetworkMessage): void {
     const before = this.#network;
     this.#network = network;
-    if (before?.cidr === network.cidr && before.self.node_id === network.self.node_id) return;
-    const { random, newEntries } = this.#options;
-    this.#entries?.stop();
-    this.#names = new Names({ random, range: network.cidr });
-    this.#entries = newEntries(network.self.node_id);
+    if (before?.cidr !== network.cidr || before.self.node_id !== network.self.node_id) {
+      const { random, newEntries } = this.#options;
+      this.#entries?.stop();
+      this.#names = new Names({ random, range: network.cidr });
+      this.#entries = newEntries(network.self.node_id);
+    }
+    this.#follow();
+  }
+
+  /** Names and entries lead where this node reaches; looked at again when that has changed. */
+  #follow(): void {
+    const { cidr, self, peers } = this.#network ?? {};
+    const reach = JSON.stringify([cidr, self, peers, this.#state?.mode === "none"]);
+    if (reach === this.#reach) return;
+    this.#reach = reach;
     for (const entry of this.#services.values()) this.#put(entry);
     this.#lead();
   }
@@ -212,7 +243,7 @@ export class Overlay implements ExecutorOverlay {
     const network = this.#network;
     if (!network) return [];
     const remote = new Map(network.networks.map(({ network: name, subnets }) => [name, subnets]));
-    return this.#bridges
+    return (this.#bridges ?? [])
       .filter(({ subnet }) => network.self.subnets.some((block) => contains(block, subnet)))
       .map((bridge) => {
         const { guests = [], travellers = [] } = this.#crossings.get(bridge.network) ?? {};
@@ -234,7 +265,6 @@ export class Overlay implements ExecutorOverlay {
 
   async #run(): Promise<void> {
     const { clock, log } = this.#options;
-    let delayMs = REPAIR_MS;
     while (this.#again && !this.#stopped) {
       this.#again = false;
       try {
@@ -242,43 +272,43 @@ export class Overlay implements ExecutorOverlay {
         await this.#applyOnce();
       } catch (error) {
         log.warn("the cluster's network could not be set up here, trying again", { error });
-        delayMs = RETRY_MS;
+        this.#failures++;
+        // Containers are not to wait for ever for what may never be.
+        if (!this.#state && this.#failures >= MAX_FAILURES)
+          this.#enter({ mode: "none", reason: `the cluster's network could not be set up: ${describeError(error)}` });
       }
     }
     if (this.#stopped) return;
-    this.#timer = clock.after(delayMs, () => this.#apply());
+    this.#timer = clock.after(this.#failures > 0 ? RETRY_MS : REPAIR_MS, () => this.#apply());
   }
 
   async #applyOnce(): Promise<void> {
     const { kernel, serveNames, log } = this.#options;
     const network = this.#network;
     if (!network) return;
-    if (this.#tried !== network.mode) await this.#choose(network);
-    if (this.#state?.mode !== "none") {
-      const bridges = this.#shared();
-      const { cidr, self, peers } = network;
-      const done = await kernel.apply({
-        link: this.#link(network),
-        cidr,
-        self,
-        peers,
-        bridges,
-      });
-      this.#mtu = done.mtu;
-      const problems = done.problems.join("; ");
-      if (problems !== this.#problems && problems !== "") log.warn("the cluster's network has gaps here", { problems });
-      this.#problems = problems;
-      const own = ownAddress(network);
-      const addresses = own === undefined ? [] : [own];
-      const subnets = new Map(bridges.map(({ network: name, subnet }) => [name, [subnet]]));
-      this.#names?.setLocal({ addresses, subnets });
-      serveNames(addresses);
-    }
-    this.#known.resolve();
+    const wanted = await this.#choose(network);
+    const bridges = this.#shared();
+    const own = ownAddress(network);
+    if (wanted.mode === "none" || own === undefined) return this.#enter(wanted);
+    const subnets = new Map(bridges.map(({ network: name, subnet }) => [name, [subnet]]));
+    this.#names?.setLocal({ addresses: [own], subnets });
+    // The kernel is as the last process left it, and so are the containers that ask for names.
+    if (!this.#bridges) return serveNames([own]);
+    const { cidr, self, peers } = network;
+    const done = await kernel.apply({ link: this.#link(network, wanted), cidr, self, peers, bridges });
+    this.#failures = 0;
+    if (this.#stopped) return;
+    if (done.refused !== undefined) return this.#enter({ mode: "none", reason: done.refused });
+    this.#mtu = done.mtu;
+    const problems = done.problems.join("; ");
+    if (problems !== this.#problems && problems !== "") log.warn("the cluster's network has gaps here", { problems });
+    this.#problems = problems;
+    serveNames([own]);
+    this.#enter(wanted);
   }
 
-  #link({ self, peers }: NetworkMessage): KernelOverlay["link"] {
-    if (this.#state?.mode !== "wireguard") return { mode: "vxlan" };
+  #link({ self, peers }: NetworkMessage, { mode }: State): KernelOverlay["link"] {
+    if (mode !== "wireguard") return { mode: "vxlan" };
     const publicKeys = [self, ...peers].flatMap(({ node_id, public_key: key }) =>
       key === undefined ? [] : [[node_id, key] as const],
     );
@@ -286,20 +316,39 @@ export class Overlay implements ExecutorOverlay {
     return { mode: "wireguard", privateKey, publicKeys: new Map(publicKeys) };
   }
 
-  /** Finds out whether this machine can do what the cluster asks for. */
-  async #choose({ mode, reason: given, self }: NetworkMessage): Promise<void> {
-    const { kernel, log, dataDir, onChange } = this.#options;
-    const reason = mode === "none" ? given : await kernel.supported(mode, self.underlay);
-    const before = this.#state;
-    if (mode === "none" || reason !== undefined)
-      this.#state = { mode: "none", ...(reason !== undefined && { reason }) };
-    else if (mode === "wireguard") this.#state = { mode, publicKey: wireguardKeys(dataDir).publicKey };
-    else this.#state = { mode };
-    this.#tried = mode;
-    if (Bun.deepEquals(before, this.#state)) return;
-    if (before && before.mode !== "none") await kernel.remove(self.node_id);
+  /** Finds out whether this machine can do what the cluster asks for; anew when it asks for something else. */
+  async #choose({ mode, reason: given, self }: NetworkMessage): Promise<State> {
+    const { kernel, unfit, clock, dataDir, log } = this.#options;
+    const asked = JSON.stringify([mode, given, self.underlay]);
+    if (this.#wanted && this.#asked === asked && clock.now() < this.#chooseAt) return this.#wanted;
+    const reason = mode === "none" ? given : (unfit ?? (await kernel.supported(mode, self.underlay)));
+    const isUnfit = mode !== "none" && reason !== undefined;
+    // What an earlier process made goes only where the cluster says so, not because a try failed.
+    if (mode === "none" && this.#wanted?.mode !== "none") {
+      await kernel.remove(self.node_id).catch((error: unknown) => {
+        log.debug("what may be left of the cluster's network could not be removed", { error });
+      });
+    }
+    if (reason !== undefined) this.#wanted = { mode: "none", reason };
+    else if (mode === "wireguard") this.#wanted = { mode, publicKey: wireguardKeys(dataDir).publicKey };
+    else this.#wanted = { mode };
+    this.#asked = asked;
+    this.#chooseAt = isUnfit ? clock.now() + CHOOSE_AGAIN_MS : Infinity;
+    return this.#wanted;
+  }
+
+  /** From here on this is what the node does; containers may start. */
+  #enter(state: State): void {
+    const { log, onChange, serveNames } = this.#options;
+    const isNews = !Bun.deepEquals(this.#state, state);
+    this.#state = state;
+    if (state.mode === "none") serveNames([]);
+    this.#known.resolve();
+    if (!isNews) return;
+    const { mode, reason } = state;
     if (reason !== undefined)
       log.warn("containers of this node and of others cannot reach each other", { network: mode, reason });
+    this.#follow();
     onChange();
   }
 
@@ -344,13 +393,18 @@ export class Overlay implements ExecutorOverlay {
     this.#names?.remove(of);
   }
 
-  /** Networks with addresses of their own are the same on each node: such an address means nothing on another one. */
+  /**
+   * The entry with the addresses that lead to its replicas from here: of another node those in its blocks, for the others are of
+   * networks that end there, and mean nothing or something else on this node.
+   */
   #reachable(entry: ServiceEntry): ServiceEntry {
     const network = this.#network;
+    const peers = this.#state?.mode === "none" ? [] : (network?.peers ?? []);
     const endpoints = entry.endpoints.map((endpoint) => {
-      const isHere = endpoint.node_id === network?.self.node_id;
-      const isOurs = ({ address }: { address: string }) => network !== undefined && contains(network.cidr, address);
-      return isHere ? endpoint : { ...endpoint, addresses: endpoint.addresses.filter(isOurs) };
+      if (endpoint.node_id === network?.self.node_id) return endpoint;
+      const blocks = peers.find(({ node_id }) => node_id === endpoint.node_id)?.subnets ?? [];
+      const isReached = ({ address }: { address: string }) => blocks.some((block) => contains(block, address));
+      return { ...endpoint, addresses: endpoint.addresses.filter(isReached) };
     });
     return { ...entry, endpoints };
   }
@@ -438,6 +492,25 @@ function crossingsOf(services: Iterable<ServiceEntry>, { cidr, self }: NetworkMe
 
 function keyOf({ job_id, service_name }: { job_id: string; service_name: string }): string {
   return `${job_id}/${service_name}`;
+}
+
+/** The message with what was known before of nodes that the master has not heard of yet. */
+function completed(message: NetworkMessage, before: NetworkMessage | undefined): NetworkMessage {
+  const { unknown = [], ...rest } = message;
+  if (unknown.length === 0 || !before) return rest;
+  const isSelfUnknown = unknown.includes(message.self.node_id);
+  const blocks = message.peers.filter(({ node_id }) => unknown.includes(node_id)).flatMap(({ subnets }) => subnets);
+  const networks = new Map(rest.networks.map(({ network, subnets }) => [network, new Set(subnets)]));
+  for (const { network, subnets } of before.networks) {
+    const kept = subnets.filter((subnet) => isSelfUnknown || blocks.some((block) => contains(block, subnet)));
+    if (kept.length > 0) networks.set(network, new Set([...(networks.get(network) ?? []), ...kept]));
+  }
+  const keys = new Map(before.peers.map(({ node_id, public_key }) => [node_id, public_key]));
+  const peers = rest.peers.map((peer) => {
+    const key = peer.public_key ?? (unknown.includes(peer.node_id) ? keys.get(peer.node_id) : undefined);
+    return { ...peer, ...(key !== undefined && { public_key: key }) };
+  });
+  return { ...rest, peers, networks: [...networks].map(([network, subnets]) => ({ network, subnets: [...subnets] })) };
 }
 
 /** The node's own address in the cluster's network. */

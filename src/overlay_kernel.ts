@@ -21,6 +21,8 @@ export type OverlayState = {
   changed: string[];
   /** What can't be had, as sentences for people. */
   problems: string[];
+  /** Why nothing was done at all; absent: the node takes part. */
+  refused?: string;
   /** Largest packet that passes between nodes whole; job networks should have it. Undefined if the node is not connected. */
   mtu: number | undefined;
 };
@@ -66,9 +68,9 @@ export class OverlayKernel {
   apply(overlay: Overlay): Promise<OverlayState> {
     return this.#inTurn(async () => {
       const plan = planOverlay(overlay);
-      const { steps, problems, mtu } = overlayChanges(plan, await observeOverlay(this.#commands));
+      const { steps, problems, mtu, refused } = overlayChanges(plan, await observeOverlay(this.#commands));
       await this.#do(steps);
-      return { changed: steps.flatMap(inLines), problems, mtu };
+      return { changed: steps.flatMap(inLines), problems, mtu, ...(refused !== undefined && { refused }) };
     });
   }
 

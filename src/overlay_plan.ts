@@ -12,8 +12,8 @@
  */
 import { isIPv4 } from "node:net";
 import type { NetworkPeer } from "./model_network.ts";
-import { contains, firstAddress } from "./subnet.ts";
 import { changedRules, removedRules, wantedRules, type FirewallBridge, type Tables } from "./overlay_plan_firewall.ts";
+import { contains, firstAddress } from "./subnet.ts";
 
 export type OverlayMode = "vxlan" | "wireguard";
 
@@ -42,8 +42,11 @@ export type Overlay = {
 /** A command; `input` goes to its standard input. */
 export type OverlayStep = { argv: readonly string[]; input?: string };
 
-/** Commands in their order; what can't be had, as sentences for people; MTU of packets that fit between nodes. */
-export type OverlayChanges = { steps: OverlayStep[]; problems: string[]; mtu: number | undefined };
+/**
+ * Commands in their order; what can't be had, as sentences for people; MTU of packets that fit between nodes. `refused`: the
+ * problem that keeps the node out of the network.
+ */
+export type OverlayChanges = { steps: OverlayStep[]; problems: string[]; mtu: number | undefined; refused?: string };
 
 /**
  * UDP port that packets between nodes come to, in both modes: the one after the API's 9000, so that a firewall has one range
@@ -239,7 +242,7 @@ function wireguardConfig(
  */
 export function overlayChanges(plan: OverlayPlan, observed: ObservedOverlay): OverlayChanges {
   const refused = refusal(plan.owner, observed);
-  if (refused !== undefined) return { steps: [], problems: [refused], mtu: undefined };
+  if (refused !== undefined) return { steps: [], problems: [refused], mtu: undefined, refused };
   const under = observed.addresses.find(({ address, device }) => address === plan.underlay && device !== plan.device);
   const mtu = under && (under.device === LOOPBACK ? DEFAULT_MTU : under.mtu) - OVERHEAD[plan.mode];
   const conflicts = routeConflicts(plan, observed);

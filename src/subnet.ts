@@ -1,6 +1,6 @@
-/** @module IPv4 ranges in CIDR notation: comparing them, taking them apart, and finding a free one in a pool. */
+/** @module IPv4 addresses and ranges in CIDR notation: reading them, comparing them, taking them apart, and finding a free one in a pool. */
 
-type Range = { first: number; size: number };
+export type Range = { first: number; size: number };
 
 /** The first subnet of `bits` in `pool` that overlaps none of `taken` (CIDR texts; IPv6 ones don't matter here); undefined if none is left. */
 export function freeSubnet(
@@ -20,7 +20,7 @@ export function freeSubnet(
   return first + size <= range.first + range.size ? `${formatAddress(first)}/${bits}` : undefined;
 }
 
-/** Whether an address or a subnet lies in `range`. */
+/** Whether an address or a subnet lies in `range`; texts that are neither don't. */
 export function contains(range: string, text: string): boolean {
   const outer = parseRange(range);
   const inner = parseRange(text.includes("/") ? text : `${text}/32`);
@@ -44,12 +44,25 @@ export function withoutFirst(subnet: string, bits: number): string[] {
   return rest;
 }
 
-function parseRange(text: string): Range | undefined {
-  const [, a, b, c, d, bits] = /^(\d+)\.(\d+)\.(\d+)\.(\d+)\/(\d+)$/.exec(text) ?? [];
-  if (bits === undefined) return undefined;
+/** A subnet's first address and its size; undefined for what is no IPv4 one. */
+export function parseRange(text: string): Range | undefined {
+  const [, address = "", bits] = /^([0-9.]+)\/(3[0-2]|[12]?[0-9])$/.exec(text) ?? [];
+  const number = parseAddress(address);
+  if (number === undefined) return undefined;
   const size = 2 ** (32 - Number(bits));
-  const address = ((Number(a) * 256 + Number(b)) * 256 + Number(c)) * 256 + Number(d);
-  return { first: Math.floor(address / size) * size, size };
+  return { first: Math.floor(number / size) * size, size };
+}
+
+/** An IPv4 address as a number; undefined for any other text. */
+export function parseAddress(text: string): number | undefined {
+  const octets = text.split(".");
+  if (octets.length !== 4) return undefined;
+  let number = 0;
+  for (const octet of octets) {
+    if (!/^[0-9]{1,3}$/.test(octet) || Number(octet) > 255) return undefined;
+    number = number * 256 + Number(octet);
+  }
+  return number;
 }
 
 function formatAddress(address: number): string {

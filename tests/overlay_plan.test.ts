@@ -259,6 +259,7 @@ describe("planOverlay() and overlayChanges()", () => {
     expect(changes(overlay({ peers: [] }), { ...before, links })).toEqual({
       steps: [],
       problems: [problem],
+      refused: problem,
       mtu: undefined,
     });
     expect(overlayRemoval("n1", { ...before, links })).toEqual([]);

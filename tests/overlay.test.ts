@@ -1,0 +1,521 @@
+/** @module The node's side of the cluster's network, with a kernel that only takes notes. */
+import { afterAll, describe, expect, test } from "bun:test";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { LocalNetwork } from "../src/executor_networks.ts";
+import { silentLog } from "../src/log.ts";
+import type { AllocationStatus } from "../src/model.ts";
+import type { DirectoryMessage, Endpoint, NetworkMessage, ServiceEntry } from "../src/model_network.ts";
+import { Overlay, type OverlayOptions } from "../src/overlay.ts";
+import type { OverlayState } from "../src/overlay_kernel.ts";
+import type { Overlay as KernelOverlay } from "../src/overlay_plan.ts";
+import { seededRandom, VirtualClock } from "./virtual_clock.ts";
+
+const root = mkdtempSync(join(tmpdir(), "overlay-test-"));
+afterAll(() => rmSync(root, { recursive: true, force: true }));
+
+const BRIDGE: LocalNetwork = { network: "shop_default", device: "br-1", subnet: "10.213.1.64/26", internal: false };
+const DEFAULT = "shop_default";
+
+/** A machine with one process after another on it. */
+class Machine {
+  readonly clock = new VirtualClock();
+  readonly dataDir = mkdtempSync(join(root, "node-"));
+  readonly applied: KernelOverlay[] = [];
+  readonly removed: string[] = [];
+  /** Whose address was tried, in order. */
+  readonly asked: string[] = [];
+  served: readonly string[] = [];
+  /** What the entries were told last. */
+  led: readonly ServiceEntry[] = [];
+  excluded: string[] = [];
+  open = new Map<string, number>();
+  reports = 0;
+  unsupported: string | undefined;
+  fault: Error | undefined;
+  refused: string | undefined;
+  overlay: Overlay;
+  readonly #more: Partial<OverlayOptions>;
+  #starts = 0;
+
+  constructor(more: Partial<OverlayOptions> = {}) {
+    this.#more = more;
+    this.overlay = this.#start();
+  }
+
+  /** kill -9, and a new process. */
+  restart(): void {
+    this.served = [];
+    this.led = [];
+    this.applied.length = 0;
+    this.overlay = this.#start();
+  }
+
+  address(name: string, from = "127.0.0.1"): string[] | string {
+    const answer = this.overlay.lookup({ name, type: "A" }, from);
+    if (answer.state !== "found") return answer.state;
+    return answer.records.flatMap((record) => (record.type === "A" ? [record.address] : [])).toSorted();
+  }
+
+  get bridges(): { network: string; remote: readonly string[] }[] {
+    return (this.applied.at(-1)?.bridges ?? []).map(({ network, remote }) => ({ network, remote }));
+  }
+
+  #start(): Overlay {
+    const own = ++this.#starts;
+    const { clock } = this;
+    return new Overlay({
+      kernel: {
+        supported: async (_mode, underlay) => {
+          this.asked.push(underlay);
+          return this.unsupported;
+        },
+        apply: async (overlay): Promise<OverlayState> => {
+          if (this.fault) throw this.fault;
+          this.applied.push(overlay);
+          if (this.refused !== undefined)
+            return { changed: [], problems: [this.refused], mtu: undefined, refused: this.refused };
+          return { changed: [], problems: [], mtu: 1_450 };
+        },
+        remove: async (nodeId) => void this.removed.push(nodeId),
+      },
+      serveNames: (addresses) => (this.served = addresses),
+      newEntries: () => ({
+        update: (services) => (this.led = services),
+        exclude: (ids) => (this.excluded = [...ids]),
+        status: () => [],
+        draining: () => this.open,
+        stop: () => {},
+      }),
+      // Nothing goes on in a process that was killed.
+      clock: {
+        now: () => clock.now(),
+        after: (ms, fn) => clock.after(ms, () => void (own === this.#starts && fn())),
+      },
+      random: seededRandom(1),
+      log: silentLog,
+      dataDir: this.dataDir,
+      onChange: () => void this.reports++,
+      ...this.#more,
+    });
+  }
+}
+
+const PEER = { node_id: "n2", underlay: "10.0.0.2", subnets: ["10.213.2.0/24"] };
+
+function network(more: Partial<NetworkMessage> = {}): NetworkMessage {
+  return {
+    type: "network",
+    mode: "vxlan",
+    cidr: "10.213.0.0/16",
+    self: { node_id: "n1", underlay: "10.0.0.1", subnets: ["10.213.1.0/24"] },
+    peers: [PEER],
+    networks: [{ network: DEFAULT, subnets: ["10.213.2.64/26"] }],
+    ...more,
+  };
+}
+
+function endpoint(id: string, address: string, more: Partial<Endpoint> = {}): Endpoint {
+  const addresses = address === "" ? [] : [{ network: DEFAULT, address }];
+  return { allocation_id: id, slot: 1, node_id: "n2", ready: true, addresses, ...more };
+}
+
+function service(endpoints: Endpoint[], service_name = "db"): ServiceEntry {
+  return { job_id: "shop", service_name, aliases: [], ports: [], entries: [], endpoints };
+}
+
+function directory(services: ServiceEntry[], more: Partial<DirectoryMessage> = {}): DirectoryMessage {
+  return { type: "directory", full: true, services, gone: [], ...more };
+}
+
+function status(allocation_id: string, more: Partial<AllocationStatus> = {}): AllocationStatus {
+  return { allocation_id, state: "running", final: false, ports: [], restarts: 0, ...more };
+}
+
+/** A machine whose network is set up, with one job's bridge. */
+async function connected(): Promise<Machine> {
+  const machine = new Machine();
+  machine.overlay.setBridges([BRIDGE]);
+  machine.overlay.receive(network());
+  await machine.clock.advance(10);
+  return machine;
+}
+
+async function isPending(machine: Machine, promise: Promise<unknown>): Promise<boolean> {
+  let settled = false;
+  void promise.finally(() => (settled = true));
+  await machine.clock.advance(0);
+  return !settled;
+}
+
+describe("a node in the cluster's network", () => {
+  test("gives containers addresses beside its own, its name server and the MTU, once the kernel is set up", async () => {
+    const machine = new Machine();
+    const addresses = machine.overlay.addresses();
+    machine.overlay.receive(network());
+    expect(await isPending(machine, addresses)).toBe(true);
+    expect(machine.overlay.report()).toBeUndefined();
+    machine.overlay.setBridges([]);
+    await machine.clock.advance(10);
+    expect(await addresses).toEqual({ pools: ["10.213.1.64/26", "10.213.1.128/25"], dns: "10.213.1.1", mtu: 1_450 });
+    expect(machine.served).toEqual(["10.213.1.1"]);
+    expect(machine.overlay.report()).toEqual({ mode: "vxlan", networks: [], blocks: 1, full: false });
+  });
+
+  test("tells of its bridges in one order, and of those alone that have a subnet of its blocks", async () => {
+    const machine = await connected();
+    const other = { network: "a_front", device: "br-2", subnet: "10.213.1.128/26", internal: false };
+    const own = { network: "b_own", device: "br-3", subnet: "192.168.7.0/24", internal: false };
+    machine.overlay.setBridges([own, BRIDGE, other]);
+    await machine.clock.advance(10);
+    const told = machine.reports;
+    machine.overlay.setBridges([other, own, BRIDGE]);
+    await machine.clock.advance(10);
+    expect(machine.reports).toBe(told);
+    expect(machine.overlay.report()?.networks).toEqual([
+      { network: "a_front", subnet: "10.213.1.128/26" },
+      { network: DEFAULT, subnet: BRIDGE.subnet },
+    ]);
+    expect(machine.bridges).toEqual([
+      { network: "a_front", remote: [] },
+      { network: DEFAULT, remote: ["10.213.2.64/26"] },
+    ]);
+  });
+
+  test("says that its blocks are full until it has a further one", async () => {
+    const machine = await connected();
+    machine.overlay.noticeFull();
+    expect(machine.overlay.report()).toMatchObject({ blocks: 1, full: true });
+    const self = { ...network().self, subnets: ["10.213.1.0/24", "10.213.9.0/24"] };
+    machine.overlay.receive(network({ self }));
+    expect(machine.overlay.report()).toMatchObject({ blocks: 2, full: false });
+    expect((await machine.overlay.addresses()).pools).toEqual(["10.213.1.64/26", "10.213.1.128/25", "10.213.9.0/24"]);
+  });
+
+  test("puts back what somebody took away within 5 s", async () => {
+    const machine = await connected();
+    const before = machine.applied.length;
+    await machine.clock.advance(5_100);
+    expect(machine.applied.length).toBe(before + 1);
+  });
+
+  test("takes its network away when it stops with nothing running, and only then", async () => {
+    for (const [statuses, removed] of [
+      [[], ["n1"]],
+      [[status("a", { state: "exited" })], ["n1"]],
+      [[status("a")], []],
+      [undefined, []],
+    ] as const) {
+      const machine = await connected();
+      if (statuses) machine.overlay.setLocal(statuses);
+      await machine.overlay.stop();
+      expect(machine.removed).toEqual([...removed]);
+    }
+  });
+});
+
+describe("a node outside of the cluster's network", () => {
+  test("starts containers all the same, keeps to its own blocks first, and says why", async () => {
+    const machine = new Machine();
+    machine.overlay.receive(network({ mode: "none", reason: "there is no block left" }));
+    await machine.clock.advance(10);
+    expect(await machine.overlay.addresses()).toEqual({
+      pools: ["10.213.1.64/26", "10.213.1.128/25", "10.213.0.0/16"],
+    });
+    machine.overlay.setBridges([BRIDGE]);
+    expect(machine.overlay.report()).toMatchObject({ mode: "none", reason: "there is no block left", networks: [] });
+    expect({ applied: machine.applied, served: machine.served }).toEqual({ applied: [], served: [] });
+    const without = network({ mode: "none", self: { node_id: "n1", underlay: "", subnets: [] } });
+    machine.overlay.receive(without);
+    await machine.clock.advance(10);
+    expect(await machine.overlay.addresses()).toEqual({ pools: ["10.213.0.0/16"] });
+    expect(machine.overlay.report()?.reason).toBeUndefined();
+  });
+
+  test("tries again what its machine could not do, and leaves the kernel alone meanwhile", async () => {
+    const machine = new Machine();
+    machine.unsupported = "the node needs root";
+    machine.overlay.setBridges([BRIDGE]);
+    machine.overlay.receive(network());
+    await machine.clock.advance(9_000);
+    expect(machine.overlay.report()).toMatchObject({ mode: "none", reason: "the node needs root" });
+    expect([machine.asked.length, machine.applied, machine.removed]).toEqual([1, [], []]);
+    machine.unsupported = undefined;
+    await machine.clock.advance(6_000);
+    expect(machine.overlay.report()).toMatchObject({ mode: "vxlan" });
+    expect(machine.served).toEqual(["10.213.1.1"]);
+  });
+
+  test("is tried with another address as soon as the master tells of it", async () => {
+    const machine = new Machine();
+    machine.unsupported = "10.0.0.1 is none of this machine's addresses";
+    machine.overlay.setBridges([BRIDGE]);
+    machine.overlay.receive(network());
+    await machine.clock.advance(10);
+    machine.unsupported = undefined;
+    machine.overlay.receive(network({ self: { ...network().self, underlay: "10.0.0.7" } }));
+    await machine.clock.advance(10);
+    expect(machine.asked).toEqual(["10.0.0.1", "10.0.0.7"]);
+    expect(machine.overlay.report()).toMatchObject({ mode: "vxlan" });
+  });
+
+  test("is never tried where its Docker Engine is on another machine", async () => {
+    const machine = new Machine({ unfit: "the Engine is elsewhere" });
+    machine.overlay.setBridges([BRIDGE]);
+    machine.overlay.receive(network());
+    await machine.clock.advance(60_000);
+    expect(machine.overlay.report()).toMatchObject({ mode: "none", reason: "the Engine is elsewhere" });
+    expect([machine.asked, machine.applied]).toEqual([[], []]);
+  });
+
+  test("is the second one on a machine: the first one's device stays, and containers get no name server", async () => {
+    const machine = new Machine();
+    machine.refused = "the network device cvx is that of node n0";
+    machine.overlay.setBridges([BRIDGE]);
+    machine.overlay.receive(network());
+    await machine.clock.advance(10);
+    expect(machine.overlay.report()).toMatchObject({ mode: "none", reason: machine.refused });
+    expect(await machine.overlay.addresses()).not.toHaveProperty("dns");
+    expect(machine.served).toEqual([]);
+    machine.refused = undefined;
+    await machine.clock.advance(5_100);
+    expect(machine.overlay.report()).toMatchObject({ mode: "vxlan" });
+  });
+
+  test("lets containers wait a few seconds for a kernel that fails, not for ever", async () => {
+    const machine = new Machine();
+    machine.fault = new Error("Another app is currently holding the xtables lock");
+    machine.overlay.setBridges([BRIDGE]);
+    machine.overlay.receive(network());
+    const addresses = machine.overlay.addresses();
+    await machine.clock.advance(3_000);
+    expect(await isPending(machine, addresses)).toBe(true);
+    await machine.clock.advance(3_000);
+    expect(await addresses).not.toHaveProperty("dns");
+    expect(machine.overlay.report()?.reason).toContain("xtables lock");
+    machine.fault = undefined;
+    await machine.clock.advance(1_100);
+    expect(machine.overlay.report()).toMatchObject({ mode: "vxlan" });
+    // Containers have the name server now: it stays, whatever the kernel says later.
+    machine.fault = new Error("again");
+    await machine.clock.advance(60_000);
+    expect(machine.served).toEqual(["10.213.1.1"]);
+    expect(machine.overlay.report()).toMatchObject({ mode: "vxlan" });
+  });
+});
+
+describe("names and entries", () => {
+  test("lead to another node's replicas in its blocks alone", async () => {
+    const machine = await connected();
+    machine.overlay.receive(
+      directory([
+        service([
+          endpoint("a", "10.213.2.66"),
+          endpoint("b", "10.213.0.2"),
+          endpoint("c", "192.168.7.2"),
+          endpoint("d", "10.213.3.66", { node_id: "n3" }),
+          endpoint("e", "192.168.9.2", { node_id: "n1" }),
+        ]),
+      ]),
+    );
+    expect(machine.address("db.shop")).toEqual(["10.213.2.66", "192.168.9.2"]);
+    const [led] = machine.led;
+    expect(led?.endpoints.map(({ addresses }) => addresses.length)).toEqual([1, 0, 0, 0, 1]);
+    // The third node comes in, and its replicas with it.
+    machine.overlay.receive(
+      network({ peers: [PEER, { node_id: "n3", underlay: "10.0.0.3", subnets: ["10.213.3.0/24"] }] }),
+    );
+    expect(machine.address("db.shop")).toEqual(["10.213.2.66", "10.213.3.66", "192.168.9.2"]);
+    expect(machine.led[0]?.endpoints[3]?.addresses).toHaveLength(1);
+  });
+
+  test("stay on the node where it does without the network", async () => {
+    const machine = new Machine();
+    machine.overlay.receive(
+      directory([service([endpoint("a", "10.213.2.66"), endpoint("e", "10.213.1.70", { node_id: "n1" })])]),
+    );
+    machine.overlay.receive(network({ mode: "none" }));
+    await machine.clock.advance(10);
+    expect(machine.led[0]?.endpoints.map(({ addresses }) => addresses.length)).toEqual([0, 1]);
+  });
+
+  test("leave out what this node sees to be ended or unwell, before the master does", async () => {
+    const machine = await connected();
+    const mine = (id: string, address: string) => endpoint(id, address, { node_id: "n1" });
+    const all = [
+      mine("a", "10.213.1.66"),
+      mine("b", "10.213.1.67"),
+      mine("c", "10.213.1.68"),
+      mine("d", "10.213.1.69"),
+    ];
+    machine.overlay.receive(directory([service([...all, endpoint("e", "10.213.2.70")])]));
+    expect(machine.address("db.shop")).toHaveLength(5);
+    machine.overlay.setLocal([
+      status("a"),
+      status("b", { health: "unhealthy" }),
+      status("c", { state: "stopping" }),
+      status("x"),
+    ]);
+    expect(machine.address("db.shop")).toEqual(["10.213.1.66", "10.213.2.70"]);
+    expect(machine.excluded.toSorted()).toEqual(["b", "c", "d"]);
+    machine.overlay.receive(directory([service([mine("f", "10.213.1.71")], "cache")], { full: false }));
+    expect(machine.address("cache.shop")).toEqual([]);
+  });
+
+  test("follow changes, removals, and a full picture that lacks what was there", async () => {
+    const machine = await connected();
+    machine.overlay.receive(
+      directory([service([endpoint("a", "10.213.2.66")]), service([endpoint("b", "10.213.2.67")], "web")]),
+    );
+    machine.overlay.receive(directory([service([endpoint("c", "10.213.2.68")])], { full: false }));
+    expect([machine.address("db.shop"), machine.address("web.shop")]).toEqual([["10.213.2.68"], ["10.213.2.67"]]);
+    machine.overlay.receive(directory([], { full: false, gone: [{ job_id: "shop", service_name: "db" }] }));
+    expect([machine.address("db.shop"), machine.address("web.shop")]).toEqual(["not_ours", ["10.213.2.67"]]);
+    machine.overlay.receive(directory([service([endpoint("a", "10.213.2.66")])]));
+    expect([machine.address("db.shop"), machine.address("web.shop")]).toEqual([["10.213.2.66"], "not_ours"]);
+    expect(machine.led).toHaveLength(1);
+  });
+});
+
+describe("a master that has just started", () => {
+  test("takes no names away of replicas that it has not heard of", async () => {
+    const machine = await connected();
+    machine.overlay.receive(
+      directory([service([endpoint("a", "10.213.2.66"), endpoint("b", "10.213.2.67", { slot: 2 })])]),
+    );
+    const unknown = (id: string) => endpoint(id, "", { ready: false, unknown: true });
+    machine.overlay.receive(directory([service([unknown("a"), unknown("b"), unknown("new")])]));
+    expect(machine.address("db.shop")).toEqual(["10.213.2.66", "10.213.2.67"]);
+    // Each becomes known on its own; that of the other holds on.
+    machine.overlay.receive(directory([service([endpoint("a", "10.213.2.99"), unknown("b")])], { full: false }));
+    expect(machine.address("db.shop")).toEqual(["10.213.2.67", "10.213.2.99"]);
+    machine.overlay.receive(directory([service([endpoint("a", "10.213.2.99")])], { full: false }));
+    expect(machine.address("db.shop")).toEqual(["10.213.2.99"]);
+  });
+
+  test("closes no way to networks of nodes that it has not heard of", async () => {
+    const machine = await connected();
+    const third = { node_id: "n3", underlay: "10.0.0.3", subnets: ["10.213.3.0/24"] };
+    const networks = [{ network: DEFAULT, subnets: ["10.213.2.64/26", "10.213.3.64/26"] }];
+    const keyed = [PEER, third].map((peer) => ({ ...peer, public_key: `key of ${peer.node_id}` }));
+    machine.overlay.receive(network({ peers: keyed, networks }));
+    const peers = [PEER, third];
+    machine.overlay.receive(network({ peers, networks: [], unknown: ["n1", "n2", "n3"] }));
+    await machine.clock.advance(10);
+    expect(machine.bridges).toEqual([{ network: DEFAULT, remote: ["10.213.2.64/26", "10.213.3.64/26"] }]);
+    expect(machine.applied.at(-1)?.peers).toEqual(keyed);
+    // What is listed is what this node is known to have.
+    machine.overlay.receive(network({ peers: keyed, networks: [], unknown: ["n1"] }));
+    await machine.clock.advance(10);
+    expect(machine.bridges).toEqual([{ network: DEFAULT, remote: ["10.213.2.64/26", "10.213.3.64/26"] }]);
+    // The second node has told of its networks: this one is not among them any more.
+    machine.overlay.receive(network({ peers, networks: [{ network: DEFAULT, subnets: [] }], unknown: ["n3"] }));
+    await machine.clock.advance(10);
+    expect(machine.bridges).toEqual([{ network: DEFAULT, remote: ["10.213.3.64/26"] }]);
+    expect(machine.applied.at(-1)?.peers.map(({ public_key }) => public_key)).toEqual([undefined, "key of n3"]);
+    machine.overlay.receive(network({ peers, networks: [] }));
+    await machine.clock.advance(10);
+    expect(machine.bridges).toEqual([{ network: DEFAULT, remote: [] }]);
+    expect(machine.applied.at(-1)?.peers.at(-1)).toEqual(third);
+  });
+});
+
+describe("a process that starts without a master", () => {
+  test("answers as the last one did, and leaves the kernel alone until Docker was looked at", async () => {
+    const machine = await connected();
+    machine.overlay.receive(directory([service([endpoint("a", "10.213.2.66")])]));
+    await machine.clock.advance(1_100);
+    machine.restart();
+    await machine.clock.advance(10);
+    expect(machine.address("db.shop")).toEqual(["10.213.2.66"]);
+    expect(machine.led).toHaveLength(1);
+    expect(machine.served).toEqual(["10.213.1.1"]);
+    await machine.clock.advance(20_000);
+    expect(machine.applied).toEqual([]);
+    machine.overlay.setBridges([BRIDGE]);
+    await machine.clock.advance(10);
+    expect(machine.bridges).toEqual([{ network: DEFAULT, remote: ["10.213.2.64/26"] }]);
+    expect(await machine.overlay.addresses()).toMatchObject({ dns: "10.213.1.1" });
+  });
+
+  test("begins anew where the file cannot be read", async () => {
+    const machine = await connected();
+    await machine.clock.advance(1_100);
+    for (const text of ["", "{", '{"services": 3}', '{"services": [], "network": {"mode": "none"}}']) {
+      writeFileSync(join(machine.dataDir, "network.json"), text);
+      machine.restart();
+      expect(machine.address("db.shop")).toBe("not_ours");
+      machine.overlay.setBridges([]);
+      machine.overlay.receive(network());
+      await machine.clock.advance(10);
+      expect(machine.overlay.report()).toMatchObject({ mode: "vxlan" });
+    }
+  });
+
+  test("takes the id that the master gives it", async () => {
+    const machine = await connected();
+    machine.overlay.receive(directory([service([endpoint("a", "10.213.1.66", { node_id: "n0" })])]));
+    expect(machine.address("db.shop")).toEqual([]);
+    machine.overlay.receive(network({ self: { ...network().self, node_id: "n0" } }));
+    await machine.clock.advance(10);
+    expect(machine.address("db.shop")).toEqual(["10.213.1.66"]);
+    expect(machine.led).toHaveLength(1);
+  });
+});
+
+describe("drain()", () => {
+  const stopping = endpoint("a", "10.213.1.66", { node_id: "n1", ready: false });
+  const other = endpoint("b", "10.213.2.66", { slot: 2 });
+
+  /** Milliseconds until the replica may be stopped. */
+  async function waited(machine: Machine, graceMs = 10_000, signal = new AbortController().signal): Promise<number> {
+    const begin = machine.clock.now();
+    let end: number | undefined;
+    void machine.overlay.drain("a", { graceMs, signal }).then(() => (end = machine.clock.now()));
+    await machine.clock.until(() => end !== undefined, { limitMs: 60_000 });
+    return (end ?? 0) - begin;
+  }
+
+  test("waits until nobody has the name server's answer any more, where another replica can take over", async () => {
+    const machine = await connected();
+    machine.overlay.receive(directory([service([stopping, other])]));
+    expect(await waited(machine)).toBe(1_000);
+    expect(await waited(machine, 0)).toBe(1_000);
+  });
+
+  test("does not wait where no other can, nor for a service that is gone", async () => {
+    const machine = await connected();
+    machine.overlay.receive(directory([service([stopping, { ...other, ready: false }])]));
+    expect(await waited(machine)).toBe(0);
+    machine.overlay.receive(directory([]));
+    expect(await waited(machine)).toBe(0);
+  });
+
+  test("waits for connections through the node's entries, no longer than the grace period", async () => {
+    const machine = await connected();
+    machine.overlay.receive(directory([service([stopping, other])]));
+    machine.open.set("a", 2);
+    expect(await waited(machine, 4_000)).toBe(4_000);
+    machine.clock.after(2_000, () => machine.open.delete("a"));
+    expect(await waited(machine)).toBe(2_000);
+  });
+
+  test("does not wait for names where Docker answers them", async () => {
+    const machine = new Machine();
+    machine.overlay.receive(network({ mode: "none" }));
+    await machine.clock.advance(10);
+    machine.overlay.receive(directory([service([stopping, other])]));
+    expect(await waited(machine)).toBe(0);
+    machine.open.set("a", 1);
+    expect(await waited(machine, 500)).toBe(500);
+  });
+
+  test("ends when the executor stops", async () => {
+    const machine = await connected();
+    machine.overlay.receive(directory([service([stopping, other])]));
+    const executor = new AbortController();
+    machine.clock.after(200, () => executor.abort());
+    expect(await waited(machine, 10_000, executor.signal)).toBe(200);
+  });
+});
