@@ -182,7 +182,7 @@ export function containerOptions(spec: ServiceSpec, context: ContainerContext): 
       StopSignal: spec.stop_signal,
       Tty: spec.tty,
       OpenStdin: spec.stdin_open,
-      ExposedPorts: exposedPorts(spec),
+      ExposedPorts: exposed(spec),
       Healthcheck: spec.healthcheck && healthcheck(spec.healthcheck),
     }),
     HostConfig: hostConfig(spec, context),
@@ -283,16 +283,27 @@ function labels(spec: ServiceSpec, context: ContainerContext): Record<string, st
   ]);
 }
 
-function exposedPorts({ ports, expose = [] }: ServiceSpec): Record<string, Record<string, never>> | undefined {
-  const names = [
-    ...ports.map((port) => `${port.container_port}/${port.protocol}`),
-    ...expose.flatMap((entry) => {
-      const [range = "", protocol = "tcp"] = entry.split("/");
+function exposed(spec: ServiceSpec): Record<string, Record<string, never>> | undefined {
+  const names = exposedPorts(spec).map(({ container_port, protocol }) => `${container_port}/${protocol}`);
+  return names.length === 0 ? undefined : record(names.map((name) => [name, {}]));
+}
+
+type ExposedPort = Pick<ServiceSpec["ports"][number], "container_port" | "protocol">;
+
+/** The ports of the container that its document tells of, published or not. */
+export function exposedPorts({ ports, expose = [] }: ServiceSpec): ExposedPort[] {
+  return [
+    ...ports.map(({ container_port, protocol }) => ({ container_port, protocol })),
+    ...expose.flatMap((entry): ExposedPort[] => {
+      const [range = "", written] = entry.split("/");
       const [first = 0, last = first] = range.split("-").map(Number);
-      return Array.from({ length: Math.max(0, last - first + 1) }, (_, index) => `${first + index}/${protocol}`);
+      const protocol = written === "udp" || written === "sctp" ? written : "tcp";
+      return Array.from({ length: Math.max(0, last - first + 1) }, (_, index) => ({
+        container_port: first + index,
+        protocol,
+      }));
     }),
   ];
-  return names.length === 0 ? undefined : record(names.map((name) => [name, {}]));
 }
 
 function healthcheck(check: NonNullable<ServiceSpec["healthcheck"]>): NonNullable<CreateBody["Healthcheck"]> {

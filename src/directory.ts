@@ -5,8 +5,8 @@
  */
 import type { Clock, Timer } from "./clock.ts";
 import { type ClusterState, type ServiceKey, serviceKey } from "./cluster_state.ts";
-import { networkName } from "./container_options.ts";
-import type { AllocationRecord, JobServiceRecord, ServiceSpec } from "./model.ts";
+import { exposedPorts, networkName } from "./container_options.ts";
+import type { AllocationRecord, ServiceSpec } from "./model.ts";
 import type {
   DirectoryMessage,
   Endpoint,
@@ -18,6 +18,8 @@ import type {
 
 /** Changes of this span are one message: a name is to be known within milliseconds of its replica's start. */
 const FLUSH_DELAY_MS = 5;
+/** Ports of a service that names lead to; `expose: 1-65535` would be megabytes for every node. */
+const MAX_PORTS = 256;
 
 export type DirectoryOptions = {
   state: ClusterState;
@@ -184,12 +186,13 @@ export class Directory {
     const service = state.liveJob(job_id)?.services.find((one) => one.service_name === service_name);
     const spec = service && state.specs.get(service.spec_hash);
     if (!service || !spec) return undefined;
+    const entries = service.rules.entries ?? [];
     return {
       job_id,
       service_name,
       aliases: aliasesOf(spec, job_id),
-      ports: portsOf(spec),
-      entries: entriesOf(service),
+      ports: portsOf(spec, entries),
+      entries,
       endpoints: state
         .allocationsOf(serviceKey({ job_id, service_name }))
         .toSorted((a, b) => a.slot - b.slot || (a.allocation_id < b.allocation_id ? -1 : 1))
@@ -210,10 +213,6 @@ export class Directory {
   }
 }
 
-function entriesOf({ rules }: JobServiceRecord): ServiceEntry["entries"] {
-  return rules.entries ?? [];
-}
-
 function aliasesOf(spec: ServiceSpec, jobId: string): ServiceEntry["aliases"] {
   const everywhere = spec.network_aliases ?? [];
   if (spec.network_mode) return [];
@@ -225,14 +224,12 @@ function aliasesOf(spec: ServiceSpec, jobId: string): ServiceEntry["aliases"] {
 }
 
 /** What containers listen on, as far as the document tells. */
-function portsOf(spec: ServiceSpec): ServiceEntry["ports"] {
-  const ports = new Map<string, ServiceEntry["ports"][number]>();
-  for (const { container_port, protocol } of spec.ports)
-    ports.set(`${container_port}/${protocol}`, { container_port, protocol });
-  for (const text of spec.expose ?? []) {
-    const [, number = "", protocol] = /^(\d+)\/(tcp|udp|sctp)$/.exec(text) ?? [];
-    if (protocol === "tcp" || protocol === "udp" || protocol === "sctp")
-      ports.set(text, { container_port: Number(number), protocol });
-  }
-  return [...ports.values()];
+function portsOf(spec: ServiceSpec, entries: ServiceEntry["entries"]): ServiceEntry["ports"] {
+  const ports = new Map(
+    [...entries, ...exposedPorts(spec)].map(({ container_port, protocol }) => [
+      `${container_port}/${protocol}`,
+      { container_port, protocol },
+    ]),
+  );
+  return [...ports.values()].slice(0, MAX_PORTS);
 }

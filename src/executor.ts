@@ -124,8 +124,6 @@ export class Executor {
   #others: Container[] = [];
   /** Names of all volumes, unless they are too many to tell. */
   #volumes: string[] | undefined;
-  /** Names of all networks, as those of volumes. */
-  #networks: string[] | undefined;
   readonly #inspections = new Map<string, Inspection>();
   readonly #inspectionSlots = new Slots(INSPECTIONS_AT_ONCE);
   /** Containers whose last inspection failed. */
@@ -283,13 +281,14 @@ export class Executor {
       const cluster = labels.get(LABELS.cluster);
       return cluster === undefined ? [] : [{ container_id: id, name, cluster_id: cluster }];
     });
-    const [volumes, networks] = [this.#volumes, this.#networks];
+    const volumes = this.#volumes;
+    const networks = this.#looked ? this.#worker?.networks.names : undefined;
     const noSecrets = this.#worker?.secrets.fault;
     return {
       ...(resources && { resources }),
       engine: this.#connection.status,
       ...(volumes && { volumes }),
-      ...(networks && { networks }),
+      ...(networks && networks.size <= MAX_NAMES && { networks: [...networks].sort() }),
       ...(noSecrets !== undefined && { no_secrets: noSecrets }),
       foreign,
     };
@@ -311,13 +310,12 @@ export class Executor {
   /** Looks at all containers. Only those that are new or look different are inspected. */
   async #look(): Promise<void> {
     const unsure = [...this.#memories].filter(([, memory]) => memory.unsure).map(([id]) => id);
-    const [all, volumes, networks = []] = await Promise.all([
+    const [all, volumes] = await Promise.all([
       this.#engine.list(),
       this.#engine.volumes([]),
       this.#worker?.networks.look(),
     ]);
     this.#volumes = volumes.length <= MAX_NAMES ? volumes.map(({ name }) => name).sort() : undefined;
-    this.#networks = networks.length <= MAX_NAMES ? networks.sort() : undefined;
     const own = new Map(
       all.filter((container) => this.#isOwn(container)).map((container) => [container.id, container]),
     );

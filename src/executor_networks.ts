@@ -68,6 +68,8 @@ export class JobNetworks {
   readonly #routes: () => string[];
   /** The networks that were made for jobs of ours, by name, as last seen. */
   readonly #known = new Map<string, Known>();
+  /** The names of all networks on the node, as last seen. */
+  #names: ReadonlySet<string> = new Set();
   /** One piece of work per job at a time; a removal and a start must not overtake each other. */
   readonly #work = new Map<string, Promise<unknown>>();
   /** Subnets of networks that are just being made. */
@@ -97,11 +99,14 @@ export class JobNetworks {
     return `${jobId}_default`;
   }
 
-  /** Looks which networks there are; returns the names of all. */
-  async look(): Promise<string[]> {
-    const networks = await this.#engine.networks();
-    this.#learn(networks);
-    return networks.map(({ name }) => name);
+  /** The names of all networks on the node, also those of others. */
+  get names(): ReadonlySet<string> {
+    return this.#names;
+  }
+
+  /** Looks which networks there are. */
+  async look(): Promise<void> {
+    this.#learn(await this.#engine.networks());
   }
 
   /**
@@ -158,6 +163,8 @@ export class JobNetworks {
           const own = [...this.#known].filter(([, known]) => known.jobId === jobId);
           this.forget(jobId);
           await Promise.all(own.map(([, { id }]) => this.#engine.removeNetwork(id)));
+          const gone = new Set(own.map(([name]) => name));
+          this.#names = new Set([...this.#names].filter((name) => !gone.has(name)));
           this.#onChange();
         }),
       ),
@@ -223,6 +230,7 @@ export class JobNetworks {
   }
 
   #learn(networks: readonly EngineNetwork[]): void {
+    this.#names = new Set(networks.map(({ name }) => name));
     this.#known.clear();
     for (const { id, name, labels, bridge } of networks) {
       const jobId = labels.get(LABELS.job);
