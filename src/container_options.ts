@@ -291,8 +291,14 @@ function stopTimeout({ stop_grace_period_ms: graceMs }: ServiceSpec): number | u
   return graceMs === DOCKER_STOP_TIMEOUT_S * 1000 ? undefined : Math.trunc(graceMs / 1000);
 }
 
-function exposedPorts({ ports, expose = [] }: ServiceSpec): Record<string, Record<string, never>> | undefined {
-  const names = [
+function exposedPorts(spec: ServiceSpec): Record<string, Record<string, never>> | undefined {
+  const names = listeningPorts(spec);
+  return names.length === 0 ? undefined : record(names.map((name) => [name, {}]));
+}
+
+/** The ports that Docker publishes and those that the document exposes, as `80/tcp`. */
+export function listeningPorts({ ports, expose = [] }: ServiceSpec): string[] {
+  return [
     ...ports.map((port) => `${port.container_port}/${port.protocol}`),
     ...expose.flatMap((entry) => {
       const [range = "", protocol = "tcp"] = entry.split("/");
@@ -300,7 +306,6 @@ function exposedPorts({ ports, expose = [] }: ServiceSpec): Record<string, Recor
       return Array.from({ length: Math.max(0, last - first + 1) }, (_, index) => `${first + index}/${protocol}`);
     }),
   ];
-  return names.length === 0 ? undefined : record(names.map((name) => [name, {}]));
 }
 
 function healthcheck(check: NonNullable<ServiceSpec["healthcheck"]>): NonNullable<CreateBody["Healthcheck"]> {
