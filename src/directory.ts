@@ -104,7 +104,7 @@ export class Directory {
     const looked = [...this.#dirty];
     this.#dirty.clear();
     // Also where nodes hear of nothing new: a replica's state is more than whether it is ready.
-    for (const listener of this.#listeners) listener(looked);
+    if (looked.length > 0) for (const listener of this.#listeners) listener(looked);
     if (services.length === 0 && gone.length === 0) return;
     for (const { send } of this.#links.values()) send({ type: "directory", full: false, services, gone });
   }
@@ -115,13 +115,16 @@ export class Directory {
     return () => this.#listeners.delete(listener);
   }
 
-  /** A service as it was sent last. */
+  /** A service as nodes know it. */
   entry(key: ServiceKey): ServiceEntry | undefined {
+    // Who asks for what he has just put is to find it.
+    if (this.#dirty.has(key)) this.flush();
     return this.#entries.get(key)?.entry;
   }
 
-  /** All services, as they were sent last. */
+  /** All services, as nodes know them. */
   entries(): ServiceEntry[] {
+    if (this.#dirty.size > 0) this.flush();
     return Array.from(this.#entries.values(), ({ entry }) => entry);
   }
 
@@ -142,12 +145,15 @@ export class Directory {
     const { state, network } = this.#options;
     const node = state.nodes.get(nodeId);
     if (!node) return undefined;
-    const self = this.#peer(nodeId) ?? { node_id: nodeId, underlay: "", subnets: [] };
+    const { underlay = "", subnets = [] } = node;
+    const key = state.views.get(nodeId)?.overlay?.public_key;
+    const self = { node_id: nodeId, underlay, subnets, ...(key !== undefined && { public_key: key }) };
     const wanted = network();
-    const reason = node.subnets
-      ? "it has no IPv4 address that other nodes reach: give it one with --advertise-addr"
-      : `the cluster's range ${wanted.cidr} has no block left for it`;
-    const isIn = wanted.mode === "none" || self.subnets.length > 0;
+    const reason =
+      subnets.length > 0
+        ? "it has no IPv4 address that other nodes reach: give it one with --advertise-addr"
+        : `the cluster's range ${wanted.cidr} has no block left for it`;
+    const isIn = wanted.mode === "none" || (subnets.length > 0 && underlay !== "");
     const ids = [...state.nodes.keys()].filter((id) => id !== nodeId).toSorted();
     const elsewhere = new Map<string, string[]>();
     for (const id of ids) {
@@ -156,20 +162,24 @@ export class Directory {
       }
     }
     const own = state.views.get(nodeId)?.overlay?.networks ?? [];
+    const unknown = [nodeId, ...ids].filter((id) => !state.views.get(id)?.overlay && !state.isDown(id));
     return {
       type: "network",
       ...(isIn ? wanted : { ...wanted, mode: "none", reason }),
       self,
       peers: ids.flatMap((id) => this.#peer(id) ?? []),
       networks: own.map(({ network: name }) => ({ network: name, subnets: elsewhere.get(name) ?? [] })),
+      ...(unknown.length > 0 && { unknown }),
     };
   }
 
+  /** A node as others reach it; undefined where it takes no part in the network. */
   #peer(nodeId: string): NetworkPeer | undefined {
     const { state } = this.#options;
     const node = state.nodes.get(nodeId);
-    if (node?.underlay === undefined || node.subnets === undefined) return undefined;
-    const key = state.views.get(nodeId)?.overlay?.public_key;
+    const overlay = state.views.get(nodeId)?.overlay;
+    if (node?.underlay === undefined || node.subnets === undefined || overlay?.mode === "none") return undefined;
+    const key = overlay?.public_key;
     return {
       node_id: nodeId,
       underlay: node.underlay,
@@ -216,17 +226,18 @@ export class Directory {
 function aliasesOf(spec: ServiceSpec, jobId: string): ServiceEntry["aliases"] {
   const everywhere = spec.network_aliases ?? [];
   if (spec.network_mode) return [];
-  if (!spec.networks) return everywhere.length > 0 ? [{ network: `${jobId}_default`, names: everywhere }] : [];
-  return spec.networks.flatMap(({ network, aliases }) => {
-    const names = [...new Set([...aliases, ...everywhere])];
-    return names.length > 0 ? [{ network: networkName(network, jobId), names }] : [];
-  });
+  if (!spec.networks) return [{ network: `${jobId}_default`, names: everywhere }];
+  // Those without a name count, too: the service is on them, whether a replica runs or not.
+  return spec.networks.map(({ network, aliases }) => ({
+    network: networkName(network, jobId),
+    names: [...new Set([...aliases, ...everywhere])],
+  }));
 }
 
 /** What containers listen on, as far as the document tells. */
 function portsOf(spec: ServiceSpec, entries: ServiceEntry["entries"]): ServiceEntry["ports"] {
   const ports = new Map(
-    [...entries, ...exposedPorts(spec)].map(({ container_port, protocol }) => [
+    [...exposedPorts(spec), ...entries].map(({ container_port, protocol }) => [
       `${container_port}/${protocol}`,
       { container_port, protocol },
     ]),

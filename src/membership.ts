@@ -251,7 +251,9 @@ export class Membership {
   }
 
   /** Its place in the cluster's network: a node keeps its first block while it is a member. */
-  #networkFor({ underlay }: Hello, former: NodeRecord | undefined): Pick<NodeRecord, "underlay" | "subnets"> {
+  #networkFor(hello: Hello, former: NodeRecord | undefined): Pick<NodeRecord, "underlay" | "subnets"> {
+    // A name that could not be looked up this time leads where it led before.
+    const underlay = hello.underlay ?? (hello.address === former?.address ? former.underlay : undefined);
     const subnets = former?.subnets ?? this.#moreBlocks([]);
     return { ...(underlay === undefined ? {} : { underlay }), ...(subnets ? { subnets } : {}) };
   }
@@ -346,9 +348,11 @@ export class Membership {
 
   #overlay(nodeId: string, { view, overlay }: { view: NodeView; overlay: NodeNetwork | undefined }): void {
     const { scheduler, log } = this.#options;
+    // A process that has just started does not know yet; what its kernel has is what the last one told.
+    if (!overlay) return;
     if (!Bun.deepEquals(view.overlay, overlay)) scheduler.directory.touchNetworks();
     view.overlay = overlay;
-    if (!overlay?.full) return;
+    if (!overlay.full) return;
     const grow = () => {
       const record = this.#state.nodes.get(nodeId);
       // A node that has not heard of its latest block yet may have room in that.

@@ -234,8 +234,10 @@ export class Scheduler {
   ): Promise<number> {
     return this.#exclusive(async () => {
       checkPreconditions(this.state.jobs.get(jobId), preconditions);
+      const before = this.state.liveJob(jobId);
       const { version, changes } = changesForDelete(this.state, { jobId, volumes, newId: this.#options.newId });
       await this.#commit(changes);
+      this.#wakeJob(before);
       this.wake(this.state.allocatedServices(jobId).map((service_name) => serviceKey({ job_id: jobId, service_name })));
       // Every node has volumes to remove, but only once the pass has stopped the job's allocations.
       for (const nodeId of this.#senders.keys()) this.#untold.add(nodeId);

@@ -65,8 +65,10 @@ function urgentPart({ engine, overlay }: Omit<Heartbeat, "type" | "sequence">): 
 type Live = {
   channel: Channel;
   welcome: Welcome;
+  /** The last heartbeat that was sent, the last that was answered, and the last two that were due. */
   sequence: number;
   acknowledged: number;
+  due: [number, number];
   sent: Map<string, string> | undefined;
   sentRest: string;
   sentUrgent: string;
@@ -223,6 +225,7 @@ export class Session {
       welcome,
       sequence: 0,
       acknowledged: 0,
+      due: [0, 0],
       sent: undefined,
       sentRest: "",
       sentUrgent: "",
@@ -248,11 +251,16 @@ export class Session {
       this.#options.log.warn("the session with the master ended", { master: live.welcome.master.address });
   }
 
-  /** Sends a heartbeat; a master that left the last two unanswered is lost, whatever TCP still believes. */
+  /**
+   * Sends a heartbeat; a master that left the last two that were due unanswered is lost, whatever TCP still believes. Urgent ones
+   * in between may be many, and say nothing about that.
+   */
   #beat(live: Live): void {
     if (this.#live !== live) return;
-    if (live.sequence - live.acknowledged >= 2) return live.channel.close();
+    const [older, last] = live.due;
+    if (live.acknowledged < older) return live.channel.close();
     this.#sendHeartbeat(live);
+    live.due = [last, live.sequence];
     live.heartbeatTimer = this.#options.clock.after(live.welcome.heartbeat_interval_ms, () => this.#beat(live));
   }
 

@@ -1,0 +1,149 @@
+/** @module The node's side of a session, with a master that says what the test tells it to. */
+import { expect, test } from "bun:test";
+import { silentLog } from "../src/log.ts";
+import type { Heartbeat, MasterMessage, NodeMessage, StatusReport } from "../src/model.ts";
+import type { DirectoryMessage, NetworkMessage, NodeNetwork } from "../src/model_network.ts";
+import { Session } from "../src/session.ts";
+import { seededRandom, VirtualClock } from "./virtual_clock.ts";
+
+const INTERVAL_MS = 2_000;
+
+/** A node in session with a master; sessions are counted. */
+class Node {
+  readonly clock = new VirtualClock();
+  readonly heard: NodeMessage[] = [];
+  readonly learnt: (NetworkMessage | DirectoryMessage)[] = [];
+  sessions = 0;
+  /** Whether the master answers heartbeats. */
+  answers = true;
+  overlay: NodeNetwork = { mode: "vxlan", networks: [], blocks: 1, full: false };
+  readonly session: Session;
+  #say: (message: MasterMessage) => void = () => {};
+
+  constructor() {
+    const engine = { state: "unready", reason: "" } as const;
+    const peer = { node_id: "m", address: "10.0.0.1:9000" };
+    const about = { node_id: "n", protocol: 1, version: "0", peers: [] };
+    this.session = new Session({
+      transport: {
+        askPeer: async () => ({ ...about, cluster_id: "c", master: peer }),
+        dial: async (_address, { onMessage, onClose }) => {
+          this.sessions++;
+          this.#say = (message) => onMessage(JSON.stringify(message));
+          return { send: (text) => this.#hear(JSON.parse(text)), close: () => this.clock.after(0, onClose) };
+        },
+      },
+      executor: {
+        assign: () => "accepted",
+        snapshot: () => ({ allocations: [], removals_done: [] }),
+        heartbeat: (): Omit<Heartbeat, "type" | "sequence"> => ({ engine, foreign: [], overlay: this.overlay }),
+      },
+      clock: this.clock,
+      random: seededRandom(1),
+      log: silentLog,
+      hello: () => ({
+        type: "hello",
+        protocol: 1,
+        cluster_id: "c",
+        node_id: "n",
+        instance: "i",
+        node_name: "n",
+        address: "10.0.0.2:9000",
+        labels: [],
+        engine,
+        version: "0",
+      }),
+      addresses: () => [peer.address],
+      onWelcome: () => {},
+      onPeers: () => {},
+      onNetwork: (message) => void this.learnt.push(message),
+      onRefused: () => {},
+    });
+    this.session.start(peer);
+  }
+
+  get beats(): number {
+    return this.heard.filter(({ type }) => type === "heartbeat").length;
+  }
+
+  say(message: MasterMessage): void {
+    this.#say(message);
+  }
+
+  #hear(message: NodeMessage): void {
+    this.heard.push(message);
+    if (message.type === "heartbeat" && this.answers) {
+      const { sequence } = message;
+      this.clock.after(0, () => this.#say({ type: "ack", sequence }));
+    }
+    if (message.type !== "hello") return;
+    const master = { node_id: "m", address: "10.0.0.1:9000" };
+    const times = { heartbeat_interval_ms: INTERVAL_MS, node_timeout_ms: 15_000 };
+    this.clock.after(0, () =>
+      this.#say({
+        type: "welcome",
+        cluster_id: "c",
+        node_id: "n",
+        node_name: "n",
+        term: 1,
+        master,
+        peers: [],
+        ...times,
+      }),
+    );
+  }
+}
+
+test("Session tells the master at once that the node's networks changed, and only then", async () => {
+  const node = new Node();
+  await node.clock.advance(100);
+  expect(node.beats).toBe(1);
+  node.session.notify();
+  await node.clock.advance(100);
+  expect(node.beats).toBe(1);
+  node.overlay = { ...node.overlay, networks: [{ network: "a", subnet: "10.213.0.64/26" }] };
+  node.session.notify();
+  await node.clock.advance(100);
+  expect(node.heard.findLast(({ type }) => type === "heartbeat")).toMatchObject({ overlay: node.overlay });
+  expect(node.beats).toBe(2);
+  await node.clock.advance(INTERVAL_MS);
+  expect(node.beats).toBe(3);
+});
+
+test("Session does not give a busy master up because the node had much to tell", async () => {
+  const node = new Node();
+  await node.clock.advance(INTERVAL_MS - 500);
+  node.answers = false;
+  for (let blocks = 2; blocks < 12; blocks++) {
+    node.overlay = { ...node.overlay, blocks };
+    node.session.notify();
+    await node.clock.advance(40);
+  }
+  expect(node.beats).toBe(11);
+  await node.clock.advance(200);
+  node.answers = true;
+  await node.clock.advance(3 * INTERVAL_MS);
+  expect(node.sessions).toBe(1);
+});
+
+test("Session gives a master up that leaves the last two heartbeats unanswered that were due", async () => {
+  const node = new Node();
+  await node.clock.advance(100);
+  node.answers = false;
+  await node.clock.advance(2 * INTERVAL_MS);
+  expect([node.sessions, node.beats]).toEqual([1, 3]);
+  await node.clock.advance(INTERVAL_MS + 500);
+  expect(node.sessions).toBe(2);
+});
+
+test("Session hands on what the master tells of the network, and reports in full in each session", async () => {
+  const node = new Node();
+  await node.clock.advance(100);
+  const message: DirectoryMessage = { type: "directory", full: true, services: [], gone: [] };
+  node.say(message);
+  expect(node.learnt).toEqual([message]);
+  node.answers = false;
+  await node.clock.advance(4 * INTERVAL_MS);
+  const reports = node.heard.filter((one): one is StatusReport => one.type === "status");
+  expect(reports.map(({ full }) => full)).toEqual([true, true]);
+});
