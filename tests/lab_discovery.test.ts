@@ -142,9 +142,11 @@ describe.each([
     const changed = example(program, { [program]: proxyHost });
     Object.assign(changed.services["web"] ?? {}, { environment: { CHANGED: "yes" } });
     await cluster.put(job, changed);
-    await cluster.settled(job);
-    const after = await balancedOver(job, at);
-    expect(after.filter((name) => before.includes(name))).toEqual([]);
+    await waitUntil("both replicas to be replaced", async () => hostnames(await running(job, "web")), {
+      until: (now) => now.length === 2 && !now.some((name) => before.includes(name)),
+      timeoutMs: 30_000,
+    });
+    expect(await balancedOver(job, at)).toHaveLength(2);
     const { asked, failures } = await client.stop();
     expect(asked).toBeGreaterThan(20);
     expect(failures).toEqual([]);
