@@ -55,8 +55,10 @@ function portsOf({ ports, entries }: ServiceView, replica: ReplicaView) {
   return [...new Map(all.map((port) => [`${port.container_port}/${port.protocol}`, port])).values()];
 }
 
-/** Where a port of a replica is reached from outside of its networks. */
-function targetOf(replica: ReplicaView, containerPort: number) {
+/** Where a port of a replica is reached from outside of its networks, or on `network` where it has that. */
+function targetOf(replica: ReplicaView, containerPort: number, network?: string) {
+  const shared = replica.addresses.find((one) => one.network === network);
+  if (shared) return { host: shared.address, port: containerPort, network: shared.network };
   const published = replica.ports.find(
     ({ container_port, protocol }) => container_port === containerPort && protocol === "tcp",
   );
@@ -106,15 +108,18 @@ function configurationOf(service: ServiceView, labels: readonly [string[], strin
   for (const kind of KINDS) {
     const section = tree[kind] as Tree | undefined;
     if (!section) continue;
+    const network = labels.find(([path]) => path.join(".").toLowerCase() === "docker.network")?.[1];
     const routers = (section["routers"] ?? {}) as Tree;
-    const named = (section["services"] ??= {}) as Tree;
+    const named = (section["services"] ?? {}) as Tree;
     if (Object.keys(named).length === 0 && Object.keys(routers).length > 0) named[own] = {};
+    // An empty section would make Traefik refuse all of the document.
+    if (Object.keys(named).length > 0) section["services"] = named;
     const names = Object.keys(named);
     for (const [name, defined] of Object.entries(named)) {
       const balancer = ((defined as Tree)["loadBalancer"] ??= {}) as Tree;
       const server = (balancer["server"] ?? {}) as Tree;
       delete balancer["server"];
-      balancer["servers"] = serversOf(service, { kind, server });
+      balancer["servers"] = serversOf(service, { kind, server, network });
       named[name] = defined as Tree;
     }
     for (const router of Object.values(routers) as Tree[]) {
@@ -125,7 +130,10 @@ function configurationOf(service: ServiceView, labels: readonly [string[], strin
   return tree;
 }
 
-function serversOf(service: ServiceView, { kind, server }: { kind: (typeof KINDS)[number]; server: Tree }): Tree[] {
+function serversOf(
+  service: ServiceView,
+  { kind, server, network }: { kind: (typeof KINDS)[number]; server: Tree; network: string | undefined },
+): Tree[] {
   return service.replicas
     .filter(({ ready }) => ready)
     .flatMap((replica): Tree[] => {
@@ -134,7 +142,7 @@ function serversOf(service: ServiceView, { kind, server }: { kind: (typeof KINDS
       const ports = portsOf(service, replica).filter((one) => one.protocol === protocol);
       // The lowest one, as the Docker provider chooses.
       const port = asked > 0 ? asked : Math.min(...ports.map(({ container_port }) => container_port));
-      const target = Number.isFinite(port) ? targetOf(replica, port) : undefined;
+      const target = Number.isFinite(port) ? targetOf(replica, port, network) : undefined;
       if (!target) return [];
       const address = `${bracketed(target.host)}:${target.port}`;
       const scheme = typeof server["scheme"] === "string" ? server["scheme"] : "http";
@@ -157,8 +165,54 @@ const FIELDS = new Map(
     "rule",
   ].map((name) => [name.toLowerCase(), name]),
 );
-/** Fields that are lists of texts, which labels write with commas. */
-const LISTS = new Set(["entrypoints", "middlewares", "sans", "sourcerange", "users", "accesscontrolallowmethods"]);
+/**
+ * Fields that are lists of texts, which labels write with commas; Traefik refuses all of a document that has a text there.
+ * Source: its `pkg/config/dynamic`, the fields of type `[]string` that labels can set.
+ */
+const LISTS = new Set(
+  [
+    "accessControlAllowHeaders",
+    "accessControlAllowMethods",
+    "accessControlAllowOriginList",
+    "accessControlAllowOriginListRegex",
+    "accessControlExposeHeaders",
+    "addAuthCookiesToResponse",
+    "allowedHosts",
+    "allowOrigins",
+    "authRequestHeaders",
+    "authResponseHeaders",
+    "encodings",
+    "entryPoints",
+    "excludedContentTypes",
+    "excludedIPs",
+    "hostsProxyHeaders",
+    "includedContentTypes",
+    "middlewares",
+    "prefixes",
+    "sans",
+    "sourceRange",
+    "status",
+    "users",
+  ].map((name) => name.toLowerCase()),
+);
+
+const NO_LISTS_BELOW = new Set([
+  "customrequestheaders",
+  "customresponseheaders",
+  "healthcheck",
+  "info",
+  "plugin",
+  "sslproxyheaders",
+]);
+
+/** Whether the field at `path`, below the name of a router, service or middleware, is a list of texts. */
+function isList(path: readonly string[]): boolean {
+  const [field = "", of = "", above = ""] = path.toReversed().map((segment) => segment.toLowerCase());
+  if (path.length <= 3) return false;
+  // Below these, names are the user's or mean a flag.
+  if (NO_LISTS_BELOW.has(of) || above === "plugin" || above === "healthcheck") return false;
+  return field === "regex" ? of === "stripprefixregex" : LISTS.has(field);
+}
 
 function put(tree: Tree, { path, value }: { path: readonly string[]; value: string }): void {
   let at = tree;
@@ -179,8 +233,9 @@ function put(tree: Tree, { path, value }: { path: readonly string[]; value: stri
       at = typeof below === "object" && !Array.isArray(below) ? below : ((at[key] = {}) as Tree);
       continue;
     }
-    const isList = LISTS.has(key.toLowerCase()) && index > 2;
-    at[key] = isList ? value.split(",").map((part) => part.trim()) : typed(key, value);
+    // `tls=true` beside `tls.certresolver=…` says no more than that.
+    if (isTree(at[key]) && value === "true") continue;
+    at[key] = isList(path) ? value.split(",").map((part) => part.trim()) : typed(key, value);
   }
 }
 
@@ -188,7 +243,7 @@ function put(tree: Tree, { path, value }: { path: readonly string[]; value: stri
 function typed(key: string, value: string): string | number | boolean | Tree {
   if (key === "tls" && value === "true") return {};
   if (value === "true" || value === "false") return value === "true";
-  return /^\d{1,9}$/.test(value) && key !== "port" ? Number(value) : value;
+  return /^(0|[1-9]\d{0,8})$/.test(value) && key !== "port" ? Number(value) : value;
 }
 
 function merge(into: Tree, from: Tree): void {

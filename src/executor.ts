@@ -152,7 +152,10 @@ export class Executor {
         this.#wake();
       },
       look: () => this.#look(),
-      onEvent: (containerId) => this.#inspectSoon(containerId),
+      onEvent: ({ containerId, action }) => {
+        if (action === "die") this.#forgetAddresses(containerId);
+        this.#inspectSoon(containerId);
+      },
     });
   }
 
@@ -330,6 +333,14 @@ export class Executor {
     for (const id of unsure) this.#change(id, (memory) => ({ ...memory, unsure: false }));
     if (!this.#looked) this.#reviveAt = this.#clock.now() + REVIVE_AFTER_MS;
     this.#looked = true;
+    this.#wake();
+  }
+
+  /** Names are to lead nowhere at once: Docker answers what else there is to know only when it has cleaned up behind it. */
+  #forgetAddresses(id: string): void {
+    const known = this.#containers.get(id);
+    if (!known?.addresses?.length) return;
+    this.#containers.set(id, { ...known, addresses: [] });
     this.#wake();
   }
 

@@ -6,7 +6,7 @@
  * Knows no containers. A line that broke begins anew with a probe, so another Engine in the place of the first is noticed.
  */
 import { backoffMs, type Clock, sleep } from "./clock.ts";
-import type { Engine } from "./docker.ts";
+import type { Engine, EngineEvent } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import type { Log } from "./log.ts";
 import type { EngineStatus } from "./model.ts";
@@ -30,7 +30,7 @@ export type ConnectionOptions = {
   onStatus: () => void;
   /** Takes in all that Docker has; throws if that cannot be read. */
   look: () => Promise<void>;
-  onEvent: (containerId: string) => void;
+  onEvent: (event: EngineEvent) => void;
 };
 
 export class EngineConnection {
@@ -139,7 +139,7 @@ export class EngineConnection {
         signal: line.signal,
         // What happened before the stream stood is seen by a look after.
         onOpen: () => this.requestLook(),
-        onEvent: ({ containerId }) => onEvent(containerId),
+        onEvent,
       });
     } catch (error) {
       if (!line.signal.aborted) log.debug("event stream of Docker broke", { error });

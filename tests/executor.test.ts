@@ -237,6 +237,19 @@ describe("Executor", () => {
     expect(node.status("a")?.restarts).toBe(1);
   });
 
+  test("takes back the addresses of a container that ended before Docker answers what else became of it", async () => {
+    const node = await new Node().start();
+    node.assign([{ id: "a" }]);
+    await node.until(() => node.status("a")?.state === "running");
+    const addresses = [{ network: "job_default", address: "10.213.0.66" }];
+    node.engine.giveAddresses(node.status("a")?.container_id ?? "", addresses);
+    await node.until(() => node.status("a")?.addresses !== undefined, 60_000);
+    node.engine.kill(node.status("a")?.container_id ?? "");
+    node.engine.freeze();
+    await node.until(() => node.status("a")?.addresses === undefined, 1_000);
+    expect(node.status("a")?.state).toBe("running");
+  });
+
   test("leaves a container ended whose policy says so, until it is not assigned any more", async () => {
     const node = await new Node().start();
     node.engine.behaviours.set("busybox:latest", { exitAfterMs: 1_000, exitCode: 0 });

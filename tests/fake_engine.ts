@@ -158,6 +158,14 @@ export class FakeEngine implements Engine {
     this.#emit(container, "die");
   }
 
+  /** From now on a container has them, as an event of its tells. */
+  giveAddresses(id: string, addresses: NonNullable<Container["addresses"]>): void {
+    const container = this.#containers.get(id);
+    if (!container) throw new Error(`no container ${id}`);
+    Object.assign(container, { addresses });
+    this.#emit(container, "unpause");
+  }
+
   /** Someone removes a container behind the executor's back. */
   removeByHand(id: string): void {
     const container = this.#containers.get(id);
