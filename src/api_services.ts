@@ -1,9 +1,9 @@
 /** @module The routes under /cluster/service and /cluster/discovery: where services are, once or as they change, and in the words of other tools. */
 import type { Context } from "hono";
 import { Hono } from "hono";
-import { streamSSE } from "hono/streaming";
+import { type SSEStreamingApi, streamSSE } from "hono/streaming";
 import { answer, queryOf, readFlag } from "./api_request.ts";
-import { serviceKey } from "./cluster_state.ts";
+import { type ServiceKey, serviceKey } from "./cluster_state.ts";
 import { prometheusTargets, traefikConfiguration } from "./discovery.ts";
 import { CacophonyError } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
@@ -13,6 +13,8 @@ import { servicesView, serviceView } from "./service_views.ts";
 const MAX_WATCHERS = 100;
 /** Proxies cut what is silent for a minute. */
 const KEEP_ALIVE_MS = 15_000;
+/** A reader that takes nothing for that long has its stream ended: it holds a place that another one could have. */
+const STUCK_MS = 60_000;
 
 export type ServiceRoutesOptions = {
   scheduler: () => Scheduler;
@@ -22,8 +24,10 @@ export type ServiceRoutesOptions = {
 
 export function serviceRoutes({ scheduler, only }: ServiceRoutesOptions): Hono {
   const app = new Hono();
+  const watchers: Watchers = { count: 0 };
   app.get("/", (c) => {
-    if (readFlag(queryOf(c, ["watch"]), "watch")) return watch(c, { scheduler: scheduler(), wanted: undefined });
+    const isWatch = readFlag(queryOf(c, ["watch"]), "watch");
+    if (isWatch) return watch(c, { scheduler: scheduler(), watchers, wanted: undefined });
     const { state, directory } = scheduler();
     return answer(c, { services: servicesView(state, directory.entries()) });
   });
@@ -34,7 +38,7 @@ export function serviceRoutes({ scheduler, only }: ServiceRoutesOptions): Hono {
     const key = serviceKey({ job_id, service_name });
     const entry = directory.entry(key);
     if (!entry) throw new CacophonyError("not_found", `there is no service '${service_name}' in a job '${job_id}'`);
-    return isWatch ? watch(c, { scheduler: scheduler(), wanted: key }) : answer(c, serviceView(state, entry));
+    return isWatch ? watch(c, { scheduler: scheduler(), watchers, wanted: key }) : answer(c, serviceView(state, entry));
   });
   only(app, ["/", "/:job_id/:service_name"], "GET");
   return app;
@@ -55,53 +59,90 @@ export function discoveryRoutes({ scheduler, only }: ServiceRoutesOptions): Hono
   return app;
 }
 
-let watchers = 0;
+type Watchers = { count: number };
 
-/** Server-sent events: `service` with a service's document, first for all of them and then at each change, and `gone`. */
-function watch(c: Context, { scheduler, wanted }: { scheduler: Scheduler; wanted: string | undefined }): Response {
-  if (watchers >= MAX_WATCHERS)
+/**
+ * Server-sent events: `service` with a service's document, first for all of them and then when it has changed, and `gone`. What
+ * changes while a slow reader reads is told once, as it is then.
+ */
+function watch(
+  c: Context,
+  { scheduler, watchers, wanted }: { scheduler: Scheduler; watchers: Watchers; wanted: ServiceKey | undefined },
+): Response {
+  if (watchers.count >= MAX_WATCHERS)
     throw new CacophonyError(
       "conflict",
       `${MAX_WATCHERS} clients watch services already: end one, or ask now and then`,
     );
-  watchers++;
+  // Nobody would ever read what is written.
+  if (c.req.method === "HEAD") return c.body(null, 200, { "content-type": "text/event-stream" });
+  watchers.count++;
   return streamSSE(c, async (stream) => {
-    const { state, directory } = scheduler;
-    const pending = new Set<string>(directory.entries().map(serviceKey));
+    const { directory } = scheduler;
+    const pending = new Set(wanted === undefined ? directory.entries().map(serviceKey) : [wanted]);
+    /** What the reader has, by its hash. */
+    const told = new Map<ServiceKey, unknown>();
     let wake = () => {};
     const unsubscribe = directory.subscribe((keys) => {
-      for (const key of keys) pending.add(key);
-      wake();
+      for (const key of keys) if (wanted === undefined || key === wanted) pending.add(key);
+      if (pending.size > 0) wake();
     });
+    stream.onAbort(() => wake());
     try {
-      while (!stream.aborted && !stream.closed) {
-        // What changes while a slow reader reads is told once, as it is then.
-        const keys = [...pending].filter((key) => wanted === undefined || key === wanted);
-        pending.clear();
-        for (const key of keys) {
-          const [job_id = "", service_name = ""] = split(key);
-          const entry = directory.entry(serviceKey({ job_id, service_name }));
-          const [event, data] = entry ? ["service", serviceView(state, entry)] : ["gone", { job_id, service_name }];
+      while (!stream.aborted) {
+        const [key] = pending;
+        if (key !== undefined) {
+          pending.delete(key);
+          const event = newsOf(key, { scheduler, told });
           // oxlint-disable-next-line no-await-in-loop -- one after the other, at the reader's pace
-          await stream.writeSSE({ event: event as string, data: JSON.stringify(data) });
+          if (event) await taken(stream, stream.writeSSE(event));
+          continue;
         }
-        if (pending.size > 0) continue;
         const woken = new Promise<void>((resolve) => {
           wake = resolve;
         });
         // oxlint-disable-next-line no-await-in-loop -- until something changes
-        const isNews = await Promise.race([woken.then(() => true), stream.sleep(KEEP_ALIVE_MS).then(() => false)]);
+        const isNews = await within(KEEP_ALIVE_MS, woken);
         // oxlint-disable-next-line no-await-in-loop -- a comment, by which a lost reader is noticed
-        if (!isNews) await stream.write(": still here\n\n");
+        if (!isNews) await taken(stream, stream.write(": still here\n\n"));
       }
     } finally {
       unsubscribe();
-      watchers--;
+      watchers.count--;
     }
   });
 }
 
-function split(key: string): [string, string] {
-  const slash = key.indexOf("/");
-  return [key.slice(0, slash), key.slice(slash + 1)];
+/** What a reader is to hear of a service; undefined if that is what it has been `told`. */
+function newsOf(
+  key: ServiceKey,
+  { scheduler: { state, directory }, told }: { scheduler: Scheduler; told: Map<ServiceKey, unknown> },
+): { event: string; data: string } | undefined {
+  const entry = directory.entry(key);
+  if (!entry) {
+    const slash = key.indexOf("/");
+    const gone = { job_id: key.slice(0, slash), service_name: key.slice(slash + 1) };
+    return told.delete(key) ? { event: "gone", data: JSON.stringify(gone) } : undefined;
+  }
+  const data = JSON.stringify(serviceView(state, entry));
+  const hash = Bun.hash(data);
+  if (told.get(key) === hash) return undefined;
+  told.set(key, hash);
+  return { event: "service", data };
+}
+
+/** Ends the stream of a reader that does not take what is written. */
+async function taken(stream: SSEStreamingApi, writing: Promise<unknown>): Promise<void> {
+  if (!(await within(STUCK_MS, writing))) stream.abort();
+}
+
+/** Whether it came in time. */
+async function within(ms: number, what: Promise<unknown>): Promise<boolean> {
+  const late = Promise.withResolvers<boolean>();
+  const timer = setTimeout(() => late.resolve(false), ms);
+  try {
+    return await Promise.race([what.then(() => true), late.promise]);
+  } finally {
+    clearTimeout(timer);
+  }
 }
