@@ -60,7 +60,8 @@ function targetOf(replica: ReplicaView, containerPort: number, network?: string)
   const shared = replica.addresses.find((one) => one.network === network);
   if (shared) return { host: shared.address, port: containerPort, network: shared.network };
   const published = replica.ports.find(
-    ({ container_port, protocol }) => container_port === containerPort && protocol === "tcp",
+    ({ container_port, protocol, host_ip }) =>
+      container_port === containerPort && protocol === "tcp" && !isLoopback(host_ip),
   );
   if (published && replica.node_host !== null) {
     const { host_ip, host_port } = published;
@@ -69,6 +70,11 @@ function targetOf(replica: ReplicaView, containerPort: number, network?: string)
   }
   const [first] = replica.addresses;
   return first && { host: first.address, port: containerPort, network: first.network };
+}
+
+/** What is published there is for the node itself. */
+function isLoopback(hostIp: string): boolean {
+  return hostIp === "::1" || hostIp.startsWith("127.");
 }
 
 function bracketed(host: string): string {
@@ -214,16 +220,26 @@ function isList(path: readonly string[]): boolean {
   return field === "regex" ? of === "stripprefixregex" : LISTS.has(field);
 }
 
+/** `http.routers.NAME.rule`: kind, section, name, field. */
+const SHORTEST_PATH = 4;
+/** A label makes its whole list as long as it says. */
+const MAX_INDEX = 99;
+
 function put(tree: Tree, { path, value }: { path: readonly string[]; value: string }): void {
+  // Of what no field of Traefik's can be, nothing is made: it would be an error in all of the document, or reach beyond it.
+  if (path.length < SHORTEST_PATH || path.some((segment) => segment.startsWith("__proto__"))) return;
   let at = tree;
   for (const [index, segment] of path.entries()) {
     const [, name = segment, number] = /^(.*?)\[(\d+)\]$/.exec(segment) ?? [];
     // The third segment is a name of the user's.
     const key = index === 2 ? name : (FIELDS.get(name.toLowerCase()) ?? name);
     const isLast = index === path.length - 1;
+    if (isLast && index === SHORTEST_PATH - 1 && key === "loadBalancer") return;
     if (number !== undefined) {
+      if (Number(number) > MAX_INDEX) return;
       const list = (Array.isArray(at[key]) ? at[key] : (at[key] = [])) as Tree[];
-      const item = (list[Number(number)] ??= {});
+      const before = list[Number(number)];
+      const item = isTree(before) ? before : (list[Number(number)] = {});
       if (isLast) list[Number(number)] = value as unknown as Tree;
       at = item;
       continue;
