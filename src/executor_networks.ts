@@ -30,6 +30,8 @@ type Known = {
   jobId: string;
   definition: string | undefined;
   bridge?: Bridge;
+  /** Its job is gone, but something is on it still: tried again after the next look. */
+  isLeft?: boolean;
 };
 
 /** A bridge on this node for a network of a job. */
@@ -155,17 +157,22 @@ export class JobNetworks {
 
   /** Removes the networks of all jobs that are not in `inUse`; one that still has endpoints is left for the next time. */
   async prune(inUse: (jobId: string) => boolean): Promise<void> {
-    const jobs = new Set([...this.#known.values()].map(({ jobId }) => jobId));
+    const jobs = new Set([...this.#known.values()].flatMap(({ jobId, isLeft }) => (isLeft ? [] : [jobId])));
     const idle = [...jobs].filter((jobId) => !inUse(jobId) && !this.#work.has(jobId));
     await Promise.all(
       idle.map((jobId) =>
         this.#inTurn(jobId, async () => {
           const own = [...this.#known].filter(([, known]) => known.jobId === jobId);
-          this.forget(jobId);
-          await Promise.all(own.map(([, { id }]) => this.#engine.removeNetwork(id)));
-          const gone = new Set(own.map(([name]) => name));
-          this.#names = new Set([...this.#names].filter((name) => !gone.has(name)));
+          for (const [, known] of own) known.isLeft = true;
+          const removals = own.map(async ([name, known]) => {
+            await this.#engine.removeNetwork(known.id);
+            if (this.#known.get(name)?.id === known.id) this.#known.delete(name);
+            this.#names = new Set([...this.#names].filter((one) => one !== name));
+          });
+          // Another job's container may be on one of them: that one goes on.
+          const done = await Promise.allSettled(removals);
           this.#onChange();
+          for (const result of done) if (result.status === "rejected") throw result.reason;
         }),
       ),
     );
