@@ -3,7 +3,7 @@
  * tie keys to each other and to the rest of the document (limits against reservations, ports against network mode, names of
  * volumes and networks), and where compose and Cacophony differ in effect.
  */
-import { cleanPath } from "./job_files.ts";
+import { cleanPath, sendFromAbove } from "./job_files.ts";
 import { endpointsOf, withNetworkMode } from "./job_networks.ts";
 import { show } from "./job_grammar.ts";
 import type { DeviceRequestFields } from "./job_forms.ts";
@@ -244,7 +244,7 @@ function hostPath({ source }: ParsedMount, { report, path }: { report: Report; p
   if (clean === ".." || clean.startsWith("../")) {
     report.fault(
       path,
-      `has the source ${show(source)}, which leaves the job's project directory: write an absolute path, or one below ./`,
+      `has the source ${show(source)}, which leaves the job's project directory: write an absolute path, or ${sendFromAbove(clean)}`,
     );
   }
   return clean;

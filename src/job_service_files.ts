@@ -7,6 +7,7 @@ import { cleanPath, type JobFiles, MOUNTED_MODE, projectPath, sendIt } from "./j
 import type { EnvFile, FileMount } from "./job_forms.ts";
 import { Refusal, show } from "./job_grammar.ts";
 import type { FileObjectFields, ServiceFields } from "./job_keys.ts";
+import { SECCOMP_PROFILE } from "./job_paths.ts";
 import type { Path } from "./job_yaml.ts";
 import { CREDENTIAL_SPEC, type FileSpec, type MountSpec, type SecretMount, type ServiceSpec } from "./model.ts";
 import { nearest } from "./nearest.ts";
@@ -73,7 +74,7 @@ export function labelsOf(service: ServiceFields, around: FilesAround): ServiceSp
 export function securityOptions(service: ServiceFields, around: FilesAround): string[] {
   const { files, report } = around;
   const own = (service.security_opt ?? []).map((option, index) => {
-    const named = /^seccomp[=:](?!unconfined$|builtin$|\s*\{)(.*)$/s.exec(option)?.[1];
+    const named = SECCOMP_PROFILE.exec(option)?.[2];
     if (named === undefined) return option;
     const path = projectPath(named);
     const text = path instanceof Refusal ? path : files.text(path);

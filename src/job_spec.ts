@@ -39,7 +39,8 @@ export type ParsedService = {
 export type ParsedJob = {
   /**
    * The document after interpolation as JSON text, in the user's own form, anchors and merge keys written out. A `$` is
-   * doubled, and secrets that have a value are marked, so that the text, sent again, means the same.
+   * doubled, secrets that have a value are marked, and paths start from the project directory, so that the text, sent again,
+   * means the same.
    */
   document: string;
   /** In document order. */
@@ -69,12 +70,15 @@ export type Sending = {
   env: ReadonlyMap<string, string>;
   /** Files sent along. */
   files?: SentFiles;
+  /** The directory that the document lies in, below the one that the files' paths start from; absent: that one. */
+  directory?: string;
   /** Profiles to run besides the services that have none; `*` is all. */
   profiles?: readonly string[];
 };
 
 /** Reads a compose document, YAML or JSON. Never throws; lists every fault. */
-export function parseJob(body: Uint8Array | string, { jobId, env, files, profiles = [] }: Sending): ParseResult {
+export function parseJob(body: Uint8Array | string, sending: Sending): ParseResult {
+  const { jobId, env, files, directory = ".", profiles = [] } = sending;
   const text = decode(body);
   if (typeof text !== "string")
     return { ok: false, code: text.code, details: [{ path: "", message: `the document ${text.message}` }] };
@@ -86,7 +90,7 @@ export function parseJob(body: Uint8Array | string, { jobId, env, files, profile
   const variables = new Map([["COMPOSE_PROJECT_NAME", jobId], ...env]);
   const { root: written, faults, warnings } = interpolate(yaml.root, variables);
   const sent = new JobFiles(files ?? new Map());
-  const { root, ...merging } = mergeFiles(written, { files: sent, env: variables });
+  const { root, ...merging } = mergeFiles(written, { files: sent, env: variables, directory });
   faults.push(...yaml.faults, ...merging.faults);
   warnings.push(...merging.warnings);
   // Merging takes out what led to a fault: places are those of the document as it was sent.
