@@ -13,6 +13,7 @@ import {
   fileMounts,
   type FilesAround,
   labelsOf,
+  lastOfEach,
   type Report,
   securityOptions,
   sentBelow,
@@ -152,10 +153,13 @@ function mounts(service: ServiceFields, around: Surroundings): Pick<ServiceSpec,
   const { volumes = [], tmpfs = [] } = service;
   const { volumes: defined, report } = around;
   const targets = new Map<string, string>();
-  const known = new Set<string>();
-  const claim = (target: string, path: Path): string => {
+  const claim = (target: string, path: Path): string | undefined => {
     const clean = cleanPath(target);
     const other = targets.get(clean);
+    if (other?.startsWith("volumes") && path[0] !== "volumes") {
+      report.warn(path, `is left out: ${other} mounts to ${show(clean)}, and compose takes that one`);
+      return undefined;
+    }
     if (!clean.startsWith("/"))
       report.fault(path, `has the container path ${show(target)}, which is not absolute: start it with /`);
     else if (clean === "/") report.fault(path, "would cover the whole container: mount to a path below /");
@@ -165,16 +169,13 @@ function mounts(service: ServiceFields, around: Surroundings): Pick<ServiceSpec,
   };
   for (const [index, entry] of tmpfs.entries()) claim(entry.split(":", 1)[0] ?? "", ["tmpfs", index]);
   const sent: FileSpec[] = [];
-  const own = volumes.flatMap((mount, index): MountSpec | [] => {
+  const targetOf = (mount: ParsedMount) => cleanPath(mount.target);
+  const own = lastOfEach(volumes, { section: "volumes", targetOf, report }).map(([index, mount]): MountSpec => {
     const path = ["volumes", index];
-    const written = JSON.stringify(mount);
-    // Said again is said once, as in compose.
-    if (known.has(written)) return [];
-    known.add(written);
     for (const option of mount.ignored)
       report.warn(path, `has the option ${show(option)}, which is left out, as compose does`);
     const { read_only } = mount;
-    const target = claim(mount.target, path);
+    const target = claim(mount.target, path) ?? targetOf(mount);
     if (mount.type === "volume") {
       if (mount.source === "") report.warn(path, ANONYMOUS);
       const volume = mount.source === "" ? undefined : namedVolume(mount.source, { known: defined, report, path });
@@ -424,7 +425,10 @@ const AS_THEY_ARE = [
   "mem_swappiness",
 ] as const satisfies (keyof ServiceFields & keyof ServiceSpec)[];
 
-function passedOn(service: ServiceFields, around: Surroundings): Partial<ServiceSpec> {
+function passedOn(written: ServiceFields, around: Surroundings): Partial<ServiceSpec> {
+  const { devices = [] } = written;
+  const counting = lastOfEach(devices, { section: "devices", targetOf: ({ target }) => target, ...around });
+  const service = { ...written, devices: counting.map(([, device]) => device) };
   const same = AS_THEY_ARE.map((key) => [key, service[key]] as const).filter(
     ([, value]) => value && !(Array.isArray(value) && value.length === 0),
   );
