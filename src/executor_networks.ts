@@ -7,6 +7,7 @@
  * Owns whose network is whose, and the choice of subnets: none that another Docker network or a route of the host uses. Docker's own choice ends after
  * about 30 networks.
  */
+import { parseSubnet, writeAddress } from "./address_subnet.ts";
 import { networkName } from "./container_options.ts";
 import type { Engine, EngineNetwork, NewNetwork } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
@@ -18,7 +19,6 @@ const SUBNET_BITS = 26;
 /** How often a subnet that Docker calls taken is replaced by the next one before the start counts as failed. */
 const MAX_TRIES = 20;
 
-type Range = { first: number; size: number };
 type Owner = { clusterId: string; nodeId: string };
 /** `definition` absent: made by an earlier version, which did not note it. */
 type Known = { id: string; jobId: string; definition: string | undefined };
@@ -232,27 +232,15 @@ function newNetwork(
 
 /** The first /26 of `pool` that overlaps none of `taken` (CIDR texts; IPv6 ones don't matter here); undefined if none is left. */
 export function freeSubnet(pool: string, taken: readonly string[]): string | undefined {
-  const range = parseRange(pool);
+  const range = parseSubnet(pool);
   if (!range) return undefined;
   const size = 2 ** (32 - SUBNET_BITS);
-  const used = taken.flatMap((text) => parseRange(text) ?? []).sort((a, b) => a.first - b.first);
+  const used = taken.flatMap((text) => parseSubnet(text) ?? []).sort((a, b) => a.first - b.first);
   let first = Math.ceil(range.first / size) * size;
   for (const { first: start, size: length } of used) {
     if (start + length <= first) continue;
     if (start >= first + size) break;
     first = Math.ceil((start + length) / size) * size;
   }
-  return first + size <= range.first + range.size ? `${formatAddress(first)}/${SUBNET_BITS}` : undefined;
-}
-
-function parseRange(text: string): Range | undefined {
-  const [, a, b, c, d, bits] = /^(\d+)\.(\d+)\.(\d+)\.(\d+)\/(\d+)$/.exec(text) ?? [];
-  if (bits === undefined) return undefined;
-  const size = 2 ** (32 - Number(bits));
-  const address = ((Number(a) * 256 + Number(b)) * 256 + Number(c)) * 256 + Number(d);
-  return { first: Math.floor(address / size) * size, size };
-}
-
-function formatAddress(address: number): string {
-  return [24, 16, 8, 0].map((shift) => Math.floor(address / 2 ** shift) % 256).join(".");
+  return first + size <= range.first + range.size ? `${writeAddress(first)}/${SUBNET_BITS}` : undefined;
 }

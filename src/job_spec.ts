@@ -5,6 +5,7 @@
  * networks, and the list of all faults with their places. Knows nothing of Docker's API (`container_options.ts`) or nodes.
  */
 import type { IssuePathItem } from "valibot";
+import { withRanges } from "./job_addresses.ts";
 import { JobFiles, type SentFiles } from "./job_files.ts";
 import { show } from "./job_grammar.ts";
 import { interpolate } from "./job_interpolate.ts";
@@ -207,7 +208,7 @@ class Reading {
     const definitions = {
       jobId,
       volumes: new Map(top.volumes),
-      networks: new Map(top.networks),
+      networks: withRanges(new Map(top.networks), checked),
       configs: new Map(top.configs),
       secrets: new Map(top.secrets),
     };
