@@ -216,7 +216,10 @@ const DOCUMENT_WITH_FILES = {
   type: "object",
   description: `A document with the files that it refers to, up to ${MAX_FORM_BYTES} bytes together`,
   properties: {
-    compose: { type: "string", description: "the document" },
+    compose: {
+      type: "string",
+      description: "the document; its filename may have directories, from where the files' paths start",
+    },
     env: { type: "string", description: "lines of NAME=value, as in a .env file" },
     file: {
       type: "array",

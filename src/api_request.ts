@@ -5,7 +5,7 @@ import * as v from "valibot";
 import type { Page } from "./cluster_views.ts";
 import { PAGE_SIZE } from "./cluster_views.ts";
 import { readDotenv } from "./job_dotenv.ts";
-import { projectPath } from "./job_files.ts";
+import { cleanPath, projectPath } from "./job_files.ts";
 import type { Detail } from "./model.ts";
 import { CacophonyError } from "./model.ts";
 import { nearest } from "./nearest.ts";
@@ -31,16 +31,21 @@ export async function readBody(c: Context): Promise<Uint8Array> {
   return readUpTo(c, MAX_BODY_BYTES);
 }
 
-/** A document with what belongs to it. */
-export type Sent = { document: Uint8Array; files: Map<string, Uint8Array>; env: Map<string, string> };
+/** A document with what belongs to it; `directory`: where it lies, from where the files' paths start. */
+export type Sent = {
+  document: Uint8Array;
+  directory: string;
+  files: Map<string, Uint8Array>;
+  env: Map<string, string>;
+};
 
 /**
- * The document of a PUT: the body itself, or a form (multipart/form-data) with the parts `compose`, `file` (each named by its
- * path relative to the document) and `env` (lines of NAME=value).
+ * The document of a PUT: the body itself, or a form (multipart/form-data) with the parts `compose`, `file` (both
+ * named by their paths in the project; a document without a name lies at its root) and `env` (lines of NAME=value).
  * @throws CacophonyError `too_large`, `bad_request`, and `invalid_document` with every part that is not in order.
  */
 export async function readDocument(c: Context): Promise<Sent> {
-  if (!isForm(c)) return { document: await readBody(c), files: new Map(), env: new Map() };
+  if (!isForm(c)) return { document: await readBody(c), directory: ".", files: new Map(), env: new Map() };
   const body = await readUpTo(c, MAX_FORM_BYTES);
   const form = await new Response(body, { headers: { "content-type": c.req.header("content-type") ?? "" } })
     .formData()
@@ -52,12 +57,15 @@ export async function readDocument(c: Context): Promise<Sent> {
   const files = new Map<string, Uint8Array>();
   const env = new Map<string, string>();
   const documents: Uint8Array[] = [];
+  let directory = ".";
   const details: Detail[] = [];
   for (const [name, part] of form) {
     const data = typeof part === "string" ? new TextEncoder().encode(part) : await part.bytes();
     const fault = (message: string) => details.push({ path: name, message });
-    if (name === "compose") documents.push(data);
-    else if (name === "env") readVariables(data, { env, fault });
+    if (name === "compose") {
+      documents.push(data);
+      directory = readDirectory(typeof part === "string" ? undefined : part.name, fault);
+    } else if (name === "env") readVariables(data, { env, fault });
     else if (name === "file") readFile(typeof part === "string" ? undefined : part.name, { data, files, fault });
     else fault("is no part of this form: there are compose, file and env");
   }
@@ -72,7 +80,16 @@ export async function readDocument(c: Context): Promise<Sent> {
   if (details.length > 0 || !document)
     throw new CacophonyError("invalid_document", "the form is not in order; nothing of it was applied", { details });
   if (document.byteLength > MAX_BODY_BYTES) throw tooLarge(MAX_BODY_BYTES);
-  return { document, files, env };
+  return { document, directory, files, env };
+}
+
+/** The directory of the document, whose name curl gives without any. */
+function readDirectory(name: string | undefined, fault: (message: string) => void): string {
+  if (!name) return ".";
+  const path = projectPath(name);
+  if (typeof path === "string") return cleanPath(`${path}/..`);
+  fault(path.message);
+  return ".";
 }
 
 function readFile(

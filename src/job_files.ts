@@ -21,6 +21,9 @@ export const MOUNTED_MODE = 0o444;
 const MAX_TEXT_BYTES = 1024 * 1024;
 const MAX_READ_BYTES = 4 * MAX_TEXT_BYTES;
 
+/** Directories that a hint names: a path may be all `..`. */
+const MAX_LEVELS = 16;
+
 /** Contents by path, as `cleanPath` writes it. */
 export type SentFiles = ReadonlyMap<string, Uint8Array>;
 
@@ -109,6 +112,13 @@ export function sendIt(path: string): string {
   return `add -F 'file=@./${path};filename=./${path}' to curl`;
 }
 
+/** What to do about a clean path that begins with `..`: the project directory is what the names in the form start from. */
+export function sendFromAbove(path: string): string {
+  const levels = path.split("/").filter((part) => part === "..").length;
+  const document = `${"DIR/".repeat(Math.min(levels, MAX_LEVELS))}compose.yaml`;
+  return `send the document by its path from the directory that holds both: -F 'compose=@${document};filename=${document}'`;
+}
+
 /** Name of a chunk: SHA-256 of its content, in hex. */
 export function hash(data: Uint8Array | string): string {
   return createHash("sha256").update(data).digest("hex");
@@ -135,9 +145,7 @@ export function projectPath(path: string): string | Refusal {
       `is ${show(path)}, which lies outside of the job: send the file, under a path that begins with ./`,
     );
   if (clean === ".." || clean.startsWith("../"))
-    return new Refusal(
-      `is ${show(path)}, which leaves the job's project directory: send the file under a path below ./`,
-    );
+    return new Refusal(`is ${show(path)}, which leaves the job's project directory: ${sendFromAbove(clean)}`);
   if (clean.split("/")[0] === OWN_DIRECTORY)
     return new Refusal(`is ${show(path)}, in a directory that is Cacophony's own: choose another name`);
   return clean;

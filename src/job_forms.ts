@@ -100,10 +100,15 @@ export const address: Schema<string> = readsText((value) =>
   isIp(value) ? value : new Refusal(`is ${show(value)}, which is no IP address`),
 );
 
-/** An empty text is what an unset variable leaves behind; compose takes it for no entry. */
-export const addresses: Schema<string[]> = byForm(
-  { none: meaning<string[]>([], { enum: [""] }), some: oneOrMore(address) },
-  (value) => (value === "" ? "none" : "some"),
+/** As `address`; an empty text, which an unset variable leaves behind, is none. */
+export const addressOrNone: Schema<string> = readsText((value) =>
+  value === "" || isIp(value) ? value : new Refusal(`is ${show(value)}, which is no IP address`),
+);
+
+/** Of DNS servers alone compose drops the empty entries (compose-go, loader/omitEmpty.go). */
+export const addresses: Schema<string[]> = v.pipe(
+  oneOrMore(addressOrNone),
+  v.transform((all) => all.filter((one) => one !== "")),
 );
 
 /** A list of words, or a text that is split into them; `null` is the image's own. */
@@ -364,12 +369,19 @@ export const securityOption: Schema<string> = readsText((value) => {
 });
 
 const NUMBER_OR_TEXT: JsonSchema = { anyOf: [{ type: "integer" }, { type: "string" }] };
-export const exposedPort: Schema<string> = reads(NUMBER_OR_TEXT, (value) => {
+const exposedPort: Schema<string> = reads(NUMBER_OR_TEXT, (value) => {
   const written = typeof value === "bigint" ? String(value) : value;
+  if (written === "") return "";
   if (typeof written === "string" && /^[0-9]{1,5}(-[0-9]{1,5})?(\/(tcp|udp|sctp))?$/i.test(written))
     return written.toLowerCase();
   return new Refusal("must be a port of the container, as 8080 or 53/udp");
 });
+
+/** Compose passes an empty entry on to Docker, which exposes nothing for it. */
+export const exposedPorts: Schema<string[]> = v.pipe(
+  listOf(exposedPort, { repeats: "dropped" }),
+  v.transform((all) => all.filter((one) => one !== "")),
+);
 
 /** A group of the container, by name or number. */
 export const group: Schema<string> = reads(NUMBER_OR_TEXT, (value) =>

@@ -7,6 +7,7 @@ import * as v from "valibot";
 import {
   address,
   addresses,
+  addressOrNone,
   build,
   command,
   constraint,
@@ -14,7 +15,7 @@ import {
   dependsOn,
   device,
   envFile,
-  exposedPort,
+  exposedPorts,
   external,
   extraHosts,
   fileMount,
@@ -179,8 +180,8 @@ const FROM_DOCKER_28 = "not placed on nodes whose engine is older than Docker 28
 const ONE_ADDRESS = "one replica per node can have it";
 const SERVICE_NETWORK = {
   aliases: honoured(distinctTexts),
-  ipv4_address: limited(address, ONE_ADDRESS),
-  ipv6_address: limited(address, ONE_ADDRESS),
+  ipv4_address: limited(addressOrNone, ONE_ADDRESS),
+  ipv6_address: limited(addressOrNone, ONE_ADDRESS),
   link_local_ips: honoured(listOf(address, { repeats: "dropped" })),
   mac_address: limited(macAddress, "of a network that is not the first, from API 1.54 on"),
   driver_opts: honoured(options),
@@ -293,7 +294,7 @@ export const SERVICE_KEYS = {
   dns: honoured(addresses),
   dns_opt: honoured(distinctTexts),
   dns_search: honoured(textOrTexts),
-  expose: honoured(listOf(exposedPort, { repeats: "dropped" })),
+  expose: honoured(exposedPorts),
   extra_hosts: honoured(extraHosts),
   gpus: limited(gpus, "as deploy.resources.reservations.devices; all is for a node that has any, and shares them"),
   group_add: honoured(listOf(group, { repeats: "refused" })),

@@ -1,12 +1,13 @@
 /**
  * @module What `extends` and `include` make of a compose document: one tree without either. Owns compose's rules of merging
  * (compose-go, package override): mappings key by key, lists one after the other, `environment` and the like by name, mounts by
- * target, commands as a whole; and where paths of another file lead. What a merged key means is not looked at here.
+ * target, commands as a whole. What a merged key means is not looked at here.
  */
 import { readDotenv } from "./job_dotenv.ts";
 import { cleanPath, type JobFiles, projectPath } from "./job_files.ts";
 import { readPort, readVolume, Refusal, show } from "./job_grammar.ts";
 import { interpolate } from "./job_interpolate.ts";
+import { rebase, rebaseProfiles, textOf } from "./job_paths.ts";
 import {
   type Fault,
   list,
@@ -32,11 +33,11 @@ const SECTIONS = ["services", "volumes", "networks", "configs", "secrets"] as co
 
 /**
  * The document with all that it extends and includes. What comes of another file stands, for messages, where that file is
- * named. `env`: the sender's variables.
+ * named. `env`: the sender's variables; `directory`: where the document lies below the project directory.
  */
 export function mergeFiles(
   root: Tree,
-  { files, env }: { files: JobFiles; env: Environment },
+  { files, env, directory }: { files: JobFiles; env: Environment; directory: string },
 ): { root: Tree; faults: Fault[]; warnings: Fault[] } {
   const faults: Fault[] = [];
   const warnings: Fault[] = [];
@@ -45,7 +46,8 @@ export function mergeFiles(
     warn: (path, message) => warnings.push({ path, message }),
   };
   const merger = new Merger({ files, env, report, budget: { left: MAX_NODES, length: 0, yaml: new Map() } });
-  return { root: root.kind === "map" ? merger.document(root, []) : root, faults, warnings };
+  if (root.kind !== "map") return { root, faults, warnings };
+  return { root: rebaseProfiles(merger.document(rebase(root, directory), []), directory), faults, warnings };
 }
 
 type Options = {
@@ -345,11 +347,6 @@ function readInclude(tree: Tree): { paths: string[]; directory?: string; envFile
   return { paths, ...(directory === undefined ? {} : { directory }), ...(envFiles ? { envFiles } : {}) };
 }
 
-function textOf(tree: MapTree, key: string): string | undefined {
-  const value = tree.entries.get(key)?.value;
-  return value?.kind === "scalar" && typeof value.value === "string" ? value.value : undefined;
-}
-
 function textsOf(tree: Tree | undefined): string[] | undefined {
   const items = tree?.kind === "list" ? tree.items : tree ? [tree] : [];
   const texts = items.flatMap((item) => (item.kind === "scalar" && typeof item.value === "string" ? [item.value] : []));
@@ -391,70 +388,6 @@ function same(a: Tree, b: Tree): boolean {
     return ["map", Array.from(tree.entries, ([key, { value }]) => [key, plain(value)])];
   };
   return JSON.stringify(plain(a)) === JSON.stringify(plain(b));
-}
-
-// ---- Paths of another file --------------------------------------------------------------------------------------------
-
-/** Relative paths are meant from the directory of the file that they stand in; the project has them from its own. */
-function rebase(root: MapTree, directory: string): MapTree {
-  if (directory === ".") return root;
-  const moved = (path: string) => (/^[/~]/.test(path) ? path : `./${cleanPath(`${directory}/${path}`)}`);
-  const text: Change = (tree) =>
-    tree.kind === "scalar" && typeof tree.value === "string" ? scalar(moved(tree.value), tree.at) : tree;
-  const files: Change = (tree) =>
-    tree.kind === "list"
-      ? list(
-          tree.items.map((item) => changed(item, { path: text, "": text })),
-          tree.at,
-        )
-      : changed(tree, { path: text, "": text });
-  const mount: Change = (tree) => {
-    if (tree.kind === "map") return textOf(tree, "type") === "bind" ? changed(tree, { source: text }) : tree;
-    if (tree.kind !== "scalar" || typeof tree.value !== "string" || !/^\.\.?(\/|:|$)/.test(tree.value)) return tree;
-    const [source = "", ...rest] = tree.value.split(":");
-    return scalar([moved(source), ...rest].join(":"), tree.at);
-  };
-  const mounts: Change = (tree) => (tree.kind === "list" ? list(tree.items.map(mount), tree.at) : tree);
-  const service: Change = (tree) =>
-    changed(tree, {
-      volumes: mounts,
-      env_file: files,
-      label_file: files,
-      extends: (value) => changed(value, { file: text }),
-    });
-  const each =
-    (change: Change): Change =>
-    (tree) =>
-      tree.kind === "map"
-        ? map(new Map(Array.from(tree.entries, ([key, e]) => [key, { ...e, value: change(e.value) }])), tree.at)
-        : tree;
-  const object: Change = (tree) => changed(tree, { file: text });
-  const include: Change = (tree) =>
-    tree.kind === "list"
-      ? list(
-          tree.items.map((item) => changed(item, { path: files, env_file: files, project_directory: text, "": text })),
-          tree.at,
-        )
-      : tree;
-  return changed(root, {
-    services: each(service),
-    configs: each(object),
-    secrets: each(object),
-    include,
-  }) as MapTree;
-}
-
-type Change = (tree: Tree) => Tree;
-
-/** The tree with some entries changed, each by its own function; `""` is for a scalar in the mapping's place. */
-function changed(tree: Tree, changes: Readonly<Record<string, Change>>): Tree {
-  if (tree.kind === "scalar") return changes[""]?.(tree) ?? tree;
-  if (tree.kind !== "map") return tree;
-  const entries = Array.from(tree.entries, ([key, entry]): [string, MapEntry] => {
-    const change = Object.hasOwn(changes, key) ? changes[key] : undefined;
-    return [key, change ? { ...entry, value: change(entry.value) } : entry];
-  });
-  return map(new Map(entries), tree.at);
 }
 
 // ---- Merging ----------------------------------------------------------------------------------------------------------

@@ -81,8 +81,8 @@ function endpoint(
   return {
     network,
     aliases,
-    ...(ipv4_address === undefined ? {} : { ipv4_address }),
-    ...(ipv6_address === undefined ? {} : { ipv6_address }),
+    ...(ipv4_address ? { ipv4_address } : {}),
+    ...(ipv6_address ? { ipv6_address } : {}),
     ...(link_local_ips === undefined ? {} : { link_local_ips }),
     ...(mac_address ? { mac_address } : {}),
     ...(options.size > 0 ? { driver_opts: [...options] } : {}),

@@ -3,6 +3,7 @@
  * an object would lose `__proto__`, the order of numeric keys, and digits.
  */
 import { escapeVariables } from "./job_interpolate.ts";
+import { Timestamp } from "./job_scalars.ts";
 import type { Tree } from "./job_yaml.ts";
 
 export function print(tree: Tree): string {
@@ -11,7 +12,7 @@ export function print(tree: Tree): string {
     return `{${Array.from(tree.entries, ([key, { value }]) => `${quote(key)}:${print(value)}`).join(",")}}`;
   }
   const { value } = tree;
-  if (typeof value === "string") return quote(escapeVariables(value));
+  if (typeof value === "string" || value instanceof Timestamp) return quote(escapeVariables(String(value)));
   if (typeof value !== "number") return String(value);
   if (!Number.isFinite(value)) return quote(Number.isNaN(value) ? "NaN" : value > 0 ? "+Inf" : "-Inf");
   // A fraction that happens to be whole stays a fraction when it is read again.

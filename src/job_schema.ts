@@ -5,7 +5,8 @@
  */
 import * as v from "valibot";
 import { readBytes, readDuration, Refusal, show } from "./job_grammar.ts";
-import type { Scalar, Tree } from "./job_yaml.ts";
+import { type Scalar, Timestamp } from "./job_scalars.ts";
+import type { Tree } from "./job_yaml.ts";
 import { nearest } from "./nearest.ts";
 
 export type Value = Scalar | readonly Value[] | ReadonlyMap<string, Value>;
@@ -186,6 +187,7 @@ export function kindOf(value: unknown): string {
   if (Array.isArray(value)) return "a list";
   if (value instanceof Map) return "a mapping";
   if (typeof value === "string") return show(value);
+  if (value instanceof Timestamp) return `the date ${String(value)}`;
   return `the ${typeof value === "boolean" ? "boolean" : "number"} ${String(value)}`;
 }
 
@@ -212,7 +214,7 @@ export function readsText<T>(read: (text: string) => T | Refusal, json: JsonSche
 }
 
 function notText(value: unknown): string {
-  const quotable = typeof value === "bigint" || typeof value === "number" || typeof value === "boolean";
+  const quotable = ["bigint", "number", "boolean"].includes(typeof value) || value instanceof Timestamp;
   return `must be text, not ${kindOf(value)}${quotable ? ": put it in quotes" : ""}`;
 }
 
@@ -468,6 +470,7 @@ export const bareOptions: Schema<[string, string][]> = mapOf(
 );
 
 function readOption(value: unknown): string | Refusal {
-  if (typeof value === "string" || typeof value === "bigint" || typeof value === "number") return writeScalar(value);
+  const isText = typeof value === "string" || value instanceof Timestamp;
+  if (isText || typeof value === "bigint" || typeof value === "number") return writeScalar(value);
   return new Refusal(`must be a text or a number, not ${kindOf(value)}`);
 }

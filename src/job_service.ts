@@ -3,7 +3,7 @@
  * tie keys to each other and to the rest of the document (limits against reservations, ports against network mode, names of
  * volumes and networks), and where compose and Cacophony differ in effect.
  */
-import { cleanPath } from "./job_files.ts";
+import { cleanPath, sendFromAbove } from "./job_files.ts";
 import { endpointsOf, withNetworkMode } from "./job_networks.ts";
 import { show } from "./job_grammar.ts";
 import type { DeviceRequestFields } from "./job_forms.ts";
@@ -13,6 +13,7 @@ import {
   fileMounts,
   type FilesAround,
   labelsOf,
+  lastOfEach,
   type Report,
   securityOptions,
   sentBelow,
@@ -154,10 +155,13 @@ function mounts(service: ServiceFields, around: Surroundings): Pick<ServiceSpec,
   const { volumes = [], tmpfs = [] } = service;
   const { volumes: defined, report } = around;
   const targets = new Map<string, string>();
-  const known = new Set<string>();
-  const claim = (target: string, path: Path): string => {
+  const claim = (target: string, path: Path): string | undefined => {
     const clean = cleanPath(target);
     const other = targets.get(clean);
+    if (other?.startsWith("volumes") && path[0] !== "volumes") {
+      report.warn(path, `is left out: ${other} mounts to ${show(clean)}, and compose takes that one`);
+      return undefined;
+    }
     if (!clean.startsWith("/"))
       report.fault(path, `has the container path ${show(target)}, which is not absolute: start it with /`);
     else if (clean === "/") report.fault(path, "would cover the whole container: mount to a path below /");
@@ -167,16 +171,13 @@ function mounts(service: ServiceFields, around: Surroundings): Pick<ServiceSpec,
   };
   for (const [index, entry] of tmpfs.entries()) claim(entry.split(":", 1)[0] ?? "", ["tmpfs", index]);
   const sent: FileSpec[] = [];
-  const own = volumes.flatMap((mount, index): MountSpec | [] => {
+  const targetOf = (mount: ParsedMount) => cleanPath(mount.target);
+  const own = lastOfEach(volumes, { section: "volumes", targetOf, report }).map(([index, mount]): MountSpec => {
     const path = ["volumes", index];
-    const written = JSON.stringify(mount);
-    // Said again is said once, as in compose.
-    if (known.has(written)) return [];
-    known.add(written);
     for (const option of mount.ignored)
       report.warn(path, `has the option ${show(option)}, which is left out, as compose does`);
     const { read_only } = mount;
-    const target = claim(mount.target, path);
+    const target = claim(mount.target, path) ?? targetOf(mount);
     if (mount.type === "volume") {
       if (mount.source === "") report.warn(path, ANONYMOUS);
       const volume = mount.source === "" ? undefined : namedVolume(mount.source, { known: defined, report, path });
@@ -246,7 +247,7 @@ function hostPath({ source }: ParsedMount, { report, path }: { report: Report; p
   if (clean === ".." || clean.startsWith("../")) {
     report.fault(
       path,
-      `has the source ${show(source)}, which leaves the job's project directory: write an absolute path, or one below ./`,
+      `has the source ${show(source)}, which leaves the job's project directory: write an absolute path, or ${sendFromAbove(clean)}`,
     );
   }
   return clean;
@@ -426,7 +427,10 @@ const AS_THEY_ARE = [
   "mem_swappiness",
 ] as const satisfies (keyof ServiceFields & keyof ServiceSpec)[];
 
-function passedOn(service: ServiceFields, around: Surroundings): Partial<ServiceSpec> {
+function passedOn(written: ServiceFields, around: Surroundings): Partial<ServiceSpec> {
+  const { devices = [] } = written;
+  const counting = lastOfEach(devices, { section: "devices", targetOf: ({ target }) => target, ...around });
+  const service = { ...written, devices: counting.map(([, device]) => device) };
   const same = AS_THEY_ARE.map((key) => [key, service[key]] as const).filter(
     ([, value]) => value && !(Array.isArray(value) && value.length === 0),
   );

@@ -7,6 +7,7 @@ import { cleanPath, type JobFiles, MOUNTED_MODE, projectPath, sendIt } from "./j
 import type { EnvFile, FileMount } from "./job_forms.ts";
 import { Refusal, show } from "./job_grammar.ts";
 import type { FileObjectFields, ServiceFields } from "./job_keys.ts";
+import { SECCOMP_PROFILE } from "./job_paths.ts";
 import type { Path } from "./job_yaml.ts";
 import { CREDENTIAL_SPEC, type FileSpec, type MountSpec, type SecretMount, type ServiceSpec } from "./model.ts";
 import { nearest } from "./nearest.ts";
@@ -73,7 +74,7 @@ export function labelsOf(service: ServiceFields, around: FilesAround): ServiceSp
 export function securityOptions(service: ServiceFields, around: FilesAround): string[] {
   const { files, report } = around;
   const own = (service.security_opt ?? []).map((option, index) => {
-    const named = /^seccomp[=:](?!unconfined$|builtin$|\s*\{)(.*)$/s.exec(option)?.[1];
+    const named = SECCOMP_PROFILE.exec(option)?.[2];
     if (named === undefined) return option;
     const path = projectPath(named);
     const text = path instanceof Refusal ? path : files.text(path);
@@ -160,27 +161,49 @@ export function sentBelow(
   return files.below(source, (path) => path !== source && secretPaths.has(path));
 }
 
-/** Mounts of the service's configs and secrets, with the configs' files to write. `claim` takes a target. */
+/** Mounts of the service's configs and secrets, with the configs' files to write. `claim` takes a target, if it may have it. */
 export function fileMounts(
   service: ServiceFields,
-  around: FilesAround & { claim: (target: string, path: Path) => string },
+  around: FilesAround & { claim: (target: string, path: Path) => string | undefined },
 ): { mounts: MountSpec[]; files: FileSpec[] } {
   const mounts: MountSpec[] = [];
   const files: FileSpec[] = [];
   for (const section of ["configs", "secrets"] as const) {
-    for (const [index, mount] of (service[section] ?? []).entries()) {
+    const folder = section === "secrets" ? "/run/secrets/" : "/";
+    const wantedBy = ({ source, target }: FileMount) => {
+      const wanted = target || source;
+      return cleanPath(wanted.startsWith("/") ? wanted : `${folder}${wanted}`);
+    };
+    for (const [index, mount] of lastOfEach(service[section] ?? [], { section, targetOf: wantedBy, ...around })) {
       const path = [section, index];
       const made = fileMount(mount, { ...around, section, path });
-      if (!made) continue;
-      const folder = section === "secrets" ? "/run/secrets/" : "/";
-      const wanted = mount.target || mount.source;
-      const target = around.claim(wanted.startsWith("/") ? wanted : `${folder}${wanted}`, path);
+      const target = made && around.claim(wantedBy(mount), path);
+      if (!made || target === undefined) continue;
       if ("secret" in made) mounts.push({ ...made.secret, target });
       else mounts.push({ type: "bind", source: made.source, target, read_only: true, create_host_path: false });
       if ("file" in made && made.file) files.push(made.file);
     }
   }
   return { mounts, files };
+}
+
+/** The entries that count, with their indexes: of those with one target compose takes the last. Said again is said once. */
+export function lastOfEach<T extends { source: string }>(
+  entries: readonly T[],
+  { section, targetOf, report }: { section: string; targetOf: (entry: T) => string; report: Report },
+): [number, T][] {
+  const last = new Map(entries.map((entry, index) => [targetOf(entry), [index, entry] as const]));
+  return [...entries.entries()].filter(([index, entry]) => {
+    const [other, winner] = last.get(targetOf(entry)) ?? [index, entry];
+    if (other !== index && JSON.stringify(entry) !== JSON.stringify(winner)) {
+      const [own, its] = [entry, winner].map(({ source }) => (source === "" ? "an unnamed one" : show(source)));
+      report.warn(
+        [section, index],
+        `is left out: it puts ${own} at ${show(targetOf(entry))}, where entry ${other} puts ${its}; compose takes the later one`,
+      );
+    }
+    return other === index;
+  });
 }
 
 /** A secret's value is no file of the job; a bind is of a file in the project directory, or at an absolute path of the node. */

@@ -5,6 +5,7 @@
  * networks, and the list of all faults with their places. Knows nothing of Docker's API (`container_options.ts`) or nodes.
  */
 import type { IssuePathItem } from "valibot";
+import { withRanges } from "./job_addresses.ts";
 import { JobFiles, type SentFiles } from "./job_files.ts";
 import { show } from "./job_grammar.ts";
 import { interpolate } from "./job_interpolate.ts";
@@ -39,7 +40,8 @@ export type ParsedService = {
 export type ParsedJob = {
   /**
    * The document after interpolation as JSON text, in the user's own form, anchors and merge keys written out. A `$` is
-   * doubled, and secrets that have a value are marked, so that the text, sent again, means the same.
+   * doubled, secrets that have a value are marked, and paths start from the project directory, so that the text, sent again,
+   * means the same.
    */
   document: string;
   /** In document order. */
@@ -69,12 +71,15 @@ export type Sending = {
   env: ReadonlyMap<string, string>;
   /** Files sent along. */
   files?: SentFiles;
+  /** The directory that the document lies in, below the one that the files' paths start from; absent: that one. */
+  directory?: string;
   /** Profiles to run besides the services that have none; `*` is all. */
   profiles?: readonly string[];
 };
 
 /** Reads a compose document, YAML or JSON. Never throws; lists every fault. */
-export function parseJob(body: Uint8Array | string, { jobId, env, files, profiles = [] }: Sending): ParseResult {
+export function parseJob(body: Uint8Array | string, sending: Sending): ParseResult {
+  const { jobId, env, files, directory = ".", profiles = [] } = sending;
   const text = decode(body);
   if (typeof text !== "string")
     return { ok: false, code: text.code, details: [{ path: "", message: `the document ${text.message}` }] };
@@ -86,7 +91,7 @@ export function parseJob(body: Uint8Array | string, { jobId, env, files, profile
   const variables = new Map([["COMPOSE_PROJECT_NAME", jobId], ...env]);
   const { root: written, faults, warnings } = interpolate(yaml.root, variables);
   const sent = new JobFiles(files ?? new Map());
-  const { root, ...merging } = mergeFiles(written, { files: sent, env: variables });
+  const { root, ...merging } = mergeFiles(written, { files: sent, env: variables, directory });
   faults.push(...yaml.faults, ...merging.faults);
   warnings.push(...merging.warnings);
   // Merging takes out what led to a fault: places are those of the document as it was sent.
@@ -203,7 +208,7 @@ class Reading {
     const definitions = {
       jobId,
       volumes: new Map(top.volumes),
-      networks: new Map(top.networks),
+      networks: withRanges(new Map(top.networks), checked),
       configs: new Map(top.configs),
       secrets: new Map(top.secrets),
     };

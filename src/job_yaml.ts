@@ -1,21 +1,30 @@
 /**
  * @module Text of a compose document -> a tree that knows where each part stands. The only importer of `yaml`, which lexes,
- * parses and composes; this file owns what a scalar means (as compose's own reader, go-yaml, has it), anchors, merge keys,
- * duplicate keys, tags and the limits that keep hostile input cheap. It knows nothing of compose's keys.
+ * parses and composes; this file owns anchors, merge keys, duplicate keys, tags (as compose's own reader, go-yaml, has them; what
+ * a scalar means is in `job_scalars.ts`) and the limits that keep hostile input cheap. It knows nothing of compose's keys.
  *
  * The package's own schemas are not used: they read `0440` as decimal, lose digits of large numbers, compare every key with
  * every other (quadratic) and look each alias up by walking the document.
  */
-import { Composer, isAlias, isMap, isScalar, isSeq, Lexer, LineCounter, Parser, type Document } from "yaml";
+import { resolvePlain, resolveTagged, type Scalar, SCALAR_TAGS } from "./job_scalars.ts";
+import {
+  Composer,
+  isAlias,
+  isMap,
+  isScalar,
+  isSeq,
+  Lexer,
+  LineCounter,
+  Parser,
+  type Document,
+  type Scalar as ScalarNode,
+} from "yaml";
 
 /** Keys and indexes from the root of the document. */
 export type Path = readonly (string | number)[];
 
 /** `at`: offset into the text, where it differs from the place that `path` names or the path does not exist. */
 export type Fault = { path: Path; message: string; at?: number };
-
-/** Integers are `bigint` and other numbers `number`, so that each can be written back as it was meant. */
-export type Scalar = string | bigint | number | boolean | null;
 
 type Base = {
   /** Offset into the text. */
@@ -55,6 +64,7 @@ const NOT_YAML = /[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\u{10000}-\u{10ff
 const MAX_ERRORS = 20;
 /** Lines such as `%YAML 1.2` before a document. */
 const MAX_DIRECTIVES = 16;
+const YAML_TAG = "tag:yaml.org,2002:";
 const TOO_DEEP = `is nested more than ${MAX_DEPTH} levels deep`;
 
 /** Reads one YAML (or JSON) document; see YamlResult. Never throws. */
@@ -147,6 +157,8 @@ function compose(text: string): Document.Parsed[] | Exclude<YamlResult, { state:
     schema: "failsafe",
     merge: false,
     uniqueKeys: false,
+    // Tags are ours to resolve: the package would make dates and bytes of them.
+    resolveKnownTags: false,
     prettyErrors: false,
     logLevel: "silent",
     lineCounter: lines,
@@ -250,19 +262,14 @@ class TreeReader {
     text: string,
     { tag, plain, at, path }: { tag: string | undefined; plain: boolean; at: number; path: Path },
   ): Scalar {
-    if (tag === undefined) return plain ? resolvePlain(text) : text;
-    if (tag === "!") return text;
+    // go-yaml takes the tag `!` for none.
+    if (tag === undefined || tag === "!") return plain ? resolvePlain(text) : text;
     const name = this.#tag(tag, { expected: "scalar", at, path });
-    if (name === undefined || name === "str" || name === "timestamp") return text;
-    const value = resolvePlain(text);
-    const fits = {
-      int: typeof value === "bigint",
-      float: typeof value === "number" || typeof value === "bigint",
-      bool: typeof value === "boolean",
-      null: value === null,
-    }[name];
-    if (!fits) this.faults.push({ path, message: `is tagged !!${name} but ${JSON.stringify(text)} is none`, at });
-    return value;
+    if (name === undefined) return text;
+    const value = resolveTagged(text, name);
+    if (value !== undefined) return value;
+    this.faults.push({ path, message: `is tagged !!${name} but ${JSON.stringify(text)} is none`, at });
+    return text;
   }
 
   /** The short name of a tag that means something here; others are a fault, and nothing is ever made of them. */
@@ -270,10 +277,9 @@ class TreeReader {
     tag: string | undefined,
     { expected, at, path }: { expected: "map" | "seq" | "scalar"; at: number; path: Path },
   ) {
-    const scalars = ["str", "int", "float", "bool", "null", "timestamp"] as const;
-    const name = tag?.startsWith("tag:yaml.org,2002:") ? tag.slice("tag:yaml.org,2002:".length) : undefined;
+    const name = tag?.startsWith(YAML_TAG) ? tag.slice(YAML_TAG.length) : undefined;
     if (tag === undefined || tag === "!" || name === expected) return undefined;
-    const known = expected === "scalar" ? scalars.find((candidate) => candidate === name) : undefined;
+    const known = expected === "scalar" ? SCALAR_TAGS.find((candidate) => candidate === name) : undefined;
     if (known) return known;
     const message =
       tag === "!reset" || tag === "!override"
@@ -298,7 +304,8 @@ class TreeReader {
     const entries = new Map<string, MapEntry>();
     const merged: { tree: Tree; path: Path }[] = [];
     for (const pair of pairs) {
-      const keyTree = this.#node(pair.key, at, path);
+      const mergeKey = isMergeKey(pair.key) ? pair.key : undefined;
+      const keyTree = mergeKey ? scalar("<<", mergeKey.range?.[0] ?? at) : this.#node(pair.key, at, path);
       if (keyTree.kind !== "scalar") {
         this.faults.push({ path, message: "has a key that is a list or a mapping; keys are text", at: keyTree.at });
         continue;
@@ -310,7 +317,7 @@ class TreeReader {
         this.faults.push({ path: here, message: "is given twice: keep one", at: keyTree.at });
       }
       entries.set(key, { keyAt: keyTree.at, value });
-      if (key === "<<" && isScalar(pair.key) && pair.key.type === "PLAIN") merged.push({ tree: value, path: here });
+      if (mergeKey) merged.push({ tree: value, path: here });
     }
     if (merged.length > 0) entries.delete("<<");
     for (const source of merged) this.#merge(entries, source);
@@ -341,32 +348,8 @@ class TreeReader {
   }
 }
 
-const INTEGER = /^([-+]?)(0[bB][01]+|0[xX][0-9a-fA-F]+|0[oO]?[0-7]+|0|[1-9][0-9]*)$/;
-const FLOAT = /^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$/;
-const MAX_UINT64 = 2n ** 64n - 1n;
-const WORDS = new Map<string, Scalar>([
-  ...["", "~", "null", "Null", "NULL"].map((word) => [word, null] as const),
-  ...["true", "True", "TRUE"].map((word) => [word, true] as const),
-  ...["false", "False", "FALSE"].map((word) => [word, false] as const),
-  ...[".nan", ".NaN", ".NAN"].map((word) => [word, Number.NaN] as const),
-  ...[".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"].map((word) => [word, Number.POSITIVE_INFINITY] as const),
-  ...["-.inf", "-.Inf", "-.INF"].map((word) => [word, Number.NEGATIVE_INFINITY] as const),
-]);
-
-/**
- * A plain scalar as go-yaml v3 reads it, which compose uses: YAML 1.2's core schema, but `0440` is octal and `1_000` a number.
- * `yes`, `on` and `2222:22` stay text; so do dates.
- */
-function resolvePlain(text: string): Scalar {
-  const word = WORDS.get(text);
-  if (word !== undefined) return word;
-  if (!/^[-+.0-9]/.test(text)) return text;
-  const digits = text.replaceAll("_", "");
-  const integer = INTEGER.exec(digits);
-  if (integer) {
-    const [, sign, body = ""] = integer;
-    const value = BigInt(/^0[0-7]/.test(body) ? `0o${body.slice(1)}` : body.toLowerCase());
-    if (value <= MAX_UINT64) return sign === "-" ? -value : value;
-  }
-  return FLOAT.test(digits) ? Number(digits) : text;
+/** `<<`, plain or with the tag that says so (go-yaml, isMerge). */
+function isMergeKey(key: unknown): key is ScalarNode {
+  if (!isScalar(key) || key.value !== "<<") return false;
+  return key.tag === `${YAML_TAG}merge` || ((key.tag === undefined || key.tag === "!") && key.type === "PLAIN");
 }

@@ -65,6 +65,7 @@ export function parseAddress(text: string): number | undefined {
   return number;
 }
 
-function formatAddress(address: number): string {
+/** The text of an IPv4 address. */
+export function formatAddress(address: number): string {
   return [24, 16, 8, 0].map((shift) => Math.floor(address / 2 ** shift) % 256).join(".");
 }

@@ -158,6 +158,29 @@ describe("PUT /cluster/job/:job_id", () => {
     expect(spec()?.image).toBe("busybox:2");
   });
 
+  test("takes a document by its path in the project, which the document's own paths start from", async () => {
+    const above = "services:\n  app: {image: busybox, volumes: ['../files/x:/x', './y:/y']}\n";
+    const parts: [string, string, string][] = [
+      ["compose", above, "./deploy/docker/compose.yaml"],
+      ["file", "x", "deploy/files/x"],
+    ];
+    expect(await send("/cluster/job/above", form(parts))).toMatchObject({ status: 201, body: { version: 1 } });
+    const [service] = scheduler.state.liveJob("above")?.services ?? [];
+    expect(scheduler.state.specs.get(service?.spec_hash ?? "")).toMatchObject({
+      mounts: [{ source: "deploy/files/x" }, { source: "deploy/docker/y" }],
+      files: [{ path: "deploy/files/x" }],
+    });
+    // What the cluster shows means the same wherever it lies.
+    const shown = await (await app.request("/cluster/job/above")).json();
+    const back = form([["compose", JSON.stringify((shown as { document: unknown }).document)], ...parts.slice(1)]);
+    expect(await send("/cluster/job/above", back)).toMatchObject({ status: 200, body: { version: 1 } });
+    // A document without directories lies at the root, whatever the one before it did.
+    expect(await send("/cluster/job/above", form([["compose", above, "compose.yaml"]]))).toMatchObject({
+      status: 422,
+      body: { error: { details: [{ message: expect.stringContaining("filename=DIR/compose.yaml") }] } },
+    });
+  });
+
   test("changes nothing and keeps nothing for a dry run or a refused form", async () => {
     const before = scheduler.state.chunks.size;
     const parts: [string, string, string?][] = [
@@ -175,6 +198,8 @@ describe("PUT /cluster/job/:job_id", () => {
 
   const faulty: [what: string, parts: [string, string, string?][], message: string][] = [
     ["no document", [["file", "a", "a"]], "is there 0 times"],
+    ["a document above the project", [["compose", FORM, "../compose.yaml"]], "leaves the job's project directory"],
+    ["a document of the sender's machine", [["compose", FORM, "/srv/compose.yaml"]], "lies outside of the job"],
     [
       "two documents",
       [

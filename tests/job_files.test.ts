@@ -521,13 +521,24 @@ describe("configs and secrets", () => {
     ["secrets: [unset]", "whose variable UNSET is not set: send ?env.UNSET=…"],
     ["secrets: [outside]", "made outside of the job"],
     ["secrets: [up]", "leaves the job's project directory"],
-    [
-      "configs: [sent]\nvolumes: [./x:/sent]",
-      'services.app.configs[0]: mounts to "/sent", as volumes entry 0 does already',
-    ],
     ["configs: [{source: sent, mode: '99'}]", "services.app.configs[0].mode"],
     ["configs: [{target: /a}]", "services.app.configs[0]: has no source"],
   ];
+  test.each([
+    ["configs: [sent]\nvolumes: [./x:/sent]", "services.app.configs[0]", 'volumes entry 0 mounts to "/sent"', "x"],
+    ["secrets: [pw]\nvolumes: ['./x:/run/secrets/pw/']", "services.app.secrets[0]", "compose takes that one", "x"],
+    [
+      "configs: [{source: var, target: /c}, {source: sent, target: /c}]",
+      "services.app.configs[0]",
+      '"sent"',
+      "conf/app.conf",
+    ],
+  ])("%s: what compose takes counts", (lines, path, message, source) => {
+    const { services, warnings } = job(document(lines, top), beside);
+    expect(services[0]?.spec.mounts).toMatchObject([{ type: "bind", source }]);
+    expect(warnings).toMatchObject([{ path, message: expect.stringContaining(message) }]);
+  });
+
   test.each(bad)("%s is refused", (lines, fault) => {
     const more = top.replace(
       "secrets:",

@@ -183,3 +183,54 @@ describe("the node's own networks", () => {
     });
   });
 });
+
+describe("a network on which services have fixed addresses and others have none", () => {
+  type Config = Partial<NonNullable<NetworkSpec["ipam"]>["config"][number]>;
+  const ipamOf = (fixed: string[], network: string, others = "  b: {image: x, networks: [n]}\n"): Config[] => {
+    const services = fixed.map((ip, index) => `  f${index}: {image: x, networks: {n: {ipv4_address: ${ip}}}}\n`);
+    const body = `services:\n${services.join("")}${others}networks: {n: ${network}}\n`;
+    const result = parseJob(body, { jobId: "shop", env: new Map() });
+    if (!result.ok) throw new Error(JSON.stringify(result.details));
+    return result.job.services.at(-1)?.spec.networks?.[0]?.network.ipam?.config ?? [];
+  };
+  const subnet = (text: string, more = "") => `{ipam: {config: [{subnet: ${text}${more}}]}}`;
+  const cases: [fixed: string[], network: string, expected: Config][] = [
+    [["10.9.0.2"], subnet("10.9.0.0/24"), { ip_range: "10.9.0.128/25", gateway: "10.9.0.1" }],
+    [["10.9.0.200"], subnet("10.9.0.0/24"), { ip_range: "10.9.0.0/25", gateway: "10.9.0.1" }],
+    [["10.9.0.2", "10.9.0.200"], subnet("10.9.0.0/24"), { ip_range: "10.9.0.128/26", gateway: "10.9.0.1" }],
+    [["172.20.0.5"], subnet("172.20.0.0/16"), { ip_range: "172.20.128.0/17", gateway: "172.20.0.1" }],
+    [
+      ["10.9.0.2"],
+      subnet("10.9.0.0/24", ", gateway: 10.9.0.254"),
+      { ip_range: "10.9.0.128/25", gateway: "10.9.0.254" },
+    ],
+    [
+      ["10.9.0.2"],
+      "{driver: overlay, ipam: {config: [{subnet: 10.9.0.0/24}]}}",
+      { ip_range: "10.9.0.128/25", gateway: "10.9.0.1" },
+    ],
+    [["10.9.0.130"], subnet("10.9.0.0/24", ", ip_range: 10.9.0.128/25"), { ip_range: "10.9.0.128/25" }],
+    // No part of 64 addresses is free.
+    [["10.9.0.2"], subnet("10.9.0.0/26"), {}],
+    [["10.9.0.2", "10.9.0.70", "10.9.0.130", "10.9.0.200"], subnet("10.9.0.0/24"), {}],
+    // The address is not of this network, which Docker says.
+    [["10.8.0.2"], subnet("10.9.0.0/24"), {}],
+    [[], subnet("10.9.0.0/24"), {}],
+    // Addresses of a network that is not of the node alone are not for us to part.
+    [["10.9.0.2"], "{driver: macvlan, ipam: {config: [{subnet: 10.9.0.0/24}]}}", {}],
+    [["10.9.0.2"], "{ipam: {driver: other, config: [{subnet: 10.9.0.0/24}]}}", {}],
+  ];
+  test.each(cases)("%j on %s", (fixed, network, expected) => {
+    const [{ subnet: _, aux_addresses: __, ...rest } = {}] = ipamOf(fixed, network);
+    expect(rest).toEqual(expected);
+  });
+
+  test("is left as it is where all have one", () => {
+    expect(ipamOf(["10.9.0.2", "10.9.0.3"], subnet("10.9.0.0/24"), "")[0]?.ip_range).toBeUndefined();
+  });
+
+  test("keeps its definition when one more is fixed in the part that is not given out", () => {
+    const one = ipamOf(["10.9.0.2"], subnet("10.9.0.0/24"));
+    expect(ipamOf(["10.9.0.2", "10.9.0.3"], subnet("10.9.0.0/24"))).toEqual(one);
+  });
+});

@@ -77,7 +77,33 @@ describe("parseJob() reads YAML as compose does", () => {
     ["yes", "yes"],
     ["on", "on"],
     ["No", "No"],
-    ["2024-01-01", "2024-01-01"],
+    // Dates as compose 2.26.1 gives them to containers.
+    ["2024-01-01", "2024-01-01 00:00:00 +0000 UTC"],
+    ["2024-1-2", "2024-01-02 00:00:00 +0000 UTC"],
+    ["2024-01-01T10:20:30Z", "2024-01-01 10:20:30 +0000 UTC"],
+    ["2024-01-01T10:20:30+00:00", "2024-01-01 10:20:30 +0000 UTC"],
+    ["2024-1-1t1:2:3Z", "2024-01-01 01:02:03 +0000 UTC"],
+    ["2024-01-01T10:20:30.500Z", "2024-01-01 10:20:30.5 +0000 UTC"],
+    ["2024-01-01T10:20:30.123456789+02:00", "2024-01-01 10:20:30.123456789 +0200 +0200"],
+    ["2024-01-01T10:20:30-05:30", "2024-01-01 10:20:30 -0530 -0530"],
+    ["2024-01-01 1:2:3", "2024-01-01 01:02:03 +0000 UTC"],
+    ["2024-02-29", "2024-02-29 00:00:00 +0000 UTC"],
+    ["!!timestamp '2024-01-01'", "2024-01-01 00:00:00 +0000 UTC"],
+    ["2023-02-29", "2023-02-29"],
+    ["2024-13-01", "2024-13-01"],
+    ["2024-01-01 10:20:30 -5", "2024-01-01 10:20:30 -5"],
+    ["2024-01-01T10:20:30", "2024-01-01T10:20:30"],
+    ["24-01-01", "24-01-01"],
+    ["'2024-01-01'", "2024-01-01"],
+    ["!!str 2024-01-01", "2024-01-01"],
+    ["!!binary aGVsbG8=", "hello"],
+    ['!!binary "aGVs\\nbG8="', "hello"],
+    ["!!float 1000000", "1e+06"],
+    ["!!float 3", "3"],
+    ["!!int 0x10", "16"],
+    ["!!str", ""],
+    ['!!bool "false"', "false"],
+    ["! 0x10", "16"],
     ["22:30", "22:30"],
     ["1.2.3", "1.2.3"],
     ['"0440"', "0440"],
@@ -89,6 +115,24 @@ describe("parseJob() reads YAML as compose does", () => {
   ];
   test.each(scalars)("%s as a variable's value", (yaml, expected) => {
     expect(spec(`environment:\n  A: ${yaml}`).environment).toEqual([`A=${expected}`]);
+  });
+
+  test.each(["<<", "!!merge <<", '!!merge "<<"', "! <<"])("%s is a merge key", (key) => {
+    const body = `x-a: &a {user: merged}\nservices:\n  app:\n    image: x\n    ${key}: *a\n`;
+    expect(first(body).spec).toMatchObject({ image: "x", user: "merged" });
+  });
+
+  test("a date is a text where compose makes one of any value, and means the same when it comes back", () => {
+    const lines = "labels: {a: 2024-01-01}\nsysctls: {b: 2024-01-01}\nlogging: {driver: x, options: {c: 2024-01-01}}";
+    const date = "2024-01-01 00:00:00 +0000 UTC";
+    const sent = job(`x-at: 2024-01-01\nservices:\n  app:\n    image: x\n${lines.replaceAll(/^/gm, "    ")}\n`);
+    const [service] = sent.services;
+    expect(service?.spec).toMatchObject({
+      labels: [["a", date]],
+      sysctls: [["b", date]],
+      logging: { options: [["c", date]] },
+    });
+    expect(job(sent.document).services).toEqual(sent.services);
   });
 
   test("merge keys fill in what is not there, an earlier source first, and go no deeper", () => {
@@ -132,6 +176,48 @@ services:
   const bad: [name: string, yaml: string, code: string, message: string][] = [
     ["a duplicate key", "services:\n  a: {image: b}\n  a: {image: c}", "invalid_document", "given twice"],
     ["!reset", "services: {a: {image: b, ports: !reset []}}", "invalid_document", "!reset"],
+    [
+      "a number that is none",
+      "services: {a: {image: x, environment: {A: !!int x}}}",
+      "invalid_document",
+      "tagged !!int",
+    ],
+    ["nothing that is some", "services: {a: {image: x, user: !!null x}}", "invalid_document", "tagged !!null"],
+    ["a flag in YAML 1.1", "services: {a: {image: x, tty: !!bool yes}}", "invalid_document", "tagged !!bool"],
+    ["a date that is none", "services: {a: {image: x, user: !!timestamp x}}", "invalid_document", "tagged !!timestamp"],
+    ["bytes that are no base64", "services: {a: {image: !!binary 'a b'}}", "invalid_document", "tagged !!binary"],
+    ["bytes that are no text", "services: {a: {image: !!binary /w==}}", "invalid_document", "tagged !!binary"],
+    [
+      "a date as a user",
+      "services: {a: {image: x, user: 2024-01-01}}",
+      "invalid_document",
+      "the date 2024-01-01 00:00:00 +0000 UTC: put it in quotes",
+    ],
+    [
+      "a date in a command",
+      "services: {a: {image: x, command: [echo, 2024-01-01]}}",
+      "invalid_document",
+      "put it in quotes",
+    ],
+    ["a date as a command", "services: {a: {image: x, command: 2024-01-01}}", "invalid_document", "must be a text"],
+    [
+      "a date in a list of variables",
+      "services: {a: {image: x, environment: [2024-01-01]}}",
+      "invalid_document",
+      "put it in quotes",
+    ],
+    [
+      "a date as a number",
+      "services: {a: {image: x, cpus: 2024-01-01}}",
+      "invalid_document",
+      "must be a number, not the date",
+    ],
+    [
+      "a merge key that is a text",
+      "services: {a: {image: x, !!str <<: {user: u}}}",
+      "invalid_document",
+      "unknown key <<",
+    ],
     ["a language's tag", "services: {a: {image: !!python/name:os.system x}}", "invalid_document", "no meaning"],
     ["several documents", "services: {a: {image: b}}\n---\nservices: {}", "invalid_document", "more than one"],
     ["an unknown alias", "services: {a: {image: *b}}", "invalid_document", "anchor &b"],
@@ -394,7 +480,6 @@ describe("parseJob() reads volumes", () => {
     ['"/a:/"', "whole container"],
     ['"a:b:c:d"', "too many colons"],
     ['"/a::ro"', "empty part"],
-    ['"/a:/b", "/c:/b/"', "as volumes entry 0 does already"],
     ["{type: bind, target: /b}", "without a source"],
     ["{target: /b}", "no type"],
     ["{type: npipe, source: a, target: /b}", "not supported"],
@@ -405,6 +490,39 @@ describe("parseJob() reads volumes", () => {
     ["{type: volume, target: /b, read_only: true}", "which Docker refuses"],
     ["{type: bind, source: /a, target: /b, bind: {recursive: readonly}}", "needs read_only: true"],
   ];
+  const twice: [lines: string, sources: string[], warnings: string[]][] = [
+    [
+      "volumes: [/a:/b, /c:/b, /d:/e]",
+      ["/c", "/d"],
+      [
+        'services.app.volumes[0]: is left out: it puts "/a" at "/b", where entry 1 puts "/c"; compose takes the later one',
+      ],
+    ],
+    [
+      "volumes: [/a:/b, /c:/b/]",
+      ["/c"],
+      ['services.app.volumes[0]: is left out: it puts "/a" at "/b", where entry 1 puts "/c"'],
+    ],
+    ["volumes: [{type: bind, source: /a, target: /b}, /c:/b]", ["/c"], ['it puts "/a" at "/b"']],
+    ["volumes: [unknown:/b, /c:/b]", ["/c"], ['it puts "unknown" at "/b"']],
+    ["volumes: [/b, /c:/b]", ["/c"], ['it puts an unnamed one at "/b"']],
+    ["volumes: [/a:/b, /c:/d, /a:/b]", ["/c", "/a"], []],
+    ["volumes: [/a:/b, /a:/b:ro]", ["/a"], ['it puts "/a" at "/b", where entry 1 puts "/a"']],
+  ];
+  test.each(twice)("%s: the later one of a target counts", (lines, sources, expected) => {
+    const { services, warnings } = job(app(lines));
+    expect(services[0]?.spec.mounts.map((mount) => (mount.type === "bind" ? mount.source : ""))).toEqual(sources);
+    const said = warnings.map(({ path, message }) => `${path}: ${message}`);
+    expect(said.length).toBe(expected.length);
+    for (const [index, text] of expected.entries()) expect(said[index]).toContain(text);
+  });
+
+  test("of two devices for one path the later one counts", () => {
+    const { services, warnings } = job(app("devices: [/dev/a:/dev/x, /dev/b:/dev/x, /dev/c]"));
+    expect(services[0]?.spec.devices?.map(({ source }) => source)).toEqual(["/dev/b", "/dev/c"]);
+    expect(warnings.map(({ path }) => path)).toEqual(["services.app.devices[0]"]);
+  });
+
   test.each(bad)("%s is refused", (yaml, message) => {
     expect(refusals(`volumes: [${yaml}]`, rest)).toContain(message);
   });
@@ -656,6 +774,12 @@ describe("parseJob() tells what becomes of each key", () => {
   });
 
   test("what a variable left empty says nothing where compose takes it for nothing", () => {
+    const lists = "dns: [$NONE]\nexpose: [$NONE]\nnetworks: {default: {ipv4_address: $NONE, ipv6_address: $NONE}}";
+    expect(spec(`${lists}`)).not.toHaveProperty("dns");
+    expect(spec(`${lists}`)).not.toHaveProperty("expose");
+    expect(spec(`${lists}`).networks?.[0]).not.toHaveProperty("ipv4_address");
+    expect(spec(`${lists}`).networks?.[0]).not.toHaveProperty("ipv6_address");
+    expect(spec("dns: [$NONE, 1.1.1.1]\nexpose: [$NONE, 80]")).toMatchObject({ dns: ["1.1.1.1"], expose: ["80"] });
     const empty = spec("restart: $NONE\nuser: $NONE\nnetwork_mode: $NONE\ndns: $NONE\ndeploy:");
     expect(JSON.stringify(empty)).toBe(JSON.stringify(spec("x-nothing: 1")));
   });

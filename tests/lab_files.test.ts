@@ -3,7 +3,7 @@ import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Lab, type LabHost } from "./lab.ts";
-import { LabCluster, perNode } from "./lab_cluster.ts";
+import { LabCluster, perNode, sleeper } from "./lab_cluster.ts";
 import { waitUntil } from "./wait.ts";
 
 setDefaultTimeout(120_000);
@@ -147,4 +147,30 @@ test("a node that lost its files gets them again, and the project directory goes
   await shown("red");
   await cluster.clear();
   await waitUntil("the project directory to be gone", () => existsSync(projectDir), { until: (there) => !there });
+});
+
+test("a document that lies in a directory of the project shows its containers what lies beside that directory", async () => {
+  for (const name of ["docker", "files"]) mkdirSync(join(dir, name));
+  writeFileSync(join(dir, "files/seen.conf"), "from above\n");
+  const volumes = ["../files/seen.conf:/etc/seen.conf", "./data:/data"];
+  const services = {
+    app: { ...sleeper({ volumes }), deploy: { placement: { constraints: ["node.name == host-1"] } } },
+  };
+  writeFileSync(join(dir, "docker/compose.yaml"), JSON.stringify({ services }));
+  const put = async (compose: string) => {
+    const url = `${lab.host(2).address}:9000/cluster/job/above`;
+    const seen = `file=@${dir}/files/seen.conf;filename=files/seen.conf`;
+    const { stdout } = await lab.host(2).curl("-X", "PUT", url, "-F", compose, "-F", seen);
+    return stdout;
+  };
+  expect(await put(`compose=@${dir}/docker/compose.yaml`)).toContain("filename=DIR/compose.yaml");
+  expect(await put(`compose=@${dir}/docker/compose.yaml;filename=docker/compose.yaml`)).toContain('"version":1');
+  const { services: settled } = await cluster.settled("above");
+  const id = settled["app"]?.allocations[0]?.container_id ?? "";
+  expect(await lab.host(1).docker("exec", id, "cat", "/etc/seen.conf")).toContain("from above");
+  expect(existsSync(join(lab.host(1).dataDir, "projects/above/docker/data"))).toBe(true);
+  // What the cluster shows is sent back as it is: the same job, and so the same version.
+  const { body } = await cluster.api<{ document: unknown }>("/cluster/job/above");
+  writeFileSync(join(dir, "shown.json"), JSON.stringify(body.document));
+  expect(await put(`compose=@${dir}/shown.json`)).toContain('"version":1');
 });

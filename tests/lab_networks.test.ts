@@ -123,6 +123,30 @@ test("a network is made as its document defines it, and the container has its pl
   });
 });
 
+test("a service gets its fixed address though others that have none start before it", async () => {
+  const n = { ipam: { config: [{ subnet: "10.99.7.0/24" }] } };
+  // Docker would give these the first addresses of the subnet.
+  const web = { ...here({ networks: ["n"] }), scale: 3 };
+  const fixed = (address: string) => ({ ...here({ networks: { n: { ipv4_address: address } } }), depends_on: ["web"] });
+  const services = { web, db: fixed("10.99.7.2") };
+  await cluster.put("fixed", { services, networks: { n } });
+  await cluster.settled("fixed");
+  await cluster.put("fixed", { services: { ...services, later: fixed("10.99.7.3") }, networks: { n } });
+  const job = await cluster.settled("fixed");
+  const addressOf = async (id = "") => {
+    const { NetworkSettings } = await inspect<{
+      NetworkSettings: { Networks: Record<string, { IPAddress: string; Gateway: string }> };
+    }>("inspect", id);
+    return NetworkSettings.Networks["fixed_n"];
+  };
+  const at = (name: string) => addressOf(job.services[name]?.allocations[0]?.container_id ?? "");
+  expect(await at("db")).toMatchObject({ IPAddress: "10.99.7.2", Gateway: "10.99.7.1" });
+  expect(await at("later")).toMatchObject({ IPAddress: "10.99.7.3" });
+  expect((await at("web"))?.IPAddress).toMatch(/^10\.99\.7\.1(2[89]|3\d)$/);
+  // The one that came later changed nothing of the others.
+  expect(job.services["web"]?.allocations.every(({ restarts }) => restarts === 0)).toBe(true);
+});
+
 test("a changed definition of a network is made on the node when no container is on it any more", async () => {
   const document = (subnet: string) => ({
     services: { web: here({ networks: ["n"] }) },

@@ -1,7 +1,8 @@
 /**
  * @module `npm run survey DIR`: reads every compose file below a directory as a PUT with its files and `?dry_run=true` does,
  * and tells which are refused and why, and what of those that are accepted would be dropped in silence. The files that a
- * document needs are those beside it; one that is missing is stood in for. Variables come from a `.env` beside it.
+ * document needs are those beside it; one that is missing is stood in for. A document that names files above itself is sent by
+ * its path from there. Variables come from a `.env` beside it.
  */
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { basename, dirname, join, relative } from "node:path";
@@ -12,12 +13,13 @@ import { findSilent } from "./survey_leaves.ts";
 const COMPOSE_FILE = /compose[^/]*\.ya?ml$/i;
 /** Bytes of files that are sent along with one document, as the API has it. */
 const MAX_FILES_BYTES = 8 * 1024 * 1024;
+/** Directories that a document's root is looked for in, upwards. */
+const MAX_LEVELS = 8;
 /** Leaves of one place and value that are looked at: more of a kind tell nothing new. */
 const LEAVES_PER_KIND = 25;
 
-/** Files of the directory and below, as a `curl` with each of them would send; not of directories that no document needs. */
-function filesBeside(document: string): Map<string, Uint8Array> {
-  const root = dirname(document);
+/** Files beside the document and below, as a `curl` with each of them would send; not of directories that no document needs. */
+function filesBeside(document: string, root: string): Map<string, Uint8Array> {
   const files = new Map<string, Uint8Array>();
   let left = MAX_FILES_BYTES;
   const walk = (dir: string): void => {
@@ -31,7 +33,7 @@ function filesBeside(document: string): Map<string, Uint8Array> {
       files.set(relative(root, path), readFileSync(path));
     }
   };
-  walk(root);
+  walk(dirname(document));
   return files;
 }
 
@@ -42,18 +44,35 @@ function variablesBeside(document: string): Map<string, string> {
   return new Map([...read].map(([name, value]) => [name, value ?? ""]));
 }
 
-/** Reads a document, with stand-ins for the files that it names and nobody has. */
+/** Reads a document from the nearest directory that holds all that it names. */
 function readWithFiles(path: string) {
+  let root = dirname(path);
+  for (let levels = 0; ; levels++) {
+    const read = readFrom(root, path);
+    const isAbove = !read.result.ok && read.result.details.some(({ message }) => message.includes("filename=DIR/"));
+    if (!isAbove || levels === MAX_LEVELS || root === dirname(root)) return read;
+    root = dirname(root);
+  }
+}
+
+/** Reads a document of the project at `root`, with stand-ins for the files that it names and nobody has. */
+function readFrom(root: string, path: string) {
   const text = readFileSync(path);
-  const files = filesBeside(path);
+  const files = filesBeside(path, root);
   const sending = { jobId: "survey", env: variablesBeside(path), files, profiles: ["*"] };
   for (;;) {
-    const result = parseJob(text, sending);
+    const result = parseJob(text, { ...sending, directory: relative(root, dirname(path)) || "." });
     const missing = result.ok ? [] : result.details.flatMap(({ message }) => missingFile(message) ?? []);
     const added = missing.filter((file) => !files.has(file));
+    // The document that is accepted has its paths from the root.
     if (added.length === 0) return { result, sending };
-    for (const file of added) files.set(file, new TextEncoder().encode(/\.ya?ml$/.test(file) ? "services: {}" : ""));
+    for (const file of added) files.set(file, contentsOf(join(root, file)));
   }
+}
+
+function contentsOf(file: string): Uint8Array {
+  if (existsSync(file) && statSync(file).isFile()) return readFileSync(file);
+  return new TextEncoder().encode(/\.ya?ml$/.test(file) ? "services: {}" : "");
 }
 
 function missingFile(message: string): string | undefined {
