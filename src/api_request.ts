@@ -87,9 +87,11 @@ export async function readDocument(c: Context): Promise<Sent> {
 function readDirectory(name: string | undefined, fault: (message: string) => void): string {
   if (!name) return ".";
   const path = projectPath(name);
-  if (typeof path === "string") return cleanPath(`${path}/..`);
-  fault(path.message);
-  return ".";
+  const directory = typeof path === "string" ? cleanPath(`${path}/..`) : ".";
+  if (typeof path !== "string") fault(path.message);
+  if (directory.includes(":"))
+    fault(`lies in ${directory}: a mount's short form cannot say a colon; rename the directory`);
+  return directory;
 }
 
 function readFile(

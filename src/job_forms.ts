@@ -377,7 +377,7 @@ const exposedPort: Schema<string> = reads(NUMBER_OR_TEXT, (value) => {
   return new Refusal("must be a port of the container, as 8080 or 53/udp");
 });
 
-/** Compose passes an empty entry on to Docker, which exposes nothing for it. */
+/** Compose passes an empty entry on to Docker, which lists it and exposes nothing. */
 export const exposedPorts: Schema<string[]> = v.pipe(
   listOf(exposedPort, { repeats: "dropped" }),
   v.transform((all) => all.filter((one) => one !== "")),

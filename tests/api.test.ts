@@ -199,6 +199,7 @@ describe("PUT /cluster/job/:job_id", () => {
   const faulty: [what: string, parts: [string, string, string?][], message: string][] = [
     ["no document", [["file", "a", "a"]], "is there 0 times"],
     ["a document above the project", [["compose", FORM, "../compose.yaml"]], "leaves the job's project directory"],
+    ["a document below a colon", [["compose", FORM, "one:two/compose.yaml"]], "rename the directory"],
     ["a document of the sender's machine", [["compose", FORM, "/srv/compose.yaml"]], "lies outside of the job"],
     [
       "two documents",

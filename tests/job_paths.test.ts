@@ -1,5 +1,7 @@
 /** Where relative paths lead: those of a document that lies in a directory of the project, and of the files that it names. */
 import { describe, expect, test } from "bun:test";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
 import { parseJob, type ParsedJob } from "../src/job_spec.ts";
 
 const DOCUMENT = `
@@ -137,4 +139,19 @@ test.each([
   ["a home stays one", "volumes: ['~/x:/x']", "whose home is meant"],
 ])("%s below a directory", (_, line, message) => {
   expect(faults(`services:\n  app:\n    image: x\n    ${line}`, { directory: "docker" })).toContain(message);
+});
+
+test("every fixture that is accepted from a directory means the same when it comes back without one", () => {
+  let accepted = 0;
+  for (const folder of ["valid", "awesome"]) {
+    const fixtures = join(import.meta.dir, "fixtures/compose", folder);
+    for (const name of readdirSync(fixtures).filter((file) => file.endsWith(".yaml"))) {
+      const result = parse(readFileSync(join(fixtures, name), "utf8"), { directory: "deploy/docker" });
+      if (!result.ok) continue;
+      accepted += 1;
+      const again = job(result.job.document);
+      expect([name, again.document, again.services]).toEqual([name, result.job.document, result.job.services]);
+    }
+  }
+  expect(accepted).toBeGreaterThan(50);
 });

@@ -72,7 +72,7 @@ function readFrom(root: string, path: string) {
 
 function contentsOf(file: string): Uint8Array {
   if (existsSync(file) && statSync(file).isFile()) return readFileSync(file);
-  return new TextEncoder().encode(/\.ya?ml$/.test(file) ? "services: {}" : "");
+  return new TextEncoder().encode(/\.ya?ml$/.test(file) ? "services: {}" : "STOOD_IN=1");
 }
 
 function missingFile(message: string): string | undefined {
