@@ -207,6 +207,11 @@ class Ends {
     this.#watching = this.#watch(path);
   }
 
+  /** How many are ready now. */
+  get ready(): number {
+    return this.#ready.size;
+  }
+
   async stop(): Promise<void> {
     this.#isStopping = true;
     await this.#watching;
@@ -256,10 +261,11 @@ describe("while a client resolves and connects all the time", () => {
   let ends: Ends;
   let names: Follower;
   const named = (count: number) =>
-    waitUntil(`the name to have ${count} addresses`, () => names.seen().at(-1)?.addresses.length, {
-      until: (seen) => seen === count,
-      timeoutMs: 30_000,
-    });
+    waitUntil(
+      `${count} replicas to be ready and to have the name`,
+      () => [ends.ready, names.seen().at(-1)?.addresses.length],
+      { until: (counts) => counts.every((seen) => seen === count), timeoutMs: 30_000 },
+    );
 
   beforeAll(async () => {
     await cluster.put("churn", document());
