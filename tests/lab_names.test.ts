@@ -191,7 +191,8 @@ test("fifty jobs at once have names and more than one block of addresses, and le
           return { networks, rules };
         }),
       ),
-    { until: (left) => left.every(({ networks, rules }) => networks === "" && rules.length === 0), timeoutMs: 15_000 },
+    // What Docker refused to remove is tried again at the next look, which may be 30 s away.
+    { until: (left) => left.every(({ networks, rules }) => networks === "" && rules.length === 0), timeoutMs: 40_000 },
   );
 });
 
