@@ -76,6 +76,9 @@ export class JobNetworks {
   readonly #work = new Map<string, Promise<unknown>>();
   /** Subnets of networks that are just being made. */
   readonly #reserved = new Set<string>();
+  /** Numbers of the last question what networks there are, and of the last one whose answer was learnt from. */
+  #asked = 0;
+  #learnt = 0;
   readonly #onChange: () => void;
   readonly #internalReaches: () => boolean;
 
@@ -108,7 +111,7 @@ export class JobNetworks {
 
   /** Looks which networks there are. */
   async look(): Promise<void> {
-    this.#learn(await this.#engine.networks());
+    await this.#list();
   }
 
   /**
@@ -190,8 +193,7 @@ export class JobNetworks {
   ): Promise<void> {
     const refused = new Set<string>();
     for (let tries = 0; tries < MAX_TRIES; tries++) {
-      const networks = await this.#engine.networks();
-      this.#learn(networks);
+      const networks = await this.#list();
       const known = this.#known.get(name);
       if (known?.jobId === jobId) return;
       if (networks.some((one) => one.name === name)) throw nameTaken(name, known?.jobId);
@@ -212,7 +214,7 @@ export class JobNetworks {
         // Larger packets would be lost between nodes; a document that says another MTU knows better.
         if (mtu !== undefined && free && made.driver === "bridge") made.driverOpts[MTU_OPTION] ??= String(mtu);
         await this.#engine.createNetwork(made);
-        this.#learn(await this.#engine.networks());
+        await this.#list();
         return;
       } catch (error) {
         if (!(error instanceof EngineError)) throw error;
@@ -234,6 +236,17 @@ export class JobNetworks {
   #labels(jobId: string): Record<string, string> {
     const { clusterId, nodeId } = this.#owner;
     return { [LABELS.cluster]: clusterId, [LABELS.node]: nodeId, [LABELS.job]: jobId };
+  }
+
+  /** What there is. An answer that a later question has overtaken is not learnt from: it may lack what was made since. */
+  async #list(): Promise<EngineNetwork[]> {
+    const asked = ++this.#asked;
+    const networks = await this.#engine.networks();
+    if (asked > this.#learnt) {
+      this.#learnt = asked;
+      this.#learn(networks);
+    }
+    return networks;
   }
 
   #learn(networks: readonly EngineNetwork[]): void {

@@ -191,7 +191,8 @@ test("fifty jobs at once have names and more than one block of addresses, and le
           return { networks, rules };
         }),
       ),
-    { until: (left) => left.every(({ networks, rules }) => networks === "" && rules.length === 0), timeoutMs: 15_000 },
+    // What Docker refused to remove is tried again at the next look, which may be 30 s away.
+    { until: (left) => left.every(({ networks, rules }) => networks === "" && rules.length === 0), timeoutMs: 40_000 },
   );
 });
 
@@ -205,6 +206,11 @@ class Ends {
 
   constructor(path: string) {
     this.#watching = this.#watch(path);
+  }
+
+  /** How many are ready now. */
+  get ready(): number {
+    return this.#ready.size;
   }
 
   async stop(): Promise<void> {
@@ -256,10 +262,11 @@ describe("while a client resolves and connects all the time", () => {
   let ends: Ends;
   let names: Follower;
   const named = (count: number) =>
-    waitUntil(`the name to have ${count} addresses`, () => names.seen().at(-1)?.addresses.length, {
-      until: (seen) => seen === count,
-      timeoutMs: 30_000,
-    });
+    waitUntil(
+      `${count} replicas to be ready and to have the name`,
+      () => [ends.ready, names.seen().at(-1)?.addresses.length],
+      { until: (counts) => counts.every((seen) => seen === count), timeoutMs: 30_000 },
+    );
 
   beforeAll(async () => {
     await cluster.put("churn", document());
