@@ -12,7 +12,8 @@ import type { Policy } from "./job_policy.ts";
 import { forbiddenBy } from "./job_policy.ts";
 import { composeMounts } from "./job_secrets.ts";
 import type { ParsedJob, ParseResult } from "./job_spec.ts";
-import { CacophonyError, sharesOf } from "./model.ts";
+import { CacophonyError } from "./model.ts";
+import { sharesOf } from "./model_spec.ts";
 import type { Scheduler, ServicePlan } from "./scheduler.ts";
 
 /** Containers that a dry run shows. */

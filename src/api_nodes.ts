@@ -2,7 +2,7 @@
 import { Hono } from "hono";
 import { answer, queryOf, readBody, readPage } from "./api_request.ts";
 import { nodesView, nodeView } from "./cluster_views.ts";
-import type { Detail } from "./model.ts";
+import type { Detail } from "./model_spec.ts";
 import { CacophonyError } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
 

@@ -6,7 +6,7 @@ import type { Page } from "./cluster_views.ts";
 import { PAGE_SIZE } from "./cluster_views.ts";
 import { readDotenv } from "./job_dotenv.ts";
 import { cleanPath, projectPath } from "./job_files.ts";
-import type { Detail } from "./model.ts";
+import type { Detail } from "./model_spec.ts";
 import { CacophonyError } from "./model.ts";
 import { nearest } from "./nearest.ts";
 

@@ -18,9 +18,9 @@ import type {
   RegistryRecord,
   RemovalRecord,
   Resources,
-  ServiceSpec,
 } from "./model.ts";
-import { isGlobal, RECORD_KINDS } from "./model.ts";
+import { isGlobal, type ServiceSpec } from "./model_spec.ts";
+import { RECORD_KINDS } from "./model.ts";
 import type { NodeNetwork } from "./model_network.ts";
 import type { Candidate, Load, PortClaim } from "./placement.ts";
 import { claimsOf, demandOf, reservationOf } from "./placement.ts";

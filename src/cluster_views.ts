@@ -6,7 +6,7 @@ import type { ClusterState, NodeView } from "./cluster_state.ts";
 import { labelsOf, serviceKey } from "./cluster_state.ts";
 import { imageWarnings } from "./job_images.ts";
 import type { AllocationRecord, LiveJob, NodeRecord } from "./model.ts";
-import { isRunToEnd } from "./model.ts";
+import { isRunToEnd } from "./model_spec.ts";
 import type { Blocked } from "./reconcile.ts";
 import { splitWarnings } from "./split_warnings.ts";
 

@@ -3,16 +3,16 @@
  * pkg/compose/create.go; field names of the Engine API). Also the names of containers and volumes. Pure; sends nothing. The
  * executor changes one field of the body before it sends it: RestartPolicy, since it owns restarts.
  */
+import { LABELS } from "./model.ts";
 import {
   type EndpointSpec,
-  LABELS,
   type MountSpec,
   type NetworkSpec,
   type SecretMount,
   type ServiceSpec,
   sharedService,
   type VolumeSpec,
-} from "./model.ts";
+} from "./model_spec.ts";
 
 export type ContainerContext = {
   clusterId: string;

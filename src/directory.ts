@@ -6,7 +6,8 @@
 import type { Clock, Timer } from "./clock.ts";
 import { type ClusterState, type ServiceKey, serviceKey } from "./cluster_state.ts";
 import { exposedPorts, networkName } from "./container_options.ts";
-import type { AllocationRecord, ServiceSpec } from "./model.ts";
+import type { AllocationRecord } from "./model.ts";
+import type { ServiceSpec } from "./model_spec.ts";
 import type {
   DirectoryMessage,
   Endpoint,

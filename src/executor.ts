@@ -44,9 +44,8 @@ import {
   isOlder,
   LABELS,
   type Order,
-  type ServiceSpec,
-  sharesOf,
 } from "./model.ts";
+import { type ServiceSpec, sharesOf } from "./model_spec.ts";
 import type { Meter } from "./resources.ts";
 import { isOlderApi } from "./engine_version.ts";
 

@@ -11,7 +11,7 @@ import { dirname, join } from "node:path";
 import * as v from "valibot";
 import { Refusal } from "./executor_words.ts";
 import { hash, OWN_DIRECTORY } from "./job_files.ts";
-import type { FileSpec, ServiceSpec } from "./model.ts";
+import type { FileSpec, ServiceSpec } from "./model_spec.ts";
 
 /** Path of each file that was written, and the version of it: lost, all files count as not written yet. */
 const written = v.array(v.tuple([v.string(), v.string()]));

@@ -12,7 +12,8 @@ import type { Engine, EngineNetwork, NewNetwork } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import type { Bridge } from "./docker_ports.ts";
 import { Refusal } from "./executor_words.ts";
-import { LABELS, type NetworkSpec } from "./model.ts";
+import { LABELS } from "./model.ts";
+import { type NetworkSpec } from "./model_spec.ts";
 import { contains, freeSubnet } from "./subnet.ts";
 
 /** 62 addresses: more containers of one job than a node usually holds. A node's block has room for four of them, and it gets

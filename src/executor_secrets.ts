@@ -10,7 +10,7 @@ import { lstat, open, rename, rm, type FileHandle } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { secretPath } from "./container_options.ts";
 import { Refusal } from "./executor_words.ts";
-import type { SecretMount, ServiceSpec } from "./model.ts";
+import type { SecretMount, ServiceSpec } from "./model_spec.ts";
 
 export type SecretSource = {
   /** Directories for files that end with the machine, the best first: the first that is a tmpfs is taken. */

@@ -9,7 +9,8 @@ import type { Engine } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import { volumeName } from "./container_options.ts";
 import { isRefusal, Refusal } from "./executor_words.ts";
-import { LABELS, type ServiceSpec, type VolumeSpec } from "./model.ts";
+import { LABELS } from "./model.ts";
+import { type ServiceSpec, type VolumeSpec } from "./model_spec.ts";
 
 type Owner = { clusterId: string; nodeId: string };
 

@@ -18,7 +18,8 @@ import { SecretFiles, type SecretSource } from "./executor_secrets.ts";
 import { Slots } from "./executor_slots.ts";
 import { ensureVolumes } from "./executor_volumes.ts";
 import { inWords, portInUse, Refusal } from "./executor_words.ts";
-import { type AllocationRecord, LABELS, type ServiceSpec } from "./model.ts";
+import { type AllocationRecord, LABELS } from "./model.ts";
+import { type ServiceSpec } from "./model_spec.ts";
 
 /** Four starts at once measured best on 2 cores: runc and iptables are what they wait for. */
 const STARTS_AT_ONCE = 4;

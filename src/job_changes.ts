@@ -7,18 +7,9 @@ import { createHash } from "node:crypto";
 import * as v from "valibot";
 import type { ClusterState } from "./cluster_state.ts";
 import { doubleEntries } from "./job_entries.ts";
-import type {
-  Change,
-  Detail,
-  JobRecord,
-  JobSecret,
-  JobServiceRecord,
-  LiveJob,
-  NodeRecord,
-  ServiceRules,
-  ServiceSpec,
-} from "./model.ts";
-import { CacophonyError, isGlobal, serviceRules, serviceSpec } from "./model.ts";
+import type { Change, JobRecord, JobSecret, JobServiceRecord, LiveJob, NodeRecord } from "./model.ts";
+import { type Detail, isGlobal, serviceRules, type ServiceRules, type ServiceSpec, serviceSpec } from "./model_spec.ts";
+import { CacophonyError } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
 /** Upper bound of a service's scale, and of all services of a job together: far above what 100 machines run, low enough that a slip of the finger is caught. */

@@ -6,7 +6,7 @@
 import type { ServiceFields } from "./job_keys.ts";
 import { portSpecs } from "./job_lists.ts";
 import type { Report } from "./job_service_files.ts";
-import type { Detail, EntryPort, ServiceRules } from "./model.ts";
+import type { Detail, EntryPort, ServiceRules } from "./model_spec.ts";
 
 export type Ports = NonNullable<ServiceFields["ports"]>;
 

@@ -5,7 +5,7 @@
  */
 import { createHash } from "node:crypto";
 import { Refusal, show } from "./job_grammar.ts";
-import type { FileSpec } from "./model.ts";
+import type { FileSpec } from "./model_spec.ts";
 
 /** What an archive of one file is cut into: small enough for one record of any Store, large enough that most are one. */
 const CHUNK_BYTES = 256 * 1024;

@@ -4,7 +4,7 @@
  */
 import * as v from "valibot";
 import { isIp, readDevice, readWords, Refusal, show } from "./job_grammar.ts";
-import type { Constraint, Dependency } from "./model.ts";
+import type { Constraint, Dependency } from "./model_spec.ts";
 import { nearest } from "./nearest.ts";
 import { readPlatform } from "./placement_platform.ts";
 import {

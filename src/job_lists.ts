@@ -34,7 +34,7 @@ import {
   type Schema,
   type Table,
 } from "./job_schema.ts";
-import type { PortSpec } from "./model.ts";
+import type { PortSpec } from "./model_spec.ts";
 
 const PORT = {
   target: honoured(integer({ least: 1, most: 65_535 })),

@@ -6,7 +6,7 @@ import { byPriority, networkName } from "./container_options.ts";
 import { show } from "./job_grammar.ts";
 import type { NetworkFields, ServiceFields } from "./job_keys.ts";
 import type { Report } from "./job_service_files.ts";
-import { type EndpointSpec, IFNAME, type NetworkSpec } from "./model.ts";
+import { type EndpointSpec, IFNAME, type NetworkSpec } from "./model_spec.ts";
 
 type Place = NonNullable<ServiceFields["networks"]>[number][1];
 type Definitions = ReadonlyMap<string, NetworkFields>;

@@ -6,8 +6,8 @@ import { posix } from "node:path";
 import * as v from "valibot";
 import { parse } from "yaml";
 import { fullName } from "./job_images.ts";
-import type { Detail, MountSpec, ServiceSpec } from "./model.ts";
-import { serviceSpec, StartError } from "./model.ts";
+import { type Detail, type MountSpec, type ServiceSpec, serviceSpec } from "./model_spec.ts";
+import { StartError } from "./model.ts";
 import { nearest } from "./nearest.ts";
 
 /** Keys of compose that have another name in a spec. */

@@ -5,8 +5,7 @@
 import { entriesOf } from "./job_entries.ts";
 import type { ServiceFields } from "./job_keys.ts";
 import type { Report } from "./job_service_files.ts";
-import type { Dependency, ServiceRules } from "./model.ts";
-import { isGlobal, isRunToEnd } from "./model.ts";
+import { type Dependency, isGlobal, isRunToEnd, type ServiceRules } from "./model_spec.ts";
 
 /** The rules of a service; `services` are the names that its dependencies may have. */
 export function buildRules(

@@ -7,7 +7,8 @@ import { type JobFiles, projectPath } from "./job_files.ts";
 import { show } from "./job_grammar.ts";
 import type { FileObjectFields } from "./job_keys.ts";
 import { map, type MapEntry, type MapTree, type Path, scalar, type Tree, treeAt } from "./job_yaml.ts";
-import type { JobSecret, MountSpec, ServiceSpec } from "./model.ts";
+import type { JobSecret } from "./model.ts";
+import type { MountSpec, ServiceSpec } from "./model_spec.ts";
 
 /** The key beside `environment` or `file` of a secret, and its one value. Compose lets documents have keys with `x-`. */
 export const MARK_KEY = "x-cacophony-value";

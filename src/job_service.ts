@@ -21,17 +21,18 @@ import {
 import { hostPorts } from "./job_entries.ts";
 import { portSpecs, type ParsedMount } from "./job_lists.ts";
 import type { Path } from "./job_yaml.ts";
-import type {
-  DeviceRequestSpec,
-  FileSpec,
-  HealthcheckSpec,
-  MountSpec,
-  PortSpec,
-  RestartSpec,
-  ServiceSpec,
-  VolumeSpec,
-} from "./model.ts";
-import { isRunToEnd, sharedService } from "./model.ts";
+import {
+  type DeviceRequestSpec,
+  type FileSpec,
+  type HealthcheckSpec,
+  isRunToEnd,
+  type MountSpec,
+  type PortSpec,
+  type RestartSpec,
+  type ServiceSpec,
+  sharedService,
+  type VolumeSpec,
+} from "./model_spec.ts";
 import { nearest } from "./nearest.ts";
 
 /** What a service needs to know of the document around it. */

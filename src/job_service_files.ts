@@ -9,7 +9,7 @@ import { Refusal, show } from "./job_grammar.ts";
 import type { FileObjectFields, ServiceFields } from "./job_keys.ts";
 import { SECCOMP_PROFILE } from "./job_paths.ts";
 import type { Path } from "./job_yaml.ts";
-import { CREDENTIAL_SPEC, type FileSpec, type MountSpec, type SecretMount, type ServiceSpec } from "./model.ts";
+import { CREDENTIAL_SPEC, type FileSpec, type MountSpec, type SecretMount, type ServiceSpec } from "./model_spec.ts";
 import { nearest } from "./nearest.ts";
 
 /** Takes in what is wrong with a service, and what its sender should know; paths are below the service. */

@@ -26,7 +26,7 @@ import { buildRules } from "./job_rules.ts";
 import { MARK_KEY, readSecrets, secretFiles, type SentSecret, withMarks } from "./job_secrets.ts";
 import { buildService, MAX_CANDIDATES, scaleOf } from "./job_service.ts";
 import { locate, readYaml, treeAt, type Fault, type MapTree, type Path, type Tree } from "./job_yaml.ts";
-import { type Detail, isGlobal, type ServiceRules, type ServiceSpec, sharedService } from "./model.ts";
+import { type Detail, isGlobal, type ServiceRules, type ServiceSpec, sharedService } from "./model_spec.ts";
 import { nearest } from "./nearest.ts";
 
 export type ParsedService = {

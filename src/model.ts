@@ -1,6 +1,6 @@
 /**
- * @module The words of Cacophony: the records that the Store keeps, the messages that nodes and master exchange, the shapes
- * that a job is made of, and the few errors that every part shares.
+ * @module The words of Cacophony: the records that the Store keeps, the messages that nodes and master exchange, and the few
+ * errors that every part shares. What a job is made of is in `model_spec.ts`, names and addresses in `model_network.ts`.
  *
  * Everything here is data. Each shape is a valibot schema; its TypeScript type is inferred from it, so there is one source.
  * Records and messages are JSON and use snake_case; units stand in a name where there is a doubt (`_ms`, `_bytes`).
@@ -11,10 +11,8 @@ import * as v from "valibot";
 import { directoryMessage, networkMessage, networkMode, nodeNetwork } from "./model_network.ts";
 import { count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
 
-export * from "./model_spec.ts";
-
 /** Version of the node-to-master protocol; a node with another one is refused with both numbers. */
-export const PROTOCOL_VERSION = 1;
+export const PROTOCOL_VERSION = 2;
 
 // ---- Records: what the Store keeps ----------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 /**
- * @module The words of Cacophony for what a job is made of: a service's spec and its rules, with all their parts. Other files
- * have them from `model.ts`, whose rules hold here, too.
+ * @module The words of Cacophony for what a job is made of: a service's spec and its rules, with all their parts. The rules of
+ * `model.ts` hold here, too.
  */
 import * as v from "valibot";
 

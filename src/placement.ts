@@ -31,7 +31,8 @@
  * replicas takes the next. Ties go to the node with fewer allocations, then by chance. Scaling down undoes it: from the group with the most, the lowest
  * `weight / own` goes first.
  */
-import type { PortSpec, Resources, ServiceRules, ServiceSpec } from "./model.ts";
+import type { Resources } from "./model.ts";
+import type { PortSpec, ServiceRules, ServiceSpec } from "./model_spec.ts";
 import { asksForDevices, type Devices, lackOf, reserve, type Reserved } from "./placement_devices.ts";
 import { type NodeFacts, unmetRule } from "./placement_rules.ts";
 

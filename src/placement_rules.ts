@@ -8,7 +8,8 @@
  * become the master.
  */
 import { byPriority, networkName, volumeName } from "./container_options.ts";
-import { type Constraint, CREDENTIAL_SPEC, IFNAME, type NodeRecord, type ServiceSpec } from "./model.ts";
+import { type NodeRecord } from "./model.ts";
+import { type Constraint, CREDENTIAL_SPEC, IFNAME, type ServiceSpec } from "./model_spec.ts";
 import { canRun, platformOf, readPlatform, writePlatform } from "./placement_platform.ts";
 import { isOlderApi } from "./engine_version.ts";
 

@@ -9,8 +9,8 @@
  */
 import type { ClusterState, ServiceKey } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
-import type { AllocationRecord, AllocationStatus, HomeRecord, ServiceRules, ServiceSpec } from "./model.ts";
-import { isGlobal } from "./model.ts";
+import type { AllocationRecord, AllocationStatus, HomeRecord } from "./model.ts";
+import { isGlobal, type ServiceRules, type ServiceSpec } from "./model_spec.ts";
 import type { Candidate, PlacementRequest } from "./placement.ts";
 import { chooseRemovals, hasRoom, place } from "./placement.ts";
 import { matches } from "./placement_rules.ts";

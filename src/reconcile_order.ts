@@ -7,7 +7,8 @@
  */
 import type { ClusterState } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
-import type { AllocationRecord, Dependency } from "./model.ts";
+import type { AllocationRecord } from "./model.ts";
+import type { Dependency } from "./model_spec.ts";
 
 /** A dependency, with what its service should be. */
 export type Need = Dependency & { spec_hash: string; generation?: number; scale: number; released: boolean };

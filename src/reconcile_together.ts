@@ -12,8 +12,8 @@
  */
 import type { ClusterState, ServiceKey } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
-import type { AllocationRecord, JobServiceRecord, LiveJob, ServiceRules, ServiceSpec } from "./model.ts";
-import { isGlobal, sharesOf } from "./model.ts";
+import type { AllocationRecord, JobServiceRecord, LiveJob } from "./model.ts";
+import { isGlobal, type ServiceRules, type ServiceSpec, sharesOf } from "./model_spec.ts";
 
 /** A service of the job as another sees it. `scale` means nothing for one that runs once on each node. */
 type Partner = { service_name: string; scale: number };

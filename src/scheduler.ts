@@ -26,9 +26,9 @@ import type {
   LiveJob,
   MasterMessage,
   NodeRecord,
-  ServiceSpec,
 } from "./model.ts";
-import { CacophonyError, isGlobal, StartError } from "./model.ts";
+import { isGlobal, type ServiceSpec } from "./model_spec.ts";
+import { CacophonyError, StartError } from "./model.ts";
 import type { Blocked, Goal, Plan, PlanContext } from "./reconcile.ts";
 import { reconcileRemoved, reconcileService } from "./reconcile.ts";
 import { Bonds } from "./reconcile_together.ts";

@@ -7,7 +7,8 @@
 import type { ClusterState } from "./cluster_state.ts";
 import type { WantedJob } from "./job_changes.ts";
 import { withSecretIds } from "./job_secrets.ts";
-import type { Change, Detail, JobSecret, LiveJob, SecretRequest } from "./model.ts";
+import type { Change, JobSecret, LiveJob, SecretRequest } from "./model.ts";
+import type { Detail } from "./model_spec.ts";
 import { CacophonyError } from "./model.ts";
 import type { Sealer } from "./seal.ts";
 import { SealError } from "./seal.ts";

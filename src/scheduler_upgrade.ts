@@ -10,7 +10,8 @@ import { print } from "./job_print.ts";
 import { withMarks, withSecretIds } from "./job_secrets.ts";
 import { readYaml, type Tree, treeAt } from "./job_yaml.ts";
 import type { ClusterState } from "./cluster_state.ts";
-import type { Change, FileSpec, LiveJob, MountSpec, ServiceSpec } from "./model.ts";
+import type { Change, LiveJob } from "./model.ts";
+import type { FileSpec, MountSpec, ServiceSpec } from "./model_spec.ts";
 import type { Secrets } from "./scheduler_secrets.ts";
 
 /**

@@ -1,6 +1,7 @@
 /** @module Small parts of clusters for tests of the pure floor: specs, nodes as placement sees them, a seeded random source. */
 import type { ExecutorOverlay } from "../src/executor_networks.ts";
-import type { Resources, ServiceRules, ServiceSpec } from "../src/model.ts";
+import type { Resources } from "../src/model.ts";
+import type { ServiceRules, ServiceSpec } from "../src/model_spec.ts";
 import type { Candidate } from "../src/placement.ts";
 import { Sealer } from "../src/seal.ts";
 

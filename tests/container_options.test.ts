@@ -7,7 +7,7 @@ import {
   type HostConfig,
 } from "../src/container_options.ts";
 import { parseJob } from "../src/job_spec.ts";
-import type { ServiceSpec } from "../src/model.ts";
+import type { ServiceSpec } from "../src/model_spec.ts";
 
 const context: ContainerContext = {
   clusterId: "c1",

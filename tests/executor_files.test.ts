@@ -16,7 +16,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ProjectFiles } from "../src/executor_files.ts";
 import { hash, JobFiles } from "../src/job_files.ts";
-import type { FileSpec, MountSpec, ServiceSpec } from "../src/model.ts";
+import type { FileSpec, MountSpec, ServiceSpec } from "../src/model_spec.ts";
 import { spec } from "./cluster_fixture.ts";
 
 let root: string;

@@ -18,7 +18,8 @@ import { secretPath } from "../src/container_options.ts";
 import { systemClock } from "../src/clock.ts";
 import { SecretFiles } from "../src/executor_secrets.ts";
 import { type Wanted, Worker } from "../src/executor_worker.ts";
-import type { AllocationRecord, SecretMount, ServiceSpec } from "../src/model.ts";
+import type { AllocationRecord } from "../src/model.ts";
+import type { SecretMount, ServiceSpec } from "../src/model_spec.ts";
 import { noOverlay, spec } from "./cluster_fixture.ts";
 import { FakeEngine } from "./fake_engine.ts";
 

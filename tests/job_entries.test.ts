@@ -2,7 +2,7 @@
 import { describe, expect, test } from "bun:test";
 import { doubleEntries } from "../src/job_entries.ts";
 import { parseJob } from "../src/job_spec.ts";
-import type { EntryPort } from "../src/model.ts";
+import type { EntryPort } from "../src/model_spec.ts";
 
 function read(service: string) {
   const text = `services:\n  app:\n    image: busybox\n${service.replace(/^/gm, "    ")}\n`;

@@ -4,7 +4,7 @@ import fc from "fast-check";
 import { readDotenv } from "../src/job_dotenv.ts";
 import { hash, projectPath } from "../src/job_files.ts";
 import { parseJob, type ParsedJob } from "../src/job_spec.ts";
-import type { ServiceSpec } from "../src/model.ts";
+import type { ServiceSpec } from "../src/model_spec.ts";
 import { cpuTimer } from "./cpu_time.ts";
 
 type Beside = { files?: Record<string, string>; env?: Record<string, string>; profiles?: string[] };

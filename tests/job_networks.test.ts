@@ -2,7 +2,7 @@
 import { describe, expect, test } from "bun:test";
 import { containerOptions, type Endpoint } from "../src/container_options.ts";
 import { parseJob } from "../src/job_spec.ts";
-import type { NetworkSpec } from "../src/model.ts";
+import type { NetworkSpec } from "../src/model_spec.ts";
 
 const context = {
   clusterId: "c1",

@@ -1,7 +1,7 @@
 /** @module What a document says about how many of a service run, where and after what, as a table. */
 import { describe, expect, test } from "bun:test";
 import { parseJob } from "../src/job_spec.ts";
-import type { ServiceRules } from "../src/model.ts";
+import type { ServiceRules } from "../src/model_spec.ts";
 import { rules } from "./cluster_fixture.ts";
 
 function app(yaml: string) {

@@ -2,7 +2,7 @@
 import { describe, expect, test } from "bun:test";
 import { MARK, MARK_KEY } from "../src/job_secrets.ts";
 import { parseJob, type ParsedJob } from "../src/job_spec.ts";
-import type { ServiceSpec } from "../src/model.ts";
+import type { ServiceSpec } from "../src/model_spec.ts";
 
 type Beside = { files?: Record<string, string>; env?: Record<string, string> };
 

@@ -2,7 +2,7 @@ import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import * as v from "valibot";
 import { parseJob, type ParsedJob, type ParsedService } from "../src/job_spec.ts";
-import { serviceSpec, type Detail, type ServiceSpec } from "../src/model.ts";
+import { serviceSpec, type Detail, type ServiceSpec } from "../src/model_spec.ts";
 import { cpuTimer } from "./cpu_time.ts";
 
 type Env = Record<string, string>;

@@ -1,7 +1,7 @@
 /** @module Placement as a table of cases and as properties that hold for every cluster. */
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { IFNAME, type ServiceSpec } from "../src/model.ts";
+import { IFNAME, type ServiceSpec } from "../src/model_spec.ts";
 import type { Candidate, PlacementRequest } from "../src/placement.ts";
 import { chooseRemovals, MAX_JOB_CONTAINERS, place } from "../src/placement.ts";
 import { matches, type NodeFacts, unmetRule } from "../src/placement_rules.ts";

@@ -2,7 +2,8 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { ClusterState } from "../src/cluster_state.ts";
-import type { AllocationRecord, AllocationStatus, ServiceSpec } from "../src/model.ts";
+import type { AllocationRecord, AllocationStatus } from "../src/model.ts";
+import type { ServiceSpec } from "../src/model_spec.ts";
 import type { Goal, Plan } from "../src/reconcile.ts";
 import { reconcileRemoved, reconcileService } from "../src/reconcile.ts";
 import { idleMachine, rules, seeded, spec } from "./cluster_fixture.ts";

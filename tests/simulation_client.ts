@@ -3,7 +3,8 @@
  * after each answer, and of what they may be where no answer came.
  */
 import { specHash, type WantedJob } from "../src/job_changes.ts";
-import { CacophonyError, type JobRecord, type ServiceSpec } from "../src/model.ts";
+import { CacophonyError, type JobRecord } from "../src/model.ts";
+import { type ServiceSpec } from "../src/model_spec.ts";
 import type { Scheduler } from "../src/scheduler.ts";
 import { rules, spec } from "./cluster_fixture.ts";
 import type { SimCluster } from "./simulation_cluster.ts";
