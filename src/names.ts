@@ -96,6 +96,7 @@ export class Names {
   readonly #scopes = new Map<string, Map<string, Set<Match>>>();
   readonly #seats = new Map<string, Set<Seat>>();
   #dead: ReadonlySet<string> = new Set();
+  #gone: ReadonlySet<string> = new Set();
   #own: ReadonlySet<string> = new Set();
   #subnets: (Range & { network: string })[] = [];
 
@@ -139,9 +140,13 @@ export class Names {
     for (const [address, seat] of service.seats) dropFrom(this.#seats, address, seat);
   }
 
-  /** These allocations, and no others, are known to be dead here, whatever the directory says of them. */
-  exclude(allocationIds: Iterable<string>): void {
+  /**
+   * These allocations, and no others, are known here not to answer, whatever the directory says of them. `gone`, by default all of
+   * them, don't ask either: who asks from the address of one of those is somebody else.
+   */
+  exclude(allocationIds: Iterable<string>, { gone }: { gone?: Iterable<string> } = {}): void {
     this.#dead = new Set(allocationIds);
+    this.#gone = new Set(gone ?? this.#dead);
   }
 
   /** Replaces what is known of this node's own addresses and networks. */
@@ -207,7 +212,7 @@ export class Names {
     const isLocal = networks.size > 0;
     for (const { service, endpoint, network } of this.#seats.get(address) ?? NOTHING) {
       // A private subnet may be that of another network on another node; and addresses are given again.
-      if ((isLocal && !networks.has(network)) || this.#dead.has(endpoint.allocation_id)) continue;
+      if ((isLocal && !networks.has(network)) || this.#gone.has(endpoint.allocation_id)) continue;
       jobs.add(service.entry.job_id);
       for (const seat of endpoint.addresses) networks.add(seat.network);
     }

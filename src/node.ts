@@ -27,6 +27,7 @@ import { DEFAULT_NETWORK_CIDR, NODE_IN_USE, PROTOCOL_VERSION, StartError } from 
 import { HostMeter } from "./resources.ts";
 import { Overlay } from "./overlay.ts";
 import { OverlayKernel } from "./overlay_kernel.ts";
+import { NAMES_PORT } from "./overlay_plan_firewall.ts";
 import { Scheduler } from "./scheduler.ts";
 import { Sealer, SealError } from "./seal.ts";
 import { Session } from "./session.ts";
@@ -245,7 +246,11 @@ export class Node implements LocalNode {
   #startOverlay({ dockerLogins: { searchPath } }: StartOptions, { remote, host }: Engine): void {
     const log = this.#log;
     const common = { clock: systemClock, random: Math.random, log };
-    const dns = new DnsServer({ ...common, names: { lookup: (question, from) => overlay.lookup(question, from) } });
+    const dns = new DnsServer({
+      ...common,
+      port: NAMES_PORT,
+      names: { lookup: (question, from) => overlay.lookup(question, from) },
+    });
     const overlay = new Overlay({
       ...common,
       kernel: new OverlayKernel({ log, searchPath }),

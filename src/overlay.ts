@@ -411,18 +411,20 @@ export class Overlay implements ExecutorOverlay {
 
   #exclude(): void {
     if (!this.#local) return;
-    const up = new Set(
-      this.#local
-        .filter(({ state, health = "healthy" }) => state === "running" && health === "healthy")
-        .map(({ allocation_id }) => allocation_id),
-    );
+    const local = new Map(this.#local.map((status) => [status.allocation_id, status]));
     const nodeId = this.#network?.self.node_id;
     const dead = new Set<string>();
+    const gone = new Set<string>();
     for (const { endpoints } of this.#services.values()) {
-      for (const { node_id, allocation_id } of endpoints)
-        if (node_id === nodeId && !up.has(allocation_id)) dead.add(allocation_id);
+      for (const { node_id, allocation_id } of endpoints) {
+        if (node_id !== nodeId) continue;
+        const { state, health = "healthy" } = local.get(allocation_id) ?? {};
+        if (state !== "running" || health !== "healthy") dead.add(allocation_id);
+        // What is not healthy yet, or about to stop, has an address of its own still, and asks for names.
+        if (state !== "running" && state !== "starting" && state !== "stopping") gone.add(allocation_id);
+      }
     }
-    this.#names?.exclude(dead);
+    this.#names?.exclude(dead, { gone });
     this.#entries?.exclude(dead);
   }
 

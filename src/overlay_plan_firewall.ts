@@ -68,10 +68,14 @@ const CHAINS = {
   tunnel: `${PREFIX}TUNNEL`,
   dns: `${PREFIX}DNS`,
   nat: `${PREFIX}NAT`,
+  /** Questions to the name server, before Docker's chain takes them for a published port 53. */
+  names: `${PREFIX}NAMES`,
   raw: `${PREFIX}RAW`,
 };
 const DOCKER_USER = "DOCKER-USER";
+/** Where questions about names come to, and where the name server is: services may publish port 53 of the machine. */
 const DNS_PORT = 53;
+export const NAMES_PORT = 9053;
 
 type Jump = { chain: string; to: string };
 
@@ -105,7 +109,7 @@ export function wantedRules(facts: FirewallFacts): Tables {
         `-i ${device} -j DROP`,
         `-p udp -m udp --dport ${facts.tunnel.port} -j ${CHAINS.tunnel}`,
         ...["udp", "tcp"].map(
-          (protocol) => `-d ${own}/32 -p ${protocol} -m ${protocol} --dport ${DNS_PORT} -j ${CHAINS.dns}`,
+          (protocol) => `-d ${own}/32 -p ${protocol} -m ${protocol} --dport ${NAMES_PORT} -j ${CHAINS.dns}`,
         ),
       ],
     ],
@@ -120,7 +124,19 @@ export function wantedRules(facts: FirewallFacts): Tables {
   ];
   return new Map([
     ["filter", filter],
-    ["nat", new Map([[CHAINS.nat, [`-o ${device} -j ACCEPT`]]])],
+    [
+      "nat",
+      new Map([
+        [CHAINS.nat, [`-o ${device} -j ACCEPT`]],
+        [
+          CHAINS.names,
+          ["udp", "tcp"].map(
+            (protocol) =>
+              `-d ${own}/32 -p ${protocol} -m ${protocol} --dport ${DNS_PORT} -j DNAT --to-destination ${own}:${NAMES_PORT}`,
+          ),
+        ],
+      ]),
+    ],
     ["raw", new Map([[CHAINS.raw, raw]])],
   ]);
 }
@@ -168,7 +184,12 @@ function tunnelRules({ sources }: FirewallFacts["tunnel"]): string[] {
 
 /** The machine's chains that lead to ours. Without Docker's chain (`"iptables": false`, or flushed away) FORWARD itself. */
 function wantedJumps(table: string, observed: Tables): Jump[] {
-  if (table === "nat") return [{ chain: "POSTROUTING", to: CHAINS.nat }];
+  if (table === "nat") {
+    return [
+      { chain: "POSTROUTING", to: CHAINS.nat },
+      { chain: "PREROUTING", to: CHAINS.names },
+    ];
+  }
   if (table === "raw") return [{ chain: "PREROUTING", to: CHAINS.raw }];
   const isUsed = observed.get(table)?.get("FORWARD")?.includes(`-j ${DOCKER_USER}`) ?? false;
   return [

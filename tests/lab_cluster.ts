@@ -1,7 +1,7 @@
 /**
  * @module A cluster in the lab: `cacophony` processes on its hosts, and what tests ask of them and of the engines beside them.
  */
-import type { Lab, LabHost } from "./lab.ts";
+import { Lab, type LabHost } from "./lab.ts";
 import type { Env, LabProcess } from "./lab_process.ts";
 import { waitUntil } from "./wait.ts";
 
@@ -44,6 +44,11 @@ export type ServiceDoc = {
 export type JobDoc = { job_id: string; version: number; document: unknown; services: Record<string, ServiceDoc> };
 type Answer<T> = { status: number; headers: Headers; body: T };
 
+/** What one container said. */
+export type Asked = { host: LabHost; id: string; text: string };
+
+type StartOptions = { hosts: number; nodes?: number; bootstrap?: readonly string[]; join?: readonly string[] };
+
 export class LabCluster {
   readonly lab: Lab;
   readonly processes: LabProcess[] = [];
@@ -51,6 +56,31 @@ export class LabCluster {
 
   constructor(lab: Lab) {
     this.lab = lab;
+  }
+
+  /**
+   * A lab with a busybox image on each of its hosts, and a cluster on the first `nodes` of them, ready: a master on host 1, which
+   * the others join. `bootstrap` and `join` are options of theirs.
+   */
+  static async start({ hosts, nodes = hosts, bootstrap = [], join = [] }: StartOptions): Promise<LabCluster> {
+    const lab = await Lab.start({ hosts });
+    const cluster = new LabCluster(lab);
+    try {
+      await Promise.all(lab.hosts.map((host) => host.importImage("busybox")));
+      await cluster.form(nodes, { bootstrap, join });
+    } catch (error) {
+      await lab.stop();
+      throw error;
+    }
+    return cluster;
+  }
+
+  /** Begins the cluster on the first `nodes` hosts of its lab, and waits until all are ready. */
+  async form(nodes: number, { bootstrap = [], join = [] }: Omit<StartOptions, "hosts" | "nodes"> = {}): Promise<void> {
+    const master = `${this.lab.host(1).address}:9000`;
+    await this.node(1, ["bootstrap", "--bind-addr", master, ...bootstrap]).waitFor(/this node is up/);
+    for (let number = 2; number <= nodes; number++) this.node(number, ["join", master, ...join]);
+    await this.ready(nodes);
   }
 
   /** Starts a node on host `number` and remembers how, for `restart`. */
@@ -162,6 +192,19 @@ export class LabCluster {
       state: State,
       labels: Labels,
     }));
+  }
+
+  /** What a shell script says in each container of a service. */
+  async ask(service: string, script: string): Promise<Asked[]> {
+    const found = await Promise.all(
+      this.lab.hosts.map(async (host) => (await this.containers(host)).map((container) => ({ ...container, host }))),
+    );
+    return Promise.all(
+      found
+        .flat()
+        .filter(({ labels }) => labels["cacophony.service"] === service)
+        .map(async ({ host, id }) => ({ host, id, text: (await host.docker("exec", id, "sh", "-c", script)).trim() })),
+    );
   }
 
   /** Containers of ours on all hosts must be exactly the allocations that run: none missing, none too many, each once. */

@@ -1,6 +1,6 @@
 /** @module Processes that die at any moment, on real engines: nothing acknowledged is lost, nothing runs twice, all settles. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { Lab } from "./lab.ts";
+import type { Lab } from "./lab.ts";
 import { LabCluster, sleeper } from "./lab_cluster.ts";
 import { waitUntil } from "./wait.ts";
 
@@ -11,14 +11,9 @@ let cluster: LabCluster;
 let master: string;
 
 beforeAll(async () => {
-  lab = await Lab.start({ hosts: 3 });
-  await Promise.all(lab.hosts.map((host) => host.importImage("busybox")));
-  cluster = new LabCluster(lab);
+  cluster = await LabCluster.start({ hosts: 3 });
+  lab = cluster.lab;
   master = `${lab.host(1).address}:9000`;
-  await cluster.node(1, ["bootstrap", "--bind-addr", master]).waitFor(/this node is up/);
-  cluster.node(2, ["join", master]);
-  cluster.node(3, ["join", master]);
-  await cluster.ready(3);
 });
 
 afterAll(async () => {

@@ -2,8 +2,8 @@
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { Lab, type LabHost } from "./lab.ts";
-import { LabCluster, perNode, sleeper } from "./lab_cluster.ts";
+import type { Lab } from "./lab.ts";
+import { type Asked, LabCluster, perNode, sleeper } from "./lab_cluster.ts";
 import { waitUntil } from "./wait.ts";
 
 setDefaultTimeout(120_000);
@@ -31,13 +31,8 @@ let cluster: LabCluster;
 let dir: string;
 
 beforeAll(async () => {
-  lab = await Lab.start({ hosts: 2 });
-  await Promise.all(lab.hosts.map((host) => host.importImage("busybox")));
-  cluster = new LabCluster(lab);
-  const address = `${lab.host(1).address}:9000`;
-  await cluster.node(1, ["--bind-addr", address, "bootstrap"]).waitFor(/this node is up/);
-  cluster.node(2, ["join", address]);
-  await cluster.ready(2);
+  cluster = await LabCluster.start({ hosts: 2 });
+  lab = cluster.lab;
   dir = join(lab.host(1).dir, "project");
   mkdirSync(join(dir, "conf.d"), { recursive: true });
   const files = {
@@ -69,26 +64,16 @@ async function send(): Promise<{ status: string; body: string }> {
   return { status, body };
 }
 
-type Seen = { host: LabHost; id: string; text: string };
-
 /** What each container of `app` has, asked from inside. */
-async function look(): Promise<Seen[]> {
+async function look(): Promise<Asked[]> {
   const script =
     'echo "$GREETING"; cat /etc/settings.conf /run/secrets/password; echo; stat -c "%a %u" /run/secrets/password; wc -c < /etc/conf.d/a.conf; /start.sh; touch /run/secrets/password 2>&1 | grep -o "Read-only.*"';
-  const containers = await Promise.all(
-    lab.hosts.map(async (host) => (await cluster.containers(host)).map((container) => ({ ...container, host }))),
-  );
-  return Promise.all(
-    containers
-      .flat()
-      .filter(({ labels }) => labels["cacophony.service"] === "app")
-      .map(async ({ host, id }) => ({ host, id, text: await host.docker("exec", id, "sh", "-c", script) })),
-  );
+  return cluster.ask("app", script);
 }
 
 /** Waits until two containers show the files; what is on its way down or up counts as not there yet. */
-async function shown(color: string): Promise<Seen[]> {
-  return waitUntil(`both containers to show ${color}`, () => look().catch((): Seen[] => []), {
+async function shown(color: string): Promise<Asked[]> {
+  return waitUntil(`both containers to show ${color}`, () => look().catch((): Asked[] => []), {
     until: (seen) => seen.length === 2 && seen.every(({ text }) => text.trim() === expected(color)),
     timeoutMs: 60_000,
   });

@@ -2,7 +2,7 @@
 import { afterAll, afterEach, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { Lab, type LabHost, type LabRegistry } from "./lab.ts";
+import { type Lab, type LabHost, type LabRegistry } from "./lab.ts";
 import { type Allocation, LabCluster, sleeper } from "./lab_cluster.ts";
 import { waitUntil } from "./wait.ts";
 
@@ -17,14 +17,9 @@ let cluster: LabCluster;
 let registry: LabRegistry;
 
 beforeAll(async () => {
-  lab = await Lab.start({ hosts: 2 });
-  await Promise.all(lab.hosts.map((host) => host.importImage("busybox")));
+  cluster = await LabCluster.start({ hosts: 2, join: ["--image-gc", "3s"] });
+  lab = cluster.lab;
   registry = await lab.addRegistry({ login: LOGIN });
-  cluster = new LabCluster(lab);
-  const first = `${lab.host(1).address}:9000`;
-  await cluster.node(1, ["--bind-addr", first, "bootstrap"]).waitFor(/this node is up/);
-  cluster.node(2, ["join", first, "--image-gc", "3s"]);
-  await cluster.ready(2);
 });
 
 afterEach(() => cluster.clear());

@@ -1,6 +1,6 @@
 /** @module Names and addresses over three hosts with real Docker Engines: who finds and reaches whom, and while replicas come and go. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { Lab } from "./lab.ts";
+import type { Lab } from "./lab.ts";
 import { LabCluster, sleeper } from "./lab_cluster.ts";
 import { askNode, type Follower, followEntry, type Member, membersOf, on, server } from "./lab_names.ts";
 import type { Seen } from "./names_client.ts";
@@ -15,14 +15,8 @@ let lab: Lab;
 let cluster: LabCluster;
 
 beforeAll(async () => {
-  lab = await Lab.start({ hosts: 3 });
-  await Promise.all(lab.hosts.map((host) => host.importImage("busybox")));
-  cluster = new LabCluster(lab);
-  const first = `${lab.host(1).address}:9000`;
-  await cluster.node(1, ["bootstrap", "--bind-addr", first, "--node-timeout", "4s"]).waitFor(/this node is up/);
-  cluster.node(2, ["join", first]);
-  cluster.node(3, ["join", first]);
-  await cluster.ready(3);
+  cluster = await LabCluster.start({ hosts: 3, bootstrap: ["--node-timeout", "4s"] });
+  lab = cluster.lab;
 });
 
 afterAll(() => lab?.stop());

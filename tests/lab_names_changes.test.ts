@@ -23,13 +23,9 @@ let first: string;
 let client: Member;
 
 beforeAll(async () => {
-  lab = await Lab.start({ hosts: 3 });
-  await Promise.all(lab.hosts.map((host) => host.importImage("busybox")));
-  cluster = new LabCluster(lab);
+  cluster = await LabCluster.start({ hosts: 3, nodes: 2, bootstrap: ["--node-timeout", "4s"] });
+  lab = cluster.lab;
   first = `${lab.host(1).address}:9000`;
-  await cluster.node(1, ["bootstrap", "--bind-addr", first, "--node-timeout", "4s"]).waitFor(/this node is up/);
-  cluster.node(2, ["join", first]);
-  await cluster.ready(2);
   await cluster.put("near", {
     services: { client: sleeper({ deploy: on(1) }), web: server({ deploy: on(2) }), far: server({ deploy: on(3) }) },
   });

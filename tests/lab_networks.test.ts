@@ -1,6 +1,6 @@
 /** @module Networks and volumes of documents on real engines: what is made, how containers are on it, and what waits for it. */
 import { afterAll, afterEach, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
-import { Lab, type LabHost } from "./lab.ts";
+import { type Lab, type LabHost } from "./lab.ts";
 import type { JobDoc } from "./lab_cluster.ts";
 import { LabCluster, sleeper } from "./lab_cluster.ts";
 import { waitUntil } from "./wait.ts";
@@ -12,14 +12,9 @@ let cluster: LabCluster;
 let host: LabHost;
 
 beforeAll(async () => {
-  lab = await Lab.start({ hosts: 2 });
+  cluster = await LabCluster.start({ hosts: 2, bootstrap: ["--label", "here=1"] });
+  lab = cluster.lab;
   host = lab.host(1);
-  await Promise.all(lab.hosts.map((one) => one.importImage("busybox")));
-  cluster = new LabCluster(lab);
-  const first = `${host.address}:9000`;
-  await cluster.node(1, ["--bind-addr", first, "bootstrap", "--label", "here=1"]).waitFor(/this node is up/);
-  cluster.node(2, ["join", first]);
-  await cluster.ready(2);
 });
 
 afterEach(() => cluster.clear());

@@ -1,6 +1,6 @@
 /** @module Rules of placement, modes, order and health on three hosts with their own Docker Engines. */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
-import { Lab } from "./lab.ts";
+import type { Lab } from "./lab.ts";
 import type { JobDoc, NodeDoc, ServiceDoc } from "./lab_cluster.ts";
 import { LabCluster, perNode, sleeper } from "./lab_cluster.ts";
 import { waitUntil } from "./wait.ts";
@@ -11,14 +11,14 @@ let lab: Lab;
 let cluster: LabCluster;
 
 beforeAll(async () => {
-  lab = await Lab.start({ hosts: 3 });
-  await Promise.all(lab.hosts.map((host) => host.importImage("busybox")));
+  cluster = await LabCluster.start({
+    hosts: 3,
+    nodes: 2,
+    bootstrap: ["--label", "zone=a"],
+    join: ["--label", "zone=b"],
+  });
+  lab = cluster.lab;
   await lab.host(2).docker("volume", "create", "precious");
-  cluster = new LabCluster(lab);
-  const first = `${lab.host(1).address}:9000`;
-  await cluster.node(1, ["--bind-addr", first, "bootstrap", "--label", "zone=a"]).waitFor(/this node is up/);
-  cluster.node(2, ["join", first, "--label", "zone=b"]);
-  await cluster.ready(2);
 });
 
 afterAll(async () => {

@@ -14,8 +14,8 @@ import {
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { hash } from "../src/job_files.ts";
-import { Lab, type LabHost } from "./lab.ts";
-import { LabCluster, perNode, sleeper } from "./lab_cluster.ts";
+import { type Lab, type LabHost } from "./lab.ts";
+import { type Asked, LabCluster, perNode, sleeper } from "./lab_cluster.ts";
 import { command } from "./lab_process.ts";
 import { waitUntil } from "./wait.ts";
 
@@ -51,13 +51,8 @@ beforeAll(async () => {
   writeFileSync(join(dir, "compose.yaml"), COMPOSE);
   writeFileSync(join(dir, "tls/cert.pem"), CERT);
   writeFileSync(join(dir, "a.conf"), "public\n");
-  lab = await Lab.start({ hosts: 2 });
-  await Promise.all(lab.hosts.map((host) => host.importImage("busybox")));
-  cluster = new LabCluster(lab);
-  const address = `${lab.host(1).address}:9000`;
-  await cluster.node(1, ["--bind-addr", address, "bootstrap"]).waitFor(/this node is up/);
-  cluster.node(2, ["join", address]);
-  await cluster.ready(2);
+  cluster = await LabCluster.start({ hosts: 2 });
+  lab = cluster.lab;
 });
 
 afterAll(async () => {
@@ -80,21 +75,11 @@ async function send(password: string, query = ""): Promise<{ status: string; bod
   return { status, body };
 }
 
-type Seen = { host: LabHost; id: string; text: string };
-
 /** What each container of `app` has, asked from inside. */
-async function look(): Promise<Seen[]> {
+async function look(): Promise<Asked[]> {
   const script =
     'cd /run/secrets; cat cert; echo; cat password; echo; stat -c "%n %a %u %g" cert password; touch cert 2>&1 | grep -o "Read-only.*"; find /project -type f | grep -v "^/project/.cacophony/written.json$"';
-  const found = await Promise.all(
-    lab.hosts.map(async (host) => (await cluster.containers(host)).map((container) => ({ ...container, host }))),
-  );
-  return Promise.all(
-    found
-      .flat()
-      .filter(({ labels }) => labels["cacophony.service"] === "app")
-      .map(async ({ host, id }) => ({ host, id, text: (await host.docker("exec", id, "sh", "-c", script)).trim() })),
-  );
+  return cluster.ask("app", script);
 }
 
 function expected(password: string): string {
@@ -102,8 +87,8 @@ function expected(password: string): string {
 }
 
 /** Waits until the containers show the secrets; what is on its way down or up counts as not there yet. */
-async function shown(password: string, { count = 2 } = {}): Promise<Seen[]> {
-  return waitUntil(`the containers to show ${password}`, () => look().catch((): Seen[] => []), {
+async function shown(password: string, { count = 2 } = {}): Promise<Asked[]> {
+  return waitUntil(`the containers to show ${password}`, () => look().catch((): Asked[] => []), {
     until: (seen) =>
       seen.length === count && seen.every(({ text }) => text.startsWith(expected(password).split("\n/")[0] ?? "")),
     timeoutMs: 60_000,
@@ -120,7 +105,7 @@ async function leaks(host: LabHost, ...values: string[]): Promise<string[]> {
 }
 
 /** Where the secrets of a container's node are, as its engine tells. */
-async function sources({ host, id }: Seen): Promise<string[]> {
+async function sources({ host, id }: Asked): Promise<string[]> {
   const mounts = JSON.parse(await host.docker("inspect", "-f", "{{json .Mounts}}", id)) as {
     Source: string;
     Destination: string;

@@ -1,6 +1,6 @@
 /** @module Services on several networks, and on internal ones, spread over two hosts with their own Docker Engines. */
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
-import { Lab } from "./lab.ts";
+import type { Lab } from "./lab.ts";
 import { LabCluster, sleeper } from "./lab_cluster.ts";
 import { waitUntil } from "./wait.ts";
 
@@ -10,13 +10,8 @@ let lab: Lab;
 let cluster: LabCluster;
 
 beforeAll(async () => {
-  lab = await Lab.start({ hosts: 2 });
-  await Promise.all(lab.hosts.map((host) => host.importImage("busybox")));
-  cluster = new LabCluster(lab);
-  const first = `${lab.host(1).address}:9000`;
-  await cluster.node(1, ["--bind-addr", first, "bootstrap"]).waitFor(/this node is up/);
-  cluster.node(2, ["join", first]);
-  await cluster.ready(2);
+  cluster = await LabCluster.start({ hosts: 2 });
+  lab = cluster.lab;
 });
 
 afterAll(async () => {

@@ -372,6 +372,12 @@ describe("the directory", () => {
     expect(brief(names.lookup({ name: "web", type: "A" }, SHOP_DB))).toBe("10.213.0.70 10.213.1.71");
   });
 
+  test("knows a replica that is not healthy yet, so that it finds names of all its networks", () => {
+    const names = directory([...SHOP, ...BLOG]);
+    names.exclude(["shop/db/0"], { gone: [] });
+    expect(brief(names.lookup({ name: "cache", type: "A" }, SHOP_DB))).toBe("10.213.2.131");
+  });
+
   test("takes the network of its own subnet where another node has the same private addresses", () => {
     const names = directory([
       service("a/web", { replicas: [{ on: { custom: "192.168.50.5" } }] }),

@@ -221,9 +221,9 @@ function changeChain(chains: Map<string, string[]>, line: string): void {
   const [, verb, chain = "", rest = ""] = /^-([ADIX]) (\S+)(?: 1)? ?(.*)$/.exec(line) ?? [];
   const rules = chains.get(chain);
   if (!rules) throw new KernelRefusal(`no chain ${chain}: ${line}`);
-  const target = / ?-j (\S+)$/.exec(rest)?.[1] ?? "";
+  const target = / ?-j (\S+)(?: --to-destination \S+)?$/.exec(rest)?.[1] ?? "";
   if (verb === "A" || verb === "I") {
-    refuseUnless(/^(ACCEPT|DROP|RETURN|MASQUERADE)$/.test(target) || chains.has(target), line);
+    refuseUnless(/^(ACCEPT|DROP|RETURN|MASQUERADE|DNAT)$/.test(target) || chains.has(target), line);
     if (verb === "A") rules.push(rest);
     else rules.unshift(rest);
   } else if (verb === "D") {

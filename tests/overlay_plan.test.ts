@@ -4,7 +4,7 @@ import fc from "fast-check";
 import type { NetworkPeer } from "../src/model_network.ts";
 import { OVERLAY_PORT, overlayChanges, overlayRemoval, planOverlay } from "../src/overlay_plan.ts";
 import type { ObservedOverlay, Overlay, OverlayStep } from "../src/overlay_plan.ts";
-import { parseTables } from "../src/overlay_plan_firewall.ts";
+import { NAMES_PORT, parseTables } from "../src/overlay_plan_firewall.ts";
 import { bareKernel, ModelKernel, verdict, type Packet } from "./overlay_model.ts";
 
 const CIDR = "10.213.0.0/16";
@@ -367,6 +367,7 @@ describe("the jumps to our chains", () => {
       "-I INPUT 1 -j CACOPHONY-INPUT",
       "-I DOCKER-USER 1 -j CACOPHONY-FORWARD",
       "-I POSTROUTING 1 -j CACOPHONY-NAT",
+      "-I PREROUTING 1 -j CACOPHONY-NAMES",
       "-I PREROUTING 1 -j CACOPHONY-RAW",
     ]);
   });
@@ -396,6 +397,13 @@ describe("the jumps to our chains", () => {
       "-D POSTROUTING -j CACOPHONY-NAT",
       "-I POSTROUTING 1 -j CACOPHONY-NAT",
       "COMMIT",
+    ]);
+  });
+
+  test("lead questions to the name server past whoever has port 53 of the machine", () => {
+    expect(settled(overlay()).state.tables.get("nat")?.get("CACOPHONY-NAMES")).toEqual([
+      "-d 10.213.1.1/32 -p udp -m udp --dport 53 -j DNAT --to-destination 10.213.1.1:9053",
+      "-d 10.213.1.1/32 -p tcp -m tcp --dport 53 -j DNAT --to-destination 10.213.1.1:9053",
     ]);
   });
 
@@ -676,12 +684,12 @@ describe("the rules", () => {
     ],
     [
       "a container's question for a name",
-      { source: "10.213.1.66", target: "10.213.1.1", in: "br-a", protocol: "udp", port: 53 },
+      { source: "10.213.1.66", target: "10.213.1.1", in: "br-a", protocol: "udp", port: NAMES_PORT },
       "ACCEPT",
     ],
     [
       "a stranger's question for a name",
-      { source: "192.0.2.1", target: "10.213.1.1", in: "eth0", protocol: "udp", port: 53 },
+      { source: "192.0.2.1", target: "10.213.1.1", in: "eth0", protocol: "udp", port: NAMES_PORT },
       "none",
     ],
     [
