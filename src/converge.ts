@@ -22,6 +22,8 @@ export type Container = {
   imageId?: string;
   state: "created" | "running" | "paused" | "restarting" | "removing" | "exited" | "dead";
   ports: readonly PublishedPort[];
+  /** Its first process, as this machine numbers it; absent in lists, and when it does not run. */
+  pid?: number;
   /** IPv4 addresses by network; absent in lists. */
   addresses?: readonly { network: string; address: string }[];
   createdAt: number;

@@ -257,6 +257,7 @@ class DockerodeEngine implements Engine {
       addresses: Object.entries(found.NetworkSettings.Networks ?? {}).flatMap(([network, { IPAddress: address }]) =>
         address ? [{ network, address }] : [],
       ),
+      ...(state.Pid > 0 && !this.remote && { pid: state.Pid }),
       createdAt: time(found.Created) ?? 0,
       exitCode: state.ExitCode,
       ...healthOf(state.Health?.Status),

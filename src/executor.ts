@@ -466,7 +466,8 @@ export class Executor {
     };
     if (action.type === "remove") {
       const graceMs = graceOf(action.container);
-      if (action.container.state === "running") await this.#options.overlay.drain(id, { graceMs, signal });
+      const { state, pid } = action.container;
+      if (state === "running") await this.#options.overlay.drain(id, { graceMs, signal, pid });
       await worker.remove(action.container, signal);
       this.#log.info("container removed", { allocation_id: id, container: action.container.name });
       await this.#inspect(action.container.id);

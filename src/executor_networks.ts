@@ -48,6 +48,9 @@ export type LocalAddresses = {
   dns?: string;
 };
 
+/** How long a replica may take to end; `pid`: a process of its container, where one is known. */
+export type DrainOptions = { graceMs: number; signal: AbortSignal; pid: number | undefined };
+
 /** What the executor needs of the cluster's network, and tells it. */
 export interface ExecutorOverlay {
   /** Resolves once it is known. */
@@ -55,7 +58,7 @@ export interface ExecutorOverlay {
   /** The bridges of all jobs on this node. */
   setBridges(bridges: readonly LocalNetwork[]): void;
   /** Resolves when a running replica that is out of names may be stopped. */
-  drain(allocationId: string, options: { graceMs: number; signal: AbortSignal }): Promise<void>;
+  drain(allocationId: string, options: DrainOptions): Promise<void>;
   /** Resolves once the bridges that were told of last are connected, or that has failed. */
   connected(): Promise<void>;
   /** The pools have no room for a further network. */

@@ -10,7 +10,13 @@ import { join } from "node:path";
 import * as v from "valibot";
 import { type Clock, sleep, type Timer } from "./clock.ts";
 import type { EntryProxy, EntryStatus } from "./entry_proxy.ts";
-import { type ExecutorOverlay, type LocalAddresses, type LocalNetwork, SUBNET_BITS } from "./executor_networks.ts";
+import {
+  type DrainOptions,
+  type ExecutorOverlay,
+  type LocalAddresses,
+  type LocalNetwork,
+  SUBNET_BITS,
+} from "./executor_networks.ts";
 import { describeError, type Log } from "./log.ts";
 import type { AllocationStatus } from "./model.ts";
 import {
@@ -26,6 +32,7 @@ import {
 import { type NameAnswer, type NameQuestion, Names } from "./names.ts";
 import type { OverlayKernel } from "./overlay_kernel.ts";
 import type { Overlay as KernelOverlay } from "./overlay_plan.ts";
+import { connectionsWith } from "./overlay_sockets.ts";
 import { contains, firstAddress, withoutFirst } from "./subnet.ts";
 
 export type OverlayOptions = {
@@ -176,9 +183,10 @@ export class Overlay implements ExecutorOverlay {
 
   /**
    * Resolves when a replica that is out of names may be stopped: nobody has its address from the name server any more, and
-   * connections through this node's entries have ended, within `graceMs`. At once where no other replica could take over.
+   * connections through entries, of this node and of others, have ended, within `graceMs`. At once where no other replica could
+   * take over. `pid`: a process of its container.
    */
-  async drain(allocationId: string, { graceMs, signal }: { graceMs: number; signal: AbortSignal }): Promise<void> {
+  async drain(allocationId: string, { graceMs, signal, pid }: DrainOptions): Promise<void> {
     const { clock } = this.#options;
     const isIn = ({ endpoints }: ServiceEntry) => endpoints.some((one) => one.allocation_id === allocationId);
     const entry = [...this.#services.values()].find(isIn);
@@ -188,9 +196,17 @@ export class Overlay implements ExecutorOverlay {
     const ttlMs = this.#state?.mode === "none" ? 0 : NAME_TTL_MS;
     const end = clock.now() + Math.max(graceMs, ttlMs);
     if (ttlMs > 0) await sleep(clock, ttlMs, signal);
-    while (!signal.aborted && clock.now() < end && (this.#entries?.draining().get(allocationId) ?? 0) > 0)
+    const isOpen = () =>
+      (this.#entries?.draining().get(allocationId) ?? 0) > 0 || (pid !== undefined && this.#isServing(pid));
+    while (!signal.aborted && clock.now() < end && isOpen())
       // oxlint-disable-next-line no-await-in-loop -- looks again until the last connection has ended
       await sleep(clock, DRAIN_LOOK_MS, signal);
+  }
+
+  /** Whether other nodes are connected to a container, which their entries do, each with the node's own address. */
+  #isServing(pid: number): boolean {
+    const nodes = (this.#network?.peers ?? []).flatMap(({ subnets: [first] }) => (first && firstAddress(first)) ?? []);
+    return connectionsWith(nodes, { pid }) > 0;
   }
 
   /** For heartbeats; undefined before it is known, which includes the bridges: having none would cut them off. */

@@ -188,6 +188,7 @@ function wantedJumps(table: string, observed: Tables): Jump[] {
     return [
       { chain: "POSTROUTING", to: CHAINS.nat },
       { chain: "PREROUTING", to: CHAINS.names },
+      { chain: "OUTPUT", to: CHAINS.names },
     ];
   }
   if (table === "raw") return [{ chain: "PREROUTING", to: CHAINS.raw }];

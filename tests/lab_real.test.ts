@@ -397,9 +397,7 @@ const REAL: Record<string, Real> = {
       },
       antivirus: { Healthcheck: { Test: ["NONE"] }, HostConfig: { Memory: 3072 * MiB, PidsLimit: 256 } },
     },
-    asks: [
-      { service: "webmail", names: ["antivirus"], script: "echo $ROUNDCUBEMAIL_SMTP_PORT", says: "587" },
-    ],
+    asks: [{ service: "webmail", names: ["antivirus"], script: "echo $ROUNDCUBEMAIL_SMTP_PORT", says: "587" }],
   },
   dns: {
     env: { TUN: "/dev/null" },

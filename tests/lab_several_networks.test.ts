@@ -63,3 +63,31 @@ test("a service on several networks reaches what is on each of them on another n
   expect(await ask("inside", lab.host(2).address)).toContain("timed out");
   await cluster.clear();
 });
+
+test("a replica that is to stop first ends what came to it by another node's entry", async () => {
+  const slow = (scale: number) => ({
+    services: {
+      slow: {
+        image: "busybox",
+        command: ["sh", "-c", "while true; do (sleep 4; echo done) | nc -l -p 80; done"],
+        stop_signal: "SIGKILL",
+        ports: [{ target: 80, published: 8093, mode: "ingress" }],
+        deploy: { replicas: scale, placement: { constraints: ["node.hostname == host-2"] } },
+      },
+    },
+  });
+  await cluster.put("drained", slow(2));
+  await cluster.settled("drained");
+  // Busybox ends a connection when its input ends.
+  const client = "sleep 8 | timeout 15 busybox nc 127.0.0.1 8093";
+  const ask = async () => (await lab.host(1).run(["sh", "-c", client])).stdout.trim();
+  const sockets = async (state: string) =>
+    (await lab.host(1).run(["ss", "-Hnt", "state", state, "sport = :8093"])).stdout.split("\n").filter(Boolean).length;
+  await waitUntil("the entry to be open", () => sockets("listening"), { until: (count) => count > 0 });
+  const answers = [ask(), ask()];
+  await waitUntil("both to be connected", () => sockets("established"), { until: (count) => count === 2 });
+  await cluster.scale("drained", { service: "slow", scale: 1 });
+  expect(await Promise.all(answers)).toEqual(["done", "done"]);
+  await cluster.settled("drained");
+  await cluster.clear();
+});

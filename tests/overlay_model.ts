@@ -32,6 +32,7 @@ export function bareKernel(underlay: string): ObservedOverlay {
         "nat",
         new Map([
           ["PREROUTING", []],
+          ["OUTPUT", []],
           ["POSTROUTING", []],
         ]),
       ],

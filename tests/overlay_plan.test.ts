@@ -368,6 +368,7 @@ describe("the jumps to our chains", () => {
       "-I DOCKER-USER 1 -j CACOPHONY-FORWARD",
       "-I POSTROUTING 1 -j CACOPHONY-NAT",
       "-I PREROUTING 1 -j CACOPHONY-NAMES",
+      "-I OUTPUT 1 -j CACOPHONY-NAMES",
       "-I PREROUTING 1 -j CACOPHONY-RAW",
     ]);
   });
