@@ -13,6 +13,8 @@ const REACH_TIMEOUT_MS = 1_600;
 const DOUBT_AFTER_MS = 700;
 /** A master that reads a large document answers nobody meanwhile: a mebibyte of YAML takes it a second, on a busy machine several. */
 const DOUBT_PER_KIB_MS = 6;
+/** A master that just ended refuses connections: a write that was not sent yet is to hear of that before it is given up. */
+const LOST_GRACE_MS = 100;
 const PROBE_TIMEOUT_MS = 800;
 
 /** Headers that belong to one connection (RFC 9110 section 7.6.1), and what the next connection states anew. */
@@ -103,12 +105,17 @@ function watchWrite(
     if (timer !== undefined) timer = setTimeout(doubt, DOUBT_AFTER_MS);
   };
   timer = setTimeout(doubt, DOUBT_AFTER_MS + sizeKib * DOUBT_PER_KIB_MS);
-  lost?.addEventListener("abort", giveUp, { once: true });
+  let ending: Timer | undefined;
+  const onLost = () => {
+    ending = setTimeout(giveUp, LOST_GRACE_MS);
+  };
+  lost?.addEventListener("abort", onLost, { once: true });
   return {
     stop: () => {
       clearTimeout(timer);
+      clearTimeout(ending);
       timer = undefined;
-      lost?.removeEventListener("abort", giveUp);
+      lost?.removeEventListener("abort", onLost);
     },
   };
 }
