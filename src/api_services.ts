@@ -3,7 +3,7 @@ import type { Context } from "hono";
 import { Hono } from "hono";
 import { type SSEStreamingApi, streamSSE } from "hono/streaming";
 import { answer, queryOf, readFlag } from "./api_request.ts";
-import { type ServiceKey, serviceKey } from "./cluster_state.ts";
+import { type ServiceKey, parseServiceKey, serviceKey } from "./cluster_state.ts";
 import { prometheusTargets, traefikConfiguration } from "./discovery.ts";
 import { CacophonyError } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
@@ -120,9 +120,7 @@ function newsOf(
 ): { event: string; data: string } | undefined {
   const entry = directory.entry(key);
   if (!entry) {
-    const slash = key.indexOf("/");
-    const gone = { job_id: key.slice(0, slash), service_name: key.slice(slash + 1) };
-    return told.delete(key) ? { event: "gone", data: JSON.stringify(gone) } : undefined;
+    return told.delete(key) ? { event: "gone", data: JSON.stringify(parseServiceKey(key)) } : undefined;
   }
   const data = JSON.stringify(serviceView(state, entry));
   const hash = Bun.hash(data);

@@ -60,6 +60,17 @@ export function serviceKey(of: { job_id: string; service_name: string }): Servic
   return `${of.job_id}/${of.service_name}`;
 }
 
+/** The names that a key is made of. */
+export function parseServiceKey(key: ServiceKey): { job_id: string; service_name: string } {
+  const slash = key.indexOf("/");
+  return { job_id: key.slice(0, slash), service_name: key.slice(slash + 1) };
+}
+
+/** The order in which people are shown a service's allocations. */
+export function bySlot(a: AllocationRecord, b: AllocationRecord): number {
+  return a.slot - b.slot || (a.allocation_id < b.allocation_id ? -1 : 1);
+}
+
 /** The labels that count: those set through the API over those that the node was started with. */
 export function labelsOf(node: NodeRecord): Map<string, string> {
   return new Map([...node.labels, ...node.set_labels]);

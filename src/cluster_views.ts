@@ -3,7 +3,7 @@
  * every document has every field; times are ISO 8601 in UTC.
  */
 import type { ClusterState, NodeView } from "./cluster_state.ts";
-import { labelsOf, serviceKey } from "./cluster_state.ts";
+import { bySlot, labelsOf, serviceKey } from "./cluster_state.ts";
 import { imageWarnings } from "./job_images.ts";
 import type { AllocationRecord, LiveJob, NodeRecord } from "./model.ts";
 import { isRunToEnd } from "./model_spec.ts";
@@ -114,7 +114,7 @@ export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterStat
     const records = state
       .allocationsOf(key)
       .filter(({ incarnation }) => incarnation === job.incarnation)
-      .toSorted((a, b) => a.slot - b.slot || (a.allocation_id < b.allocation_id ? -1 : 1));
+      .toSorted(bySlot);
     const allocations = records.map((allocation) => allocationView(allocation, state));
     const placed = records.filter(({ desired }) => desired === "run").length;
     const counts = countStates(allocations, scale - placed);

@@ -4,7 +4,7 @@
  * the node's side is `overlay.ts`.
  */
 import type { Clock, Timer } from "./clock.ts";
-import { type ClusterState, type ServiceKey, serviceKey } from "./cluster_state.ts";
+import { bySlot, type ClusterState, type ServiceKey, parseServiceKey, serviceKey } from "./cluster_state.ts";
 import { exposedPorts, networkName } from "./container_options.ts";
 import type { AllocationRecord } from "./model.ts";
 import type { ServiceSpec } from "./model_spec.ts";
@@ -29,6 +29,8 @@ export type DirectoryOptions = {
 };
 
 type Send = (message: NetworkMessage | DirectoryMessage) => void;
+/** Subnets of each network, by the node that has them. */
+type Places = ReadonlyMap<string, readonly { node_id: string; subnet: string }[]>;
 type Link = { send: Send; sentNetwork: string };
 
 export class Directory {
@@ -55,7 +57,7 @@ export class Directory {
     this.flush();
     const link = { send, sentNetwork: "" };
     this.#links.set(nodeId, link);
-    this.#sendNetwork(nodeId, link);
+    this.#sendNetwork(nodeId, { link, places: this.#places() });
     send({
       type: "directory",
       full: true,
@@ -85,7 +87,10 @@ export class Directory {
   flush(): void {
     this.#timer?.cancel();
     this.#timer = undefined;
-    if (this.#networksDirty) for (const [nodeId, link] of this.#links) this.#sendNetwork(nodeId, link);
+    if (this.#networksDirty) {
+      const places = this.#places();
+      for (const [nodeId, link] of this.#links) this.#sendNetwork(nodeId, { link, places });
+    }
     this.#networksDirty = false;
     const services: ServiceEntry[] = [];
     const gone: DirectoryMessage["gone"] = [];
@@ -133,8 +138,22 @@ export class Directory {
     this.#timer ??= this.#options.clock.after(FLUSH_DELAY_MS, () => this.flush());
   }
 
-  #sendNetwork(nodeId: string, link: Link): void {
-    const message = this.#networkOf(nodeId);
+  /** Where each network is, in the order of nodes. */
+  #places(): Places {
+    const { state } = this.#options;
+    const places = new Map<string, { node_id: string; subnet: string }[]>();
+    for (const node_id of [...state.nodes.keys()].toSorted()) {
+      for (const { network, subnet } of state.views.get(node_id)?.overlay?.networks ?? []) {
+        const known = places.get(network);
+        if (known) known.push({ node_id, subnet });
+        else places.set(network, [{ node_id, subnet }]);
+      }
+    }
+    return places;
+  }
+
+  #sendNetwork(nodeId: string, { link, places }: { link: Link; places: Places }): void {
+    const message = this.#networkOf(nodeId, places);
     if (!message) return;
     const text = JSON.stringify(message);
     if (text === link.sentNetwork) return;
@@ -142,7 +161,7 @@ export class Directory {
     link.send(message);
   }
 
-  #networkOf(nodeId: string): NetworkMessage | undefined {
+  #networkOf(nodeId: string, places: Places): NetworkMessage | undefined {
     const { state, network } = this.#options;
     const node = state.nodes.get(nodeId);
     if (!node) return undefined;
@@ -156,12 +175,8 @@ export class Directory {
         : `the cluster's range ${wanted.cidr} has no block left for it`;
     const isIn = wanted.mode === "none" || (subnets.length > 0 && underlay !== "");
     const ids = [...state.nodes.keys()].filter((id) => id !== nodeId).toSorted();
-    const elsewhere = new Map<string, string[]>();
-    for (const id of ids) {
-      for (const { network: name, subnet } of state.views.get(id)?.overlay?.networks ?? []) {
-        elsewhere.set(name, [...(elsewhere.get(name) ?? []), subnet]);
-      }
-    }
+    const elsewhere = (name: string) =>
+      (places.get(name) ?? []).flatMap(({ node_id, subnet }) => (node_id === nodeId ? [] : [subnet]));
     const own = state.views.get(nodeId)?.overlay?.networks ?? [];
     const unknown = [nodeId, ...ids].filter((id) => !state.views.get(id)?.overlay && !state.isDown(id));
     return {
@@ -169,7 +184,7 @@ export class Directory {
       ...(isIn ? wanted : { ...wanted, mode: "none", reason }),
       self,
       peers: ids.flatMap((id) => this.#peer(id) ?? []),
-      networks: own.map(({ network: name }) => ({ network: name, subnets: elsewhere.get(name) ?? [] })),
+      networks: own.map(({ network: name }) => ({ network: name, subnets: elsewhere(name) })),
       ...(unknown.length > 0 && { unknown }),
     };
   }
@@ -191,9 +206,7 @@ export class Directory {
 
   #entryOf(key: ServiceKey): ServiceEntry | undefined {
     const { state } = this.#options;
-    const slash = key.indexOf("/");
-    const job_id = key.slice(0, slash);
-    const service_name = key.slice(slash + 1);
+    const { job_id, service_name } = parseServiceKey(key);
     const service = state.liveJob(job_id)?.services.find((one) => one.service_name === service_name);
     const spec = service && state.specs.get(service.spec_hash);
     if (!service || !spec) return undefined;
@@ -206,7 +219,7 @@ export class Directory {
       entries,
       endpoints: state
         .allocationsOf(serviceKey({ job_id, service_name }))
-        .toSorted((a, b) => a.slot - b.slot || (a.allocation_id < b.allocation_id ? -1 : 1))
+        .toSorted(bySlot)
         .flatMap((allocation) => this.#endpointOf(allocation) ?? []),
     };
   }

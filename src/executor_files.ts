@@ -6,12 +6,16 @@
  * its own file is kept. Each file appears whole or not at all. Containers may have changed the directory in the meantime, so no
  * symbolic link is followed.
  */
-import { lstat, mkdir, open, readFile, rename, rm, rmdir, type FileHandle } from "node:fs/promises";
+import { lstat, mkdir, readFile, rm, rmdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import * as v from "valibot";
 import { Refusal } from "./executor_words.ts";
+import { writeWhole } from "./executor_write.ts";
 import { hash, OWN_DIRECTORY } from "./job_files.ts";
 import type { FileSpec, ServiceSpec } from "./model_spec.ts";
+
+/** Next to files of the job's own, which a container may see. */
+const DURABLY = { suffix: `.${OWN_DIRECTORY.slice(1)}-new`, sync: true };
 
 /** Path of each file that was written, and the version of it: lost, all files count as not written yet. */
 const written = v.array(v.tuple([v.string(), v.string()]));
@@ -66,7 +70,7 @@ export class ProjectFiles {
     }
     await removeUnneeded(projectDir, { versions, specs: [spec, ...this.#specsOf(jobId)] });
     if (!Bun.deepEquals(known, versions))
-      await writeWhole(record, { data: Buffer.from(JSON.stringify([...versions])), mode: 0o600 });
+      await writeWhole(record, { data: Buffer.from(JSON.stringify([...versions])), mode: 0o600, ...DURABLY });
   }
 
   async #write(projectDir: string, file: FileSpec): Promise<void> {
@@ -77,7 +81,7 @@ export class ProjectFiles {
       const there = await lstat(path).catch(ifAbsent);
       // Docker makes a directory for a source that was not there; one that something was put into is left alone.
       if (there?.isDirectory()) await rmdir(path);
-      await writeWhole(path, { ...file, data });
+      await writeWhole(path, { ...file, data, ...DURABLY });
     } catch (error) {
       if (error instanceof Refusal) throw error;
       const why = error instanceof Error ? error.message : String(error);
@@ -160,27 +164,6 @@ async function makeDirectory(root: string, path: string): Promise<void> {
 
 async function isFile(path: string): Promise<boolean> {
   return (await lstat(path).catch(ifAbsent))?.isFile() ?? false;
-}
-
-/** Writes beside and renames: who reads sees the old file or the new one, also after a crash. */
-async function writeWhole(
-  path: string,
-  { data, mode, uid, gid }: { data: Uint8Array; mode: number; uid?: number; gid?: number },
-): Promise<void> {
-  const beside = `${path}.${OWN_DIRECTORY.slice(1)}-new`;
-  await rm(beside, { force: true });
-  let file: FileHandle | undefined;
-  try {
-    file = await open(beside, "wx", 0o600);
-    await file.writeFile(data);
-    if (uid !== undefined || gid !== undefined)
-      await file.chown(uid ?? process.getuid?.() ?? 0, gid ?? process.getgid?.() ?? 0);
-    await file.chmod(mode);
-    await file.sync();
-  } finally {
-    await file?.close();
-  }
-  await rename(beside, path);
 }
 
 function ifAbsent(error: unknown): undefined {

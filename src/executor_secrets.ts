@@ -6,10 +6,11 @@
  * directory is named after the node: two nodes of one machine have two.
  */
 import { chmodSync, lstatSync, mkdirSync, readdirSync, rmSync, statfsSync } from "node:fs";
-import { lstat, open, rename, rm, type FileHandle } from "node:fs/promises";
+import { lstat } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { secretPath } from "./container_options.ts";
 import { Refusal } from "./executor_words.ts";
+import { writeWhole } from "./executor_write.ts";
 import type { SecretMount, ServiceSpec } from "./model_spec.ts";
 
 export type SecretSource = {
@@ -94,7 +95,7 @@ export class SecretFiles {
       for (const directory of [this.#parent, this.dir]) makePrivate(directory);
       if (!isTmpfs(this.dir)) throw new Error(`${this.dir} is no tmpfs, and secrets do not go to a disk`);
       this.#present.add(name);
-      await writeWhole(path, { ...mount, data });
+      await writeWhole(path, { ...mount, data, suffix: ".new", sync: false });
     } catch (error) {
       const why = error instanceof Error ? error.message : String(error);
       throw new Refusal(`the secret ${mount.name} cannot be put on this node: ${why}`, { cause: error });
@@ -109,27 +110,6 @@ function makePrivate(path: string): void {
   if (!found.isDirectory() || found.uid !== process.getuid?.())
     throw new Error(`${path} is no directory of this user: remove it`);
   if ((found.mode & 0o077) !== 0) chmodSync(path, 0o700);
-}
-
-/** Writes beside and renames: a container never gets half a secret. */
-async function writeWhole(
-  path: string,
-  { data, mode, uid, gid }: { data: Uint8Array; mode: number; uid?: number; gid?: number },
-): Promise<void> {
-  const beside = `${path}.new`;
-  await rm(beside, { force: true });
-  let file: FileHandle | undefined;
-  try {
-    file = await open(beside, "wx", 0o600);
-    await file.writeFile(data);
-    if (uid !== undefined || gid !== undefined)
-      await file.chown(uid ?? process.getuid?.() ?? 0, gid ?? process.getgid?.() ?? 0);
-    await file.chmod(mode);
-    await rename(beside, path);
-  } finally {
-    await file?.close();
-    await rm(beside, { force: true });
-  }
 }
 
 function isTmpfs(path: string): boolean {

@@ -9,6 +9,7 @@ import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
 import { type Clock, sleep, type Timer } from "./clock.ts";
+import { serviceKey } from "./cluster_state.ts";
 import type { EntryProxy, EntryStatus } from "./entry_proxy.ts";
 import {
   type DrainOptions,
@@ -74,6 +75,8 @@ export class Overlay implements ExecutorOverlay {
   readonly #options: OverlayOptions;
   readonly #known = Promise.withResolvers<void>();
   readonly #services = new Map<string, ServiceEntry>();
+  /** The same with the addresses that lead there from here. */
+  readonly #reached = new Map<string, ServiceEntry>();
   readonly #path: string;
   #names: Names | undefined;
   #entries: ReturnType<OverlayOptions["newEntries"]> | undefined;
@@ -372,8 +375,8 @@ export class Overlay implements ExecutorOverlay {
 
   #direct({ full, services, gone }: DirectoryMessage): void {
     if (full) {
-      const named = new Set(services.map(keyOf));
-      for (const entry of this.#services.values()) if (!named.has(keyOf(entry))) this.#remove(entry);
+      const named = new Set(services.map(serviceKey));
+      for (const entry of this.#services.values()) if (!named.has(serviceKey(entry))) this.#remove(entry);
     }
     for (const entry of services) this.#put(this.#completed(entry));
     for (const of of gone) this.#remove(of);
@@ -387,25 +390,28 @@ export class Overlay implements ExecutorOverlay {
       this.#crossings = crossings;
       this.#apply();
     }
-    this.#entries?.update([...this.#services.values()].map((entry) => this.#reachable(entry)));
+    this.#entries?.update([...this.#reached.values()]);
     this.#exclude();
   }
 
   /** The entry with what was known before of replicas that the master has not heard of yet. */
   #completed(entry: ServiceEntry): ServiceEntry {
     if (!entry.endpoints.some(({ unknown }) => unknown)) return entry;
-    const before = new Map(this.#services.get(keyOf(entry))?.endpoints.map((one) => [one.allocation_id, one]));
+    const before = new Map(this.#services.get(serviceKey(entry))?.endpoints.map((one) => [one.allocation_id, one]));
     const endpoints = entry.endpoints.map((one): Endpoint => (one.unknown && before.get(one.allocation_id)) || one);
     return { ...entry, endpoints };
   }
 
   #put(entry: ServiceEntry): void {
-    this.#services.set(keyOf(entry), entry);
-    this.#names?.put(this.#reachable(entry));
+    const reached = this.#reachable(entry);
+    this.#services.set(serviceKey(entry), entry);
+    this.#reached.set(serviceKey(entry), reached);
+    this.#names?.put(reached);
   }
 
   #remove(of: { job_id: string; service_name: string }): void {
-    this.#services.delete(keyOf(of));
+    this.#services.delete(serviceKey(of));
+    this.#reached.delete(serviceKey(of));
     this.#names?.remove(of);
   }
 
@@ -490,6 +496,8 @@ function crossingsOf(services: Iterable<ServiceEntry>, { cidr, self }: NetworkMe
   };
   for (const { endpoints } of services) {
     for (const { node_id, addresses } of endpoints) {
+      // Most are on one network, and this is looked at with each change of the directory.
+      if (addresses.length < 2) continue;
       const own = addresses.filter(({ address }) => contains(cidr, address));
       if (own.length < 2) continue;
       for (const { network } of own) {
@@ -506,10 +514,6 @@ function crossingsOf(services: Iterable<ServiceEntry>, { cidr, self }: NetworkMe
     }
   }
   return all;
-}
-
-function keyOf({ job_id, service_name }: { job_id: string; service_name: string }): string {
-  return `${job_id}/${service_name}`;
 }
 
 /** The message with what was known before of nodes that the master has not heard of yet. */

@@ -11,7 +11,7 @@
  * only the slots of the root are placed freely, and there with room for all that follow.
  */
 import type { ClusterState, ServiceKey } from "./cluster_state.ts";
-import { serviceKey } from "./cluster_state.ts";
+import { parseServiceKey, serviceKey } from "./cluster_state.ts";
 import type { AllocationRecord, JobServiceRecord, LiveJob } from "./model.ts";
 import { isGlobal, type ServiceRules, type ServiceSpec, sharesOf } from "./model_spec.ts";
 
@@ -58,9 +58,9 @@ export class Bonds {
   inOrder(keys: Iterable<ServiceKey>, state: ClusterState): ServiceKey[] {
     const ordered = new Set<ServiceKey>();
     for (const key of keys) {
-      const slash = key.indexOf("/");
-      const job = state.liveJob(key.slice(0, slash));
-      const group = job && this.of(job, state).get(key.slice(slash + 1))?.group;
+      const { job_id, service_name: name } = parseServiceKey(key);
+      const job = state.liveJob(job_id);
+      const group = job && this.of(job, state).get(name)?.group;
       if (!group) ordered.add(key);
       else for (const service_name of group) ordered.add(serviceKey({ job_id: job.job_id, service_name }));
     }

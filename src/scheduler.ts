@@ -6,7 +6,7 @@
  */
 import type { Clock, Timer } from "./clock.ts";
 import type { ServiceKey } from "./cluster_state.ts";
-import { ClusterState, serviceKey } from "./cluster_state.ts";
+import { ClusterState, parseServiceKey, serviceKey } from "./cluster_state.ts";
 import type { Preconditions, PutOutcome, WantedJob } from "./job_changes.ts";
 import {
   changesForDelete,
@@ -505,10 +505,9 @@ export class Scheduler {
   }
 
   #find(key: ServiceKey): { job: LiveJob | undefined; service: JobServiceRecord | undefined } {
-    const slash = key.indexOf("/");
-    const serviceName = key.slice(slash + 1);
-    const job = this.state.liveJob(key.slice(0, slash));
-    return { job, service: job?.services.find((one) => one.service_name === serviceName) };
+    const { job_id, service_name } = parseServiceKey(key);
+    const job = this.state.liveJob(job_id);
+    return { job, service: job?.services.find((one) => one.service_name === service_name) };
   }
 
   #goalOf(job: LiveJob, { service, spec }: { service: JobServiceRecord; spec: ServiceSpec }): Goal {
@@ -535,7 +534,7 @@ export class Scheduler {
   /** The services, those whose start waits for one of them, and those that belong with one, in the order to plan them in. */
   #withDependents(keys: ReadonlySet<ServiceKey>): ServiceKey[] {
     const all = new Set(keys);
-    for (const jobId of new Set(Array.from(keys, (key) => key.slice(0, key.indexOf("/"))))) {
+    for (const jobId of new Set(Array.from(keys, (key) => parseServiceKey(key).job_id))) {
       for (const { service_name, released, rules } of this.state.liveJob(jobId)?.services ?? []) {
         const isAffected = rules.depends_on.some((one) =>
           keys.has(serviceKey({ job_id: jobId, service_name: one.service_name })),

@@ -7,6 +7,7 @@
 import { createCipheriv, createDecipheriv, randomBytes } from "node:crypto";
 import { closeSync, fsyncSync, openSync, readFileSync, renameSync, rmSync, statSync, writeSync } from "node:fs";
 import { dirname } from "node:path";
+import { syncDirectory } from "./data_dir.ts";
 
 const KEY_BYTES = 32;
 /** What GCM is made for (NIST SP 800-38D): random, so no two texts of a cluster share one. */
@@ -117,14 +118,5 @@ export class Sealer {
       );
     }
     return Buffer.from(text, "hex");
-  }
-}
-
-function syncDirectory(path: string): void {
-  const directory = openSync(path, "r");
-  try {
-    fsyncSync(directory);
-  } finally {
-    closeSync(directory);
   }
 }

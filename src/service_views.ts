@@ -4,7 +4,7 @@
  */
 import { allocationState } from "./cluster_views.ts";
 import type { ClusterState } from "./cluster_state.ts";
-import { serviceKey } from "./cluster_state.ts";
+import { bySlot, serviceKey } from "./cluster_state.ts";
 import type { PublishedPort } from "./model.ts";
 import type { EntryPort } from "./model_spec.ts";
 import type { ServiceEntry } from "./model_network.ts";
@@ -50,7 +50,7 @@ export function serviceView(state: ClusterState, entry: ServiceEntry): ServiceVi
   const endpoints = new Map(entry.endpoints.map((one) => [one.allocation_id, one]));
   const replicas = state
     .allocationsOf(serviceKey(entry))
-    .toSorted((a, b) => a.slot - b.slot || (a.allocation_id < b.allocation_id ? -1 : 1))
+    .toSorted(bySlot)
     .map((allocation): ReplicaView => {
       const { slot, allocation_id, node_id } = allocation;
       const node = state.nodes.get(node_id);
