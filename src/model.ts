@@ -188,6 +188,8 @@ export const resources = v.object({
   taken_ports: strings,
   /** UUIDs of the GPUs that the NVIDIA driver lists, in its order. */
   gpus: v.exactOptional(strings),
+  /** Of the file system that Docker keeps its data on; absent: it is not of this machine. Bytes. */
+  disk: v.exactOptional(v.object({ total: count, available: count })),
 });
 export type Resources = v.InferOutput<typeof resources>;
 
@@ -208,6 +210,22 @@ export const pullProgress = v.object({
 });
 export type PullProgress = v.InferOutput<typeof pullProgress>;
 
+/** How a run of a container ended. Times are milliseconds since 1970. */
+export const containerEnd = v.object({
+  exit_code: v.exactOptional(v.number()),
+  /** Name of the signal that ended it, as its exit code tells: `SIGKILL`. */
+  signal: v.exactOptional(v.string()),
+  /** Whether the kernel ended a process of it for want of memory. */
+  oom_killed: v.boolean(),
+  /** Docker's message, where it has one. */
+  error: v.exactOptional(v.string()),
+  started_at: v.exactOptional(count),
+  finished_at: v.exactOptional(count),
+  /** The last lines of what it wrote, the newest last. */
+  log_tail: strings,
+});
+export type ContainerEnd = v.InferOutput<typeof containerEnd>;
+
 /**
  * An allocation as its node sees it. `exited`: the container ended and either starts again after a backoff (`final` false)
  * or stays ended by its restart policy (`final` true). `failed`: it could not be started; tried again after a backoff.
@@ -226,6 +244,12 @@ export const allocationStatus = v.object({
   restarts: count,
   exit_code: v.exactOptional(v.number()),
   error: v.exactOptional(v.string()),
+  /** Ends and refused starts in a row, since it last ran soundly. Absent: 0. */
+  failures: v.exactOptional(count),
+  /** When it is started next, while it waits for that. */
+  next_start_at: v.exactOptional(count),
+  /** How its last run ended, whether it runs again or not. */
+  last_end: v.exactOptional(containerEnd),
   /** While its image is pulled. */
   pull: v.exactOptional(pullProgress),
   /** Id of the image that its container was made of, and the digest it has in its registry, where one is known. */
@@ -329,6 +353,8 @@ export const heartbeat = v.object({
   networks: v.exactOptional(strings),
   /** Why the node can't hold secrets; absent: it can. */
   no_secrets: v.exactOptional(v.string()),
+  /** Why the node's disk takes no new containers; absent: it does. */
+  full_disk: v.exactOptional(v.string()),
   foreign: v.array(foreignContainer),
 });
 export type Heartbeat = v.InferOutput<typeof heartbeat>;

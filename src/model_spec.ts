@@ -270,6 +270,10 @@ const engineOptions = {
 export const restartSpec = v.object({
   condition: v.picklist(["always", "on-failure", "no"]),
   max_attempts: count,
+  /** Least time between an end and the next start; absent: none is asked for. */
+  delay_ms: v.exactOptional(count),
+  /** How long a run must last to count as a success, which `max_attempts` begins anew after; absent: `STABLE_MS`. */
+  window_ms: v.exactOptional(count),
   /** What compose would have put in Docker's RestartPolicy.Name for this service ("" where the document says nothing). */
   compose: v.picklist(["", "no", "always", "on-failure", "unless-stopped"]),
 });
@@ -291,6 +295,8 @@ export const serviceSpec = v.object({
   stop_grace_period_ms: count,
   /** The same in whole seconds, where the document says it: for Docker's own stops, whose default is compose's. */
   stop_timeout_s: v.exactOptional(count),
+  /** The node stops it by itself after so long without a master (`x-cacophony.stop_when_isolated`); absent: never. */
+  stop_when_isolated_ms: v.exactOptional(count),
   ports: v.array(portSpec),
   mounts: v.array(mountSpec),
   /** What of the project directory was sent with the document, as far as the service mounts it. */
