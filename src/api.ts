@@ -19,6 +19,7 @@ import type { Log } from "./log.ts";
 import type { ErrorCode, PeerInfo, SecretRequest } from "./model.ts";
 import { CacophonyError, secretRequest } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
+import type { Hold } from "./membership_silence.ts";
 import { CHUNK_PATH, PEER_PATH, SECRET_PATH } from "./transport.ts";
 
 /** HTTP status of each error code: the one place where they meet. */
@@ -64,6 +65,9 @@ export type ApiOptions = {
   secretsDir?: (nodeId: string) => string;
   /** A secret's value for the process of a node that is to run what mounts it, while this node is the master; for no others. */
   secret?: (request: SecretRequest) => Uint8Array | undefined;
+  /** Nodes that are silent together, while this node is the master and gives nothing of theirs up; and what ends that. */
+  hold?: () => Hold | undefined;
+  reschedule?: () => string[];
   /** What jobs may not ask for, while this node is the master. */
   policy?: () => Policy | undefined;
   log: Log;
@@ -118,11 +122,16 @@ export function createApi(options: ApiOptions): Hono {
   app.route("/cluster/registry", registryRoutes({ scheduler, only }));
   app.route("/cluster/service", serviceRoutes({ scheduler, only }));
   app.route("/cluster/discovery", discoveryRoutes({ scheduler, only }));
-  app.route("/cluster", clusterRoutes({ scheduler, local }));
+  app.route("/cluster", clusterRoutes({ ...options, scheduler }));
   return app;
 }
 
-function clusterRoutes({ scheduler, local }: { scheduler: () => Scheduler; local: LocalNode }): Hono {
+function clusterRoutes({
+  scheduler,
+  local,
+  hold = () => undefined,
+  reschedule = () => [],
+}: Pick<ApiOptions, "local" | "hold" | "reschedule"> & { scheduler: () => Scheduler }): Hono {
   const app = new Hono();
   app.get("/resources", (c) => {
     queryOf(c, []);
@@ -142,11 +151,27 @@ function clusterRoutes({ scheduler, local }: { scheduler: () => Scheduler; local
       master: master ?? null,
       term,
       version: local.version,
+      mass_failure: holdView(hold()),
       ...countsView(state),
     });
   });
+  app.post("/reschedule", (c) => {
+    queryOf(c, []);
+    return answer(c, { nodes: reschedule() }, 202);
+  });
   only(app, ["/resources", "/allocation", "/status"], "GET");
+  only(app, ["/reschedule"], "POST");
   return app;
+}
+
+/** Most nodes fell silent together: until when nothing of theirs runs elsewhere. */
+function holdView(hold: Hold | undefined) {
+  if (!hold) return null;
+  const { since, until, nodes } = hold;
+  const message =
+    "most nodes fell silent together, so this master may be the one that is cut off: nothing is rescheduled before " +
+    "`until`; POST /cluster/reschedule goes ahead at once";
+  return { nodes, since: new Date(since).toISOString(), until: new Date(until).toISOString(), message };
 }
 
 /** Answers every other method on these paths with 405 and the ones that are allowed. */

@@ -14,7 +14,8 @@ import { composeMounts } from "./job_secrets.ts";
 import type { ParsedJob, ParseResult } from "./job_spec.ts";
 import { CacophonyError } from "./model.ts";
 import { sharesOf } from "./model_spec.ts";
-import type { Scheduler, ServicePlan } from "./scheduler.ts";
+import type { Scheduler } from "./scheduler.ts";
+import type { ServicePlan } from "./scheduler_dry_run.ts";
 
 /** Containers that a dry run shows. */
 const MAX_DRY_RUN_CONTAINERS = 1000;
@@ -72,16 +73,21 @@ export function jobRoutes({ scheduler, dataDir, secretsDir, policy, only }: JobR
     const version = await scheduler().deleteJob(jobId, { volumes, preconditions: preconditionsOf(c) });
     return answer(c, { job_id: jobId, version }, 202);
   });
-  app.post("/:job_id/restart", async (c) => {
+  const restart = async (c: Context) => {
     queryOf(c, []);
     const body = await readBody(c);
     const wanted = body.length === 0 ? {} : readJson(body, { schema: restartBody, example: '{"pull": true}' });
     const pull = wanted.pull === true;
-    const jobId = c.req.param("job_id");
-    const job = await scheduler().restartJob(jobId, { pull, preconditions: preconditionsOf(c) });
+    const jobId = c.req.param("job_id") ?? "";
+    const serviceName = c.req.param("service_name");
+    const service = serviceName === undefined ? {} : { serviceName };
+    const job = await scheduler().restartJob(jobId, { ...service, pull, preconditions: preconditionsOf(c) });
     c.header("ETag", etagOf(job.version));
-    return answer(c, { job_id: jobId, version: job.version, pull }, 202);
-  });
+    const done = { job_id: jobId, ...(serviceName !== undefined && { service_name: serviceName }) };
+    return answer(c, { ...done, version: job.version, pull }, 202);
+  };
+  app.post("/:job_id/restart", restart);
+  app.post("/:job_id/:service_name/restart", restart);
   app.put("/:job_id/:service_name", async (c) => {
     queryOf(c, []);
     const { scale } = readJson(await readBody(c), {
@@ -102,6 +108,7 @@ export function jobRoutes({ scheduler, dataDir, secretsDir, policy, only }: JobR
   // A service may be called "restart", so that path takes both.
   only(app, ["/:job_id/restart"], "PUT", "POST");
   only(app, ["/:job_id/:service_name"], "PUT");
+  only(app, ["/:job_id/:service_name/restart"], "POST");
   return app;
 }
 

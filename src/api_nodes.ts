@@ -1,16 +1,66 @@
-/** @module The routes under /cluster/node: all nodes, and the labels of one. */
+/** @module The routes under /cluster/node: all nodes, one of them, its labels and availability, and its leaving of the cluster. */
 import { Hono } from "hono";
-import { answer, queryOf, readBody, readPage } from "./api_request.ts";
-import { nodesView, nodeView } from "./cluster_views.ts";
-import type { Detail } from "./model_spec.ts";
+import * as v from "valibot";
+import { answer, queryOf, readBody, readFlag, readJson, readPage } from "./api_request.ts";
+import { departureView, nodesView, nodeView } from "./cluster_views.ts";
+import { readDuration, Refusal } from "./job_grammar.ts";
+import type { NodeRecord } from "./model.ts";
 import { CacophonyError } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
+import { findNode, type NodeWish } from "./scheduler_nodes.ts";
 
 /** Labels of a node: more than anybody gives, few enough to look at for each placement. */
 const MAX_LABELS = 100;
 /** Characters of a label's value. */
 const MAX_VALUE = 1000;
 const LABEL = /^[^\s=]{1,200}$/;
+const NANOSECONDS_PER_MS = 1e6;
+const EXAMPLE = '{"labels": {"zone": "a"}} or {"availability": "drain", "deadline": "10m"}';
+
+/** Looked at by hand: a schema of records drops a label that is called `__proto__`. */
+const labels = v.pipe(
+  v.custom<Record<string, string>>(isObject, "must be an object from names to texts"),
+  v.rawCheck(({ dataset, addIssue }) => {
+    if (!dataset.typed) return;
+    const input = dataset.value;
+    const entries: [string, unknown][] = Object.entries(input);
+    if (entries.length > MAX_LABELS) addIssue({ message: `has over ${MAX_LABELS} entries` });
+    for (const [key, value] of entries) {
+      const fault = faultOf(key, value);
+      if (fault === undefined) continue;
+      addIssue({ message: fault, path: [{ type: "object", origin: "value", input, key, value }] });
+    }
+  }),
+);
+
+/** The body of a PUT; what is absent stays as it is. */
+export const nodeBody = v.pipe(
+  v.strictObject(
+    {
+      labels: v.exactOptional(labels),
+      availability: v.exactOptional(
+        v.picklist(
+          ["active", "pause", "drain"],
+          "is none of active (takes work), pause (nothing new) and drain (empty it)",
+        ),
+      ),
+      /** How long a drain may take, as compose writes durations: `90s`, `10m`. */
+      deadline: v.exactOptional(v.string("must be a duration in quotes, as 10m")),
+    },
+    ({ expected }) =>
+      expected === "never"
+        ? "is not known here; a node's labels and its availability can be set"
+        : "must be an object with labels or availability",
+  ),
+  v.check(
+    ({ labels: set, availability }) => set !== undefined || availability !== undefined,
+    "says nothing: a node's labels and its availability can be set",
+  ),
+  v.check(
+    ({ availability, deadline }) => deadline === undefined || availability === "drain",
+    'deadline goes with {"availability": "drain"}',
+  ),
+);
 
 export type NodeRoutesOptions = {
   scheduler: () => Scheduler;
@@ -20,48 +70,67 @@ export type NodeRoutesOptions = {
 
 export function nodeRoutes({ scheduler, only }: NodeRoutesOptions): Hono {
   const app = new Hono();
-  app.get("/", (c) => answer(c, nodesView(scheduler().state, readPage(queryOf(c, ["limit", "next"])))));
-  app.put("/:node_id", async (c) => {
+  const view = (node: NodeRecord) => {
+    const { state } = scheduler();
+    return nodeView(node, { state, waits: scheduler().drainWaits(node) });
+  };
+  app.get("/", (c) => {
+    const page = readPage(queryOf(c, ["limit", "next"]));
+    return answer(c, nodesView(scheduler().state, { page, waitsOf: (node) => scheduler().drainWaits(node) }));
+  });
+  app.get("/:node_id", (c) => {
     queryOf(c, []);
-    const labels = readLabels(await readBody(c));
-    const node = await scheduler().setLabels(c.req.param("node_id"), labels);
-    return answer(c, nodeView(node, scheduler().state.views.get(node.node_id)));
+    const nodeId = c.req.param("node_id");
+    const { state } = scheduler();
+    const left = state.nodes.has(nodeId) ? undefined : state.departures.get(nodeId);
+    return answer(c, left ? departureView(left) : view(findNode(state, nodeId)));
+  });
+  app.put("/:node_id", async (c) => {
+    const force = forceOf(queryOf(c, ["force"]));
+    const wanted = readJson(await readBody(c), { schema: nodeBody, example: EXAMPLE });
+    const { availability, deadline } = wanted;
+    const wish: NodeWish = {
+      ...(wanted.labels && { labels: Object.entries(wanted.labels) }),
+      ...(availability && { availability }),
+      ...(deadline !== undefined && { deadlineMs: readDeadline(deadline) }),
+      ...force,
+    };
+    return answer(c, view(await scheduler().putNode(c.req.param("node_id"), wish)));
+  });
+  app.delete("/:node_id", async (c) => {
+    const query = queryOf(c, ["force", "deadline"]);
+    const { deadline } = query;
+    const wish: NodeWish = {
+      ...forceOf(query),
+      ...(deadline !== undefined && { deadlineMs: readDeadline(deadline) }),
+    };
+    const { node, isGone } = await scheduler().removeNode(c.req.param("node_id"), wish);
+    const left = isGone ? scheduler().state.departures.get(node.node_id) : undefined;
+    return left ? answer(c, departureView(left)) : answer(c, view(node), 202);
   });
   only(app, ["/"], "GET");
-  only(app, ["/:node_id"], "PUT");
+  only(app, ["/:node_id"], "GET", "PUT", "DELETE");
   return app;
 }
 
-function readLabels(body: Uint8Array): [string, string][] {
-  let json: unknown;
-  try {
-    json = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(body));
-  } catch (error) {
-    throw new CacophonyError("unparseable", 'the body is no JSON: send {"labels": {"zone": "a"}}', { cause: error });
-  }
-  const details: Detail[] = [];
-  const labels = isObject(json) ? json["labels"] : undefined;
-  if (isObject(json)) {
-    for (const key of Object.keys(json)) {
-      if (key !== "labels") details.push({ path: key, message: "is not known here; a node's labels can be set" });
-    }
-  }
-  if (!isObject(labels)) details.push({ path: "labels", message: "must be an object from names to texts" });
-  const entries = isObject(labels) ? Object.entries(labels) : [];
-  if (entries.length > MAX_LABELS) details.push({ path: "labels", message: `has over ${MAX_LABELS} entries` });
-  for (const [name, value] of entries) {
-    const path = `labels.${name}`;
-    if (!LABEL.test(name))
-      details.push({ path, message: "a label's name has 1 to 200 characters, no spaces and no '='" });
-    if (typeof value !== "string") details.push({ path, message: "must be a text in quotes" });
-    else if (value.length > MAX_VALUE) details.push({ path, message: `is over ${MAX_VALUE} characters long` });
-  }
-  if (details.length === 0) return entries as [string, string][];
-  throw new CacophonyError("invalid_document", 'send {"labels": {"zone": "a"}}: names and texts, {} for none', {
-    details,
-  });
+function faultOf(name: string, value: unknown): string | undefined {
+  if (!LABEL.test(name)) return "a label's name has 1 to 200 characters, no spaces and no '='";
+  if (typeof value !== "string") return "must be a text in quotes";
+  return value.length > MAX_VALUE ? `is over ${MAX_VALUE} characters long` : undefined;
 }
 
-function isObject(value: unknown): value is Record<string, unknown> {
+function isObject(value: unknown): boolean {
   return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function forceOf(query: Record<string, string | undefined>): Pick<NodeWish, "force"> {
+  return query["force"] === undefined ? {} : { force: readFlag(query, "force") };
+}
+
+function readDeadline(text: string): number {
+  const duration = readDuration(text);
+  if (!(duration instanceof Refusal)) return Math.ceil(duration / NANOSECONDS_PER_MS);
+  throw new CacophonyError("invalid_document", `deadline ${duration.message}`, {
+    details: [{ path: "deadline", message: duration.message }],
+  });
 }

@@ -44,6 +44,16 @@ const PUT_JOB: Operation = {
   answers: { 200: "updated, or what a dry run found", 201: "created" },
 };
 
+const NODE_BODY = {
+  type: "object",
+  properties: {
+    labels: { type: "object", additionalProperties: { type: "string" } },
+    availability: { enum: ["active", "pause", "drain"] },
+    deadline: { type: "string", description: "how long a drain may take, as 10m" },
+  },
+  additionalProperties: false,
+};
+
 /** Methods by path. A function, because most processes are never asked for it. */
 const operations = (): Record<string, Record<string, Operation>> => ({
   "/healthz": { get: { summary: "Whether this process answers", answers: { 200: "it does" } } },
@@ -65,6 +75,14 @@ const operations = (): Record<string, Record<string, Operation>> => ({
   "/cluster/job/{job_id}/restart": {
     post: {
       summary: "Replace every replica of a job, one by one",
+      body: { "application/json": toJsonSchema(restartBody) },
+      conditional: true,
+      answers: { 202: "accepted" },
+    },
+  },
+  "/cluster/job/{job_id}/{service_name}/restart": {
+    post: {
+      summary: "Replace every replica of a service, one by one",
       body: { "application/json": toJsonSchema(restartBody) },
       conditional: true,
       answers: { 202: "accepted" },
@@ -92,17 +110,26 @@ const operations = (): Record<string, Record<string, Operation>> => ({
   },
   "/cluster/node": { get: { summary: "All nodes", query: PAGE, answers: { 200: "a page of them" } } },
   "/cluster/node/{node_id}": {
+    get: { summary: "A node, by id or name", answers: { 200: "the node" } },
     put: {
-      summary: "Set the labels of a node, by id or name",
-      body: {
-        "application/json": {
-          type: "object",
-          properties: { labels: { type: "object", additionalProperties: { type: "string" } } },
-          required: ["labels"],
-          additionalProperties: false,
-        },
-      },
+      summary: "Set a node's labels and its availability, by id or name",
+      query: { force: `${FLAG}: what has its data there moves, too, and leaves them behind` },
+      body: { "application/json": NODE_BODY },
       answers: { 200: "the node" },
+    },
+    delete: {
+      summary: "Empty a node and take it out of the cluster; at once where it is down",
+      query: {
+        force: `${FLAG}: what has its data there moves, too, and leaves them behind`,
+        deadline: "how long that may take, as 10m",
+      },
+      answers: { 200: "it has left", 202: "it leaves when it is empty" },
+    },
+  },
+  "/cluster/reschedule": {
+    post: {
+      summary: "Give up nodes that are held because most fell silent together",
+      answers: { 202: "the nodes" },
     },
   },
   "/cluster/allocation": {

@@ -8,6 +8,7 @@ import { parseArgs } from "node:util";
 import type { ArgsDef, CommandDef } from "citty";
 import { defineCommand, renderUsage } from "citty";
 import { parseAddress } from "./address.ts";
+import { leave } from "./cli_leave.ts";
 import type { Settings } from "./data_dir.ts";
 import { readBytes, readDuration, Refusal } from "./job_grammar.ts";
 import type { LogFormat, LogLevel } from "./log.ts";
@@ -71,10 +72,25 @@ const OPTIONS = {
     description:
       "the master's key for secrets and logins, 64 hex digits, mode 0600 (none: secret.key in the data directory)",
   },
-  "heartbeat-interval": { valueHint: "DURATION", description: "how often nodes report (bootstrap only; default 2s)" },
+  "heartbeat-interval": { valueHint: "DURATION", description: "how often nodes report (the master; default 1s)" },
   "node-timeout": {
     valueHint: "DURATION",
-    description: "a node silent for so long is down (bootstrap only; default 15s)",
+    description: "a node silent for so long is down (the master; default 4s)",
+  },
+  "engine-timeout": {
+    valueHint: "DURATION",
+    description:
+      "what runs on a Docker Engine that is dead for so long is replaced elsewhere (the master; default 60s)",
+  },
+  "mass-failure-hold": {
+    valueHint: "DURATION",
+    description:
+      "when most nodes fall silent together, nothing of theirs is replaced for so long (the master; default 60s)",
+  },
+  rebalance: {
+    valueHint: "MODE",
+    description:
+      "auto moves replicas when nodes come and go; off waits for POST /cluster/rebalance (the master; default off)",
   },
   "log-level": { valueHint: "LEVEL", description: `${LOG_LEVELS.join(", ")} (default info)` },
   "log-format": { valueHint: "FORMAT", description: "json or pretty (default: pretty on a terminal, else json)" },
@@ -89,6 +105,7 @@ const EXAMPLES = `EXAMPLES
   cacophony bootstrap --bind-addr 10.0.0.1:9000     make a cluster; this node is its master
   cacophony join 10.0.0.1:9000                      add this machine; any node of the cluster will do
   cacophony                                         start again as what the data directory says
+  cacophony leave                                   empty this machine's node and take it out of its cluster
   curl -X PUT 10.0.0.1:9000/cluster/job/my-job --data-binary @compose.yml
 `;
 
@@ -113,6 +130,21 @@ const COMMANDS = {
       ...ARGS,
     },
   }),
+  leave: defineCommand({
+    meta: {
+      name: "leave",
+      description: "Empty this machine's node, which must be running, and take it out of its cluster",
+    },
+    args: {
+      force: { type: "boolean", description: "move what has its data here, too, and leave the data behind" },
+      deadline: {
+        type: "string",
+        valueHint: "DURATION",
+        description: "stop what could not be moved by then (default 10m)",
+      },
+      "data-dir": ARGS["data-dir"] ?? { type: "string" },
+    },
+  }),
 };
 
 const ROOT = defineCommand({
@@ -124,6 +156,7 @@ const ROOT = defineCommand({
 type Invocation =
   | { kind: "help"; command: keyof typeof COMMANDS | undefined }
   | { kind: "version" }
+  | { kind: "leave"; given: Given; force: boolean; deadline: string | undefined }
   | { kind: "start"; command: StartOptions["command"]; peer?: string; given: Given };
 
 /** Runs one invocation of the program; resolves to its exit code. `env` is the process's environment. */
@@ -142,6 +175,10 @@ export async function runCli(
       const usage = command ? await renderUsage(COMMANDS[command] as CommandDef, ROOT) : await renderUsage(ROOT);
       console.log(`${process.stdout.isTTY ? usage : Bun.stripANSI(usage)}\n\n${EXAMPLES}`);
       return 0;
+    }
+    if (invocation.kind === "leave") {
+      const dataDir = invocation.given["data-dir"] ?? defaultDataDir(env);
+      return await leave({ ...invocation, dataDir, print: (line) => console.log(line) });
     }
     return await runNode(invocation, env);
   } catch (error) {
@@ -180,7 +217,7 @@ async function runNode(
   const node = await Promise.race([starting, signal.promise]);
   // Told to stop while it was still starting: nothing runs yet that would have to be ended in order.
   if (!node) return 0;
-  const failure = await Promise.race([signal.promise, node.failed]);
+  const failure = await Promise.race([signal.promise, node.failed, node.left]);
   log.info("stopping; containers keep running");
   await node.stop();
   if (failure) throw failure;
@@ -196,13 +233,21 @@ function readInvocation(argv: readonly string[], env: Readonly<Record<string, st
   const { values, positionals } = parse(argv, options);
   const [command, ...rest] = positionals;
   if (values["version"]) return { kind: "version" };
-  if (command !== undefined && command !== "bootstrap" && command !== "join") {
+  if (command !== undefined && command !== "bootstrap" && command !== "join" && command !== "leave") {
     if (command === "help") return { kind: "help", command: undefined };
     const near = nearest(command, Object.keys(COMMANDS));
     throw new StartError(`unknown command '${command}'; ${near ? `did you mean '${near}'?` : "see cacophony --help"}`);
   }
   if (values["help"]) return { kind: "help", command };
   const given = readGiven(values, env);
+  const [deadline] = values["deadline"] ?? [];
+  const force = values["force"] !== undefined;
+  if (command === "leave") {
+    if (rest.length > 0) throw new StartError(`unexpected argument '${rest[0]}': leave is about this machine's node`);
+    return { kind: "leave", given, force, deadline };
+  }
+  if (force || deadline !== undefined)
+    throw new StartError(`--${force ? "force" : "deadline"} goes with leave; see cacophony leave --help`);
   if (command !== "join") {
     if (rest.length > 0)
       throw new StartError(`unexpected argument '${rest[0]}' after ${command}; see cacophony --help`);
@@ -219,6 +264,8 @@ function parse(argv: readonly string[], options: Record<string, { readonly type:
   const flags = {
     help: { type: "boolean", short: "h", multiple: true },
     version: { type: "boolean", short: "v", multiple: true },
+    force: { type: "boolean", multiple: true },
+    deadline: { type: "string", multiple: true },
   } as const;
   try {
     const parsed = parseArgs({ args: [...argv], options: { ...options, ...flags }, allowPositionals: true });
@@ -227,7 +274,7 @@ function parse(argv: readonly string[], options: Record<string, { readonly type:
     const text = error instanceof Error ? error.message : String(error);
     const unknown = /Unknown option '(-{1,2}[^']*)'/.exec(text)?.[1];
     if (unknown === undefined) throw new StartError(`${text.split(". ")[0]}; see cacophony --help`, { cause: error });
-    const near = nearest(unknown.replace(/^-+/, ""), [...OPTION_NAMES, "help", "version"]);
+    const near = nearest(unknown.replace(/^-+/, ""), [...OPTION_NAMES, "help", "version", "force", "deadline"]);
     throw new StartError(
       `unknown option '${unknown}'; ${near ? `did you mean '--${near}'?` : "see cacophony --help"}`,
       { cause: error },
@@ -262,6 +309,8 @@ function readSettings(given: Given): Settings {
   if (given.policy !== undefined) settings.policy_file = given.policy === "none" ? "" : resolve(given.policy);
   const keyFile = given["secret-key-file"];
   if (keyFile !== undefined) settings.secret_key_file = keyFile === "none" ? "" : resolve(keyFile);
+  if (given.rebalance !== undefined)
+    settings.rebalance = oneOf(given.rebalance, { what: "--rebalance", allowed: ["off", "auto"] }) as "off" | "auto";
   const imageGc = given["image-gc"];
   if (imageGc !== undefined) {
     const unused = imageGc === "none" ? 0 : positive(readDuration(imageGc), { what: "--image-gc" });
@@ -270,6 +319,8 @@ function readSettings(given: Given): Settings {
   for (const [name, key] of [
     ["heartbeat-interval", "heartbeat_interval_ms"],
     ["node-timeout", "node_timeout_ms"],
+    ["engine-timeout", "engine_timeout_ms"],
+    ["mass-failure-hold", "mass_failure_hold_ms"],
   ] as const) {
     const text = given[name];
     if (text !== undefined)

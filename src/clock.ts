@@ -48,3 +48,25 @@ export function backoffMs(attempt: number, { firstMs, capMs, random }: Backoff &
   const full = Math.min(capMs, firstMs * 2 ** Math.min(30, Math.max(0, attempt - 1)));
   return Math.round(full * (0.5 + random() / 2));
 }
+
+/** One timer for each key; setting it again replaces the one before. */
+export class Alarms<K> {
+  readonly #timers = new Map<K, Timer>();
+
+  /** `at`: milliseconds since 1970; undefined: none any more. */
+  set(key: K, { at, clock, ring }: { at: number | undefined; clock: Clock; ring: () => void }): void {
+    this.#timers.get(key)?.cancel();
+    this.#timers.delete(key);
+    if (at === undefined) return;
+    const timer = clock.after(Math.max(0, at - clock.now()), () => {
+      this.#timers.delete(key);
+      ring();
+    });
+    this.#timers.set(key, timer);
+  }
+
+  stop(): void {
+    for (const timer of this.#timers.values()) timer.cancel();
+    this.#timers.clear();
+  }
+}

@@ -6,14 +6,17 @@ import type {
   AllocationRecord,
   AllocationStatus,
   Change,
+  DepartureRecord,
   EngineStatus,
   ForeignContainer,
+  HistoryRecord,
   HomeRecord,
   JobRecord,
   JobServiceRecord,
   LiveJob,
   NodeRecord,
   Order,
+  PastAllocation,
   RecordKind,
   RegistryRecord,
   RemovalRecord,
@@ -34,7 +37,14 @@ export type NodeView = {
   reason: string;
   /** When the node last spoke, or when this master began to listen for it. */
   lastSeen: number;
+  /**
+   * Whether what is assigned to it is given up, and runs elsewhere. Absent: while it is down. Not so when it may be this master
+   * that is cut off; and so for a node whose Engine has been dead for too long.
+   */
+  lost?: boolean;
   connected: boolean;
+  /** Whether it has spoken to this master at all. */
+  isHeard?: boolean;
   version: string;
   engine: EngineStatus | undefined;
   resources: Resources | undefined;
@@ -47,6 +57,10 @@ export type NodeView = {
   networks: ReadonlySet<string> | undefined;
   /** Why the node can't hold secrets; undefined: it can. */
   noSecrets?: string | undefined;
+  /** Why the node's disk takes no new containers; undefined: it does. */
+  fullDisk?: string | undefined;
+  /** Since when this master has heard of allocations that their checks call unhealthy. */
+  unhealthySince?: Map<string, number>;
   applied: Order | undefined;
   /** Whether `statuses` holds a full report of the current or the last session. */
   reported: boolean;
@@ -76,6 +90,11 @@ export function labelsOf(node: NodeRecord): Map<string, string> {
   return new Map([...node.labels, ...node.set_labels]);
 }
 
+/** Allocations that a slot's history tells of: enough to see a pattern, with up to 2 KB of logs each. */
+const MAX_PAST = 5;
+/** A node that left stays listed for a day, and for as long as a slot's data are on it. */
+const DEPARTURE_KEPT_MS = 86_400_000;
+
 /** Sums over a node's allocations, kept until one of them changes. */
 type NodeLoad = Pick<
   Candidate,
@@ -95,6 +114,8 @@ export class ClusterState {
   readonly nodes = new Map<string, NodeRecord>();
   readonly allocations = new Map<string, AllocationRecord>();
   readonly homes = new Map<string, HomeRecord>();
+  /** Nodes that are members no more. */
+  readonly departures = new Map<string, DepartureRecord>();
   readonly removals = new Map<string, RemovalRecord>();
   readonly registries = new Map<string, RegistryRecord>();
   /** Sealed values of secrets by their ids. */
@@ -105,6 +126,7 @@ export class ClusterState {
   readonly #byService = new Map<ServiceKey, Map<string, AllocationRecord>>();
   readonly #byNode = new Map<string, Map<string, AllocationRecord>>();
   readonly #loads = new Map<string, NodeLoad>();
+  readonly #histories = new Map<ServiceKey, Map<string, HistoryRecord>>();
 
   /** Takes in changes that the Store has made durable. */
   apply(changes: readonly Change[]): void {
@@ -115,6 +137,9 @@ export class ClusterState {
       else if (change.kind === "node") this.nodes.set(change.record.node_id, change.record);
       else if (change.kind === "allocation") this.#putAllocation(change.record);
       else if (change.kind === "home") this.homes.set(RECORD_KINDS.home.key(change.record), change.record);
+      else if (change.kind === "departure") this.departures.set(change.record.node_id, change.record);
+      else if (change.kind === "history")
+        entry(this.#histories, serviceKey(change.record)).set(String(change.record.slot), change.record);
       else if (change.kind === "registry") this.registries.set(change.record.host, change.record);
       else if (change.kind === "secret") this.secrets.set(change.record.secret_id, change.record.sealed);
       else if (change.kind === "chunk") this.chunks.set(change.record.chunk_hash, change.record.data);
@@ -153,15 +178,32 @@ export class ClusterState {
     return this.views.get(nodeId)?.state === "down" || !this.nodes.has(nodeId);
   }
 
+  /** Whether what is assigned to the node is given up: nothing waits for what it says any more. */
+  isLost(nodeId: string): boolean {
+    return this.views.get(nodeId)?.lost ?? this.isDown(nodeId);
+  }
+
+  /** The last allocations that a slot of the service had, by slot. */
+  histories(key: ServiceKey): HistoryRecord[] {
+    return [...(this.#histories.get(key)?.values() ?? [])].toSorted((a, b) => a.slot - b.slot);
+  }
+
+  /** The history of a slot with one more allocation, without the oldest where that is one too many. */
+  historyWith(of: { job_id: string; service_name: string; slot: number }, past: PastAllocation): HistoryRecord {
+    const { job_id, service_name, slot } = of;
+    const before = this.#histories.get(serviceKey(of))?.get(String(slot))?.past ?? [];
+    return { job_id, service_name, slot, past: [...before, past].slice(-MAX_PAST) };
+  }
+
   /** How many of a service are wanted: its scale, or one for each node that its constraints allow. */
   scaleOf({ scale, rules }: Pick<JobServiceRecord, "scale" | "rules">): number {
     return isGlobal(rules) ? this.nodesFor(rules).length : scale;
   }
 
-  /** Members of the cluster, up or down, that match a service's constraints; ordered by node id. */
+  /** Members of the cluster, up or down, that are not to be emptied and match a service's constraints; ordered by node id. */
   nodesFor({ constraints }: Pick<JobServiceRecord["rules"], "constraints">): NodeRecord[] {
     return [...this.nodes.values()]
-      .filter((node) => matches(constraints, this.#facts(node)))
+      .filter((node) => node.availability !== "drain" && matches(constraints, this.#facts(node)))
       .toSorted((a, b) => (a.node_id < b.node_id ? -1 : 1));
   }
 
@@ -181,10 +223,13 @@ export class ClusterState {
     return this.#load(nodeId).reserved;
   }
 
-  /** Removes what nothing refers to: specs of no job or allocation, and contents and secrets that no other spec or job names. */
-  unused(): Change[] {
+  /**
+   * Removes what nothing refers to: specs of no job or allocation, contents and secrets that no other spec or job names, the
+   * history of slots that there are no more, and nodes that left long ago.
+   */
+  unused(now: number): Change[] {
     const used = new Set([...this.allocations.values()].map(({ spec_hash }) => spec_hash));
-    const named = { chunk: new Set<string>(), secret: new Set<string>() };
+    const named = { chunk: new Set<string>(), secret: new Set<string>(), departure: new Set<string>() };
     for (const { services, secrets = [] } of this.liveJobs()) {
       for (const { spec_hash } of services) used.add(spec_hash);
       for (const { secret_id } of secrets) named.secret.add(secret_id);
@@ -194,13 +239,28 @@ export class ClusterState {
       for (const { chunks } of files) for (const chunk of chunks) named.chunk.add(chunk);
       for (const mount of mounts) if (mount.type === "secret") named.secret.add(mount.secret_id);
     }
+    for (const home of this.homes.values()) named.departure.add(home.node_id);
+    for (const { node_id, left_at } of this.departures.values())
+      if (now - left_at < DEPARTURE_KEPT_MS) named.departure.add(node_id);
     const unnamed = (kind: RecordKind, keys: Iterable<string>, kept: ReadonlySet<string>) =>
       [...keys].filter((key) => !kept.has(key)).map((key): Change => ({ op: "delete", kind, key }));
     return [
       ...unnamed("spec", this.specs.keys(), used),
       ...unnamed("chunk", this.chunks.keys(), named.chunk),
       ...unnamed("secret", this.secrets.keys(), named.secret),
+      ...unnamed("departure", this.departures.keys(), named.departure),
+      ...this.#unusedHistories(),
     ];
+  }
+
+  #unusedHistories(): Change[] {
+    return [...this.#histories].flatMap(([key, slots]) => {
+      const { job_id, service_name } = parseServiceKey(key);
+      const service = this.liveJob(job_id)?.services.find((one) => one.service_name === service_name);
+      const most = !service ? 0 : isGlobal(service.rules) ? Infinity : service.scale;
+      const gone = [...slots.values()].filter(({ slot }) => slot > most);
+      return gone.map((record): Change => ({ op: "delete", kind: "history", key: RECORD_KINDS.history.key(record) }));
+    });
   }
 
   /** GPUs and generic resources of a node: how many there are, and are set aside. */
@@ -320,11 +380,18 @@ export class ClusterState {
     else if (kind === "spec") this.specs.delete(key);
     else if (kind === "node") this.nodes.delete(key);
     else if (kind === "home") this.homes.delete(key);
+    else if (kind === "departure") this.departures.delete(key);
+    else if (kind === "history") this.#deleteHistory(key);
     else if (kind === "registry") this.registries.delete(key);
     else if (kind === "secret") this.secrets.delete(key);
     else if (kind === "chunk") this.chunks.delete(key);
     else if (kind === "removal") this.removals.delete(key);
     else if (kind === "allocation") this.#deleteAllocation(key);
+  }
+
+  #deleteHistory(key: string): void {
+    const [job_id = "", service_name = "", slot] = JSON.parse(key) as [string, string, number];
+    drop(this.#histories, serviceKey({ job_id, service_name }), String(slot));
   }
 
   #deleteAllocation(id: string): void {
@@ -339,8 +406,10 @@ export class ClusterState {
 
 function refusalOf(node: NodeRecord, view: NodeView | undefined): string | undefined {
   if (node.availability === "drain") return "draining";
+  if (node.availability === "pause") return "paused";
   if (!view || view.state === "down") return "down";
   if (view.state === "unready") return `unready (${view.reason})`;
+  if (view.fullDisk !== undefined) return view.fullDisk;
   return undefined;
 }
 

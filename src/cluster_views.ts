@@ -5,9 +5,10 @@
 import type { ClusterState, NodeView } from "./cluster_state.ts";
 import { bySlot, labelsOf, serviceKey } from "./cluster_state.ts";
 import { imageWarnings } from "./job_images.ts";
-import type { AllocationRecord, LiveJob, NodeRecord } from "./model.ts";
+import type { AllocationRecord, ContainerEnd, DepartureRecord, HistoryRecord, LiveJob, NodeRecord } from "./model.ts";
 import { isRunToEnd } from "./model_spec.ts";
-import type { Blocked } from "./reconcile.ts";
+import { type DrainWait, isEmpty } from "./reconcile_drain.ts";
+import type { Blocked } from "./reconcile_goal.ts";
 import { splitWarnings } from "./split_warnings.ts";
 
 /** Entries of one page of a listing, unless `limit` says less. */
@@ -46,6 +47,11 @@ export function allocationView(allocation: AllocationRecord, state: ClusterState
     container_id: status?.container_id ?? null,
     ports: status?.ports ?? [],
     restarts: status?.restarts ?? 0,
+    /** The allocation of the slot that runs until this one is up, and why it is replaced. */
+    replaces: allocation.replaces ?? null,
+    failures: status?.failures ?? 0,
+    next_start_at: time(status?.next_start_at),
+    last_end: endView(status?.last_end),
     exit_code: status?.exit_code ?? allocation.ended?.exit_code ?? null,
     error: status?.error ?? null,
     pull: status?.pull ?? null,
@@ -72,9 +78,16 @@ export function allocationsView(state: ClusterState, { filter, page }: { filter:
   return { allocations: items.map((allocation) => allocationView(allocation, state)), next };
 }
 
-export function nodesView(state: ClusterState, page: Page) {
-  const { items, next } = pageOf([...state.nodes.values()], { key: (node) => node.node_id, page });
-  return { nodes: items.map((node) => nodeView(node, state.views.get(node.node_id))), next };
+/** One page of nodes, those that left not long ago included. */
+export function nodesView(
+  state: ClusterState,
+  { page, waitsOf }: { page: Page; waitsOf: (node: NodeRecord) => DrainWait[] },
+) {
+  const left = [...state.departures.values()].filter(({ node_id }) => !state.nodes.has(node_id));
+  const { items, next } = pageOf([...state.nodes.values(), ...left], { key: ({ node_id }) => node_id, page });
+  const view = (node: NodeRecord | DepartureRecord) =>
+    "left_at" in node ? departureView(node) : nodeView(node, { state, waits: waitsOf(node) });
+  return { nodes: items.map(view), next };
 }
 
 export function resourcesView(state: ClusterState) {
@@ -88,6 +101,7 @@ export function resourcesView(state: ClusterState) {
       used_memory,
       available_memory,
       reserved_memory: reserved.memory,
+      disk: resources.disk ?? null,
       cpus,
       used_cpus: round(used_cpus),
       reserved_cpus: round(reserved.cpus),
@@ -122,8 +136,10 @@ export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterStat
     const blocked = blockedOf(key);
     const warnings = [...imageWarnings(allocations), ...(splits.get(service_name) ?? [])];
     const image_digest = digest ?? null;
-    const view = { scale, mode: rules.mode, counts, health, allocations, blocked, image_digest, warnings };
-    return [service_name, view] as const;
+    const problems = problemsOf(allocations);
+    const history = state.histories(key).map(historyView);
+    const fares = { counts, health, allocations, blocked, problems, history, image_digest, warnings };
+    return [service_name, { scale, mode: rules.mode, ...fares }] as const;
   });
   return {
     job_id: job.job_id,
@@ -135,13 +151,53 @@ export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterStat
   };
 }
 
+/** The last allocations that a slot had, the newest last: why each was replaced, and how its last run had ended. */
+function historyView({ slot, past }: HistoryRecord) {
+  const allocations = past.map(({ created_at, replaced_at, error, last_end, ...one }) => ({
+    ...one,
+    created_at: time(created_at),
+    replaced_at: time(replaced_at),
+    error: error ?? null,
+    last_end: endView(last_end),
+  }));
+  return { slot, allocations };
+}
+
+function endView(end: ContainerEnd | undefined) {
+  if (!end) return null;
+  return {
+    exit_code: end.exit_code ?? null,
+    signal: end.signal ?? null,
+    oom_killed: end.oom_killed,
+    error: end.error ?? null,
+    started_at: time(end.started_at),
+    finished_at: time(end.finished_at),
+    log_tail: end.log_tail,
+  };
+}
+
+/** What is wrong with replicas, one sentence for each kind of trouble. */
+function problemsOf(
+  allocations: readonly { slot: number; node_name: string | null; error: string | null }[],
+): string[] {
+  const slots = Map.groupBy(
+    allocations.filter(({ error }) => error !== null),
+    ({ error }) => error ?? "",
+  );
+  return [...slots].map(([error, all]) => {
+    const [first] = all;
+    const where = `slot ${first?.slot} on node ${first?.node_name ?? "?"}`;
+    return `${all.length === 1 ? where : `${where} and ${all.length - 1} more`}: ${error}`;
+  });
+}
+
 /** What PUT answers of a job's services. */
 export function scalesView(job: LiveJob, state: ClusterState) {
   return Object.fromEntries(job.services.map((service) => [service.service_name, { scale: state.scaleOf(service) }]));
 }
 
 export function countsView(state: ClusterState) {
-  const nodes: Record<string, number> = { ready: 0, unready: 0, down: 0, left: 0 };
+  const nodes: Record<string, number> = { ready: 0, unready: 0, down: 0, left: state.departures.size };
   for (const nodeId of state.nodes.keys()) {
     const key = state.views.get(nodeId)?.state ?? "unready";
     nodes[key] = (nodes[key] ?? 0) + 1;
@@ -157,17 +213,30 @@ export function countsView(state: ClusterState) {
   return { jobs: state.liveJobs().length, nodes, allocations, health };
 }
 
-/** One node as a reader sees it. */
-export function nodeView(node: NodeRecord, view: NodeView | undefined) {
+/** One node as a reader sees it; `waits`: what keeps it from being empty. */
+export function nodeView(node: NodeRecord, { state, waits }: { state: ClusterState; waits: readonly DrainWait[] }) {
+  const view = state.views.get(node.node_id);
   const engine = view?.engine;
+  const { drain } = node;
   return {
     node_id: node.node_id,
     node_name: node.node_name,
     address: node.address,
     role: node.role,
     state: view?.state ?? "unready",
-    reason: view?.reason ?? "",
+    reason: view?.reason || view?.fullDisk || "",
     availability: node.availability,
+    /** Whether a node that is to be emptied is empty. */
+    drained: drain !== undefined && isEmpty(state, node.node_id),
+    drain: drain
+      ? {
+          started_at: time(drain.started_at),
+          deadline_at: time(drain.deadline_at),
+          force: drain.force,
+          leave: drain.leave,
+          waiting: waits.slice(0, PAGE_SIZE),
+        }
+      : null,
     labels: Object.fromEntries(labelsOf(node)),
     platform: node.platform ?? null,
     cacophony_version: view?.version || null,
@@ -179,6 +248,11 @@ export function nodeView(node: NodeRecord, view: NodeView | undefined) {
     joined_at: time(node.joined_at),
     last_seen_at: time(view?.lastSeen),
   };
+}
+
+/** A node that is a member no more. */
+export function departureView({ node_id, node_name, address, left_at }: DepartureRecord) {
+  return { node_id, node_name, address, state: "left", reason: "", left_at: time(left_at) };
 }
 
 /** How the node takes part in the cluster's network; `none`: its containers reach only each other. */

@@ -39,6 +39,9 @@ export const settings = v.object({
   image_gc_ms: v.exactOptional(v.number()),
   heartbeat_interval_ms: v.exactOptional(v.number()),
   node_timeout_ms: v.exactOptional(v.number()),
+  engine_timeout_ms: v.exactOptional(v.number()),
+  mass_failure_hold_ms: v.exactOptional(v.number()),
+  rebalance: v.exactOptional(v.picklist(["off", "auto"])),
 });
 export type Settings = v.InferOutput<typeof settings>;
 
@@ -75,7 +78,7 @@ export class DataDir {
   private constructor(path: string, lock: Database) {
     this.path = path;
     this.#lock = lock;
-    this.#identity = readIdentity(join(path, "node.json"));
+    this.#identity = identityIn(path);
   }
 
   /**
@@ -156,7 +159,12 @@ function takeLock(path: string): Database {
   }
 }
 
-function readIdentity(path: string): Identity | undefined {
+/**
+ * What node a data directory is of; undefined: of none yet.
+ * @throws StartError when that can't be read.
+ */
+export function identityIn(dir: string): Identity | undefined {
+  const path = join(dir, "node.json");
   let text: string;
   try {
     text = readFileSync(path, "utf8");

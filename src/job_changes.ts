@@ -7,10 +7,10 @@ import { createHash } from "node:crypto";
 import * as v from "valibot";
 import type { ClusterState } from "./cluster_state.ts";
 import { doubleEntries } from "./job_entries.ts";
-import type { Change, JobRecord, JobSecret, JobServiceRecord, LiveJob, NodeRecord } from "./model.ts";
+import type { Change, JobRecord, JobSecret, JobServiceRecord, LiveJob } from "./model.ts";
 import { type Detail, isGlobal, serviceRules, type ServiceRules, type ServiceSpec, serviceSpec } from "./model_spec.ts";
 import { CacophonyError } from "./model.ts";
-import { nearest } from "./nearest.ts";
+import { suggest } from "./nearest.ts";
 
 /** Upper bound of a service's scale, and of all services of a job together: far above what 100 machines run, low enough that a slip of the finger is caught. */
 export const MAX_SCALE = 100_000;
@@ -110,14 +110,7 @@ export function changesForScale(
   { jobId, serviceName, scale, now }: { jobId: string; serviceName: string; scale: number; now: number },
 ): { job: LiveJob; changes: Change[] } {
   const job = findJob(state, jobId);
-  const service = job.services.find((one) => one.service_name === serviceName);
-  if (!service) {
-    const names = job.services.map((one) => one.service_name);
-    throw new CacophonyError(
-      "not_found",
-      `job '${jobId}' has no service '${serviceName}'${suggest(serviceName, names)}`,
-    );
-  }
+  const service = findService(job, serviceName);
   if (isGlobal(service.rules)) {
     throw new CacophonyError(
       "conflict",
@@ -161,23 +154,17 @@ export function findJob(state: ClusterState, jobId: string): LiveJob {
 }
 
 /**
- * Changes that give a node, named by its id or its name, these labels over those that it was started with; they replace the ones
- * set before.
+ * The service of that name.
  * @throws CacophonyError `not_found`, naming close matches.
  */
-export function changesForLabels(
-  state: ClusterState,
-  { nodeId, labels }: { nodeId: string; labels: readonly [string, string][] },
-): { node: NodeRecord; changes: Change[] } {
-  const nodes = [...state.nodes.values()];
-  const found = state.nodes.get(nodeId) ?? nodes.find(({ node_name }) => node_name === nodeId);
-  if (!found) {
-    const names = nodes.flatMap(({ node_id, node_name }) => [node_name, node_id]);
-    throw new CacophonyError("not_found", `no node '${nodeId}'${suggest(nodeId, names)}`);
-  }
-  const node: NodeRecord = { ...found, set_labels: labels.toSorted((a, b) => (a[0] < b[0] ? -1 : 1)) };
-  if (isSame(node.set_labels, found.set_labels)) return { node: found, changes: [] };
-  return { node, changes: [{ op: "put", kind: "node", record: node }] };
+export function findService({ job_id, services }: LiveJob, serviceName: string): JobServiceRecord {
+  const service = services.find((one) => one.service_name === serviceName);
+  if (service) return service;
+  const names = services.map((one) => one.service_name);
+  throw new CacophonyError(
+    "not_found",
+    `job '${job_id}' has no service '${serviceName}'${suggest(serviceName, names)}`,
+  );
 }
 
 /** @throws CacophonyError `precondition_failed` when a condition does not hold for the job as it is. */
@@ -227,11 +214,4 @@ function sameServices(a: LiveJob["services"], b: LiveJob["services"]): boolean {
       return other?.spec_hash === spec_hash && other.scale === scale && isSame(other.rules, rules);
     })
   );
-}
-
-/** `; did you mean 'x'?` for the nearest known name, or the list of names when it is short. */
-function suggest(name: string, known: readonly string[]): string {
-  const near = nearest(name, known);
-  if (near !== undefined) return `; did you mean '${near}'?`;
-  return known.length > 0 && known.length <= 5 ? `; there is ${known.map((one) => `'${one}'`).join(", ")}` : "";
 }

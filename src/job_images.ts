@@ -4,7 +4,7 @@
  * replicas without a new definition. Pure; the Scheduler commits.
  */
 import type { ClusterState } from "./cluster_state.ts";
-import { findJob } from "./job_changes.ts";
+import { findJob, findService } from "./job_changes.ts";
 import type { AllocationRecord, AssignedImage, Change, JobServiceRecord, LiveJob } from "./model.ts";
 
 /** Pull policies of compose by which a registry is asked only for what is absent. */
@@ -29,16 +29,18 @@ export function changesForDigests(
 }
 
 /**
- * Changes that have every replica of a job replaced, one by one and in the order of `depends_on`; with `pull` by what its
+ * Changes that have every replica of a job, or of one of its services, replaced, one by one and in the order of `depends_on`; with `pull` by what its
  * image's tag stands for then. A service whose pull policy has the registry asked has it asked anew without that, too. What ran
  * to its end runs again.
  */
 export function changesForRestart(
   state: ClusterState,
-  { jobId, pull, now }: { jobId: string; pull: boolean; now: number },
+  { jobId, serviceName, pull, now }: { jobId: string; serviceName?: string | undefined; pull: boolean; now: number },
 ): { job: LiveJob; changes: Change[] } {
   const before = findJob(state, jobId);
+  if (serviceName !== undefined) findService(before, serviceName);
   const services = before.services.map((service): JobServiceRecord => {
+    if (serviceName !== undefined && service.service_name !== serviceName) return service;
     const released = service.rules.depends_on.length === 0;
     const next = { ...service, generation: (service.generation ?? 0) + 1, released };
     const asksAnew = !USES_WHAT_IS_THERE.has(state.specs.get(service.spec_hash)?.pull_policy ?? "missing");

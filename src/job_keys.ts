@@ -215,6 +215,10 @@ const CACOPHONY = {
   publish: honoured(oneOf(["host", "mesh"])),
   balance: honoured(oneOf(["local_first", "least_connections"])),
   proxy_protocol: honoured(oneOf(["none", "v1", "v2"])),
+  volumes: limited(
+    oneOf(["wait", "recreate"]),
+    "what becomes of a slot whose data are on a node that is down: it waits for it (the default), or is made anew elsewhere, without them",
+  ),
 } satisfies Table;
 const WATCH = {
   path: honoured(text),

@@ -19,6 +19,7 @@ export function buildRules(
     spread: (placement.preferences ?? []).flatMap(({ spread }) => spread ?? []),
     depends_on: dependencies(service, report).filter(({ service_name }) => services.has(service_name)),
   };
+  if (service["x-cacophony"]?.volumes === "recreate") rules.volumes = "recreate";
   const entries = entriesOf(service, report);
   if (entries.length > 0) rules.entries = entries;
   // Compose and Swarm: 0 is no limit.

@@ -8,7 +8,9 @@ import type { Clock, Timer } from "./clock.ts";
 import type { NodeView } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
+import { type Hold, Silence } from "./membership_silence.ts";
 import type {
+  Change,
   EngineStatus,
   Heartbeat,
   Hello,
@@ -27,6 +29,8 @@ import type { Channel } from "./transport.ts";
 /** One open connection of a node. */
 type NodeLink = { send(message: MasterMessage): void; close(): void };
 
+/** Looks at everybody's silence in a heartbeat's interval: a node that is gone is noticed that much late. */
+const SWEEPS_PER_HEARTBEAT = 4;
 /** Heartbeats after which a connected node that says nothing is not ready. */
 const SILENT_HEARTBEATS = 2.5;
 /** A node's block of the cluster's range: 256 addresses. */
@@ -43,7 +47,14 @@ export type MembershipOptions = {
   /** How often nodes send a heartbeat, and after how long without one a node is down. Milliseconds. */
   heartbeatIntervalMs: number;
   nodeTimeoutMs: number;
+  /** After how long a dead Docker Engine's containers are replaced elsewhere. Milliseconds; a minute unless said. */
+  engineTimeoutMs?: number;
+  /** How long nothing is given up when most nodes fall silent together. Milliseconds; a minute unless said. */
+  massFailureHoldMs?: number;
 };
+
+export const DEFAULT_ENGINE_TIMEOUT_MS = 60_000;
+export const DEFAULT_MASS_FAILURE_HOLD_MS = 60_000;
 
 export class Membership {
   readonly #options: MembershipOptions;
@@ -52,12 +63,31 @@ export class Membership {
   readonly #instances = new Map<string, string>();
   /** Nodes whose last report could not be written down, with the removals that it told of. */
   readonly #unconfirmed = new Map<string, readonly string[]>();
+  readonly #silence: Silence;
+  /** Since when nodes have told that their Engine is dead. */
+  readonly #engineDownSince = new Map<string, number>();
   #sweepTimer: Timer | undefined;
   #sweptAt = 0;
+  #sweeps = 0;
   #roomChanged = false;
 
   constructor(options: MembershipOptions) {
     this.#options = options;
+    const { nodeTimeoutMs, heartbeatIntervalMs, massFailureHoldMs: holdMs = DEFAULT_MASS_FAILURE_HOLD_MS } = options;
+    this.#silence = new Silence({ nodeTimeoutMs, holdMs, suspectMs: heartbeatIntervalMs * SILENT_HEARTBEATS });
+  }
+
+  /** Nodes that are silent together, of which nothing is given up yet; undefined: there are none. */
+  get hold(): Hold | undefined {
+    return this.#silence.hold;
+  }
+
+  /** Gives up what is held; returns the nodes that it was held for. */
+  reschedule(): string[] {
+    const nodes = this.hold?.nodes ?? [];
+    this.#silence.release();
+    for (const nodeId of nodes) this.#judgeNode(nodeId);
+    return nodes;
   }
 
   /** Begins to listen for every node that the state knows: each gets the whole timeout before it counts as down. */
@@ -136,8 +166,13 @@ export class Membership {
     }
     let record: NodeRecord | undefined;
     await this.#options.scheduler.change(() => {
-      record = this.#recordFor(hello);
-      return sameRecord(record, this.#state.nodes.get(record.node_id)) ? [] : [{ op: "put", kind: "node", record }];
+      const next = this.#recordFor(hello);
+      record = next;
+      const put: Change[] = sameRecord(next, this.#state.nodes.get(next.node_id))
+        ? []
+        : [{ op: "put", kind: "node", record: next }];
+      const isBack = this.#state.departures.has(next.node_id) && !next.drain?.leave;
+      return isBack ? [...put, { op: "delete", kind: "departure", key: next.node_id }] : put;
     });
     // Asked again: another node on the same engine may have come in while this one's record was being stored.
     if (!record || this.#refuses(hello, link)) return undefined;
@@ -150,6 +185,7 @@ export class Membership {
     const view = this.#state.views.get(nodeId);
     if (!view || this.#links.get(nodeId) !== link) return;
     view.lastSeen = this.#options.clock.now();
+    this.#silence.forget(nodeId);
     if (message.type === "heartbeat") this.#heartbeat(nodeId, { view, link, heartbeat: message });
     else if (message.type === "status") this.#status(nodeId, { view, report: message });
   }
@@ -230,17 +266,24 @@ export class Membership {
   #recordFor(hello: Hello): NodeRecord {
     const engineId = hello.engine.engine_id;
     // A node that lost its data directory joins anew; its Docker Engine tells who it was, and with its id it gets its containers back.
-    const former =
-      hello.cluster_id === undefined && engineId !== undefined
-        ? [...this.#state.nodes.values()].find((node) => node.engine_id === engineId)
-        : this.#state.nodes.get(hello.node_id);
-    const node_id = former?.node_id ?? hello.node_id;
+    const isOnEngine = (node: { engine_id?: string }) => engineId !== undefined && node.engine_id === engineId;
+    const isNew = hello.cluster_id === undefined;
+    const former = isNew ? [...this.#state.nodes.values()].find(isOnEngine) : this.#state.nodes.get(hello.node_id);
+    // A machine that comes again is whom it was, so that data on it are found; one that was removed while it was away, and does
+    // not know, has to leave what it runs.
+    const isDue = !isNew && !former && this.#state.departures.has(hello.node_id);
+    const departed = isNew && !former ? [...this.#state.departures.values()].find(isOnEngine) : undefined;
+    const node_id = former?.node_id ?? departed?.node_id ?? hello.node_id;
+    const now = this.#options.clock.now();
+    const leave: NodeRecord["drain"] = { started_at: now, deadline_at: now, force: false, leave: true };
+    const drain = isDue ? leave : former?.drain;
     return {
       node_id,
       node_name: this.#freeName(hello.node_name, node_id),
       address: hello.address,
       role: node_id === this.#options.self.node_id ? "master" : "worker",
-      availability: former?.availability ?? "active",
+      availability: isDue ? "drain" : (former?.availability ?? "active"),
+      ...(drain && { drain }),
       ...this.#networkFor(hello, former),
       labels: hello.labels,
       set_labels: former?.set_labels ?? [],
@@ -285,7 +328,9 @@ export class Membership {
     replaced?.close();
     const view = this.#state.views.get(nodeId) ?? this.#newView();
     this.#state.views.set(nodeId, view);
-    Object.assign(view, { connected: true, lastSeen: clock.now(), version: hello.version, engine: hello.engine });
+    Object.assign(view, { connected: true, isHeard: true, lastSeen: clock.now(), version: hello.version });
+    this.#silence.forget(nodeId);
+    this.#noteEngine(nodeId, { view, engine: hello.engine });
     // Of an earlier session: kept for readers, but nothing is concluded from them until the node has reported in full.
     Object.assign(view, { reported: false, applied: undefined });
     link.send({
@@ -302,8 +347,7 @@ export class Membership {
     scheduler.attach(nodeId, (message) => link.send(message));
     this.#judge(nodeId, view);
     log.info("a node joined the session", { node: nodeId, node_name: record.node_name, address: record.address });
-    const peers = this.#peers();
-    for (const [id, other] of this.#links) if (id !== nodeId) other.send({ type: "peers", peers });
+    this.#tellPeers(nodeId);
   }
 
   #peers(): Peer[] {
@@ -317,12 +361,13 @@ export class Membership {
     { view, link, heartbeat }: { view: NodeView; link: NodeLink; heartbeat: Heartbeat },
   ): void {
     link.send({ type: "ack", sequence: heartbeat.sequence });
-    view.engine = heartbeat.engine;
+    this.#noteEngine(nodeId, { view, engine: heartbeat.engine });
     view.resources = heartbeat.resources;
     view.foreign = heartbeat.foreign;
     view.volumes = heartbeat.volumes && new Set(heartbeat.volumes);
     view.networks = heartbeat.networks && new Set(heartbeat.networks);
     view.noSecrets = heartbeat.no_secrets;
+    view.fullDisk = heartbeat.full_disk;
     this.#roomChanged = true;
     this.#overlay(nodeId, { view, overlay: heartbeat.overlay });
     this.#judge(nodeId, view);
@@ -377,6 +422,7 @@ export class Membership {
     }
     for (const status of report.allocations) view.statuses.set(status.allocation_id, status);
     for (const id of report.gone) view.statuses.delete(id);
+    this.#noteHealth(view);
     if (report.applied) view.applied = report.applied;
     this.#state.touch(nodeId);
     this.#judge(nodeId, view);
@@ -400,6 +446,7 @@ export class Membership {
       if (done.length > 0) scheduler.wakeBlocked();
       await scheduler.recordEnds(nodeId);
       await scheduler.confirmStopped(nodeId);
+      if (await scheduler.finishLeaving(nodeId)) this.#dismiss(nodeId);
     };
     confirm().catch((error: unknown) => {
       this.#writeFailed(error);
@@ -414,8 +461,8 @@ export class Membership {
   // ---- Ready, unready, down -------------------------------------------------------------------------------------------
 
   #sweep(): void {
-    const { clock, scheduler, heartbeatIntervalMs } = this.#options;
-    const everyMs = heartbeatIntervalMs / 2;
+    const { clock, scheduler, heartbeatIntervalMs, self } = this.#options;
+    const everyMs = heartbeatIntervalMs / SWEEPS_PER_HEARTBEAT;
     const now = clock.now();
     // A master that stood still (suspended, or busy) heard nobody meanwhile: that time is not the nodes' silence.
     const deafMs = now - this.#sweptAt - everyMs;
@@ -424,38 +471,114 @@ export class Membership {
       for (const view of this.#state.views.values()) view.lastSeen = Math.min(now, view.lastSeen + deafMs);
     }
     this.#sweptAt = now;
+    const wasHeld = this.hold !== undefined;
+    this.#silence.judge(
+      Array.from(this.#state.views, ([node_id, { lastSeen, isHeard = false, engine }]) => {
+        return { node_id, lastSeen, isHeard, wasReady: engine?.state !== "unready", isSelf: node_id === self.node_id };
+      }),
+      now,
+    );
+    this.#tellHold(wasHeld);
     for (const [nodeId, view] of this.#state.views) this.#judge(nodeId, view);
     for (const [nodeId, removalsDone] of this.#unconfirmed) this.#confirm(nodeId, removalsDone);
-    if (this.#roomChanged) scheduler.wakeBlocked();
-    this.#roomChanged = false;
+    if (this.#roomChanged && ++this.#sweeps % (SWEEPS_PER_HEARTBEAT / 2) === 0) {
+      scheduler.wakeBlocked();
+      this.#roomChanged = false;
+    }
     this.#sweepTimer = clock.after(everyMs, () => this.#sweep());
   }
 
-  #judge(nodeId: string, view: NodeView): void {
-    const { state, reason } = this.#verdict(view);
-    const before = view.state;
-    view.state = state;
-    view.reason = reason;
-    if (state === before) return;
-    const { log, scheduler } = this.#options;
-    const fields = { node: nodeId, node_name: this.#state.nodes.get(nodeId)?.node_name, state, reason };
-    if (state === "ready") log.info("a node is ready", fields);
-    else log.warn("a node is not ready", fields);
-    if (state === "down") this.#links.get(nodeId)?.close();
-    scheduler.wakeForNode(nodeId);
+  #tellHold(wasHeld: boolean): void {
+    const { hold } = this;
+    const { log } = this.#options;
+    if (hold && !wasHeld) {
+      log.error("most nodes fell silent together: this master may be cut off, so nothing is rescheduled for now", {
+        nodes: hold.nodes,
+        until: new Date(hold.until).toISOString(),
+        hint: "POST /cluster/reschedule goes ahead at once",
+      });
+    } else if (!hold && wasHeld) log.warn("silent nodes are no longer held: what they ran is rescheduled");
   }
 
-  #verdict(view: NodeView): { state: NodeView["state"]; reason: string } {
-    const { clock, heartbeatIntervalMs, nodeTimeoutMs } = this.#options;
+  #judgeNode(nodeId: string): void {
+    const view = this.#state.views.get(nodeId);
+    if (view) this.#judge(nodeId, view);
+  }
+
+  #judge(nodeId: string, view: NodeView): void {
+    const { state, reason } = this.#verdict(nodeId, view);
+    const before = view.state;
+    const wasLost = this.#state.isLost(nodeId);
+    view.state = state;
+    view.reason = reason;
+    view.lost = this.#isLost(nodeId, view);
+    if (state === before && view.lost === wasLost) return;
+    const { log, scheduler } = this.#options;
+    const node = this.#state.nodes.get(nodeId);
+    const fields = { node: nodeId, node_name: node?.node_name, state, reason };
+    if (state === "ready") log.info("a node is ready", fields);
+    else if (state !== before) log.warn("a node is not ready", fields);
+    if (view.lost && !wasLost) log.warn("what a node ran is given up, and placed anew", fields);
+    if (state === "down") this.#links.get(nodeId)?.close();
+    scheduler.wakeForNode(nodeId);
+    if (view.lost && state === "down" && node?.drain?.leave)
+      scheduler.removeNode(nodeId, {}).catch((error: unknown) => this.#writeFailed(error));
+  }
+
+  #verdict(nodeId: string, view: NodeView): { state: NodeView["state"]; reason: string } {
+    const { clock, heartbeatIntervalMs } = this.#options;
     const silentMs = clock.now() - view.lastSeen;
     const silent = `not heard from for ${Math.round(silentMs / 1000)} s`;
-    if (silentMs > nodeTimeoutMs) return { state: "down", reason: silent };
+    const concluded = this.#silence.of(nodeId);
+    if (concluded === "held")
+      return { state: "down", reason: `${silent}, like most nodes: this master may be the one that is cut off` };
+    if (concluded === "lost") return { state: "down", reason: silent };
     if (!view.connected) return { state: "unready", reason: "no session with the master" };
     if (silentMs > heartbeatIntervalMs * SILENT_HEARTBEATS) return { state: "unready", reason: silent };
     if (view.engine?.state === "unready") return { state: "unready", reason: view.engine.reason };
     if (!view.resources) return { state: "unready", reason: "no reading of its resources yet" };
     if (!view.reported) return { state: "unready", reason: "has not reported its containers yet" };
     return { state: "ready", reason: "" };
+  }
+
+  /** Whether what the node runs is given up: it is down, or its Engine has been dead for too long. */
+  #isLost(nodeId: string, { state }: NodeView): boolean {
+    if (state === "down") return this.#silence.of(nodeId) === "lost";
+    const since = this.#engineDownSince.get(nodeId);
+    const { clock, engineTimeoutMs = DEFAULT_ENGINE_TIMEOUT_MS } = this.#options;
+    return since !== undefined && clock.now() - since > engineTimeoutMs;
+  }
+
+  #noteEngine(nodeId: string, { view, engine }: { view: NodeView; engine: EngineStatus }): void {
+    view.engine = engine;
+    if (engine.state === "ready") this.#engineDownSince.delete(nodeId);
+    else if (!this.#engineDownSince.has(nodeId)) this.#engineDownSince.set(nodeId, this.#options.clock.now());
+  }
+
+  /** Since when checks call replicas unhealthy, by this master's clock. */
+  #noteHealth(view: NodeView): void {
+    const known = view.unhealthySince;
+    const since = new Map<string, number>();
+    for (const [id, { health }] of view.statuses)
+      if (health === "unhealthy") since.set(id, known?.get(id) ?? this.#options.clock.now());
+    view.unhealthySince = since;
+  }
+
+  /** A node that has left is told so, and the others that it is gone. */
+  #dismiss(nodeId: string): void {
+    const link = this.#links.get(nodeId);
+    link?.send({ type: "left" });
+    this.#links.delete(nodeId);
+    this.#instances.delete(nodeId);
+    this.#silence.forget(nodeId);
+    this.#options.scheduler.detach(nodeId);
+    link?.close();
+    this.#tellPeers();
+  }
+
+  #tellPeers(except?: string): void {
+    const peers = this.#peers();
+    for (const [id, other] of this.#links) if (id !== except) other.send({ type: "peers", peers });
   }
 
   #newView(): NodeView {

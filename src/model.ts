@@ -12,7 +12,7 @@ import { directoryMessage, networkMessage, networkMode, nodeNetwork } from "./mo
 import { count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
 
 /** Version of the node-to-master protocol; a node with another one is refused with both numbers. */
-export const PROTOCOL_VERSION = 2;
+export const PROTOCOL_VERSION = 3;
 
 // ---- Records: what the Store keeps ----------------------------------------------------------------------------------
 
@@ -72,6 +72,41 @@ export const jobRecord = v.variant("state", [
 export type JobRecord = v.InferOutput<typeof jobRecord>;
 export type LiveJob = Extract<JobRecord, { state: "live" }>;
 
+/**
+ * Why an allocation is to run no more and another takes its slot: `lost` with its node, `drain` and `rebalance` as asked for,
+ * `unhealthy` for good, `failing` again and again on its node, `stuck` when it took another's place and did not come up,
+ * `changed` by a newer definition or a restart, `misplaced` where its node suits it no more, `partner` with what it shares
+ * something with.
+ */
+export const replaceCause = v.picklist([
+  "lost",
+  "drain",
+  "rebalance",
+  "unhealthy",
+  "failing",
+  "stuck",
+  "changed",
+  "misplaced",
+  "partner",
+]);
+export type ReplaceCause = v.InferOutput<typeof replaceCause>;
+
+/** How a run of a container ended. Times are milliseconds since 1970. */
+export const containerEnd = v.object({
+  exit_code: v.exactOptional(v.number()),
+  /** Name of the signal that ended it, as its exit code tells: `SIGKILL`. */
+  signal: v.exactOptional(v.string()),
+  /** Whether the kernel ended a process of it for want of memory. */
+  oom_killed: v.boolean(),
+  /** Docker's message, where it has one. */
+  error: v.exactOptional(v.string()),
+  started_at: v.exactOptional(count),
+  finished_at: v.exactOptional(count),
+  /** The last lines of what it wrote, the newest last. */
+  log_tail: strings,
+});
+export type ContainerEnd = v.InferOutput<typeof containerEnd>;
+
 export const allocationRecord = v.object({
   allocation_id: v.string(),
   job_id: v.string(),
@@ -87,6 +122,8 @@ export const allocationRecord = v.object({
   created_at: count,
   /** The allocations of other services that its container shares something with (`sharesOf`): on its node, and for good. */
   joins: v.exactOptional(v.array(v.object({ service_name: v.string(), allocation_id: v.string() }))),
+  /** The allocation of the same slot that runs until this one does, and why that one is replaced. */
+  replaces: v.exactOptional(v.object({ allocation_id: v.string(), cause: replaceCause })),
   /** Set when the container ended for good: kept, so that it is not run again whatever becomes of the node. */
   ended: v.exactOptional(v.object({ exit_code: v.number() })),
 });
@@ -95,12 +132,26 @@ export type AllocationRecord = v.InferOutput<typeof allocationRecord>;
 /** What images the node runs, in Go's words: `linux`, `amd64`. */
 export const platform = v.object({ os: v.string(), arch: v.string() });
 
+/** How a node is emptied. Times are milliseconds since 1970. */
+export const drain = v.object({
+  started_at: count,
+  /** What could not be moved by then is stopped; what has its data there stays all the same. */
+  deadline_at: count,
+  /** Whether what has its data there is moved, too, and leaves them behind. */
+  force: v.boolean(),
+  /** Whether the node leaves the cluster once it is empty. */
+  leave: v.boolean(),
+});
+export type Drain = v.InferOutput<typeof drain>;
+
 export const nodeRecord = v.object({
   node_id: v.string(),
   node_name: v.string(),
   address: v.string(),
   role: v.picklist(["master", "standby", "worker"]),
-  availability: v.picklist(["active", "drain"]),
+  /** `pause`: gets nothing new; `drain`: what runs there moves away. */
+  availability: v.picklist(["active", "pause", "drain"]),
+  drain: v.exactOptional(drain),
   /** As the node was started with. */
   labels: pairs,
   /** Set through the API; they win. */
@@ -114,6 +165,39 @@ export const nodeRecord = v.object({
   joined_at: count,
 });
 export type NodeRecord = v.InferOutput<typeof nodeRecord>;
+
+/** A node that left, or was removed while it was down: known for as long as data on it are, and a day at least. */
+export const departureRecord = v.object({
+  node_id: v.string(),
+  node_name: v.string(),
+  address: v.string(),
+  engine_id: v.exactOptional(v.string()),
+  left_at: count,
+});
+export type DepartureRecord = v.InferOutput<typeof departureRecord>;
+
+/** One allocation that a slot had: why it ended, and what was known of it then. */
+export const pastAllocation = v.object({
+  allocation_id: v.string(),
+  node_id: v.string(),
+  node_name: v.string(),
+  cause: replaceCause,
+  created_at: count,
+  replaced_at: count,
+  restarts: count,
+  error: v.exactOptional(v.string()),
+  last_end: v.exactOptional(containerEnd),
+});
+export type PastAllocation = v.InferOutput<typeof pastAllocation>;
+
+/** The last allocations that a slot had, the newest last. */
+export const historyRecord = v.object({
+  job_id: v.string(),
+  service_name: v.string(),
+  slot: count,
+  past: v.array(pastAllocation),
+});
+export type HistoryRecord = v.InferOutput<typeof historyRecord>;
 
 /** Container spec by content hash; kept while a job or an allocation refers to it. */
 export const specRecord = v.object({ spec_hash: v.string(), spec: serviceSpec });
@@ -152,6 +236,8 @@ export const RECORD_KINDS = {
   node: { schema: nodeRecord, key: (r: NodeRecord) => r.node_id },
   allocation: { schema: allocationRecord, key: (r: AllocationRecord) => r.allocation_id },
   home: { schema: homeRecord, key: (r: HomeRecord) => JSON.stringify([r.job_id, r.service_name, r.slot]) },
+  departure: { schema: departureRecord, key: (r: DepartureRecord) => r.node_id },
+  history: { schema: historyRecord, key: (r: HistoryRecord) => JSON.stringify([r.job_id, r.service_name, r.slot]) },
   removal: { schema: removalRecord, key: (r: RemovalRecord) => r.removal_id },
   registry: { schema: registryRecord, key: (r: RegistryRecord) => r.host },
   secret: { schema: secretRecord, key: (r: SecretRecord) => r.secret_id },
@@ -209,22 +295,6 @@ export const pullProgress = v.object({
   bytes_total: count,
 });
 export type PullProgress = v.InferOutput<typeof pullProgress>;
-
-/** How a run of a container ended. Times are milliseconds since 1970. */
-export const containerEnd = v.object({
-  exit_code: v.exactOptional(v.number()),
-  /** Name of the signal that ended it, as its exit code tells: `SIGKILL`. */
-  signal: v.exactOptional(v.string()),
-  /** Whether the kernel ended a process of it for want of memory. */
-  oom_killed: v.boolean(),
-  /** Docker's message, where it has one. */
-  error: v.exactOptional(v.string()),
-  started_at: v.exactOptional(count),
-  finished_at: v.exactOptional(count),
-  /** The last lines of what it wrote, the newest last. */
-  log_tail: strings,
-});
-export type ContainerEnd = v.InferOutput<typeof containerEnd>;
 
 /**
  * An allocation as its node sees it. `exited`: the container ended and either starts again after a backoff (`final` false)
@@ -399,6 +469,8 @@ export const masterMessage = v.variant("type", [
   welcome,
   v.object({ type: v.literal("refused"), code: v.string(), message: v.string() }),
   v.object({ type: v.literal("peers"), peers: v.array(peer) }),
+  /** The node is a member no more, and nothing of the cluster's runs on it. */
+  v.object({ type: v.literal("left") }),
   v.object({ type: v.literal("ack"), sequence: count }),
   assignments,
   networkMessage,

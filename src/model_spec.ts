@@ -380,6 +380,8 @@ export const serviceRules = v.object({
   /** Node labels over whose values replicas are spread evenly, the weightiest first. */
   spread: strings,
   max_per_node: v.exactOptional(count),
+  /** What becomes of slots whose data are on a node that is down; absent: they wait for it. */
+  volumes: v.exactOptional(v.literal("recreate")),
   /** Ports that are open on every node and lead to this service. */
   entries: v.exactOptional(v.array(entryPort)),
   depends_on: v.array(dependency),

@@ -10,3 +10,10 @@ export function nearest(name: string, known: readonly string[]): string | undefi
   const near = closest(name, [...known]);
   return distance(name, near) <= Math.max(1, Math.floor(name.length / 3)) ? near : undefined;
 }
+
+/** `; did you mean 'x'?` for the nearest known name, or the list of names when it is short. */
+export function suggest(name: string, known: readonly string[]): string {
+  const near = nearest(name, known);
+  if (near !== undefined) return `; did you mean '${near}'?`;
+  return known.length > 0 && known.length <= 5 ? `; there is ${known.map((one) => `'${one}'`).join(", ")}` : "";
+}

@@ -21,7 +21,7 @@ import { findPlace } from "./executor_secrets.ts";
 import type { Policy } from "./job_policy.ts";
 import { readPolicy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
-import { Membership } from "./membership.ts";
+import { DEFAULT_ENGINE_TIMEOUT_MS, DEFAULT_MASS_FAILURE_HOLD_MS, Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
 import { DEFAULT_NETWORK_CIDR, NODE_IN_USE, PROTOCOL_VERSION, StartError } from "./model.ts";
 import { HostMeter } from "./resources.ts";
@@ -53,8 +53,8 @@ export type StartOptions = {
   log: Log;
 };
 
-const DEFAULT_HEARTBEAT_MS = 2_000;
-const DEFAULT_NODE_TIMEOUT_MS = 15_000;
+const DEFAULT_HEARTBEAT_MS = 1_000;
+const DEFAULT_NODE_TIMEOUT_MS = 4_000;
 /** One lost heartbeat is no reason to move a machine's containers. */
 const MIN_TIMEOUT_HEARTBEATS = 3;
 /** SIGTERM has to end the process within 2 s, whatever a part is waiting for. */
@@ -64,8 +64,11 @@ const STOP_TIMEOUT_MS = 1_500;
 export class Node implements LocalNode {
   /** Resolves with the reason when the node can't go on. */
   readonly failed: Promise<StartError>;
+  /** Resolves when the node has left its cluster. */
+  readonly left: Promise<void>;
   readonly version: string;
   readonly #fail: (error: StartError) => void;
+  readonly #leave: () => void;
   readonly #log: Log;
   readonly #data: DataDir;
   readonly #bind: Address;
@@ -90,6 +93,9 @@ export class Node implements LocalNode {
     const failed = Promise.withResolvers<StartError>();
     this.failed = failed.promise;
     this.#fail = failed.resolve;
+    const left = Promise.withResolvers<void>();
+    this.left = left.promise;
+    this.#leave = left.resolve;
     this.version = options.version;
     this.#log = options.log;
     this.#data = data;
@@ -172,6 +178,8 @@ export class Node implements LocalNode {
         secretsDir: (nodeId) => secretsDir(options.secretRoots, nodeId),
         secret: (request) => this.#secretFor(request),
         policy: () => this.#policy,
+        hold: () => this.#membership?.hold,
+        reschedule: () => this.#membership?.reschedule() ?? [],
         log,
       }).fetch,
       session: () => this.#membership && ((channel) => this.#membership!.accept(channel)),
@@ -239,6 +247,8 @@ export class Node implements LocalNode {
       self: { node_id, address: this.#advertise },
       heartbeatIntervalMs,
       nodeTimeoutMs,
+      engineTimeoutMs: settings.engine_timeout_ms ?? DEFAULT_ENGINE_TIMEOUT_MS,
+      massFailureHoldMs: settings.mass_failure_hold_ms ?? DEFAULT_MASS_FAILURE_HOLD_MS,
     });
     this.#membership.start();
   }
@@ -316,6 +326,7 @@ export class Node implements LocalNode {
       onWelcome: (welcome) => this.#welcomed(welcome, executor),
       onPeers: (peers) => this.#update({ peers }),
       onNetwork: (message) => this.#overlay?.receive(message),
+      onLeft: () => this.#forgetCluster(),
       onRefused: ({ code, message }) => {
         // A machine that was reset comes back before the master has noticed that it was gone: it waits.
         if (code === NODE_IN_USE) this.#log.warn("the master refused this node for now", { reason: message });
@@ -381,6 +392,15 @@ export class Node implements LocalNode {
     executor.adopt({ clusterId: cluster_id, nodeId: node_id });
   }
 
+  /** What the data directory says is of no cluster any more; the machine may join again, this or another one. */
+  #forgetCluster(): void {
+    const { settings } = this.#identity;
+    this.#identity = { ...newIdentity({ role: "worker", node_id: newId() }), settings };
+    this.#update({});
+    this.#log.info("this node has left its cluster; 'cacophony join ADDRESS' adds it to one again");
+    this.#leave();
+  }
+
   #knownAddresses(): string[] {
     const { peers, join_address } = this.#identity;
     return [...(join_address === undefined ? [] : [join_address]), ...peers.map(({ address }) => address)].filter(
@@ -443,6 +463,9 @@ async function decideIdentity(data: DataDir, { command, peer, settings }: StartO
     throw new StartError(
       `${data.path} belongs to the master of cluster ${cluster}, which cannot join another: choose another --data-dir`,
     );
+  }
+  if (command === "resume" && known && cluster === undefined && known.join_address === undefined) {
+    throw new StartError(`the node in ${data.path} has left its cluster: add it to one with 'cacophony join ADDRESS'`);
   }
   const role = command === "join" ? "worker" : command === "bootstrap" ? "master" : (known?.role ?? "worker");
   if (role === "worker" && settings.policy_file) {

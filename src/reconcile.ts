@@ -7,120 +7,160 @@
  * service whose `depends_on` does not hold yet starts nothing and stops nothing of an older definition either. Services that
  * share something are planned one after the other, those that follow last; what is not beside its partner is replaced.
  */
-import type { ClusterState, ServiceKey } from "./cluster_state.ts";
+import type { ClusterState } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
-import type { AllocationRecord, AllocationStatus, HomeRecord } from "./model.ts";
-import { isGlobal, type ServiceRules, type ServiceSpec } from "./model_spec.ts";
-import type { Candidate, PlacementRequest } from "./placement.ts";
-import { chooseRemovals, hasRoom, place } from "./placement.ts";
-import { matches } from "./placement_rules.ts";
-import { type Need, waitingFor } from "./reconcile_order.ts";
-import { allFollowers, type Bond, reunite, type Seat, Seats, unitOf } from "./reconcile_together.ts";
+import type { AllocationRecord } from "./model.ts";
+import { isGlobal } from "./model_spec.ts";
+import type { PlacementRequest } from "./placement.ts";
+import { chooseRemovals, place } from "./placement.ts";
+import {
+  block,
+  emptyPlan,
+  type Goal,
+  hasData,
+  hasEnded,
+  isCurrent,
+  isKnownIdle,
+  isStateful,
+  isUp,
+  MAX_BLOCKED,
+  type Missing,
+  mobilityOf,
+  type Plan,
+  type PlanContext,
+  wakeBy,
+  without,
+} from "./reconcile_goal.ts";
+import { waitingFor } from "./reconcile_order.ts";
+import { chooseReplacements, nodesToAvoid, type Replica } from "./reconcile_replace.ts";
+import { reunite, type Seat, Seats, unitOf } from "./reconcile_together.ts";
+import { wantsOf } from "./reconcile_wants.ts";
 
-/** What a service should be. */
-export type Goal = {
-  job_id: string;
-  service_name: string;
-  incarnation: string;
-  job_version: number;
-  spec_hash: string;
-  spec: ServiceSpec;
-  /** How many are wanted; of a service that runs once on each node, as many as there are nodes for it. */
-  scale: number;
-  /** Absent: 0. */
-  generation?: number;
-  rules: ServiceRules;
-  rules_since: number;
-  released: boolean;
-  /** `rules.depends_on`, with what those services should be. */
-  needs: readonly Need[];
-  /** Absent: it shares nothing with other services. */
-  bond?: Bond;
-};
-
-/** A slot that has no allocation, and why: one sentence per reason. */
-export type Blocked = { slot: number; reasons: string[] };
-
-export type Plan = {
-  place: AllocationRecord[];
-  stop: AllocationRecord[];
-  /** Slots whose data live on a node from now on. */
-  homes: HomeRecord[];
-  blocked: Blocked[];
-  /** What the service depends on holds for the first time: to be remembered. */
-  released: boolean;
-};
-
-/** Everything from outside that a plan depends on. `candidates` are counted into: one list serves a whole pass. */
-export type PlanContext = {
-  state: ClusterState;
-  candidates: Candidate[];
-  now: number;
-  random: () => number;
-  newId: () => string;
-  /** Slots of a service without an allocation, as of the last pass. */
-  blockedOf: (key: ServiceKey) => readonly Blocked[];
-  /** Plans of this pass so far: a service that follows another is planned after it. */
-  planned?: ReadonlyMap<string, Plan>;
-};
-
-/** Blocked slots listed one by one; all slots of a service mostly wait for the same thing. */
-export const MAX_BLOCKED = 100;
+/** How much the clocks of master and node may be apart in when they last heard of each other. */
+const ISOLATION_MARGIN_MS = 2_000;
 
 /** Plan for a service that is wanted. */
 export function reconcileService(goal: Goal, context: PlanContext): Plan {
   const { state } = context;
   const waiting = goal.released ? [] : waitingFor(goal, context);
   const released = !goal.released && waiting.length === 0;
-  const plan: Plan = { place: [], stop: [], homes: [], blocked: [], released };
+  const plan: Plan = { ...emptyPlan(), released };
   const all = state.allocationsOf(serviceKey(goal));
   const mine = all.filter((allocation) => allocation.incarnation === goal.incarnation);
   const { job_id, spec, rules, bond } = goal;
-  // What follows brings its data along: all of a unit stay where those are.
-  const stateful = isStateful(spec) || allFollowers(bond?.followers ?? []).some((one) => isStateful(one.spec));
+  const stateful = hasData(goal);
   const seats = bond?.follows && new Seats(goal, { bond, state, planned: context.planned });
 
   let live = mine.filter((allocation) => allocation.desired === "run");
-  const isStranded = (one: AllocationRecord) =>
-    state.isDown(one.node_id) && !staysWithNode(one, { goal, state, stateful });
-  const lost = live.filter((one) => {
-    if (!seats && !one.joins) return isStranded(one);
-    if (seats && one.ended !== undefined) return false;
-    if (seats && bond?.leaders.length) return seats.isApart(one);
-    return (!stateful && seats?.isApart(one)) || hasLostPartner(one, context) || isStranded(one);
-  });
+  const lost = chooseLost(plan, { live, goal, context, stateful, seats });
   live = without(live, lost);
+  const ids = new Set(live.map(({ allocation_id }) => allocation_id));
+  // Beside those that have a slot, one may be about to take it.
+  const successors = live.filter(({ replaces }) => replaces && ids.has(replaces.allocation_id));
+  live = without(live, successors);
 
-  const request: PlacementRequest = { job_id, spec, rules, own: countByNode(live) };
+  const past = state.histories(serviceKey(goal)).flatMap((one) => one.past);
+  const avoid = nodesToAvoid(past, context.now);
+  const request: PlacementRequest = { job_id, spec, rules, own: countByNode(live), ...(avoid.size > 0 && { avoid }) };
   const excess = isGlobal(rules)
-    ? chooseMisplaced(live, goal, state)
+    ? chooseMisplaced(plan, { live, goal, context })
     : chooseExcess(live, { goal, context, request, stateful });
   live = without(live, excess);
+  const kept = new Set(live.map(({ allocation_id }) => allocation_id));
+  const orphans = successors.filter(({ replaces }) => !kept.has(replaces?.allocation_id ?? ""));
 
   plan.stop.push(
     ...all.filter((allocation) => allocation.desired === "run" && allocation.incarnation !== goal.incarnation),
   );
-  plan.stop.push(...lost, ...excess);
+  plan.stop.push(...lost, ...excess, ...orphans);
 
   const isRejoining = seats !== undefined && lost.length > 0;
   const missing = { goal, context, request, stateful, live, mine, waiting, isRejoining, ...(seats && { seats }) };
   if (isGlobal(rules)) placeOnEach(plan, missing);
   else placeMissing(plan, missing);
-  plan.stop.push(...chooseOutdated(plan, missing));
+  replace(plan, { ...missing, past, successors: without(successors, orphans) });
   return plan;
 }
 
 /** Plan for a service that is wanted no more: its document or its whole job is gone. */
 export function reconcileRemoved(allocations: readonly AllocationRecord[]): Plan {
   const stop = allocations.filter(({ desired }) => desired === "run");
-  return { place: [], stop, homes: [], blocked: [], released: false };
+  return { ...emptyPlan(), stop };
 }
 
-/** Whether a service writes to its node's disk, so that its slots stay where their data are. */
-export function isStateful(spec: ServiceSpec): boolean {
-  return spec.mounts.some(
-    (mount) => !mount.read_only && (mount.type === "bind" || (mount.type === "volume" && mount.volume !== undefined)),
-  );
+/** Replicas that are given up with their node, or with what they share something with. */
+function chooseLost(
+  plan: Plan,
+  {
+    live,
+    goal,
+    context,
+    stateful,
+    seats,
+  }: {
+    live: readonly AllocationRecord[];
+    goal: Goal;
+    context: PlanContext;
+    stateful: boolean;
+    seats: Seats | undefined;
+  },
+): AllocationRecord[] {
+  const { state } = context;
+  const { bond } = goal;
+  const isStranded = (one: AllocationRecord) => {
+    if (state.isLost(one.node_id) && !staysWithNode(one, { goal, state, stateful })) {
+      if (!runsAlone(plan, { allocation: one, context })) return false;
+      plan.causes.set(one.allocation_id, "lost");
+      return true;
+    }
+    return false;
+  };
+  return live.filter((one) => {
+    if (!seats && !one.joins) return isStranded(one) || isOverdue(plan, { allocation: one, goal, context });
+    if (seats && one.ended !== undefined) return false;
+    const isApart =
+      seats && bond?.leaders.length
+        ? seats.isApart(one)
+        : (!stateful && seats?.isApart(one)) || hasLostPartner(one, context);
+    if (isApart) plan.causes.set(one.allocation_id, "partner");
+    if (seats && bond?.leaders.length) return isApart;
+    return isApart || isStranded(one);
+  });
+}
+
+/**
+ * Whether nothing of a replica on a lost node can run any more, where the document asks that there are never two: its node
+ * stops it by itself when it has heard of no master for so long.
+ */
+function runsAlone(
+  plan: Plan,
+  { allocation, context: { state, now } }: { allocation: AllocationRecord; context: PlanContext },
+): boolean {
+  const spec = state.specs.get(allocation.spec_hash);
+  const view = state.views.get(allocation.node_id);
+  const limitMs = spec?.stop_when_isolated_ms;
+  if (limitMs === undefined || view?.state !== "down") return true;
+  const at = view.lastSeen + limitMs + spec!.stop_grace_period_ms + ISOLATION_MARGIN_MS;
+  if (now >= at) return true;
+  wakeBy(plan, at);
+  const name = state.nodes.get(allocation.node_id)?.node_name ?? allocation.node_id;
+  block(plan, allocation.slot, [
+    `waiting ${Math.ceil((at - now) / 1000)} s more for node ${name}, which is down, to have stopped it by itself (stop_when_isolated)`,
+  ]);
+  return false;
+}
+
+/** Whether a node was to be empty by now, and the replica can leave it. */
+function isOverdue(
+  plan: Plan,
+  { allocation, goal, context }: { allocation: AllocationRecord; goal: Goal; context: PlanContext },
+): boolean {
+  const draining = context.draining?.get(allocation.node_id);
+  const mobility = mobilityOf(goal);
+  const isFast = mobility === "follower" || mobility === "global" || (mobility === "data" && !draining?.force);
+  if (!draining?.isOver || isFast || hasEnded(allocation, context.state)) return false;
+  plan.causes.set(allocation.allocation_id, "drain");
+  return true;
 }
 
 /**
@@ -131,7 +171,8 @@ function staysWithNode(
   allocation: AllocationRecord,
   { goal, state, stateful }: { goal: Goal; state: ClusterState; stateful: boolean },
 ): boolean {
-  return stateful || isGlobal(goal.rules) || hasEnded(allocation, state);
+  const waits = stateful && goal.rules.volumes !== "recreate";
+  return waits || isGlobal(goal.rules) || hasEnded(allocation, state);
 }
 
 /** Whether what an allocation of an older definition joined is to run no more. */
@@ -143,14 +184,17 @@ function hasLostPartner({ joins = [] }: AllocationRecord, { state, planned }: Pl
   });
 }
 
-function hasEnded(allocation: AllocationRecord, state: ClusterState): boolean {
-  return allocation.ended !== undefined || state.status(allocation)?.final === true;
-}
-
 /** Of a service that runs once on each node: replicas whose node has left or matches no more, and second ones on one node. */
-function chooseMisplaced(live: readonly AllocationRecord[], { rules }: Goal, state: ClusterState): AllocationRecord[] {
-  const free = new Set(state.nodesFor(rules).map(({ node_id }) => node_id));
-  return live.filter(({ node_id }) => !free.delete(node_id));
+function chooseMisplaced(
+  plan: Plan,
+  { live, goal: { rules }, context }: { live: readonly AllocationRecord[]; goal: Goal; context: PlanContext },
+): AllocationRecord[] {
+  const free = new Set(context.state.nodesFor(rules).map(({ node_id }) => node_id));
+  for (const [node_id, { isLast, isOver }] of context.draining ?? []) if (!isLast && !isOver) free.add(node_id);
+  const misplaced = live.filter(({ node_id }) => !free.delete(node_id));
+  for (const { allocation_id, node_id } of misplaced)
+    plan.causes.set(allocation_id, context.draining?.has(node_id) ? "drain" : "misplaced");
+  return misplaced;
 }
 
 /** Replicas above the scale: those that do not run first, then by placement's order; of slots with data, the highest. */
@@ -176,82 +220,57 @@ function chooseExcess(
   return [...idle, ...rest];
 }
 
-/**
- * Which replicas of an older definition, or on a node that a newer document excludes, stop now: all that do not run anyway, and
- * one of those that do once nothing of the service is on its way up or down (a replica with a health check is up when it is
- * healthy). A node that can't be told to stop anything is left out, so it can't hold up the others.
- */
-function chooseOutdated(
+/** Has replicas make way that are not to stay as they are. */
+function replace(
   plan: Plan,
-  { goal, context, live, mine, request, stateful, waiting, isRejoining }: Missing,
-): AllocationRecord[] {
-  if (waiting.length > 0 || isRejoining) return [];
-  const { state } = context;
-  const excluded = stateful || goal.bond?.follows ? new Set<string>() : excludedNodes(goal, { context, request });
-  const isOutdated = (one: AllocationRecord) =>
-    !isCurrent(one, goal) || (one.job_version < goal.rules_since && excluded.has(one.node_id));
-  const reachable = live.filter((one) => isOutdated(one) && state.views.get(one.node_id)?.state === "ready");
-  const idle = reachable.filter((one) => isKnownIdle(one, state) || one.ended !== undefined);
-  const onTheWay = mine.some((allocation) => {
-    if (state.isDown(allocation.node_id)) return false;
-    if (allocation.desired === "stop") return true;
-    if (!isCurrent(allocation, goal) || hasEnded(allocation, state)) return false;
-    return !isUp(state.status(allocation));
+  situation: Missing & { past: Parameters<typeof nodesToAvoid>[0]; successors: readonly AllocationRecord[] },
+): void {
+  const { goal, context, request, live, mine, successors, past } = situation;
+  const { state, now } = context;
+  const isMoving =
+    plan.place.length > 0 || mine.some(({ node_id, desired }) => desired === "stop" && !state.isLost(node_id));
+  const replicaOf = (allocation: AllocationRecord): Replica => {
+    const status = state.status(allocation);
+    return {
+      allocation,
+      isUp: isUp(status),
+      isIdle: isKnownIdle(allocation, state) || allocation.ended !== undefined,
+      isReachable: state.views.get(allocation.node_id)?.state === "ready",
+      isAwaited: isCurrent(allocation, goal) && !hasEnded(allocation, state) && !state.isLost(allocation.node_id),
+      isPulling: status?.state === "pulling",
+    };
+  };
+  const choice = chooseReplacements({
+    replicas: live.map(replicaOf),
+    successors: successors.map(replicaOf),
+    wants: wantsOf(plan, situation),
+    isMoving,
+    past,
+    now,
   });
-  const isSick = (one: AllocationRecord) => state.status(one)?.health === "unhealthy";
-  const running = without(reachable, idle).toSorted((a, b) => Number(isSick(b)) - Number(isSick(a)) || a.slot - b.slot);
-  return onTheWay || plan.place.length > 0 || idle.length > 0 ? idle : running.slice(0, 1);
+  for (const { allocation, cause } of choice.stop) {
+    plan.stop.push(allocation);
+    plan.causes.set(allocation.allocation_id, cause);
+  }
+  for (const { allocation, cause } of choice.start) {
+    const to = cause === "rebalance" ? context.moves?.get(allocation.allocation_id) : undefined;
+    const pinned = to === undefined ? {} : { pinned: { node_id: to, reason: "it was to move to another node" } };
+    const placement = place({ ...request, ...pinned }, context.candidates, context.random);
+    const replaces = { allocation_id: allocation.allocation_id, cause };
+    if ("node_id" in placement) {
+      const { slot } = allocation;
+      accept(plan, { goal, slot, node_id: placement.node_id, stateful: false, context, replaces });
+    } else if (cause === "drain") plan.stuck.push(...placement.reasons);
+  }
+  if (choice.wakeAt !== undefined) wakeBy(plan, choice.wakeAt);
 }
-
-/** Nodes that do not match the service's constraints; none while there is no other node to move to. */
-function excludedNodes(
-  { rules }: Goal,
-  { context, request }: { context: PlanContext; request: PlacementRequest },
-): Set<string> {
-  if (rules.constraints.length === 0) return new Set();
-  const excluded = context.candidates.filter((candidate) => !matches(rules.constraints, candidate));
-  if (excluded.length === 0 || !hasRoom(request, context.candidates)) return new Set();
-  return new Set(excluded.map(({ node_id }) => node_id));
-}
-
-function isUp(status: AllocationStatus | undefined): boolean {
-  return status?.state === "running" && (status.health === undefined || status.health === "healthy");
-}
-
-/** Whether an allocation was made for what the goal is now. */
-function isCurrent({ spec_hash, generation = 0 }: AllocationRecord, goal: Goal): boolean {
-  return spec_hash === goal.spec_hash && generation === (goal.generation ?? 0);
-}
-
-/** Whether a fresh report says that the allocation does not run. No report: not known, so no. */
-function isKnownIdle(allocation: AllocationRecord, state: ClusterState): boolean {
-  const view = state.views.get(allocation.node_id);
-  if (!view?.reported || !view.connected) return false;
-  const status = view.statuses.get(allocation.allocation_id);
-  return status !== undefined && status.state !== "running" && status.state !== "stopping" && !status.final;
-}
-
-type Missing = {
-  goal: Goal;
-  context: PlanContext;
-  request: PlacementRequest;
-  stateful: boolean;
-  live: readonly AllocationRecord[];
-  mine: readonly AllocationRecord[];
-  /** Why nothing of the service may start yet. */
-  waiting: string[];
-  /** Where its slots go, if it follows another service. */
-  seats?: Seats;
-  /** Whether replicas go with the partners that they joined: those of an older definition mostly go that way, too. */
-  isRejoining: boolean;
-};
 
 function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine, waiting, seats }: Missing): void {
   const { state } = context;
   const taken = new Set(live.map(({ slot }) => slot));
   const stoppingSlots = new Set(
     [...mine.filter(({ desired }) => desired === "stop"), ...plan.stop]
-      .filter(({ node_id }) => !state.isDown(node_id))
+      .filter(({ node_id }) => !state.isLost(node_id))
       .map(({ slot }) => slot),
   );
   const hold = reasonsToHold(goal, { state, waiting });
@@ -271,7 +290,7 @@ function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine
         block(plan, slot, refusedAll.reasons);
         continue;
       }
-      const spot = spotOf(slot, { goal, stateful, seat, unit, state });
+      const spot = spotOf(slot, { goal, stateful, seat, unit, context });
       if ("why" in spot) {
         block(plan, slot, [spot.why]);
         continue;
@@ -296,15 +315,17 @@ function spotOf(
     stateful,
     seat,
     unit,
-    state,
-  }: { goal: Goal; stateful: boolean; seat: Seat | undefined; unit: ReturnType<typeof unitOf>; state: ClusterState },
+    context,
+  }: { goal: Goal; stateful: boolean; seat: Seat | undefined; unit: ReturnType<typeof unitOf>; context: PlanContext },
 ): Pick<PlacementRequest, "pinned" | "beside"> | { why: string } {
   if (seat && "why" in seat) return seat;
   const { job_id } = goal;
   const pins = [
-    ...(stateful ? [pinOf(goal, slot, state)] : []),
-    ...unit.map(({ follower: { service_name, spec }, slot: its }) =>
-      isStateful(spec) ? pinOf({ job_id, service_name }, its, state, `of service ${service_name} `) : undefined,
+    ...(stateful ? [pinOf(goal, { slot, context })] : []),
+    ...unit.map(({ follower: { service_name, spec, rules }, slot: its }) =>
+      isStateful(spec)
+        ? pinOf({ job_id, service_name, rules }, { slot: its, context, whose: `of service ${service_name} ` })
+        : undefined,
     ),
   ].filter((pin) => pin !== undefined);
   if (seat) pins.push({ node_id: seat.node_id, reason: `it goes beside ${seat.beside}` });
@@ -327,7 +348,7 @@ function placeOnEach(plan: Plan, { goal, context, request, live, mine, waiting, 
   const covered = new Set(live.map(({ node_id }) => node_id));
   const stopping = new Map(
     [...mine.filter(({ desired }) => desired === "stop"), ...plan.stop]
-      .filter(({ node_id }) => !state.isDown(node_id))
+      .filter(({ node_id }) => !state.isLost(node_id))
       .map(({ node_id, slot }) => [node_id, slot]),
   );
   const taken = new Set([...live.map(({ slot }) => slot), ...stopping.values()]);
@@ -382,7 +403,12 @@ function accept(
     stateful,
     context,
     joins,
-  }: Pick<AllocationRecord, "slot" | "node_id" | "joins"> & { goal: Goal; stateful: boolean; context: PlanContext },
+    replaces,
+  }: Pick<AllocationRecord, "slot" | "node_id" | "joins" | "replaces"> & {
+    goal: Goal;
+    stateful: boolean;
+    context: PlanContext;
+  },
 ): void {
   const { job_id, service_name, incarnation, spec_hash, job_version, generation } = goal;
   plan.place.push({
@@ -398,6 +424,7 @@ function accept(
     desired: "run",
     created_at: context.now,
     ...(joins && { joins }),
+    ...(replaces && { replaces }),
   });
   if (stateful && context.state.homeOf({ job_id, service_name, slot })?.node_id !== node_id) {
     plan.homes.push({ job_id, service_name, slot, node_id });
@@ -405,14 +432,20 @@ function accept(
 }
 
 function pinOf(
-  { job_id, service_name }: Pick<Goal, "job_id" | "service_name">,
-  slot: number,
-  state: ClusterState,
-  whose = "",
+  { job_id, service_name, rules }: Pick<Goal, "job_id" | "service_name" | "rules">,
+  { slot, context, whose = "" }: { slot: number; context: PlanContext; whose?: string },
 ): PlacementRequest["pinned"] {
+  const { state, draining } = context;
   const home = state.homeOf({ job_id, service_name, slot });
-  const node = home && state.nodes.get(home.node_id);
-  return node && { node_id: node.node_id, reason: `the data of slot ${slot} ${whose}are on node ${node.node_name}` };
+  if (!home) return undefined;
+  const { node_id } = home;
+  if (draining?.get(node_id)?.force || (rules.volumes === "recreate" && state.isLost(node_id))) return undefined;
+  const data = `the data of slot ${slot} ${whose}are on node`;
+  const node = state.nodes.get(node_id);
+  if (node) return { node_id, reason: `${data} ${node.node_name}` };
+  const left = state.departures.get(node_id);
+  const again = "let it join again, or DELETE it with ?force=true to go on without them";
+  return left && { node_id, reason: `${data} ${left.node_name}, which left the cluster: ${again}` };
 }
 
 /** What of a deleted job with the same id is still being removed on a node that can do it. */
@@ -421,27 +454,17 @@ function waitsForPredecessor({ job_id, incarnation }: Goal, state: ClusterState)
     const old = state
       .allocationsOf(serviceKey({ job_id, service_name }))
       .filter((allocation) => allocation.incarnation !== incarnation);
-    if (old.some(({ node_id }) => !state.isDown(node_id)))
+    if (old.some(({ node_id }) => !state.isLost(node_id)))
       return "waiting for the containers of the deleted job with this id to stop";
   }
-  const removal = [...state.removals.values()].find((one) => one.job_id === job_id && !state.isDown(one.node_id));
+  const removal = [...state.removals.values()].find((one) => one.job_id === job_id && !state.isLost(one.node_id));
   if (!removal) return undefined;
   const name = state.nodes.get(removal.node_id)?.node_name ?? removal.node_id;
   return `waiting for node ${name} to remove the volumes of the deleted job with this id`;
-}
-
-function block(plan: Plan, slot: number, reasons: string[]): void {
-  if (plan.blocked.length < MAX_BLOCKED) plan.blocked.push({ slot, reasons });
 }
 
 function countByNode(allocations: readonly AllocationRecord[]): Map<string, number> {
   const counts = new Map<string, number>();
   for (const { node_id } of allocations) counts.set(node_id, (counts.get(node_id) ?? 0) + 1);
   return counts;
-}
-
-function without<T>(list: readonly T[], removed: readonly T[]): T[] {
-  if (removed.length === 0) return [...list];
-  const set = new Set(removed);
-  return list.filter((item) => !set.has(item));
 }

@@ -35,7 +35,7 @@ export function waitingFor(
       .allocationsOf(key)
       .filter((one) => one.incarnation === incarnation && one.desired === "run" && one.spec_hash === need.spec_hash)
       .filter(({ generation = 0 }) => generation === (need.generation ?? 0))
-      .filter(({ node_id, ended }) => ended !== undefined || !state.isDown(node_id))
+      .filter(({ node_id, ended }) => ended !== undefined || !state.isLost(node_id))
       .toSorted((a, b) => a.slot - b.slot);
     const open = replicas.map((one) => ({ slot: one.slot, ...shortfall(one, { condition, state }) }));
     const first = open.find(({ why }) => why !== undefined);

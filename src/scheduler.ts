@@ -4,34 +4,23 @@
  * each node its assignments. It decides nothing itself: `reconcile.ts` and `placement.ts` do. Membership of nodes is in
  * `membership.ts`, the rules of a job's records in `job_changes.ts`.
  */
-import type { Clock, Timer } from "./clock.ts";
+import { Alarms, type Clock, type Timer } from "./clock.ts";
 import type { ServiceKey } from "./cluster_state.ts";
-import { ClusterState, parseServiceKey, serviceKey } from "./cluster_state.ts";
+import { ClusterState, serviceKey } from "./cluster_state.ts";
 import type { Preconditions, PutOutcome, WantedJob } from "./job_changes.ts";
-import {
-  changesForDelete,
-  changesForLabels,
-  changesForPut,
-  changesForScale,
-  checkPreconditions,
-} from "./job_changes.ts";
+import { changesForDelete, changesForPut, changesForScale, checkPreconditions } from "./job_changes.ts";
 import { Directory } from "./directory.ts";
 import { assignedImageOf, changesForDigests, changesForRestart } from "./job_images.ts";
 import type { Log } from "./log.ts";
-import type {
-  AllocationRecord,
-  Change,
-  ClusterRecord,
-  JobServiceRecord,
-  LiveJob,
-  MasterMessage,
-  NodeRecord,
-} from "./model.ts";
-import { isGlobal, type ServiceSpec } from "./model_spec.ts";
+import type { AllocationRecord, Change, ClusterRecord, LiveJob, MasterMessage, NodeRecord } from "./model.ts";
+import { isGlobal } from "./model_spec.ts";
 import { CacophonyError, StartError } from "./model.ts";
-import type { Blocked, Goal, Plan, PlanContext } from "./reconcile.ts";
+import { type DrainFacts, drainings, type DrainWait, drainWaits } from "./reconcile_drain.ts";
+import type { Blocked, Plan, PlanContext } from "./reconcile_goal.ts";
 import { reconcileRemoved, reconcileService } from "./reconcile.ts";
-import { Bonds } from "./reconcile_together.ts";
+import { planBeforehand, type ServicePlan } from "./scheduler_dry_run.ts";
+import { Goals } from "./scheduler_goals.ts";
+import { changesForLeave, changesForNode, departure, hasLeft, type NodeWish, noteOf } from "./scheduler_nodes.ts";
 import { Registries } from "./scheduler_registries.ts";
 import { Secrets } from "./scheduler_secrets.ts";
 import { changesForUpgrade } from "./scheduler_upgrade.ts";
@@ -58,9 +47,6 @@ export type SchedulerOptions = {
   onFenced: () => void;
 };
 
-/** What a dry run would do to one service. */
-export type ServicePlan = { goal: Goal; plan: Plan };
-
 export class Scheduler {
   readonly state = new ClusterState();
   /** Where names and addresses lead; nodes hear of it in their session. */
@@ -75,8 +61,13 @@ export class Scheduler {
   readonly #untold = new Set<string>();
   /** Revision of the first assignments without an allocation that is to stop: reports from there on can confirm it gone. */
   readonly #stopToldAt = new Map<string, number>();
-  /** What belongs together in a job, kept with its record. */
-  readonly #bonds = new Bonds();
+  readonly #goals: Goals;
+  /** Why services find no place outside of nodes that are to be emptied, as of the last pass. */
+  readonly #stuck = new Map<ServiceKey, readonly string[]>();
+  /** When services are looked at again though nothing happened. */
+  readonly #alarms = new Alarms<ServiceKey>();
+  /** When nodes that are being emptied are to be empty. */
+  readonly #deadlines = new Alarms<string>();
   #queue: Promise<unknown> = Promise.resolve();
   #cluster: ClusterRecord | undefined;
   #term = 0;
@@ -88,6 +79,7 @@ export class Scheduler {
   constructor(options: SchedulerOptions) {
     this.#options = options;
     const network = () => ({ mode: this.cluster.network_mode, cidr: this.cluster.network_cidr });
+    this.#goals = new Goals(this.state);
     this.directory = new Directory({ state: this.state, clock: options.clock, network });
     this.secrets = new Secrets({ ...options, state: this.state });
     this.#registries = new Registries({ ...options, state: this.state });
@@ -131,6 +123,8 @@ export class Scheduler {
       "job",
       "allocation",
       "home",
+      "departure",
+      "history",
       "removal",
       "registry",
       "secret",
@@ -158,7 +152,7 @@ export class Scheduler {
       const changes = changesForUpgrade(this.state, this.secrets);
       if (changes.length === 0) return;
       await this.#commit(changes);
-      await this.#commit(this.state.unused());
+      await this.#commit(this.state.unused(this.#options.clock.now()));
       await store.scrub?.();
       log.info("sealed the secrets that an earlier version kept in plain", { changes: changes.length });
     } catch (error) {
@@ -170,6 +164,8 @@ export class Scheduler {
     this.#stopped = true;
     this.#passTimer?.cancel();
     this.#fullPassTimer?.cancel();
+    this.#alarms.stop();
+    this.#deadlines.stop();
     this.directory.stop();
     await this.#queue.catch(() => {});
     await this.#options.store.close();
@@ -214,14 +210,19 @@ export class Scheduler {
     });
   }
 
-  /** Has every replica replaced, one by one; with `pull` by what its image's tag stands for then. */
+  /** Has every replica of a job, or of one service, replaced one by one; with `pull` by what its image's tag stands for then. */
   async restartJob(
     jobId: string,
-    { pull, preconditions }: { pull: boolean; preconditions: Preconditions },
+    { serviceName, pull, preconditions }: { serviceName?: string; pull: boolean; preconditions: Preconditions },
   ): Promise<LiveJob> {
     return this.#exclusive(async () => {
       checkPreconditions(this.state.jobs.get(jobId), preconditions);
-      const { job, changes } = changesForRestart(this.state, { jobId, pull, now: this.#options.clock.now() });
+      const { job, changes } = changesForRestart(this.state, {
+        jobId,
+        serviceName,
+        pull,
+        now: this.#options.clock.now(),
+      });
       await this.#commit(changes);
       this.#wakeJob(job);
       return job;
@@ -255,34 +256,70 @@ export class Scheduler {
     checkPreconditions(this.state.jobs.get(jobId), preconditions);
     const settled = this.secrets.settle(wanted, this.state.liveJob(jobId)).wanted;
     const outcome = changesForPut(this.state, { jobId, wanted: settled, now: clock.now(), newId });
-    const { job } = outcome;
-    const known = new Map(
-      job.services.map((service, i) => [service.service_name, { service, spec: settled.services[i]?.spec }]),
-    );
-    const specs = new Map([...known.values()].map(({ service, spec }) => [service.spec_hash, spec]));
-    const bonds = this.#bonds.of(job, { specs });
-    const planned = new Map<ServiceKey, Plan>();
-    const context = { ...this.#planContext(), planned };
-    const names = new Set([...known.keys()].flatMap((name) => bonds.get(name)?.group ?? name));
-    const services = [...names].flatMap((name) => {
-      const { service, spec } = known.get(name) ?? {};
-      if (!service || !spec) return [];
-      // Where everything would go, not what starts first.
-      const goal = { ...this.#goalOf(job, { service, spec }), released: true };
-      const plan = reconcileService(goal, context);
-      planned.set(serviceKey(goal), plan);
-      return [{ goal, plan }];
-    });
+    const specs = settled.services.map(({ spec }) => spec);
+    const services = planBeforehand(outcome.job, { specs, goals: this.#goals, context: this.#planContext() });
     return { outcome, services };
   }
 
-  async setLabels(nodeId: string, labels: readonly [string, string][]): Promise<NodeRecord> {
+  // ---- Nodes ----------------------------------------------------------------------------------------------------------
+
+  /** Sets a node's labels and its availability. */
+  async putNode(nodeId: string, wish: NodeWish): Promise<NodeRecord> {
     return this.#exclusive(async () => {
-      const { node, changes } = changesForLabels(this.state, { nodeId, labels });
+      const { node, changes } = changesForNode(this.state, { nodeId, wish, now: this.#options.clock.now() });
       await this.#commit(changes);
       this.wakeForNode(node.node_id);
       return node;
     });
+  }
+
+  /** Has a node leave the cluster: at once where it is down, else when it is empty. Resolves to whether it is gone. */
+  async removeNode(nodeId: string, wish: NodeWish): Promise<{ node: NodeRecord; isGone: boolean }> {
+    return this.#exclusive(async () => {
+      const { node, changes, isGone } = changesForLeave(this.state, { nodeId, wish, now: this.#options.clock.now() });
+      if (isGone) await this.#depart(node, changes);
+      else {
+        await this.#commit(changes);
+        this.sendAssignments(node.node_id);
+        this.wakeForNode(node.node_id);
+      }
+      return { node, isGone };
+    });
+  }
+
+  /** Ends the membership of a node that is to leave, and has; resolves to whether it did. */
+  async finishLeaving(nodeId: string): Promise<boolean> {
+    if (!hasLeft(this.state, { nodeId, term: this.#term })) return false;
+    return this.#exclusive(async () => {
+      const node = this.state.nodes.get(nodeId);
+      if (!node || !hasLeft(this.state, { nodeId, term: this.#term })) return false;
+      await this.#depart(node, departure(this.state, { node, now: this.#options.clock.now() }));
+      return true;
+    });
+  }
+
+  async #depart(node: NodeRecord, changes: readonly Change[]): Promise<void> {
+    const here = this.state.allocationsOn(node.node_id).map(serviceKey);
+    await this.#commit(changes);
+    this.state.views.delete(node.node_id);
+    this.#options.log.info("a node left the cluster", { node: node.node_id, node_name: node.node_name });
+    this.directory.touchNetworks();
+    this.wake(here);
+    this.wakeForNode(node.node_id);
+  }
+
+  /** What keeps a node from being empty. */
+  drainWaits(node: NodeRecord): DrainWait[] {
+    return drainWaits(node, this.#drainFacts());
+  }
+
+  #drainFacts(): DrainFacts {
+    return {
+      state: this.state,
+      now: this.#options.clock.now(),
+      mobilityOf: (key) => this.#goals.mobilityOf(key),
+      stuckOf: (key) => this.#stuck.get(key) ?? [],
+    };
   }
 
   /** Slots of a service that have no allocation, as of the last pass. */
@@ -352,7 +389,7 @@ export class Scheduler {
 
   /** Room may have appeared: services with blocked slots are looked at again. */
   wakeBlocked(): void {
-    this.wake(this.#blocked.keys());
+    this.wake([...this.#blocked.keys(), ...this.#stuck.keys()]);
   }
 
   /** A node came, went or changed: looks again at what it has, at what is to be on each node, and at what found no place. */
@@ -412,7 +449,9 @@ export class Scheduler {
     if (!send) return;
     const revision = ++this.#revision;
     const all = this.state.allocationsOn(nodeId);
-    const allocations = all.filter(({ desired }) => desired === "run");
+    // What came to its end has to be gone, too, from a node that leaves.
+    const isLeaving = this.state.nodes.get(nodeId)?.drain?.leave === true;
+    const allocations = all.filter(({ desired, ended }) => desired === "run" && !(isLeaving && ended));
     for (const { allocation_id, desired } of all) {
       if (desired === "stop" && !this.#stopToldAt.has(allocation_id)) this.#stopToldAt.set(allocation_id, revision);
     }
@@ -441,7 +480,9 @@ export class Scheduler {
     this.wake([...this.state.allocations.values()].map(serviceKey));
     // Whatever a node missed reaches it now: assignments are the full set, and taking them in again changes nothing.
     for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
-    void this.change(() => this.state.unused()).catch((error: unknown) => this.#storeFailed(error));
+    void this.change(() => this.state.unused(this.#options.clock.now())).catch((error: unknown) =>
+      this.#storeFailed(error),
+    );
     this.#fullPassTimer = this.#options.clock.after(FULL_PASS_MS, () => this.#fullPass());
   }
 
@@ -457,35 +498,28 @@ export class Scheduler {
   }
 
   async #pass(): Promise<void> {
-    const keys = this.#withDependents(this.#dirty);
+    const draining = drainings(this.#drainFacts());
+    for (const { turn } of draining.values()) if (turn !== undefined) this.#dirty.add(turn);
+    const keys = this.#goals.withDependents(this.#dirty);
     this.#dirty.clear();
     const planned = new Map<ServiceKey, Plan>();
-    const context = { ...this.#planContext(), planned };
-    const changes: Change[] = [];
-    const blocked = new Map<ServiceKey, Blocked[]>();
+    const context = { ...this.#planContext(draining), planned };
     const nodes = new Set(this.#untold);
-    const released: ServiceKey[] = [];
+    const changes: Change[] = [];
     for (const key of keys) {
       const plan = this.#planFor(key, context);
       planned.set(key, plan);
-      blocked.set(key, plan.blocked);
-      if (plan.released) released.push(key);
-      for (const record of plan.place) changes.push({ op: "put", kind: "allocation", record });
-      for (const one of plan.stop) changes.push({ op: "put", kind: "allocation", record: { ...one, desired: "stop" } });
-      for (const record of plan.homes) changes.push({ op: "put", kind: "home", record });
+      changes.push(...this.#changesOf(plan, context.now));
       for (const { node_id } of [...plan.place, ...plan.stop]) nodes.add(node_id);
     }
-    changes.push(...this.#releases(new Set(released)));
+    changes.push(...this.#goals.releases(new Set(keys.filter((key) => planned.get(key)?.released))));
     try {
       await this.#commit(changes);
     } catch (error) {
       for (const key of keys) this.#dirty.add(key);
       throw error;
     }
-    for (const [key, list] of blocked) {
-      if (list.length > 0) this.#blocked.set(key, list);
-      else this.#blocked.delete(key);
-    }
+    for (const [key, plan] of planned) this.#remember(key, plan);
     if (changes.length > 0)
       this.#options.log.debug("scheduling pass", { services: keys.length, changes: changes.length });
     // A replica that is to stop is out of names before its node hears of it.
@@ -495,72 +529,49 @@ export class Scheduler {
       this.#untold.delete(nodeId);
       this.sendAssignments(nodeId);
     }
+    this.#followDrains(new Set(keys));
+  }
+
+  #changesOf(plan: Plan, now: number): Change[] {
+    const put = (record: AllocationRecord): Change => ({ op: "put", kind: "allocation", record });
+    return [
+      ...plan.place.map(put),
+      ...plan.stop.flatMap((one) => {
+        const cause = plan.causes.get(one.allocation_id);
+        const note = cause === undefined ? [] : [noteOf(this.state, { allocation: one, cause, now })];
+        return [put({ ...one, desired: "stop" }), ...note];
+      }),
+      ...plan.homes.map((record): Change => ({ op: "put", kind: "home", record })),
+    ];
+  }
+
+  /** Keeps what a plan says beside its changes. */
+  #remember(key: ServiceKey, { blocked, stuck, wakeAt }: Plan): void {
+    if (blocked.length > 0) this.#blocked.set(key, blocked);
+    else this.#blocked.delete(key);
+    if (stuck.length > 0) this.#stuck.set(key, [...new Set(stuck)]);
+    else this.#stuck.delete(key);
+    this.#alarms.set(key, { at: wakeAt, clock: this.#options.clock, ring: () => this.wake([key]) });
+  }
+
+  /** The next services to leave nodes that are being emptied get their turn; what is left at a deadline goes then. */
+  #followDrains(done: ReadonlySet<ServiceKey>): void {
+    for (const [nodeId, { turn, isOver }] of drainings(this.#drainFacts())) {
+      if (turn !== undefined && !done.has(turn)) this.wake([turn]);
+      const at = isOver ? undefined : this.state.nodes.get(nodeId)?.drain?.deadline_at;
+      this.#deadlines.set(nodeId, { at, clock: this.#options.clock, ring: () => this.wakeForNode(nodeId) });
+    }
   }
 
   #planFor(key: ServiceKey, context: PlanContext): Plan {
-    const { job, service } = this.#find(key);
-    const spec = service && this.state.specs.get(service.spec_hash);
-    if (!job || !service || !spec) return reconcileRemoved(this.state.allocationsOf(key));
-    return reconcileService(this.#goalOf(job, { service, spec }), context);
+    const goal = this.#goals.find(key);
+    return goal ? reconcileService(goal, context) : reconcileRemoved(this.state.allocationsOf(key));
   }
 
-  #find(key: ServiceKey): { job: LiveJob | undefined; service: JobServiceRecord | undefined } {
-    const { job_id, service_name } = parseServiceKey(key);
-    const job = this.state.liveJob(job_id);
-    return { job, service: job?.services.find((one) => one.service_name === service_name) };
-  }
-
-  #goalOf(job: LiveJob, { service, spec }: { service: JobServiceRecord; spec: ServiceSpec }): Goal {
-    const { job_id, incarnation } = job;
-    const bond = this.#bonds.of(job, this.state).get(service.service_name);
-    const needs = service.rules.depends_on.flatMap((dependency) => {
-      const other = job.services.find(({ service_name }) => service_name === dependency.service_name);
-      if (!other) return [];
-      const { spec_hash, generation = 0, released } = other;
-      return [{ ...dependency, spec_hash, generation, released, scale: this.state.scaleOf(other) }];
-    });
-    return {
-      job_id,
-      incarnation,
-      job_version: job.version,
-      ...service,
-      spec,
-      scale: this.state.scaleOf(service),
-      needs,
-      ...(bond && { bond }),
-    };
-  }
-
-  /** The services, those whose start waits for one of them, and those that belong with one, in the order to plan them in. */
-  #withDependents(keys: ReadonlySet<ServiceKey>): ServiceKey[] {
-    const all = new Set(keys);
-    for (const jobId of new Set(Array.from(keys, (key) => parseServiceKey(key).job_id))) {
-      for (const { service_name, released, rules } of this.state.liveJob(jobId)?.services ?? []) {
-        const isAffected = rules.depends_on.some((one) =>
-          keys.has(serviceKey({ job_id: jobId, service_name: one.service_name })),
-        );
-        if (!released && isAffected) all.add(serviceKey({ job_id: jobId, service_name }));
-      }
-    }
-    return this.#bonds.inOrder(all, this.state);
-  }
-
-  /** Job records in which these services wait for nothing any more. The version stays: nothing that a user asked for changed. */
-  #releases(keys: ReadonlySet<ServiceKey>): Change[] {
-    const jobs = new Set(Array.from(keys, (key) => this.#find(key).job));
-    return [...jobs].flatMap((job) => {
-      if (!job) return [];
-      const services = job.services.map((service) => {
-        const isReleased = keys.has(serviceKey({ job_id: job.job_id, service_name: service.service_name }));
-        return isReleased ? { ...service, released: true } : service;
-      });
-      return [{ op: "put", kind: "job", record: { ...job, services } }];
-    });
-  }
-
-  #planContext(): PlanContext {
+  #planContext(draining = drainings(this.#drainFacts())): PlanContext {
     const { clock, random, newId } = this.#options;
     return {
+      draining,
       state: this.state,
       candidates: this.state.candidates(),
       now: clock.now(),

@@ -46,6 +46,8 @@ export type SessionOptions = {
   onPeers: (peers: Peer[]) => void;
   /** What the master tells of the cluster's network and of where services are. */
   onNetwork: (message: NetworkMessage | DirectoryMessage) => void;
+  /** This node is a member no more. */
+  onLeft: () => void;
   /** The master will not have this node: for good, as things are. */
   onRefused: (refusal: { code: string; message: string }) => void;
 };
@@ -208,6 +210,7 @@ export class Session {
     const { executor, log, onRefused, onPeers, onNetwork } = this.#options;
     if (message.type === "welcome") return this.#begin(message, channel);
     if (message.type === "refused") onRefused(message);
+    else if (message.type === "left") this.#options.onLeft();
     else if (message.type === "peers") onPeers(message.peers);
     else if (message.type === "network" || message.type === "directory") onNetwork(message);
     else if (message.type === "ack" && live) live.acknowledged = message.sequence;

@@ -530,13 +530,21 @@ describe("PUT /cluster/node/:node_id", () => {
   });
 
   test.each([
-    ["no labels", {}, "labels: must be an object from names to texts"],
+    ["nothing to set", {}, ": says nothing: a node's labels and its availability can be set"],
+    ["an unknown availability", { availability: "off" }, "availability: is none of active"],
+    ["a deadline of no drain", { availability: "pause", deadline: "1m" }, ": deadline goes with"],
+    ["a deadline that is none", { availability: "drain", deadline: "soon" }, "deadline: "],
     ["a list", { labels: ["a=b"] }, "labels: must be an object from names to texts"],
-    ["another key", { labels: {}, role: "master" }, "role: is not known here; a node's labels can be set"],
+    [
+      "another key",
+      { labels: {}, role: "master" },
+      "role: is not known here; a node's labels and its availability can be set",
+    ],
     ["a number", { labels: { a: 1 } }, "labels.a: must be a text in quotes"],
     ["nothing", { labels: { a: null } }, "labels.a: must be a text in quotes"],
     ["a name with a space", { labels: { "a b": "c" } }, "labels.a b: a label's name has 1 to 200 characters"],
-    ["a list for a body", [], "labels: must be an object"],
+    ["a list for a body", [], ": says nothing"],
+    ["a text for a body", "drain", ": must be an object with labels or availability"],
   ])("refuses %s", async (_, body, message) => {
     const answer = await labels(body);
     const faults = answer.body.error.details.map((detail) => `${detail.path}: ${detail.message}`);
@@ -547,7 +555,7 @@ describe("PUT /cluster/node/:node_id", () => {
     const unknown = await labels({ labels: {} }, "alphas");
     expect([unknown.status, unknown.body.error.message]).toEqual([404, "no node 'alphas'; did you mean 'alpha'?"]);
     expect((await call("PUT", "/cluster/node/n-1", { body: "zone=a" })).status).toBe(400);
-    expect((await call("GET", "/cluster/node/n-1")).headers.get("allow")).toBe("PUT");
+    expect((await call("POST", "/cluster/node/n-1")).headers.get("allow")).toBe("GET, PUT, DELETE");
   });
 });
 

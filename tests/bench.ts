@@ -251,6 +251,8 @@ const idleStore: Store = {
     node: [],
     allocation: [],
     home: [],
+    departure: [],
+    history: [],
     removal: [],
     registry: [],
     secret: [],

@@ -4,7 +4,7 @@ import fc from "fast-check";
 import { ClusterState } from "../src/cluster_state.ts";
 import type { AllocationRecord, AllocationStatus } from "../src/model.ts";
 import type { ServiceSpec } from "../src/model_spec.ts";
-import type { Goal, Plan } from "../src/reconcile.ts";
+import { emptyPlan, type Goal, type Plan } from "../src/reconcile_goal.ts";
 import { reconcileRemoved, reconcileService } from "../src/reconcile.ts";
 import { idleMachine, rules, seeded, spec } from "./cluster_fixture.ts";
 
@@ -156,7 +156,7 @@ describe("reconcile()", () => {
         .map(({ slot }) => slot)
         .toSorted(),
     ).toEqual([1, 2, 3, 4, 5, 6]);
-    expect(bench.plan(goal)).toEqual({ place: [], stop: [], homes: [], blocked: [], released: false });
+    expect(bench.plan(goal)).toEqual(emptyPlan());
   });
 
   test("replaces an allocation whose node is down, and lets the old one go when the node returns", () => {
@@ -177,7 +177,7 @@ describe("reconcile()", () => {
     const goal = bench.goal(4);
     bench.settle(goal);
     bench.set("a", "unready");
-    expect(bench.plan(goal)).toEqual({ place: [], stop: [], homes: [], blocked: [], released: false });
+    expect(bench.plan(goal)).toEqual(emptyPlan());
   });
 
   test("replaces a changed service replica by replica", () => {
@@ -218,7 +218,7 @@ describe("reconcile()", () => {
     const view = bench.state.views.get("a");
     view?.statuses.clear();
     if (view) Object.assign(view, { state: "unready", reported: false });
-    expect(bench.plan(bench.goal(4))).toEqual({ place: [], stop: [], homes: [], blocked: [], released: false });
+    expect(bench.plan(bench.goal(4))).toEqual(emptyPlan());
     expect(bench.plan(bench.goal(4, { spec_hash: "h2" })).stop.map(({ node_id }) => node_id)).toEqual(["b"]);
   });
 
@@ -240,13 +240,7 @@ describe("reconcile()", () => {
     bench.settle(bench.goal(3, { service, spec_hash: "h2" }));
     expect(where()).toEqual(before);
     bench.set("a", "down");
-    expect(bench.plan(bench.goal(3, { service, spec_hash: "h2" }))).toEqual({
-      place: [],
-      stop: [],
-      homes: [],
-      blocked: [],
-      released: false,
-    });
+    expect(bench.plan(bench.goal(3, { service, spec_hash: "h2" }))).toEqual(emptyPlan());
   });
 
   test("a new job of a deleted one's id waits for the old containers", () => {
@@ -266,7 +260,7 @@ describe("reconcile()", () => {
     const goal = bench.goal(1, { service: { restart: { condition: "no", max_attempts: 0, compose: "no" } } });
     bench.commit(bench.plan(goal));
     for (const one of bench.running()) bench.report(one, "exited", { final: true });
-    expect(bench.plan(goal)).toEqual({ place: [], stop: [], homes: [], blocked: [], released: false });
+    expect(bench.plan(goal)).toEqual(emptyPlan());
   });
 
   test("removes replicas that do not run before those that do", () => {

@@ -55,6 +55,7 @@ class Node {
       }),
       addresses: () => [peer.address],
       onWelcome: () => {},
+      onLeft: () => {},
       onPeers: () => {},
       onNetwork: (message) => void this.learnt.push(message),
       onRefused: () => {},

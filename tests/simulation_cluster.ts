@@ -21,7 +21,9 @@ import {
   type Welcome,
   NODE_IN_USE,
 } from "../src/model.ts";
+import type { ClusterState } from "../src/cluster_state.ts";
 import { claimsOf } from "../src/placement.ts";
+import { FAILURES } from "../src/reconcile_replace.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { Session } from "../src/session.ts";
 import { openSqliteStore, type Store, StoreError } from "../src/store.ts";
@@ -154,6 +156,7 @@ export class SimCluster {
       }),
       addresses: () => [this.master.address, ...identity.peers.map((peer) => peer.address)],
       onWelcome: (welcome) => welcomed(machine, { welcome, executor }),
+      onLeft: () => {},
       onPeers: (peers) => void (identity.peers = peers),
       onRefused: ({ code, message }) => {
         if (code !== NODE_IN_USE) this.#fail(machine, message);
@@ -325,7 +328,8 @@ export class SimCluster {
     }
     for (const [slot, ids] of slots) {
       if (ids.length < 2) continue;
-      const live = ids.filter((id) => !this.#givenUp.has(id));
+      const replaced = ids.map((id) => this.allocations.get(id)?.replaces?.allocation_id);
+      const live = ids.filter((id) => !this.#givenUp.has(id) && !replaced.includes(id));
       if (live.length > 1) this.violations.push(`slot ${slot} runs in allocations ${live.join(" and ")}`);
     }
   }
@@ -404,7 +408,8 @@ export class SimCluster {
         other.job_id === record.job_id && other.service_name === record.service_name && other.slot === record.slot;
       const formerJob = other.job_id === record.job_id && other.incarnation !== record.incarnation;
       if (sameSlot || formerJob) {
-        if (state.isDown(other.node_id)) this.#givenUp.add(other.allocation_id);
+        if (record.replaces?.allocation_id === other.allocation_id) continue;
+        if (state.isLost(other.node_id)) this.#givenUp.add(other.allocation_id);
         else
           this.violations.push(`allocation ${id} was placed before ${other.allocation_id} of its slot or job was gone`);
       }
@@ -421,13 +426,17 @@ export class SimCluster {
     const job = state.liveJob(record.job_id);
     const service = job?.services.find(({ service_name }) => service_name === record.service_name);
     if (!service || job?.incarnation !== record.incarnation || service.spec_hash !== record.spec_hash) return;
-    if (state.isDown(record.node_id)) return void this.#givenUp.add(record.allocation_id);
+    if (state.isLost(record.node_id)) return void this.#givenUp.add(record.allocation_id);
+    if (this.#makesWay(record, state)) return;
+    const isPaired = ({ replaces }: AllocationRecord) =>
+      this.allocations.get(replaces?.allocation_id ?? "")?.desired === "run";
     const running = [...this.allocations.values()].filter(
       (one) =>
         one.job_id === record.job_id &&
         one.service_name === record.service_name &&
         one.incarnation === record.incarnation &&
-        one.desired === "run",
+        one.desired === "run" &&
+        !isPaired(one),
     );
     const [join] = record.joins ?? [];
     const scale = job.services.find(({ service_name }) => service_name === join?.service_name)?.scale ?? 0;
@@ -436,6 +445,20 @@ export class SimCluster {
     if (running.length <= service.scale) {
       this.violations.push(`allocation ${record.allocation_id} was stopped on ${record.node_id} for no reason`);
     }
+  }
+
+  /** Whether another has taken its slot, it was about to take one, it has to leave its node, or it does not get well there. */
+  #makesWay(record: AllocationRecord, state: ClusterState): boolean {
+    const { allocation_id: id, replaces, node_id } = record;
+    const successor = [...this.allocations.values()].find((one) => one.replaces?.allocation_id === id);
+    const { failures = 0, health } = state.status(record) ?? {};
+    return (
+      this.allocations.get(replaces?.allocation_id ?? "")?.desired === "run" ||
+      (successor !== undefined && state.status(successor)?.state === "running") ||
+      state.nodes.get(node_id)?.availability === "drain" ||
+      failures >= FAILURES ||
+      health === "unhealthy"
+    );
   }
 
   #running(): Scheduler {

@@ -8,7 +8,8 @@ import { parseJob, type ParsedService } from "../src/job_spec.ts";
 import type { AllocationRecord, JobServiceRecord, NodeRecord } from "../src/model.ts";
 import type { ServiceRules, ServiceSpec } from "../src/model_spec.ts";
 import { LABELS } from "../src/model.ts";
-import { type Plan, reconcileService } from "../src/reconcile.ts";
+import { reconcileService } from "../src/reconcile.ts";
+import type { Plan } from "../src/reconcile_goal.ts";
 import { bondsOf } from "../src/reconcile_together.ts";
 import { GIB, idleMachine, rules, seeded, spec } from "./cluster_fixture.ts";
 

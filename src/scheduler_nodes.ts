@@ -1,0 +1,140 @@
+/**
+ * @module Changes of a node's record: its labels, its availability, and its leaving of the cluster. Works out what is to be
+ * written; the Scheduler commits.
+ */
+import type { ClusterState } from "./cluster_state.ts";
+import type { AllocationRecord, Change, NodeRecord, PastAllocation, ReplaceCause } from "./model.ts";
+import { CacophonyError } from "./model.ts";
+import { suggest } from "./nearest.ts";
+
+/** What `PUT /cluster/node/:node_id` may ask for; what is absent stays. */
+export type NodeWish = {
+  labels?: readonly [string, string][];
+  availability?: NodeRecord["availability"];
+  /** For a drain: how long it may take, and whether what has its data on the node moves without them. */
+  deadlineMs?: number;
+  force?: boolean;
+};
+
+/** A node that is to be emptied has this long for it unless it is said. */
+export const DEFAULT_DRAIN_MS = 600_000;
+
+/**
+ * The node of that id or name.
+ * @throws CacophonyError `not_found`, naming close matches.
+ */
+export function findNode(state: ClusterState, nodeId: string): NodeRecord {
+  const nodes = [...state.nodes.values()];
+  const found = state.nodes.get(nodeId) ?? nodes.find(({ node_name }) => node_name === nodeId);
+  if (found) return found;
+  const names = nodes.flatMap(({ node_id, node_name }) => [node_name, node_id]);
+  const left = state.departures.get(nodeId);
+  const why = left ? `; it left the cluster at ${new Date(left.left_at).toISOString()}` : suggest(nodeId, names);
+  throw new CacophonyError("not_found", `no node '${nodeId}'${why}`);
+}
+
+/** Changes that give a node what is wished for; labels are those over the ones that it was started with, and replace the ones set before. */
+export function changesForNode(
+  state: ClusterState,
+  { nodeId, wish, now }: { nodeId: string; wish: NodeWish; now: number },
+): { node: NodeRecord; changes: Change[] } {
+  const found = findNode(state, nodeId);
+  const { labels, availability } = wish;
+  const set_labels = labels?.toSorted((a, b) => (a[0] < b[0] ? -1 : 1)) ?? found.set_labels;
+  let node: NodeRecord = { ...found, set_labels };
+  if (availability !== undefined) {
+    const { drain: _drain, ...rest } = node;
+    node = { ...rest, availability };
+    if (availability === "drain") node.drain = drainOf(found, { wish, now, leave: false });
+  }
+  return { node, changes: Bun.deepEquals(node, found) ? [] : [{ op: "put", kind: "node", record: node }] };
+}
+
+/**
+ * Changes that have a node leave: one that is lost does so at once, another is emptied before.
+ * @throws CacophonyError `conflict` for the master.
+ */
+export function changesForLeave(
+  state: ClusterState,
+  { nodeId, wish, now }: { nodeId: string; wish: NodeWish; now: number },
+): { node: NodeRecord; changes: Change[]; isGone: boolean } {
+  const found = findNode(state, nodeId);
+  if (found.role === "master") {
+    throw new CacophonyError(
+      "conflict",
+      `node ${found.node_name} is the master, and a cluster without a master can be told nothing; it can be drained: PUT {"availability": "drain"}`,
+    );
+  }
+  const node: NodeRecord = {
+    ...found,
+    availability: "drain",
+    drain: drainOf(found, { wish, now, leave: true }),
+  };
+  const put: Change = { op: "put", kind: "node", record: node };
+  if (!state.isDown(found.node_id)) return { node, changes: [put], isGone: false };
+  return { node, changes: departure(state, { node, now }), isGone: true };
+}
+
+function drainOf(
+  { drain }: NodeRecord,
+  { wish, now, leave }: { wish: NodeWish; now: number; leave: boolean },
+): NonNullable<NodeRecord["drain"]> {
+  const { deadlineMs, force = drain?.force ?? false } = wish;
+  const started_at = drain?.started_at ?? now;
+  const kept = deadlineMs === undefined ? drain?.deadline_at : undefined;
+  return { started_at, deadline_at: kept ?? now + (deadlineMs ?? DEFAULT_DRAIN_MS), force, leave };
+}
+
+/** Changes that end a node's membership; what was still to run there is lost with it. */
+export function departure(state: ClusterState, { node, now }: { node: NodeRecord; now: number }): Change[] {
+  const { node_id, node_name, address, engine_id, drain } = node;
+  const changes: Change[] = [
+    { op: "delete", kind: "node", key: node_id },
+    {
+      op: "put",
+      kind: "departure",
+      record: { node_id, node_name, address, left_at: now, ...(engine_id !== undefined && { engine_id }) },
+    },
+  ];
+  for (const allocation of state.allocationsOn(node_id)) {
+    // What came to its end is not to run again anywhere.
+    if (allocation.ended) continue;
+    changes.push({ op: "delete", kind: "allocation", key: allocation.allocation_id });
+    if (allocation.desired === "run") changes.push(noteOf(state, { allocation, cause: "lost", now }));
+  }
+  for (const { removal_id, node_id: on } of state.removals.values())
+    if (on === node_id) changes.push({ op: "delete", kind: "removal", key: removal_id });
+  if (drain?.force)
+    for (const [key, home] of state.homes)
+      if (home.node_id === node_id) changes.push({ op: "delete", kind: "home", key });
+  return changes;
+}
+
+/** Whether nothing of the cluster's is on a node that is to leave, as it has told since it knows that. */
+export function hasLeft(state: ClusterState, { nodeId, term }: { nodeId: string; term: number }): boolean {
+  const view = state.views.get(nodeId);
+  if (state.nodes.get(nodeId)?.drain?.leave !== true || !view?.connected || !view.reported) return false;
+  const isEmpty = state.allocationsOn(nodeId).every(({ ended }) => ended !== undefined);
+  return isEmpty && view.applied?.term === term && view.statuses.size === 0;
+}
+
+/** What a slot's history keeps of an allocation that is to run no more. */
+export function noteOf(
+  state: ClusterState,
+  { allocation, cause, now }: { allocation: AllocationRecord; cause: ReplaceCause; now: number },
+): Change {
+  const { allocation_id, node_id, created_at } = allocation;
+  const status = state.status(allocation);
+  const past: PastAllocation = {
+    allocation_id,
+    node_id,
+    node_name: state.nodes.get(node_id)?.node_name ?? node_id,
+    cause,
+    created_at,
+    replaced_at: now,
+    restarts: status?.restarts ?? 0,
+    ...(status?.error !== undefined && { error: status.error }),
+    ...(status?.last_end && { last_end: status.last_end }),
+  };
+  return { op: "put", kind: "history", record: state.historyWith(allocation, past) };
+}
