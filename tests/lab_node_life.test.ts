@@ -1,0 +1,299 @@
+/**
+ * @module What becomes of replicas when machines are cut off, freeze, hang, are emptied, leave and come back, on real hosts and
+ * Docker Engines and with the times that users have unless they say otherwise.
+ */
+import { afterAll, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import type { Allocation } from "./lab_cluster.ts";
+import { LabCluster, perNode, sleeper } from "./lab_cluster.ts";
+import { mustRun } from "./lab_process.ts";
+import { waitUntil } from "./wait.ts";
+
+setDefaultTimeout(120_000);
+
+/** From the cut until all that was lost runs elsewhere, with the default times. */
+const REPLACED_MS = 6_000;
+
+type Waiting = { job_id: string; service_name: string; slot: number; reason: string };
+type Node = {
+  node_id: string;
+  node_name: string;
+  state: string;
+  reason: string;
+  availability: string;
+  drained: boolean;
+  drain: { waiting: Waiting[]; leave: boolean } | null;
+};
+
+let cluster: LabCluster;
+
+beforeAll(async () => {
+  // The lab's own times are longer; a dead engine is given up sooner, so that a test can wait for it.
+  const times = ["--heartbeat-interval", "1s", "--node-timeout", "4s", "--engine-timeout", "6s"];
+  cluster = await LabCluster.start({ hosts: 3, bootstrap: times });
+});
+
+afterAll(async () => {
+  await cluster?.lab.stop();
+});
+
+beforeEach(async () => {
+  await cluster.clear();
+  await cluster.ready(3);
+});
+
+async function node(name: string, on = 1): Promise<Node> {
+  return (await cluster.api<Node>(`/cluster/node/${name}`, { on })).body;
+}
+
+async function setNode(name: string, body: unknown, query = ""): Promise<{ status: number; body: Node }> {
+  return cluster.api<Node>(`/cluster/node/${name}${query}`, { method: "PUT", body: JSON.stringify(body) });
+}
+
+/** Waits until `count` replicas of the job run on other hosts than `host`; returns how long that took from now on. */
+async function runElsewhere(job: string, { host, count }: { host: number; count: number }): Promise<number> {
+  const begin = performance.now();
+  await waitUntil(
+    `${count} replicas of ${job} to run on other hosts than ${host}`,
+    async () => {
+      const found = await cluster.allocations(`?job=${job}`);
+      return found.filter(({ state, node_name }) => state === "running" && node_name !== `host-${host}`);
+    },
+    { until: (found: Allocation[]) => found.length >= count, timeoutMs: 30_000, intervalMs: 50 },
+  );
+  return performance.now() - begin;
+}
+
+/** Nothing runs twice: of each slot, one container in all engines together. */
+async function eachSlotOnce(job: string, slots: number): Promise<void> {
+  await waitUntil(
+    `each of ${slots} slots of ${job} to have one container`,
+    async () => {
+      const all = (await Promise.all(cluster.lab.hosts.map((host) => cluster.containers(host)))).flat();
+      const here = all.filter(({ labels }) => labels["cacophony.job"] === job);
+      return here.map(({ labels, state }) => `${labels["cacophony.service"]}/${labels["cacophony.slot"]} ${state}`);
+    },
+    { until: (found) => found.length === slots && new Set(found).size === slots, timeoutMs: 30_000 },
+  );
+}
+
+/** Puts a job of `scale` sleepers and waits until they run. */
+async function run(job: string, scale: number, more: Record<string, unknown> = {}): Promise<void> {
+  await cluster.put(job, { services: { web: sleeper({ scale, ...more }) } });
+  await cluster.settled(job);
+}
+
+describe("a machine that falls silent", () => {
+  test("is replaced within 6 s of the cut, and stops what was replaced when it is back", async () => {
+    await run("cut", 6);
+    await cluster.lab.host(3).cutOff();
+    try {
+      expect(await runElsewhere("cut", { host: 3, count: 6 })).toBeLessThan(REPLACED_MS);
+      expect((await node("host-3")).state).toBe("down");
+    } finally {
+      await cluster.lab.host(3).reconnect();
+    }
+    await cluster.ready(3);
+    await eachSlotOnce("cut", 6);
+    const { services } = await cluster.job("cut");
+    const history = (
+      services["web"] as unknown as { history: { allocations: { cause: string; node_name: string }[] }[] }
+    ).history;
+    expect(history.flatMap(({ allocations }) => allocations)).toEqual(
+      Array.from({ length: 2 }, () => expect.objectContaining({ cause: "lost", node_name: "host-3" })),
+    );
+  });
+
+  test("whose process freezes is replaced, too, and hears of it when it goes on", async () => {
+    await run("frozen", 6);
+    cluster.process(2).freeze();
+    try {
+      expect(await runElsewhere("frozen", { host: 2, count: 6 })).toBeLessThan(REPLACED_MS);
+    } finally {
+      cluster.process(2).thaw();
+    }
+    await cluster.ready(3);
+    await eachSlotOnce("frozen", 6);
+  });
+
+  test.each(["OUTPUT", "INPUT"])("whose packets get lost in one direction only (%s) is replaced", async (chain) => {
+    await run("oneway", 6);
+    const { name } = cluster.lab.host(3);
+    const rule = [chain, "-p", "tcp", "-j", "DROP"];
+    const iptables = (act: string) => mustRun(["ip", "netns", "exec", name, "iptables", "-w", act, ...rule]);
+    await iptables("-I");
+    try {
+      // What is not acknowledged is seen from the other side only after the connection has been given up.
+      const limit = chain === "OUTPUT" ? REPLACED_MS : REPLACED_MS + 4_000;
+      expect(await runElsewhere("oneway", { host: 3, count: 6 })).toBeLessThan(limit);
+    } finally {
+      await iptables("-D");
+    }
+    await cluster.ready(3);
+    await eachSlotOnce("oneway", 6);
+  });
+
+  test("whose process only starts again keeps all it runs", async () => {
+    await run("restart", 6);
+    const before = await cluster.allocations("?job=restart");
+    await cluster.process(3).kill();
+    await waitUntil("the master to have noticed", () => node("host-3"), { until: ({ state }) => state !== "ready" });
+    cluster.restart(3);
+    await cluster.ready(3);
+    const kept = (list: Allocation[]) => list.map(({ allocation_id, container_id }) => [allocation_id, container_id]);
+    expect(kept(await cluster.allocations("?job=restart"))).toEqual(kept(before));
+  });
+
+  test("with most others may mean that the master is cut off: nothing is given up until somebody says so", async () => {
+    await run("mass", 6);
+    const before = (await cluster.allocations("?job=mass")).map(({ allocation_id }) => allocation_id).toSorted();
+    const status = async () =>
+      (await cluster.api<{ mass_failure: { nodes: string[] } | null }>("/cluster/status")).body;
+    const workers = [cluster.lab.host(2), cluster.lab.host(3)];
+    for (const host of workers) await host.cutOff();
+    try {
+      await waitUntil("the master to suspect itself", status, { until: (seen) => seen.mass_failure !== null });
+      await waitUntil("both to count as down", async () => [await node("host-2"), await node("host-3")], {
+        until: (nodes) => nodes.every(({ state }) => state === "down"),
+      });
+      const held = await cluster.allocations("?job=mass");
+      expect(held.map(({ allocation_id }) => allocation_id).toSorted()).toEqual(before);
+      const answer = await cluster.api<{ nodes: string[] }>("/cluster/reschedule", { method: "POST" });
+      expect([answer.status, answer.body.nodes.length]).toEqual([202, 2]);
+      await waitUntil("all to run on the master's machine", () => cluster.allocations("?job=mass&state=running"), {
+        until: (found) => found.length === 6 && found.every(({ node_name }) => node_name === "host-1"),
+      });
+      expect((await status()).mass_failure).toBeNull();
+    } finally {
+      for (const host of workers) await host.reconnect();
+    }
+    await cluster.ready(3);
+    await eachSlotOnce("mass", 6);
+  });
+});
+
+describe("a Docker Engine that is no use", () => {
+  test("makes its node unready with a reason, and is given up after the engine timeout", async () => {
+    await run("hung", 6);
+    cluster.lab.host(3).dockerd.freeze();
+    try {
+      const seen = await waitUntil("the node to be unready", () => node("host-3"), {
+        until: ({ state }) => state === "unready",
+        timeoutMs: 15_000,
+      });
+      expect(seen.reason).not.toBe("");
+      await runElsewhere("hung", { host: 3, count: 6 });
+    } finally {
+      cluster.lab.host(3).dockerd.thaw();
+    }
+    await cluster.ready(3);
+    await eachSlotOnce("hung", 6);
+  });
+});
+
+describe("a node that is to be emptied", () => {
+  const data = { volumes: ["data:/data"] };
+
+  test("starts each replica elsewhere before the old one stops, and keeps what has its data there", async () => {
+    await cluster.put("shop", {
+      services: {
+        web: sleeper({ scale: 6 }),
+        agent: sleeper({ deploy: { mode: "global" } }),
+        db: sleeper({ ...data, deploy: { placement: { constraints: ["node.hostname == host-2"] } } }),
+      },
+      volumes: { data: {} },
+    });
+    await cluster.settled("shop");
+    let fewest = 6;
+    const watch = setInterval(() => {
+      void cluster.allocations("?job=shop&service=web&state=running").then((found) => {
+        fewest = Math.min(fewest, found.length);
+      });
+    }, 50);
+    expect((await setNode("host-2", { availability: "drain" })).body.availability).toBe("drain");
+    const emptied = await waitUntil("all but the data to have left", () => node("host-2"), {
+      until: ({ drain }) => drain?.waiting.length === 2,
+      timeoutMs: 30_000,
+    });
+    clearInterval(watch);
+    expect(fewest).toBe(6);
+    expect(emptied.drained).toBe(false);
+    expect(emptied.drain?.waiting.map(({ service_name, reason }) => `${service_name}: ${reason}`)).toEqual([
+      "agent: it runs on each node, and leaves last",
+      "db: its data are on this node: with ?force=true it moves without them",
+    ]);
+    await setNode("host-2", { availability: "active" });
+    await cluster.settled("shop");
+  });
+
+  test("gives up data when it is forced to, and is drained then", async () => {
+    await cluster.put("forced", { services: { db: sleeper(data) }, volumes: { data: {} } });
+    await cluster.settled("forced");
+    const home = (await cluster.allocations("?job=forced"))[0]?.node_name ?? "";
+    await setNode(home, { availability: "drain" }, "?force=true");
+    await waitUntil("the node to be empty", () => node(home), { until: ({ drained }) => drained });
+    const moved = await cluster.settled("forced");
+    expect(moved.services["db"]?.allocations[0]?.node_name).not.toBe(home);
+    await setNode(home, { availability: "active" });
+  });
+
+  test("may be the master, and takes nothing new while it is paused", async () => {
+    await run("master", 3);
+    await setNode("host-1", { availability: "drain" });
+    await waitUntil("the master to be empty", () => node("host-1"), { until: ({ drained }) => drained });
+    expect(perNode(await cluster.allocations("?job=master"))).not.toHaveProperty("host-1");
+    await setNode("host-1", { availability: "pause" });
+    await cluster.scale("master", { service: "web", scale: 6 });
+    await cluster.settled("master");
+    expect(perNode(await cluster.allocations("?job=master"))).not.toHaveProperty("host-1");
+    await setNode("host-1", { availability: "active" });
+  });
+
+  test("stops what found no place elsewhere when its deadline has passed", async () => {
+    await run("late", 3, { ports: ["8080:80"] });
+    await setNode("host-3", { availability: "drain", deadline: "2s" });
+    await waitUntil("the node to be empty", () => node("host-3"), { until: ({ drained }) => drained });
+    const { services } = await cluster.job("late");
+    expect(services["web"]?.blocked[0]?.reasons.join()).toContain("host port 8080 taken");
+    await setNode("host-3", { availability: "active" });
+    await cluster.settled("late");
+  });
+});
+
+describe("a node that leaves", () => {
+  test("by its own command is empty before it goes, takes the kernel's part along, and may join again", async () => {
+    await run("leaving", 6);
+    const host = cluster.lab.host(3);
+    const left = await host.runCacophony(["leave"]);
+    expect([left.exitCode, left.stderr]).toEqual([0, ""]);
+    expect(left.stdout).toContain("this node has left its cluster");
+    expect(await cluster.process(3).exited).toBe(0);
+    expect((await cluster.containers(host)).length).toBe(0);
+    expect((await host.run(["ip", "link", "show", "cvx"])).exitCode).not.toBe(0);
+    expect((await host.run(["iptables-save"])).stdout).not.toContain("CACOPHONY");
+    expect(perNode(await cluster.allocations("?job=leaving&state=running"))).not.toHaveProperty("host-3");
+    const resumed = await host.runCacophony([]);
+    expect([resumed.exitCode, resumed.stderr]).toEqual([2, expect.stringContaining("has left its cluster")]);
+    cluster.restart(3);
+    await cluster.ready(3);
+  });
+
+  test("while it is down goes at once, and leaves what it runs when it is back", async () => {
+    await run("removed", 6);
+    const host = cluster.lab.host(3);
+    await host.cutOff();
+    await waitUntil("the node to be down", () => node("host-3"), { until: ({ state }) => state === "down" });
+    const answer = await cluster.api<Node>("/cluster/node/host-3", { method: "DELETE" });
+    expect([answer.status, answer.body.state]).toEqual([200, "left"]);
+    await runElsewhere("removed", { host: 3, count: 6 });
+    await host.reconnect();
+    expect(await cluster.process(3).exited).toBe(0);
+    await eachSlotOnce("removed", 6);
+    cluster.restart(3);
+    await cluster.ready(3);
+  });
+
+  test("is never the master", async () => {
+    const answer = await cluster.api<{ error: { code: string } }>("/cluster/node/host-1", { method: "DELETE" });
+    expect([answer.status, answer.body.error.code]).toEqual([409, "conflict"]);
+  });
+});
