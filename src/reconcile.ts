@@ -255,7 +255,8 @@ function replace(
   for (const { allocation, cause } of choice.start) {
     const to = cause === "rebalance" ? context.moves?.get(allocation.allocation_id) : undefined;
     const pinned = to === undefined ? {} : { pinned: { node_id: to, reason: "it was to move to another node" } };
-    const placement = place({ ...request, ...pinned }, context.candidates, context.random);
+    const others = context.candidates.filter(({ node_id }) => node_id !== allocation.node_id);
+    const placement = place({ ...request, ...pinned }, others, context.random);
     const replaces = { allocation_id: allocation.allocation_id, cause };
     if ("node_id" in placement) {
       const { slot } = allocation;

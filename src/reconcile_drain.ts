@@ -79,7 +79,7 @@ export function drainWaits({ node_id, drain }: NodeRecord, facts: DrainFacts): D
     .map((allocation) => {
       const { job_id, service_name, slot } = allocation;
       const key = serviceKey(allocation);
-      const [stuck] = stuckOf(key);
+      const stuck = stuckOf(key);
       const reason = () => {
         if (allocation.desired === "stop") return "it is being stopped";
         if (replaced.has(allocation.allocation_id)) return "another is being started elsewhere";
@@ -95,7 +95,7 @@ export function drainWaits({ node_id, drain }: NodeRecord, facts: DrainFacts): D
           case "follower":
             return "it leaves with the service beside which it runs";
           default:
-            return stuck === undefined ? "its turn comes" : `no other node takes it: ${stuck}`;
+            return stuck.length === 0 ? "its turn comes" : `no other node takes it: ${stuck.join("; ")}`;
         }
       };
       return { job_id, service_name, slot, reason: reason() };

@@ -1,0 +1,230 @@
+/** @module Nodes that fall silent, are emptied, leave and come back, as their master sees and records it. */
+import { describe, expect, test } from "bun:test";
+import { nodeView } from "../src/cluster_views.ts";
+import type { AllocationRecord } from "../src/model.ts";
+import { ENGINE_TIMEOUT_MS, HEARTBEAT_MS, HOLD_MS, Master, NODE_TIMEOUT_MS, Peer } from "./master_fixture.ts";
+
+const WEB = { image: "busybox" };
+const DATA = { image: "busybox", volumes: ["data:/data"] };
+
+/** Lets time pass while these nodes go on reporting what they are assigned. */
+async function pass(master: Master, { ms, peers }: { ms: number; peers: readonly Peer[] }): Promise<void> {
+  for (let passed = 0; passed < ms; passed += HEARTBEAT_MS) {
+    await master.clock.advance(HEARTBEAT_MS);
+    for (const peer of peers) await peer.report();
+  }
+}
+
+async function cluster(nodes: number): Promise<{ master: Master; peers: Peer[] }> {
+  const master = await Master.start();
+  const peers: Peer[] = [];
+  for (let n = 1; n <= nodes; n++) peers.push(await Peer.join(master, n));
+  return { master, peers };
+}
+
+function allocations(master: Master): AllocationRecord[] {
+  return [...master.scheduler.state.allocations.values()];
+}
+
+function nodesOf(master: Master): string[] {
+  return allocations(master)
+    .filter(({ desired }) => desired === "run")
+    .map(({ node_id }) => node_id)
+    .toSorted();
+}
+
+function stateOf(master: Master, nodeId: string): string | undefined {
+  return master.scheduler.state.views.get(nodeId)?.state;
+}
+
+describe("a silent node", () => {
+  test("is suspect at once when its connection closes, and down after the timeout, with a history for its slots", async () => {
+    const { master, peers } = await cluster(3);
+    const [one, two, three] = peers as [Peer, Peer, Peer];
+    await master.put("shop", { web: { ...WEB, scale: 3 } });
+    for (const peer of peers) await peer.report();
+    await three.hangUp();
+    expect(stateOf(master, "n3")).toBe("unready");
+    await pass(master, { ms: NODE_TIMEOUT_MS - 2 * HEARTBEAT_MS, peers: [one, two] });
+    expect(nodesOf(master)).toEqual(["n1", "n2", "n3"]);
+    await pass(master, { ms: 4 * HEARTBEAT_MS, peers: [one, two] });
+    expect(stateOf(master, "n3")).toBe("down");
+    expect(nodesOf(master)).not.toContain("n3");
+    await master.restart();
+    const [history] = master.scheduler.state.histories("shop/web");
+    expect(history?.past).toEqual([expect.objectContaining({ node_id: "n3", node_name: "n3", cause: "lost" })]);
+  });
+
+  test("that is back within the timeout keeps all that it runs", async () => {
+    const { master, peers } = await cluster(2);
+    await master.put("shop", { web: { ...WEB, scale: 2 } });
+    for (const peer of peers) await peer.report();
+    const before = allocations(master);
+    await peers[1]?.hangUp();
+    await pass(master, { ms: NODE_TIMEOUT_MS / 2, peers: peers.slice(0, 1) });
+    await peers[1]?.dial();
+    await pass(master, { ms: NODE_TIMEOUT_MS, peers });
+    expect(allocations(master)).toEqual(before);
+  });
+
+  test("is held with most others, until the longer time has passed", async () => {
+    const { master, peers } = await cluster(4);
+    await master.put("shop", { web: { ...WEB, scale: 4 } });
+    for (const peer of peers) await peer.report();
+    const before = nodesOf(master);
+    const [one] = peers as [Peer];
+    await pass(master, { ms: NODE_TIMEOUT_MS + 2 * HEARTBEAT_MS, peers: [one] });
+    expect(["n2", "n3", "n4"].map((id) => stateOf(master, id))).toEqual(["down", "down", "down"]);
+    expect(nodesOf(master)).toEqual(before);
+    expect(master.membership.hold?.nodes).toEqual(["n2", "n3", "n4"]);
+    await pass(master, { ms: HOLD_MS + HEARTBEAT_MS, peers: [one] });
+    expect(master.membership.hold).toBeUndefined();
+    expect(nodesOf(master)).toEqual(["n1", "n1", "n1", "n1"]);
+  });
+
+  test("is not held any longer once somebody says so", async () => {
+    const { master, peers } = await cluster(4);
+    await master.put("shop", { web: { ...WEB, scale: 4 } });
+    for (const peer of peers) await peer.report();
+    const [one] = peers as [Peer];
+    await pass(master, { ms: NODE_TIMEOUT_MS + 2 * HEARTBEAT_MS, peers: [one] });
+    expect(master.membership.reschedule()).toEqual(["n2", "n3", "n4"]);
+    await pass(master, { ms: HEARTBEAT_MS, peers: [one] });
+    expect(nodesOf(master)).toEqual(["n1", "n1", "n1", "n1"]);
+  });
+});
+
+describe("a node whose Docker Engine is dead", () => {
+  test("keeps its replicas until the engine timeout, and stops what was replaced when it is back", async () => {
+    const { master, peers } = await cluster(2);
+    const [one, two] = peers as [Peer, Peer];
+    await master.put("shop", { web: { ...WEB, scale: 2 } });
+    for (const peer of peers) await peer.report();
+    two.engineFault = "Docker does not answer";
+    await pass(master, { ms: HEARTBEAT_MS, peers });
+    expect([stateOf(master, "n2"), nodesOf(master)]).toEqual(["unready", ["n1", "n2"]]);
+    await pass(master, { ms: ENGINE_TIMEOUT_MS + HEARTBEAT_MS, peers: [one] });
+    for (let n = 0; n < 3; n++) await two.beat();
+    await pass(master, { ms: 2 * HEARTBEAT_MS, peers });
+    expect(nodesOf(master)).toEqual(["n1", "n1"]);
+    two.engineFault = undefined;
+    await pass(master, { ms: 2 * HEARTBEAT_MS, peers });
+    expect(two.assigned).toEqual([]);
+    expect(allocations(master)).toHaveLength(2);
+  });
+});
+
+describe("a node that leaves", () => {
+  test("is emptied, told, and listed as left; on the same engine it is whom it was when it joins again", async () => {
+    const { master, peers } = await cluster(2);
+    const [, two] = peers as [Peer, Peer];
+    await master.put("shop", { web: { ...WEB, scale: 2 } });
+    for (const peer of peers) await peer.report();
+    const { isGone } = await master.scheduler.removeNode("n2", {});
+    expect(isGone).toBe(false);
+    await pass(master, { ms: 4 * HEARTBEAT_MS, peers });
+    expect(nodesOf(master)).toEqual(["n1", "n1"]);
+    expect(two.heard.at(-1)).toEqual({ type: "left" });
+    expect([...master.scheduler.state.nodes.keys()]).toEqual(["n1"]);
+    expect(master.scheduler.state.departures.get("n2")).toMatchObject({ node_name: "n2" });
+    const again = await Peer.join(master, 2);
+    expect(again.assigned).toEqual([]);
+    expect(master.scheduler.state.nodes.get("n2")).toMatchObject({ availability: "active" });
+    expect(master.scheduler.state.departures.size).toBe(0);
+  });
+
+  test("while it was down has to leave what it runs when it is back, and does not know", async () => {
+    const { master, peers } = await cluster(2);
+    const [one, two] = peers as [Peer, Peer];
+    two.clusterId = "c";
+    await master.put("shop", { web: { ...WEB, scale: 2 } });
+    for (const peer of peers) await peer.report();
+    await pass(master, { ms: 2 * NODE_TIMEOUT_MS, peers: [one] });
+    expect((await master.scheduler.removeNode("n2", {})).isGone).toBe(true);
+    await pass(master, { ms: HEARTBEAT_MS, peers: [one] });
+    expect(allocations(master).every(({ node_id }) => node_id === "n1")).toBe(true);
+    await two.dial();
+    expect(master.scheduler.state.nodes.get("n2")?.drain?.leave).toBe(true);
+    await two.report();
+    await two.report();
+    expect(two.heard.at(-1)).toEqual({ type: "left" });
+    expect(master.scheduler.state.nodes.has("n2")).toBe(false);
+  });
+
+  test("and goes down before it is empty is out at once; the data that it had are waited for, or given up by force", async () => {
+    const { master, peers } = await cluster(2);
+    await master.put("shop", { db: DATA }, { volumes: { data: {} } });
+    for (const peer of peers) await peer.report();
+    const home = nodesOf(master)[0] ?? "";
+    const others = peers.filter(({ id }) => id !== home);
+    await master.scheduler.removeNode(home, {});
+    await pass(master, { ms: HEARTBEAT_MS, peers: others });
+    expect(nodesOf(master)).toEqual([home]);
+    await pass(master, { ms: NODE_TIMEOUT_MS + 2 * HEARTBEAT_MS, peers: others });
+    expect(master.scheduler.state.nodes.has(home)).toBe(false);
+    expect(master.scheduler.blockedOf("shop/db")[0]?.reasons[0]).toContain("which left the cluster");
+    const back = await Peer.join(master, Number(home.slice(1)));
+    await pass(master, { ms: HEARTBEAT_MS, peers: [...others, back] });
+    expect(nodesOf(master)).toEqual([home]);
+  });
+
+  test("by force leaves its data behind", async () => {
+    const { master, peers } = await cluster(2);
+    await master.put("shop", { db: DATA }, { volumes: { data: {} } });
+    for (const peer of peers) await peer.report();
+    const home = nodesOf(master)[0] ?? "";
+    await master.scheduler.removeNode(home, { force: true });
+    await pass(master, { ms: 5 * HEARTBEAT_MS, peers });
+    expect(nodesOf(master)).toEqual([home === "n1" ? "n2" : "n1"]);
+    expect(master.scheduler.state.nodes.has(home)).toBe(false);
+  });
+
+  test("may be kept after all", async () => {
+    const { master, peers } = await cluster(2);
+    await master.put("shop", { db: DATA }, { volumes: { data: {} } });
+    for (const peer of peers) await peer.report();
+    const home = nodesOf(master)[0] ?? "";
+    const { node } = await master.scheduler.removeNode(home, {});
+    const view = nodeView(node, { state: master.scheduler.state, waits: master.scheduler.drainWaits(node) });
+    expect(view.drain?.waiting).toEqual([
+      expect.objectContaining({ reason: "its data are on this node: with ?force=true it moves without them" }),
+    ]);
+    const kept = await master.scheduler.putNode(home, { availability: "active" });
+    expect(kept).not.toHaveProperty("drain");
+    await pass(master, { ms: 3 * HEARTBEAT_MS, peers });
+    expect(nodesOf(master)).toEqual([home]);
+  });
+});
+
+describe("a node that is emptied", () => {
+  test("loses one service after the other, in the order of their names, and goes on where a master left it", async () => {
+    const { master, peers } = await cluster(2);
+    await master.put("shop", { api: { ...WEB, scale: 2 }, web: { ...WEB, scale: 2 } });
+    for (const peer of peers) await peer.report();
+    await master.scheduler.putNode("n2", { availability: "drain" });
+    await master.clock.advance(100);
+    const begun = () => allocations(master).flatMap(({ replaces, service_name }) => (replaces ? [service_name] : []));
+    expect(begun()).toEqual(["api"]);
+    await master.restart();
+    for (const peer of peers) await peer.dial();
+    await pass(master, { ms: 6 * HEARTBEAT_MS, peers });
+    expect(nodesOf(master)).toEqual(["n1", "n1", "n1", "n1"]);
+    expect(begun().toSorted()).toEqual(["api", "web"]);
+  });
+
+  test("lets the next service go first where one finds no place, and stops that one at the deadline", async () => {
+    const { master, peers } = await cluster(2);
+    const fixed = { ...WEB, scale: 2, ports: ["8080:80"] };
+    await master.put("shop", { api: fixed, web: { ...WEB, scale: 2 } });
+    for (const peer of peers) await peer.report();
+    const deadlineMs = 10 * HEARTBEAT_MS;
+    await master.scheduler.putNode("n2", { availability: "drain", deadlineMs });
+    await pass(master, { ms: 5 * HEARTBEAT_MS, peers });
+    const here = () => allocations(master).filter(({ node_id }) => node_id === "n2");
+    expect(here().map(({ service_name }) => service_name)).toEqual(["api"]);
+    const node = master.scheduler.state.nodes.get("n2");
+    expect(node && master.scheduler.drainWaits(node)[0]?.reason).toContain("host port 8080 taken");
+    await pass(master, { ms: 7 * HEARTBEAT_MS, peers });
+    expect(here()).toEqual([]);
+  });
+});
