@@ -247,8 +247,12 @@ describe("Executor on a real Engine", () => {
       { id: "byother", spec: port(8080) },
       { id: "byprocess", spec: port(9090) },
     ]);
-    expect(await errorOf("byother")).toBe("port 8080 is in use on this node by container someones-web");
-    expect(await errorOf("byprocess")).toBe("port 9090 is in use on this node by another process");
+    expect(await errorOf("byother")).toBe(
+      "port 8080 is in use on this node by container someones-web: free it, or publish another",
+    );
+    expect(await errorOf("byprocess")).toBe(
+      "port 9090 is in use on this node by another process: free it, or publish another",
+    );
     await host.docker("rm", "-f", "someones-web");
     await listener.kill();
     await settled([{ id: "byother" }, { id: "byprocess" }]);
@@ -268,7 +272,9 @@ describe("Executor on a real Engine", () => {
       { id: "lowmemory", spec: { limits: { memory_bytes: 1000 } } },
     ]);
     expect(await errorOf("nopath")).toBe("path /no/such/path does not exist on this node");
-    expect(await errorOf("noprogram")).toBe('program "no-such-program" not found in image busybox:latest');
+    expect(await errorOf("noprogram")).toBe(
+      'program "no-such-program" not found in image busybox:latest: put the service\'s command or entrypoint right',
+    );
     expect(await errorOf("lowmemory")).toStartWith("Minimum memory limit");
   });
 
@@ -282,7 +288,7 @@ describe("Executor on a real Engine", () => {
       { id: "missing", spec: { image: missing } },
       { id: "nobody", spec: { image: nobody } },
     ]);
-    expect(await errorOf("missing")).toBe(`image ${missing} not found`);
+    expect(await errorOf("missing")).toBe(`image ${missing} not found: put its name right, or push it to its registry`);
     expect(await errorOf("nobody")).toStartWith(`registry ${host.address}:5999 cannot be reached: `);
     await waitUntil("the pulled ones to run", () =>
       names("pulled", 3).every(({ id }) => statusOf(id)?.state === "running"),

@@ -352,7 +352,7 @@ describe("Executor", () => {
     const node = await new Node().start();
     node.assign(ids(names(10), { spec: { image: "nowhere:1" } }));
     await node.until(() => names(10).every((id) => node.status(id)?.state === "failed"));
-    expect(node.status("a3")?.error).toBe("image nowhere:1 not found");
+    expect(node.status("a3")?.error).toBe("image nowhere:1 not found: put its name right, or push it to its registry");
     await node.clock.advance(600_000);
     expect(node.engine.calls.get("resolve")).toBeLessThan(10);
     node.engine.registry.set("nowhere:1", "found");
@@ -381,8 +381,12 @@ describe("Executor", () => {
       { id: "b", spec: port(9090) },
     ]);
     await node.until(() => node.status("a")?.state === "failed" && node.status("b")?.state === "failed");
-    expect(node.status("a")?.error).toBe("port 8080 is in use on this node by container someones-nginx");
-    expect(node.status("b")?.error).toBe("port 9090 is in use on this node by another process");
+    expect(node.status("a")?.error).toBe(
+      "port 8080 is in use on this node by container someones-nginx: free it, or publish another",
+    );
+    expect(node.status("b")?.error).toBe(
+      "port 9090 is in use on this node by another process: free it, or publish another",
+    );
     node.engine.removeByHand(other);
     node.engine.hostPorts.delete(9090);
     await node.until(() => node.isSettled(["a", "b"]), 61_000);
