@@ -92,6 +92,9 @@ export class FakeEngine implements Engine {
   readonly behaviours = new Map<string, Behaviour>();
   /** Ports that something outside Docker listens on. */
   readonly hostPorts = new Set<number>();
+  /** Calls that are never answered in time, and calls that are refused, by their names. */
+  readonly hung = new Set<string>();
+  readonly refused = new Set<string>();
   /** How often each call was made. */
   readonly calls = new Map<string, number>();
   /** The most calls of each kind that were under way at once. */
@@ -217,6 +220,7 @@ export class FakeEngine implements Engine {
       arch: "amd64",
       cpus: 2,
       memoryBytes: 8 * 2 ** 30,
+      dataRoot: "/var/lib/docker",
       genericResources: [],
       hasGpus: false,
     }));
@@ -483,7 +487,8 @@ export class FakeEngine implements Engine {
     try {
       await this.#delay();
       this.#mustBeUp();
-      if (this.#happens("loseRequest")) await this.#timeOut();
+      if (this.hung.has(name) || this.#happens("loseRequest")) await this.#timeOut();
+      if (this.refused.has(name)) throw new EngineError("other", `${name} is refused`);
       if (this.#happens("lateEffect")) {
         this.#clock.after(TIMEOUT_MS + this.#random() * 60_000, () => {
           // Nobody hears what became of it.
