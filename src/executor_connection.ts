@@ -5,9 +5,9 @@
  * Owns the Engine's status, with a reason in plain words while it is not ready, and every wait for the Engine to come back.
  * Knows no containers. A line that broke begins anew with a probe, so another Engine in the place of the first is noticed.
  *
- * An Engine hangs that has answered nothing for 3.5 s, a ping of the last 2.5 s included. A ping alone that is late proves nothing on
+ * An Engine hangs that has answered nothing for 3.5 s, a ping of the last 2 s included. A ping alone that is late proves nothing on
  * a machine with too much to do, so any answer to any call (a refusal, too), and any event, is a sign of life; and an Engine that was
- * heard within the last second is not asked. Time in which this process itself does not run counts as half a second at most.
+ * heard within the last 1.5 s is not asked. Time in which this process itself does not run counts as half a second at most.
  */
 import { backoffMs, type Clock, sleep } from "./clock.ts";
 import type { Engine, EngineEvent } from "./docker.ts";
@@ -20,9 +20,9 @@ const LOOK_INTERVAL_MS = 30_000;
 /** Between two looks that something asked for (a lost answer, a broken stream), so that trouble cannot become a busy loop. */
 const LOOK_PAUSE_MS = 200;
 /** A dockerd that hangs keeps its connections open; only a question finds that out. So long after the last answer one is asked. */
-const PING_INTERVAL_MS = 1_000;
+const PING_INTERVAL_MS = 1_500;
 /** A question that has no answer for so long, while no other has one, means that the Engine hangs. */
-const HANG_MS = 2_500;
+const HANG_MS = 2_000;
 /** It is waited for in steps, each of which counts once: a process that was stopped reads what came meanwhile before it judges. */
 const STEP_MS = 500;
 /** Docker is asked again soon: a node that cannot work is worth a request every other second. */
@@ -205,20 +205,26 @@ export class EngineConnection {
   async #ask(signal: AbortSignal): Promise<void> {
     const { engine, clock } = this.#options;
     let outcome: { error?: unknown } | undefined;
-    const answer = engine.ping().then(
-      () => (outcome = {}),
-      (error: unknown) => (outcome = { error }),
+    const asking = new AbortController();
+    const settle = (found: { error?: unknown }) => {
+      outcome = found;
+      asking.abort();
+    };
+    signal.addEventListener("abort", () => asking.abort(), { once: true, signal: asking.signal });
+    engine.ping().then(
+      () => settle({}),
+      (error: unknown) => settle({ error }),
     );
     let answers = this.#answers;
     for (let silentMs = 0; !outcome && !signal.aborted;) {
       if (silentMs >= HANG_MS) throw noAnswer(engine);
       // oxlint-disable-next-line no-await-in-loop -- the wait is in steps
-      await Promise.race([answer, sleep(clock, STEP_MS, signal)]);
+      await sleep(clock, STEP_MS, asking.signal);
       silentMs = this.#answers === answers ? silentMs + STEP_MS : 0;
       answers = this.#answers;
     }
     if (!outcome) return;
-    const { error } = outcome;
+    const { error } = outcome as { error?: unknown };
     // One that took too long for the call, and not for the Engine: others were answered meanwhile.
     const isLate = error instanceof EngineError && error.code === "timeout";
     if (error !== undefined && !isLate) throw error;
