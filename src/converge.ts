@@ -158,7 +158,7 @@ export function converge(view: View): Decision {
       memory = { ...memory, spared: runOf(next.action.container) };
     decision.memories.set(id, memory);
     const status = statusOf({ id, wanted, container: containers[0], memory, partners });
-    if (next?.action.type === "start" && !isDue) status.next_start_at = next.at;
+    if (next?.action.type === "start" && !isDue) status.next_start_at = Math.ceil(next.at);
     decision.statuses.push(status);
     if (isDue) decision.actions.push(next.action);
     else if (next) wakeAt(next.at);
