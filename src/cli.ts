@@ -63,6 +63,10 @@ const OPTIONS = {
     description:
       "remove images that this node pulled and that were unused for so long, as 24h (none: never, the default)",
   },
+  "disk-limit": {
+    valueHint: "PERCENT",
+    description: "take no new containers once Docker's disk is so full (default 90; none: always take them)",
+  },
   policy: {
     valueHint: "FILE",
     description: "what jobs may not ask for, as YAML or JSON; the master reads it when it starts (none: no policy)",
@@ -316,6 +320,8 @@ function readSettings(given: Given): Settings {
     const unused = imageGc === "none" ? 0 : positive(readDuration(imageGc), { what: "--image-gc" });
     settings.image_gc_ms = Math.ceil(unused / NANOSECONDS_PER_MS);
   }
+  const diskLimit = given["disk-limit"];
+  if (diskLimit !== undefined) settings.disk_limit = diskLimit === "none" ? 0 : readPercent(diskLimit, "--disk-limit");
   for (const [name, key] of [
     ["heartbeat-interval", "heartbeat_interval_ms"],
     ["node-timeout", "node_timeout_ms"],
@@ -340,6 +346,12 @@ function readCpus(text: string): number {
   if (!/^\d*\.?\d+$/.test(text) || cpus <= 0)
     throw new StartError(`--cpus '${text}' is no number above 0: write 4 or 1.5`);
   return cpus;
+}
+
+function readPercent(text: string, what: string): number {
+  const percent = Number(/^([0-9]{1,3}) ?%?$/.exec(text)?.[1]);
+  if (percent >= 1 && percent <= 100) return percent;
+  throw new StartError(`${what} '${text}' is no share: write whole percent from 1 to 100, as 90, or none`);
 }
 
 function readLabel(text: string): [string, string] {

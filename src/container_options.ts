@@ -3,6 +3,7 @@
  * pkg/compose/create.go; field names of the Engine API). Also the names of containers and volumes. Pure; sends nothing. The
  * executor changes one field of the body before it sends it: RestartPolicy, since it owns restarts.
  */
+import { restartLabel } from "./converge_restarts.ts";
 import { LABELS } from "./model.ts";
 import {
   type EndpointSpec,
@@ -269,7 +270,7 @@ export function secretPath(
 }
 
 function labels(spec: ServiceSpec, context: ContainerContext): Record<string, string> {
-  const { condition, max_attempts } = spec.restart;
+  const { stop_when_isolated_ms: isolatedMs } = spec;
   return record([
     ...spec.labels,
     [LABELS.cluster, context.clusterId],
@@ -278,8 +279,9 @@ function labels(spec: ServiceSpec, context: ContainerContext): Record<string, st
     [LABELS.service, context.serviceName],
     [LABELS.slot, String(context.slot)],
     [LABELS.allocation, context.allocationId],
-    [LABELS.restart, condition === "on-failure" && max_attempts > 0 ? `on-failure:${max_attempts}` : condition],
+    [LABELS.restart, restartLabel(spec.restart)],
     [LABELS.grace, String(spec.stop_grace_period_ms)],
+    ...(isolatedMs === undefined ? [] : [[LABELS.isolated, String(isolatedMs)] as [string, string]]),
   ]);
 }
 

@@ -8,14 +8,19 @@
  * A container that shares something with another (`joins`) is made when that one is there, and anew whenever that one is another
  * or, where the sharing ends with its run, runs anew: its label says whom it joined. While the other is away it is left alone.
  *
- * The rules lean one way: without assignments nothing is removed, and what is running is never touched for lack of knowledge.
+ * The rules lean one way: without assignments nothing is removed, and what is running is never touched for lack of knowledge. The
+ * one exception is a service that says so: when the node has had no master for as long as the container's label tells, the
+ * container is removed, and made again only by assignments that come after. That is no end: it counts for nothing.
  */
-import { type Backoff, backoffMs } from "./clock.ts";
+import { type EndedContainer, knownEnd, type KnownEnd, runOf } from "./converge_ends.ts";
+import { isOver, isSuccess, restartPolicyOf, restartWaitMs } from "./converge_restarts.ts";
 import { type AllocationStatus, LABELS, type PublishedPort, type PullProgress } from "./model.ts";
 
-/** A container as Docker describes it. Times are milliseconds since 1970. */
-export type Container = {
-  id: string;
+/**
+ * A container as Docker describes it. Times are milliseconds since 1970. Lists have no exit codes, so an ended container without
+ * one is one not looked at closely yet.
+ */
+export type Container = EndedContainer & {
   name: string;
   labels: ReadonlyMap<string, string>;
   /** Id of the image that it was made of. */
@@ -27,14 +32,10 @@ export type Container = {
   /** IPv4 addresses by network; absent in lists. */
   addresses?: readonly { network: string; address: string }[];
   createdAt: number;
-  /** Absent in lists, so an ended container without it is one not looked at closely yet. */
-  exitCode?: number;
   /** What its health check says while it runs; absent: it has none. */
   health?: "starting" | "healthy" | "unhealthy";
-  /** What Docker says went wrong with its last start or run. */
-  error?: string;
-  startedAt?: number;
-  finishedAt?: number;
+  /** Whether it has a terminal, so that what it writes comes as it is. */
+  tty?: boolean;
 };
 
 /** What the executor knows of an allocation beyond what Docker tells. */
@@ -43,17 +44,29 @@ export type Memory = {
   restarts: number;
   /** Whether a container of this allocation ever ran: the next start is then a restart. */
   ran: boolean;
-  /** Ends in a row after less than `STABLE_MS` each: the exponent of the backoff, and what `on-failure:N` counts. */
+  /** Ends in a row, each after less than the policy's window: the exponent of the backoff, and what its attempts count. */
   ends: number;
+  /** Ends and refused starts in a row since it last ran for its policy's window, whatever came first. Absent: 0. */
+  misses?: number;
   /** The ended run (container and start time) that `ends` counts already. */
   counted?: string;
   /** Exit code with which it ended for good: it stays ended also when somebody removes its container. */
   final?: number;
+  /** How it ended last; absent: it did not, as far as is known. */
+  end?: KnownEnd;
+  /** The run that was noticed last, and when it was: how long it lasts is told by this machine's own clock. */
+  seen?: { run: string; at: number };
+  /** The run that this node ends by itself, to make the container anew or for want of a master: no end that counts. */
+  spared?: string;
+  /** Stopped for want of a master, after so many milliseconds: nothing runs before new assignments come. */
+  isolated?: number;
   /** Tries in a row that Docker refused, and the last refusal in plain words. */
   failures: number;
   error?: string;
   /** Not started before this time. */
   startAt: number;
+  /** How long that was from the end before it: after a restart of the process it is not waited for longer. */
+  waitMs?: number;
   /** Not stopped or removed before this time, after a try that failed. */
   removeAt: number;
   /** What the executor is doing for it right now; it gets one thing to do at a time. */
@@ -76,6 +89,10 @@ export type View = {
   held: ReadonlySet<string>;
   /** By allocation, for those that share something. */
   joins?: ReadonlyMap<string, readonly Join[]>;
+  /** Since when the node has had no master; undefined while a session is open. */
+  isolatedSince?: number | undefined;
+  /** By allocation, after how many milliseconds without a master it is to be stopped; containers have it as a label. */
+  isolations?: ReadonlyMap<string, number>;
   /** Without assignments, nothing that ended is started before this time: see `REVIVE_AFTER_MS`. */
   reviveAt: number;
   /** Every container of this cluster and node. */
@@ -103,10 +120,6 @@ export type Decision = {
   wakeAt?: number;
 };
 
-/** A container that ran this long counts as sound: its next end starts a new backoff (Docker resets after 10 s, too). */
-export const STABLE_MS = 10_000;
-/** From "a crash is not noticed" to "a crash loop costs little". */
-const RESTART_BACKOFF: Backoff = { firstMs: 100, capMs: 30_000 };
 /**
  * A node without assignments cannot tell what crashed from what was stopped on purpose just before the process ended. A
  * master answers within a second or two; where none does, what ended is revived after this.
@@ -117,23 +130,38 @@ export const REVIVE_AFTER_MS = 5_000;
 export function converge(view: View): Decision {
   const containersOf = group(view.containers);
   const ids = new Set([...(view.assigned?.keys() ?? []), ...[...containersOf.keys()].sort()]);
-  // What is being worked on stays reported even where Docker shows no container yet: one may be about to appear.
-  for (const [id, memory] of view.memories) if (memory.work !== undefined || memory.unsure) ids.add(id);
+  // What is being worked on stays reported even where Docker shows no container yet: one may be about to appear. So does what was
+  // stopped for want of a master, until assignments tell what becomes of it.
+  for (const [id, { work, unsure, isolated }] of view.memories) {
+    if (work !== undefined || unsure || isolated !== undefined) ids.add(id);
+  }
 
   const decision: Decision = { actions: [], statuses: [], memories: new Map() };
+  const wakeAt = (at: number) => (decision.wakeAt = Math.min(decision.wakeAt ?? Infinity, at));
   for (const id of ids) {
     const containers = containersOf.get(id) ?? [];
     const wanted = view.assigned === undefined ? "unknown" : (view.assigned.get(id) ?? "stop");
     const known = view.memories.get(id) ?? firstMemory(containers[0], view);
-    const memory = wanted === "stop" ? known : takeNote(known, containers[0], view);
+    let memory = wanted === "stop" ? known : takeNote(known, containers[0], view);
     if (wanted === "stop" && containers.length === 0 && memory.work === undefined && !memory.unsure) continue; // gone
+    if (wanted !== "stop") {
+      const isolation = isolationOf({ id, container: containers[0], memory }, view);
+      if (isolation && isolation.at > view.now) wakeAt(isolation.at);
+      else if (isolation) memory = { ...memory, isolated: isolation.limitMs };
+      const soundAt = soundAtOf(memory, containers[0]);
+      if (soundAt !== undefined) wakeAt(soundAt);
+    }
     const partners = joinNow(view.joins?.get(id) ?? [], containersOf);
     const next = decide({ id, wanted, containers, memory, partners }, view);
+    const isDue = next !== undefined && next.at <= view.now;
+    if (isDue && next.action.type === "remove" && wanted !== "stop" && next.action.container === containers[0])
+      memory = { ...memory, spared: runOf(next.action.container) };
     decision.memories.set(id, memory);
-    decision.statuses.push(statusOf({ id, wanted, container: containers[0], memory, partners }));
-    if (next === undefined) continue;
-    if (next.at > view.now) decision.wakeAt = Math.min(decision.wakeAt ?? Infinity, next.at);
-    else decision.actions.push(next.action);
+    const status = statusOf({ id, wanted, container: containers[0], memory, partners });
+    if (next?.action.type === "start" && !isDue) status.next_start_at = Math.ceil(next.at);
+    decision.statuses.push(status);
+    if (isDue) decision.actions.push(next.action);
+    else if (next) wakeAt(next.at);
   }
   return decision;
 }
@@ -144,10 +172,26 @@ export function afterStart(memory: Memory): Memory {
   return { ...rest, restarts: memory.restarts + (memory.ran ? 1 : 0), ran: true, failures: 0 };
 }
 
-/** Memory of an allocation whose start or removal failed; `retryMs` from now it is tried again. */
-export function afterFailure(memory: Memory, failure: { error: string; retryAt: number; unsure: boolean }): Memory {
-  const { error, retryAt, unsure } = failure;
-  return { ...memory, error, failures: memory.failures + 1, startAt: retryAt, removeAt: retryAt, unsure };
+/** Memory of an allocation whose start failed, or `isRemoval`; it is tried again at `retryAt`. */
+export function afterFailure(
+  memory: Memory,
+  failure: { error: string; retryAt: number; unsure: boolean; isRemoval?: boolean },
+): Memory {
+  const { error, retryAt, unsure, isRemoval = false } = failure;
+  const misses = (memory.misses ?? 0) + (isRemoval ? 0 : 1);
+  return { ...memory, error, failures: memory.failures + 1, misses, startAt: retryAt, removeAt: retryAt, unsure };
+}
+
+/** Memory of an allocation whose node has heard from a master again, and goes by what that says. */
+export function afterIsolation({ isolated: _isolated, ...memory }: Memory): Memory {
+  return memory;
+}
+
+/** Memory of an allocation whose container's last lines were read, or could not be. */
+export function afterTail(memory: Memory, { run, lines }: { run: string; lines: string[] }): Memory {
+  if (memory.end?.run !== run) return memory;
+  const { unread: _unread, ...end } = memory.end;
+  return { ...memory, end: { ...end, end: { ...end.end, log_tail: lines } } };
 }
 
 type Subject = {
@@ -195,7 +239,8 @@ function decide(subject: Subject, view: View): { action: Action; at: number } | 
     at,
   });
 
-  if (wanted === "stop") return container && container.state !== "removing" ? remove(container) : undefined;
+  if (wanted === "stop" || memory.isolated !== undefined)
+    return container && container.state !== "removing" ? remove(container) : undefined;
   if (wanted === "unknown") {
     if (!container || !isEnded(container, memory)) return undefined;
     return start(Math.max(memory.startAt, view.reviveAt));
@@ -221,11 +266,25 @@ function isEnded(container: Container, memory: Memory): boolean {
 
 /** Whether the restart policy in the container's label leaves an ended container as it is. */
 function isFinal(container: Container, memory: Memory): boolean {
-  if (container.state !== "exited" || container.exitCode === undefined) return false;
-  const [condition, attempts] = (container.labels.get(LABELS.restart) ?? "always").split(":");
-  if (condition === "no") return true;
-  if (condition !== "on-failure") return false;
-  return container.exitCode === 0 || (Number(attempts) > 0 && memory.ends > Number(attempts));
+  const { state, exitCode } = container;
+  if (state !== "exited" || exitCode === undefined || memory.spared === runOf(container)) return false;
+  return isOver(policyOf(container), { exitCode, ends: memory.ends });
+}
+
+function policyOf({ labels }: Container) {
+  return restartPolicyOf(labels.get(LABELS.restart));
+}
+
+/** When an allocation is to be stopped for want of a master; undefined while there is one, and where nothing is to be stopped. */
+function isolationOf(
+  { id, container, memory }: { id: string; container: Container | undefined; memory: Memory },
+  { isolatedSince, isolations }: View,
+): { at: number; limitMs: number } | undefined {
+  if (isolatedSince === undefined || memory.isolated !== undefined) return undefined;
+  // What ended for good runs nowhere twice.
+  if (container ? isFinal(container, memory) : memory.final !== undefined) return undefined;
+  const limitMs = Number(container?.labels.get(LABELS.isolated) ?? isolations?.get(id) ?? 0);
+  return limitMs > 0 ? { at: isolatedSince + limitMs, limitMs } : undefined;
 }
 
 function firstMemory(container: Container | undefined, { now }: View): Memory {
@@ -241,21 +300,53 @@ function firstMemory(container: Container | undefined, { now }: View): Memory {
 }
 
 /** Takes note that a container runs, or of an end that was not counted yet, which sets the time of the next start. */
-function takeNote(memory: Memory, container: Container | undefined, { now, random }: View): Memory {
-  if (container?.state === "running" && (!memory.ran || memory.failures > 0)) {
-    const { error: _error, ...rest } = memory;
-    return { ...rest, ran: true, failures: 0 };
-  }
-  if (container?.state !== "exited" || container.exitCode === undefined || container.startedAt === undefined) {
+function takeNote(memory: Memory, container: Container | undefined, view: View): Memory {
+  if (container?.state === "running") return takeNoteOfRun(memory, container, view);
+  if (container?.state !== "exited" || container.exitCode === undefined || container.startedAt === undefined)
     return memory;
+  const run = runOf(container);
+  if (memory.spared === run) return memory;
+  const end = memory.end?.run === run ? memory.end : knownEnd(container, memory.end);
+  if (memory.counted === run) return memory.end === end ? memory : { ...memory, end };
+  return { ...takeNoteOfEnd(memory, { ...container, exitCode: container.exitCode }, view), end, counted: run };
+}
+
+function takeNoteOfRun(memory: Memory, container: Container, { now }: View): Memory {
+  let next = memory;
+  if (!memory.ran || memory.failures > 0) {
+    const { error: _error, ...rest } = memory;
+    next = { ...rest, ran: true, failures: 0 };
   }
-  const run = `${container.id} ${container.startedAt}`;
-  if (memory.counted === run) return memory;
-  const ranMs = (container.finishedAt ?? now) - container.startedAt;
-  const ends = ranMs >= STABLE_MS ? 1 : memory.ends + 1;
-  const startAt = now + backoffMs(ends, { ...RESTART_BACKOFF, random });
-  const next: Memory = { ...memory, ran: true, ends, counted: run, startAt };
-  return isFinal(container, next) ? { ...next, final: container.exitCode } : next;
+  if (container.startedAt === undefined) return next;
+  const run = runOf(container);
+  if (next.seen?.run !== run) {
+    // Docker's clock is asked about what ran before this process; later ones are timed here, whoever sets a clock.
+    next = { ...next, seen: { run, at: next.seen ? now : Math.min(now, container.startedAt) } };
+  }
+  const soundAt = soundAtOf(next, container);
+  return soundAt !== undefined && soundAt <= now ? { ...next, misses: 0, ends: 0 } : next;
+}
+
+/** When what runs after ends or refused starts has run for long enough to be sound. */
+function soundAtOf({ seen, misses = 0, ends }: Memory, container: Container | undefined): number | undefined {
+  if (container?.state !== "running" || !seen || (misses === 0 && ends === 0)) return undefined;
+  return seen.run === runOf(container) ? seen.at + policyOf(container).windowMs : undefined;
+}
+
+function takeNoteOfEnd(
+  memory: Memory,
+  container: Container & { exitCode: number },
+  { now, random }: Pick<View, "now" | "random">,
+): Memory {
+  const { exitCode, startedAt = now, finishedAt = now } = container;
+  const policy = policyOf(container);
+  if (isSuccess(policy, exitCode)) return { ...memory, ran: true, ends: 0, misses: 0, final: exitCode };
+  const isSound = finishedAt - startedAt >= policy.windowMs;
+  const ends = isSound ? 1 : memory.ends + 1;
+  const misses = isSound ? 1 : (memory.misses ?? 0) + 1;
+  const waitMs = restartWaitMs(policy, { ends, random });
+  const next: Memory = { ...memory, ran: true, ends, misses, startAt: now + waitMs, waitMs };
+  return isOver(policy, { exitCode, ends }) ? { ...next, final: exitCode } : next;
 }
 
 function statusOf({
@@ -287,11 +378,29 @@ function statusOf({
     if (container.finishedAt !== undefined) status.finished_at = container.finishedAt;
   }
   if (!container && memory.final !== undefined) status.exit_code = memory.final;
-  const error = memory.failures > 0 ? memory.error : container?.state === "exited" ? container.error : undefined;
+  if (memory.misses) status.failures = memory.misses;
+  if (memory.end) status.last_end = memory.end.end;
+  const error = errorOf({ container, memory, final });
   if (error !== undefined && error !== "") status.error = error;
   else if (partners && "missing" in partners && status.state === "pending")
     status.error = `waiting for the container of service ${partners.missing} beside it`;
   return status;
+}
+
+function errorOf({
+  container,
+  memory,
+  final,
+}: {
+  container: Container | undefined;
+  memory: Memory;
+  final: boolean;
+}): string | undefined {
+  if (memory.isolated !== undefined)
+    return `stopped: this node has had no master for ${memory.isolated / 1000} s (stop_when_isolated)`;
+  if (memory.failures > 0) return memory.error;
+  if (container?.state === "exited") return memory.end?.run === runOf(container) ? memory.end.words : container.error;
+  return !container && final ? memory.end?.words : undefined;
 }
 
 function stateOf(subject: {
@@ -300,7 +409,8 @@ function stateOf(subject: {
   memory: Memory;
 }): AllocationStatus["state"] {
   const { wanted, container, memory } = subject;
-  if (wanted === "stop" || memory.work === "stopping") return "stopping";
+  if (wanted === "stop" || memory.work === "stopping" || (memory.isolated !== undefined && container))
+    return "stopping";
   if (memory.work === "pulling" || memory.work === "starting") return memory.work;
   switch (container?.state) {
     case "running":

@@ -37,6 +37,8 @@ export const settings = v.object({
   secret_key_file: v.exactOptional(v.string()),
   /** How long an image that this node pulled may be unused; 0: images are never removed. */
   image_gc_ms: v.exactOptional(v.number()),
+  /** From which share in use, in percent, Docker's disk takes no new containers; 0: it always does. */
+  disk_limit: v.exactOptional(v.number()),
   heartbeat_interval_ms: v.exactOptional(v.number()),
   node_timeout_ms: v.exactOptional(v.number()),
   engine_timeout_ms: v.exactOptional(v.number()),

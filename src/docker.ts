@@ -12,6 +12,7 @@ import type { CreateBody, Endpoint } from "./container_options.ts";
 import type { Container } from "./converge.ts";
 import { apiError, EngineError, pullError, unavailableError } from "./docker_errors.ts";
 import { readLines } from "./docker_lines.ts";
+import { type LogLine, logLines } from "./docker_logs.ts";
 import { asPath, authOf, type RegistryLogin, splitImage } from "./docker_images.ts";
 import { type DevicesInfo, type EngineDevices, engineDevices } from "./docker_devices.ts";
 import { type Bridge, bridgeOf, publishedPorts } from "./docker_ports.ts";
@@ -27,6 +28,8 @@ export type EngineInfo = {
   arch: string;
   cpus: number;
   memoryBytes: number;
+  /** Where it keeps its data, as a path of its own machine. */
+  dataRoot?: string;
 } & EngineDevices;
 
 export type EngineNetwork = {
@@ -42,6 +45,8 @@ export type EngineImage = { id: string; tags: string[]; digests: string[]; tagge
 export type EngineVolume = { name: string; labels: ReadonlyMap<string, string> };
 /** What a container uses: bytes without reclaimable page cache, and CPU nanoseconds since its start. */
 export type ContainerUsage = { memoryBytes: number; cpuNs: number };
+/** `tty`: whether the container has a terminal, whose log is written another way. */
+export type LogsOptions = { tail: number; tty: boolean };
 export type EngineEvent = { containerId: string; action: string };
 
 export interface Engine {
@@ -66,6 +71,8 @@ export interface Engine {
   remove(id: string): Promise<void>;
   /** Ends processes of a container that does not run, as Docker says: a killed dockerd can lose sight of some. */
   endStrays(id: string): void;
+  /** The last lines of what a container wrote in any of its runs, the newest last; empty where its log can't be read. */
+  logs(id: string, options: LogsOptions): Promise<LogLine[]>;
   /** One sample, undefined if the container does not run. */
   usage(id: string): Promise<ContainerUsage | undefined>;
   /** The image of that name, tag, digest or id if it is here; asks no registry. */
@@ -133,8 +140,10 @@ export type WatchOptions = {
 
 /** Time limits in milliseconds. A probe must be quick: it decides whether the node counts as ready. */
 const PROBE_TIMEOUT_MS = 5_000;
-/** A ping takes no work, so even a machine with too much to do answers within this. */
+/** A ping takes no work, so even a machine with too much to do answers within this. What hangs is noticed sooner (`executor_connection.ts`). */
 const PING_TIMEOUT_MS = 10_000;
+/** Nobody waits for last lines for long. */
+const LOGS_TIMEOUT_MS = 1_000;
 /** Reads answer in milliseconds; more than this means that Docker hangs. */
 const READ_TIMEOUT_MS = 15_000;
 /** Creates and starts wait for disks, volume plugins and NFS servers. */
@@ -205,6 +214,7 @@ class DockerodeEngine implements Engine {
       arch: version.Arch,
       cpus: info.NCPU,
       memoryBytes: info.MemTotal,
+      ...(info.DockerRootDir !== undefined && { dataRoot: info.DockerRootDir }),
       ...engineDevices(info),
     };
   }
@@ -266,8 +276,9 @@ class DockerodeEngine implements Engine {
     const finishedAt = time(state.FinishedAt);
     if (startedAt !== undefined) container.startedAt = startedAt;
     if (finishedAt !== undefined) container.finishedAt = finishedAt;
-    const error = state.OOMKilled ? "killed: it used more memory than it may" : state.Error;
-    if (error) container.error = error;
+    if (state.Error) container.error = state.Error;
+    if (state.OOMKilled) Object.assign(container, { oomKilled: true, memoryLimit: found.HostConfig.Memory ?? 0 });
+    if (found.Config.Tty) container.tty = true;
     return container;
   }
 
@@ -308,6 +319,21 @@ class DockerodeEngine implements Engine {
 
   endStrays(id: string): void {
     if (!this.remote) endStrays(id);
+  }
+
+  async logs(id: string, { tail, tty }: LogsOptions): Promise<LogLine[]> {
+    try {
+      // With times a log is never JSON, which the client would take apart.
+      const options = { follow: false, stdout: true, stderr: true, timestamps: true, tail } as const;
+      const log = await this.#call(LOGS_TIMEOUT_MS, (abortSignal) =>
+        this.#docker.getContainer(id).logs({ ...options, abortSignal }),
+      );
+      return Buffer.isBuffer(log) ? logLines(log, { tty }) : [];
+    } catch (error) {
+      // Gone, or of a log driver that can't be read.
+      if (error instanceof EngineError && statusOf(error) !== undefined) return [];
+      throw error;
+    }
   }
 
   async usage(id: string): Promise<ContainerUsage | undefined> {
@@ -538,9 +564,10 @@ class DockerodeEngine implements Engine {
   }
 }
 
+type SystemInfo = { ID: string; NCPU: number; MemTotal: number; DockerRootDir?: string };
 type SystemCalls = {
   ping(options: { abortSignal: AbortSignal }): Promise<unknown>;
-  info(options: { abortSignal: AbortSignal }): Promise<{ ID: string; NCPU: number; MemTotal: number } & DevicesInfo>;
+  info(options: { abortSignal: AbortSignal }): Promise<SystemInfo & DevicesInfo>;
   version(options: {
     abortSignal: AbortSignal;
   }): Promise<{ Version: string; ApiVersion: string; Os: string; Arch: string }>;

@@ -5,8 +5,8 @@
  * allocation. `converge.ts` decides, `executor_worker.ts` carries out, `executor_connection.ts` keeps in touch with the Engine. Level, not edge: Docker's events only
  * cause a closer look, and a full look every 30 s makes lost events harmless.
  *
- * What it knows comes from Docker's labels, so a new process takes over where the old one ended. The one thing that Docker
- * can't keep is how often an allocation was started again; `executor_counts.ts` keeps that in a small file.
+ * What it knows comes from Docker's labels, so a new process takes over where the old one ended. What Docker can't keep is how
+ * often an allocation was started again, and how it ended last; `executor_counts.ts` keeps that in a small file.
  */
 import { existsSync } from "node:fs";
 import { rm } from "node:fs/promises";
@@ -15,29 +15,33 @@ import { type Clock, sleep, type Timer } from "./clock.ts";
 import {
   type Action,
   afterFailure,
+  afterIsolation,
   afterStart,
+  afterTail,
   type Container,
   converge,
-  type Join,
   type Memory,
   REVIVE_AFTER_MS,
 } from "./converge.ts";
 import type { Engine } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import type { RegistryLogin } from "./docker_images.ts";
-import { EngineConnection } from "./executor_connection.ts";
+import { Agreement } from "./executor_agreement.ts";
+import { EngineConnection, heard } from "./executor_connection.ts";
 import { RestartCounts } from "./executor_counts.ts";
+import { DiskLimit } from "./executor_disk.ts";
+import { heartbeatOf } from "./executor_heartbeat.ts";
 import { PulledImages } from "./executor_image_gc.ts";
-import { atDigest } from "./executor_images.ts";
 import type { SecretSource } from "./executor_secrets.ts";
 import { Slots } from "./executor_slots.ts";
+import { Tails } from "./executor_tails.ts";
 import { removeVolumes } from "./executor_volumes.ts";
+import { isolationsOf, joinsOf } from "./executor_wanted.ts";
 import type { ExecutorOverlay } from "./executor_networks.ts";
 import { graceOf, type Owner, type Wanted, Worker } from "./executor_worker.ts";
 import type { Log } from "./log.ts";
 import {
   type AllocationStatus,
-  type AssignedImage,
   type Assignments,
   type EngineStatus,
   type Heartbeat,
@@ -45,7 +49,7 @@ import {
   LABELS,
   type Order,
 } from "./model.ts";
-import { type ServiceSpec, sharesOf } from "./model_spec.ts";
+import type { ServiceSpec } from "./model_spec.ts";
 import type { Meter } from "./resources.ts";
 import { isOlderApi } from "./engine_version.ts";
 
@@ -71,6 +75,10 @@ export type ExecutorOptions = {
   seenTerm: number;
   /** How long an image that was pulled here may be unused before it is removed; absent: for ever. */
   imageGcMs?: number;
+  /** At which share in use, in percent, Docker's disk takes no new containers; absent: it always does. */
+  diskLimit?: number;
+  /** Since when the node has had no master; undefined while it has one. Absent: services are never stopped for that. */
+  isolatedSince?: () => number | undefined;
 };
 
 export type Snapshot = { applied?: Order; allocations: AllocationStatus[]; removals_done: string[] };
@@ -81,13 +89,8 @@ const FIRST_PROBE_MS = 2_000;
 const STOP_MS = 800;
 /** Containers looked at closely at once: reads are quick, but one that hangs must not hold up the others. */
 const INSPECTIONS_AT_ONCE = 16;
-/** A master answers within milliseconds; a node that has none is not to wait for it for long. */
-const AGREE_MS = 5_000;
 /** A job's volumes may be in use by a container that is not ours; nothing is urgent about them. */
 const REMOVAL_RETRY_MS = 5_000;
-
-/** Volumes, or networks, that a heartbeat names: about 100 KB of text. A node with more is taken to have what it is asked for. */
-const MAX_NAMES = 2_000;
 
 const NO_SECRETS: SecretSource = { roots: [], fetch: () => Promise.reject(new Error("this node takes no secrets")) };
 
@@ -112,16 +115,14 @@ export class Executor {
   #assignments: Assignments | undefined;
   #wanted = new Map<string, Wanted>();
   #newest: Order;
-  /** What the assignments say about images, and who waits for that, by allocation. */
-  #images = new Map<string, AssignedImage>();
-  readonly #agreed = new Map<string, (digest: string) => void>();
+  readonly #agreement: Agreement;
 
   /** Whether Docker was looked at completely once; before, nothing is reported and nothing done. */
   #looked = false;
   #reviveAt = 0;
   readonly #containers = new Map<string, Container>();
   #others: Container[] = [];
-  /** Names of all volumes, unless they are too many to tell. */
+  /** Names of all volumes. */
   #volumes: string[] | undefined;
   readonly #inspections = new Map<string, Inspection>();
   readonly #inspectionSlots = new Slots(INSPECTIONS_AT_ONCE);
@@ -133,6 +134,8 @@ export class Executor {
   readonly #tasks = new Map<string, Task>();
   readonly #removalsDone = new Set<string>();
   readonly #removalsUnderWay = new Set<string>();
+  readonly #tails: Tails;
+  readonly #disk: DiskLimit;
   #statuses: AllocationStatus[] = [];
   #published = "";
   #deciding = false;
@@ -140,12 +143,16 @@ export class Executor {
 
   constructor(options: ExecutorOptions) {
     this.#options = options;
-    this.#engine = options.engine;
+    this.#engine = heard(options.engine, () => this.#connection.noticeAnswer());
     this.#clock = options.clock;
     this.#log = options.log;
+    this.#agreement = new Agreement(options);
+    this.#tails = new Tails({ engine: this.#engine, clock: options.clock });
+    this.#disk = new DiskLimit(options.diskLimit);
     this.#newest = { term: options.seenTerm, revision: 0 };
     this.#connection = new EngineConnection({
       ...options,
+      engine: this.#engine,
       onStatus: () => {
         options.onChange();
         this.#wake();
@@ -219,6 +226,7 @@ export class Executor {
       else this.#log.error("assignments lack a definition", { spec_hash: allocation.spec_hash });
     }
     this.#settleImages(assignments);
+    for (const id of this.#memories.keys()) this.#change(id, afterIsolation);
     this.#worker?.images.keepOnly(new Set(assignments.specs.map(({ spec }) => spec.image)));
     const asked = new Set(assignments.removals.map(({ removal_id }) => removal_id));
     for (const id of this.#removalsDone) if (!asked.has(id)) this.#removalsDone.delete(id);
@@ -229,8 +237,7 @@ export class Executor {
 
   /** Takes in what the replicas agreed on and the logins; what another login may help is tried again at once. */
   #settleImages({ images = [], logins = [] }: Assignments): void {
-    this.#images = new Map(images.map((one) => [one.allocation_id, one]));
-    for (const { allocation_id: id, digest } of images) if (digest !== undefined) this.#agreed.get(id)?.(digest);
+    this.#agreement.take(images);
     const isConcerned = this.#worker?.images.useLogins(
       new Map(logins.map(({ host, username, password }) => [host, { username, password }])),
     );
@@ -239,21 +246,9 @@ export class Executor {
     }
   }
 
-  /**
-   * Tells the master which digest the tag stands for, and gives the one that the replicas run: the first that any node told.
-   * A node without a master goes on with its own after a while.
-   */
-  async #agree(id: string, { digest, signal }: { digest: string; signal: AbortSignal }): Promise<string> {
-    const agreed = Promise.withResolvers<string>();
-    this.#agreed.set(id, agreed.resolve);
-    try {
-      this.#change(id, (memory) => ({ ...memory, resolved: digest }));
-      this.#wake();
-      const waited = sleep(this.#clock, AGREE_MS, signal).then(() => digest);
-      return this.#images.get(id)?.digest ?? (await Promise.race([agreed.promise, waited]));
-    } finally {
-      this.#agreed.delete(id);
-    }
+  /** The node lost its master, or has one again: some services are not to run for long without. */
+  noticeMaster(): void {
+    this.#wake();
   }
 
   engineStatus(): EngineStatus {
@@ -271,36 +266,24 @@ export class Executor {
   }
 
   heartbeat(): Omit<Heartbeat, "type" | "sequence"> {
-    const publish = (containers: Iterable<Container>) =>
-      [...containers].flatMap(({ ports }) => ports.map(({ protocol, host_port }) => `${protocol}/${host_port}`));
-    const running = [...this.#containers.values()].filter(({ state }) => state === "running");
-    const resources = this.#options.meter.read({
-      containers: running.map(({ id }) => id),
-      ownPorts: publish(running),
-      otherPorts: publish(this.#others),
-    });
-    const foreign = this.#others.flatMap(({ id, name, labels }) => {
-      const cluster = labels.get(LABELS.cluster);
-      return cluster === undefined ? [] : [{ container_id: id, name, cluster_id: cluster }];
-    });
-    const volumes = this.#volumes;
-    const networks = this.#looked ? this.#worker?.networks.names : undefined;
-    const noSecrets = this.#worker?.secrets.fault;
-    return {
-      ...(resources && { resources }),
+    return heartbeatOf({
+      meter: this.#options.meter,
+      disk: this.#disk,
       engine: this.#connection.status,
-      ...(volumes && { volumes }),
-      ...(networks && networks.size <= MAX_NAMES && { networks: [...networks].sort() }),
-      ...(noSecrets !== undefined && { no_secrets: noSecrets }),
-      foreign,
-    };
+      dataRoot: this.#connection.dataRoot,
+      own: this.#containers.values(),
+      others: this.#others,
+      volumes: this.#volumes,
+      networks: this.#looked ? this.#worker?.networks.names : undefined,
+      noSecrets: this.#worker?.secrets.fault,
+    });
   }
 
   /** Ends within a second. Containers keep running, and calls that are under way end by themselves. */
   async stop(): Promise<void> {
     this.#stopped.abort();
     this.#alarm?.cancel();
-    this.#counts?.save();
+    this.#counts?.save(this.#memories);
     this.#pulled?.stop();
     for (const task of this.#tasks.values()) task.controller.abort();
     const underWay = [this.#loop, ...[...this.#tasks.values()].map(({ done }) => done)];
@@ -317,7 +300,7 @@ export class Executor {
       this.#engine.volumes([]),
       this.#worker?.networks.look(),
     ]);
-    this.#volumes = volumes.length <= MAX_NAMES ? volumes.map(({ name }) => name).sort() : undefined;
+    this.#volumes = volumes.map(({ name }) => name).sort();
     const own = new Map(
       all.filter((container) => this.#isOwn(container)).map((container) => [container.id, container]),
     );
@@ -412,7 +395,9 @@ export class Executor {
     const { actions, statuses, memories, wakeAt } = converge({
       assigned,
       held: this.#held(),
-      joins: this.#joins(),
+      joins: joinsOf(this.#wanted),
+      isolatedSince: this.#options.isolatedSince?.(),
+      isolations: isolationsOf(this.#wanted),
       reviveAt: this.#reviveAt,
       containers: this.#containers.values(),
       memories: this.#memories,
@@ -422,7 +407,11 @@ export class Executor {
     this.#memories = memories;
     this.#statuses = statuses;
     for (const id of this.#jobOf.keys()) if (!memories.has(id)) this.#jobOf.delete(id);
-    for (const [id, task] of this.#tasks) if (task.wanted && assigned && !this.#wanted.has(id)) task.controller.abort();
+    for (const [id, task] of this.#tasks) {
+      const isUnwanted = (assigned && !this.#wanted.has(id)) || memories.get(id)?.isolated !== undefined;
+      if (task.wanted && isUnwanted) task.controller.abort();
+    }
+    this.#readTails();
     if (this.#connection.status.state === "ready") {
       for (const action of actions) this.#begin(action);
       if (assigned) this.#tidy();
@@ -432,6 +421,20 @@ export class Executor {
       this.#alarm = this.#clock.after(Math.max(0, wakeAt - this.#clock.now()), () => this.#wake());
     }
     this.#publish();
+  }
+
+  /** Reads the last lines of runs that were seen to end. */
+  #readTails(): void {
+    for (const [id, { end }] of this.#memories) {
+      const container = end?.unread && this.#containers.get(end.run.split(" ", 1)[0] ?? "");
+      if (!end?.unread) continue;
+      const onRead = (lines: string[]) => {
+        this.#change(id, (memory) => afterTail(memory, { run: end.run, lines }));
+        this.#wake();
+      };
+      if (container) this.#tails.read(id, { end, container, onRead });
+      else onRead([]);
+    }
   }
 
   #publish(): void {
@@ -446,6 +449,8 @@ export class Executor {
     const id = action.allocation_id;
     const controller = new AbortController();
     this.#change(id, (memory) => ({ ...memory, work: action.type === "start" ? "checking" : "stopping" }));
+    // That it is no end must be known also to the process that finds the container ended.
+    if (this.#memories.get(id)?.isolated !== undefined) this.#counts?.save(this.#memories);
     const done = this.#perform(action, controller.signal)
       .catch((error: unknown) => this.#fail(action, error))
       .finally(() => {
@@ -477,6 +482,7 @@ export class Executor {
     let containerId: string;
     if (action.container) {
       containerId = action.container.id;
+      await this.#tails.settled(id);
       await worker.start(action.container, { wanted, signal, at });
     } else {
       if (!wanted) return;
@@ -484,8 +490,8 @@ export class Executor {
         signal,
         at,
         joined: action.joined,
-        settled: () => this.#images.get(id) ?? {},
-        agree: (digest) => this.#agree(id, { digest, signal }),
+        settled: () => this.#agreement.of(id),
+        agree: (digest) => this.#agreement.reach(id, { digest, signal, tell: () => this.#propose(id, digest) }),
         onProgress: (pull) => {
           this.#change(id, (memory) => ({ ...memory, pull }));
           this.#wake();
@@ -495,6 +501,11 @@ export class Executor {
     this.#change(id, afterStart);
     this.#log.info("container started", { allocation_id: id, container_id: containerId.slice(0, 12) });
     await this.#inspect(containerId);
+  }
+
+  #propose(id: string, digest: string): void {
+    this.#change(id, (memory) => ({ ...memory, resolved: digest }));
+    this.#wake();
   }
 
   async #fail(action: Action, error: unknown): Promise<void> {
@@ -517,7 +528,8 @@ export class Executor {
     if (failure.unsure) this.#doubt(id);
     // An Engine that is gone is the node's trouble, not the allocation's.
     if (failure.cause instanceof EngineError && failure.cause.code === "unavailable") return;
-    this.#change(id, (latest) => afterFailure(latest, { ...failure, unsure: latest.unsure }));
+    const isRemoval = action.type === "remove";
+    this.#change(id, (latest) => afterFailure(latest, { ...failure, unsure: latest.unsure, isRemoval }));
   }
 
   /** Nothing more is done for the allocation before Docker was looked at again. */
@@ -589,20 +601,6 @@ export class Executor {
     return new Set(held.map(({ allocation_id }) => allocation_id));
   }
 
-  /** What the node's containers share with each other. */
-  #joins(): Map<string, Join[]> {
-    const joins = new Map<string, Join[]>();
-    for (const [id, { allocation, spec }] of this.#wanted) {
-      if (!allocation.joins) continue;
-      const running = new Map(sharesOf(spec).map((share) => [share.service_name, share.running]));
-      joins.set(
-        id,
-        allocation.joins.map((join) => ({ ...join, running: running.get(join.service_name) ?? false })),
-      );
-    }
-    return joins;
-  }
-
   /** What the job's containers on this node are to be. */
   #specsOf(jobId: string): ServiceSpec[] {
     return [...this.#wanted.values()].flatMap(({ allocation, spec }) => (allocation.job_id === jobId ? [spec] : []));
@@ -611,12 +609,7 @@ export class Executor {
   /** Names of the images of all that is assigned here, also as the digests that are settled; undefined without assignments. */
   #neededImages(): Set<string> | undefined {
     if (!this.#assignments) return undefined;
-    const names = new Set(this.#assignments.specs.map(({ spec }) => spec.image));
-    for (const [id, { digest }] of this.#images) {
-      const image = this.#wanted.get(id)?.spec.image;
-      if (image !== undefined && digest !== undefined) names.add(atDigest(image, digest));
-    }
-    return names;
+    return new Set([...this.#assignments.specs.map(({ spec }) => spec.image), ...this.#agreement.names(this.#wanted)]);
   }
 
   #projectDirOf(jobId: string): string {

@@ -4,6 +4,10 @@
  *
  * Owns the Engine's status, with a reason in plain words while it is not ready, and every wait for the Engine to come back.
  * Knows no containers. A line that broke begins anew with a probe, so another Engine in the place of the first is noticed.
+ *
+ * An Engine hangs that has answered nothing for 3.5 s, a ping of the last 2 s included. A ping alone that is late proves nothing on
+ * a machine with too much to do, so any answer to any call (a refusal, too), and any event, is a sign of life; and an Engine that was
+ * heard within the last 1.5 s is not asked. Time in which this process itself does not run counts as half a second at most.
  */
 import { backoffMs, type Clock, sleep } from "./clock.ts";
 import type { Engine, EngineEvent } from "./docker.ts";
@@ -15,8 +19,12 @@ import type { EngineStatus } from "./model.ts";
 const LOOK_INTERVAL_MS = 30_000;
 /** Between two looks that something asked for (a lost answer, a broken stream), so that trouble cannot become a busy loop. */
 const LOOK_PAUSE_MS = 200;
-/** A dockerd that hangs keeps its connections open; only a question finds that out. */
-const PING_INTERVAL_MS = 5_000;
+/** A dockerd that hangs keeps its connections open; only a question finds that out. So long after the last answer one is asked. */
+const PING_INTERVAL_MS = 1_500;
+/** A question that has no answer for so long, while no other has one, means that the Engine hangs. */
+const HANG_MS = 2_000;
+/** It is waited for in steps, each of which counts once: a process that was stopped reads what came meanwhile before it judges. */
+const STEP_MS = 500;
 /** Docker is asked again soon: a node that cannot work is worth a request every other second. */
 const PROBE_BACKOFF = { firstMs: 200, capMs: 2_000 };
 /** A line that broke sooner than this counts as one more failure: where no event stream stands, looks come by backoff. */
@@ -42,6 +50,10 @@ export class EngineConnection {
   /** Aborts when the present line is given up. */
   #line = new AbortController();
   #isLookWanted = false;
+  /** When the Engine answered last, and how often it has: see `heard`. */
+  #heardAt = -Infinity;
+  #answers = 0;
+  #dataRoot: string | undefined;
   /** Ends the present wait for something to do. */
   #wake: () => void = () => {};
 
@@ -51,6 +63,17 @@ export class EngineConnection {
 
   get status(): EngineStatus {
     return this.#status;
+  }
+
+  /** Where the Engine keeps its data on its machine, as far as it told. */
+  get dataRoot(): string | undefined {
+    return this.#dataRoot;
+  }
+
+  /** Takes note that the Engine has answered something. */
+  noticeAnswer(): void {
+    this.#heardAt = this.#options.clock.now();
+    this.#answers++;
   }
 
   /** Keeps up the line until `signal` aborts; calls `onAnswer` after the first probe, however it ended. */
@@ -97,8 +120,15 @@ export class EngineConnection {
   }
 
   async #probe(): Promise<void> {
-    const { engine } = this.#options;
-    const info = await engine.info();
+    const { engine, clock } = this.#options;
+    const before = this.#answers;
+    // The line broke, and nothing comes: that is not waited out for as long as an answer may take.
+    const hang = clock.after(HANG_MS, () => {
+      if (this.#answers === before) this.#lose(noAnswer(engine));
+    });
+    const info = await engine.info().finally(() => hang.cancel());
+    this.noticeAnswer();
+    this.#dataRoot = info.dataRoot;
     this.#engineId ??= info.engineId;
     if (info.engineId !== this.#engineId) {
       throw new Error(
@@ -120,12 +150,13 @@ export class EngineConnection {
   /** Stays with the Engine until the line breaks. */
   async #attend(line: AbortController): Promise<void> {
     const { signal } = line;
+    const ended = new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
     void this.#keepAsking(line);
     while (!this.#labels && !signal.aborted) await this.#wait(LOOK_INTERVAL_MS, signal);
     if (this.#labels) void this.#watch(this.#labels, line);
     while (!signal.aborted) {
       this.#isLookWanted = false;
-      await this.#options.look();
+      await Promise.race([this.#options.look(), ended]);
       await sleep(this.#options.clock, LOOK_PAUSE_MS, signal);
       if (!this.#isLookWanted) await this.#wait(LOOK_INTERVAL_MS, signal);
     }
@@ -138,8 +169,14 @@ export class EngineConnection {
         labels,
         signal: line.signal,
         // What happened before the stream stood is seen by a look after.
-        onOpen: () => this.requestLook(),
-        onEvent,
+        onOpen: () => {
+          this.noticeAnswer();
+          this.requestLook();
+        },
+        onEvent: (event) => {
+          this.noticeAnswer();
+          onEvent(event);
+        },
       });
     } catch (error) {
       if (!line.signal.aborted) log.debug("event stream of Docker broke", { error });
@@ -149,12 +186,12 @@ export class EngineConnection {
   }
 
   async #keepAsking(line: AbortController): Promise<void> {
-    const { clock, engine } = this.#options;
+    const { clock } = this.#options;
     while (!line.signal.aborted) {
-      await sleep(clock, PING_INTERVAL_MS, line.signal);
-      if (line.signal.aborted) return;
+      await sleep(clock, Math.max(0, this.#heardAt + PING_INTERVAL_MS - clock.now()), line.signal);
+      if (line.signal.aborted || clock.now() < this.#heardAt + PING_INTERVAL_MS) continue;
       try {
-        await engine.ping();
+        await this.#ask(line.signal);
       } catch (error) {
         // An answer about a line that was given up in the meantime says nothing about the present one.
         if (line.signal.aborted) return;
@@ -162,6 +199,36 @@ export class EngineConnection {
         line.abort();
       }
     }
+  }
+
+  /** @throws EngineError if the Engine is gone, or answers neither this question nor any other. */
+  async #ask(signal: AbortSignal): Promise<void> {
+    const { engine, clock } = this.#options;
+    let outcome: { error?: unknown } | undefined;
+    const asking = new AbortController();
+    const settle = (found: { error?: unknown }) => {
+      outcome = found;
+      asking.abort();
+    };
+    signal.addEventListener("abort", () => asking.abort(), { once: true, signal: asking.signal });
+    engine.ping().then(
+      () => settle({}),
+      (error: unknown) => settle({ error }),
+    );
+    let answers = this.#answers;
+    for (let silentMs = 0; !outcome && !signal.aborted;) {
+      if (silentMs >= HANG_MS) throw noAnswer(engine);
+      // oxlint-disable-next-line no-await-in-loop -- the wait is in steps
+      await sleep(clock, STEP_MS, asking.signal);
+      silentMs = this.#answers === answers ? silentMs + STEP_MS : 0;
+      answers = this.#answers;
+    }
+    if (!outcome) return;
+    const { error } = outcome as { error?: unknown };
+    // One that took too long for the call, and not for the Engine: others were answered meanwhile.
+    const isLate = error instanceof EngineError && error.code === "timeout";
+    if (error !== undefined && !isLate) throw error;
+    this.noticeAnswer();
   }
 
   async #wait(limitMs: number, signal: AbortSignal): Promise<void> {
@@ -186,3 +253,30 @@ export class EngineConnection {
     this.#options.onStatus();
   }
 }
+
+function noAnswer({ host }: Engine): EngineError {
+  return new EngineError("timeout", `Docker did not answer on ${host} within ${HANG_MS / 1000} s: dockerd hangs`);
+}
+
+/** `engine`, where `onAnswer` hears of everything that it answers. */
+export function heard(engine: Engine, onAnswer: () => void): Engine {
+  const onError = (error: unknown) => {
+    if (error instanceof EngineError && !SILENCE.includes(error.code)) onAnswer();
+  };
+  return new Proxy(engine, {
+    get(target, name) {
+      const member: unknown = Reflect.get(target, name, target);
+      // An event stream ends when this side wants it to.
+      if (typeof member !== "function" || name === "watch")
+        return typeof member === "function" ? member.bind(target) : member;
+      return (...parameters: unknown[]): unknown => {
+        const result: unknown = member.apply(target, parameters);
+        if (result instanceof Promise) result.then(onAnswer, onError);
+        return result;
+      };
+    },
+  });
+}
+
+/** What says that Docker answered nothing. */
+const SILENCE: readonly string[] = ["unavailable", "timeout", "aborted"];

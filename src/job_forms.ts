@@ -149,6 +149,17 @@ export const restart: Schema<{ name: "" | "no" | "always" | "on-failure" | "unle
     return { name, attempts: Number(attempts) };
   });
 
+/** A master that is only started anew is no reason to stop anything. */
+const LEAST_ISOLATION_S = 5;
+/** How long a node may be without a master before it stops the service: nanoseconds. */
+export const isolation: Schema<number> = v.pipe(
+  duration,
+  v.check(
+    (time) => time >= LEAST_ISOLATION_S * 1e9,
+    `must be at least ${LEAST_ISOLATION_S}s: a node that looks for its master that long may just have lost it`,
+  ),
+);
+
 const hostMap: Schema<string[]> = v.pipe(
   mapOf(textOrTexts),
   v.transform((hosts) => hosts.flatMap(([host, ips]) => ips.map((ip) => `${host}:${ip.replace(/^\[(.*)\]$/, "$1")}`))),

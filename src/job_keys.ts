@@ -24,6 +24,7 @@ import {
   group,
   healthTest,
   ipam,
+  isolation,
   memory,
   namespace,
   NOT_YET,
@@ -128,9 +129,12 @@ const NODE_NETWORKS =
 const UPDATES = "is left out: a changed service is replaced replica by replica";
 const RESTART_POLICY = {
   condition: honoured(oneOf(["none", "on-failure", "any", "no", "always", "unless-stopped"])),
-  max_attempts: honoured(integer({ least: 0 })),
-  delay: warned(duration, "is left out: restarts wait longer each time, up to a cap"),
-  window: warned(duration, "is left out, as compose does"),
+  max_attempts: limited(integer({ least: 0 }), "counts ends in a row, under each condition; 0 is no limit"),
+  delay: limited(duration, "the least wait; restarts wait longer each time, by up to 30 s more"),
+  window: limited(
+    duration,
+    "a run of that length is a success, after which max_attempts counts anew; 10 s where it is 0",
+  ),
 } satisfies Table;
 const PLACEMENT = {
   constraints: limited(
@@ -219,6 +223,7 @@ const CACOPHONY = {
     oneOf(["wait", "recreate"]),
     "what becomes of a slot whose data are on a node that is down: it waits for it (the default), or is made anew elsewhere, without them",
   ),
+  stop_when_isolated: honoured(isolation),
 } satisfies Table;
 const WATCH = {
   path: honoured(text),

@@ -98,6 +98,7 @@ export function buildService(written: ServiceFields, around: Surroundings): Serv
     ...(service.stop_grace_period === undefined ? {} : { stop_timeout_s: Math.trunc(service.stop_grace_period / 1e9) }),
     ports: ports(service, report),
     ...mounts(service, around),
+    ...present({ stop_when_isolated_ms: milliseconds(service["x-cacophony"]?.stop_when_isolated) }),
     restart: restart(service),
     ...resources(service, report),
     ...network(service, around),
@@ -277,8 +278,14 @@ function restart({ restart: simple, deploy }: ServiceFields): RestartSpec {
   return {
     condition: runsToEnd && condition === "always" ? "on-failure" : condition,
     max_attempts: (policy ? policy.max_attempts : simple?.attempts) ?? 0,
+    ...present({ delay_ms: milliseconds(policy?.delay), window_ms: milliseconds(policy?.window) }),
     compose,
   };
+}
+
+/** Whole ones of a duration, which is in nanoseconds; 0 says nothing. */
+function milliseconds(duration: number | undefined): number | undefined {
+  return duration ? Math.ceil(duration / 1e6) : undefined;
 }
 
 function conditionOf(name: string): RestartSpec["condition"] {

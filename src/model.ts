@@ -499,8 +499,10 @@ export const LABELS = {
   service: "cacophony.service",
   slot: "cacophony.slot",
   allocation: "cacophony.allocation",
-  /** How an executor without a master restarts what it adopted: `always`, `no`, `on-failure` or `on-failure:N`. */
+  /** How an executor without a master restarts what it adopted (`converge_restarts.ts`): `always`, `no`, `on-failure:N`, … */
   restart: "cacophony.restart",
+  /** Milliseconds without a master after which the node stops it; absent: never. */
+  isolated: "cacophony.stop-when-isolated-ms",
   /** Milliseconds of grace, for an executor that stops a container which it has no spec for. */
   grace: "cacophony.stop-grace-ms",
   /** Id of the container's image, and its digest in the registry where it has one: whether replicas run the same. */

@@ -55,6 +55,8 @@ export type StartOptions = {
 
 const DEFAULT_HEARTBEAT_MS = 1_000;
 const DEFAULT_NODE_TIMEOUT_MS = 4_000;
+/** Percent of Docker's disk in use from which it takes no new containers. */
+const DEFAULT_DISK_LIMIT = 90;
 /** One lost heartbeat is no reason to move a machine's containers. */
 const MIN_TIMEOUT_HEARTBEATS = 3;
 /** SIGTERM has to end the process within 2 s, whatever a part is waiting for. */
@@ -278,6 +280,7 @@ export class Node implements LocalNode {
 
   #startExecutor({ dockerLogins, secretRoots }: StartOptions, engine: Engine): void {
     const { settings, seen_term, cluster_id, node_id } = this.#identity;
+    const { disk_limit: diskLimit = DEFAULT_DISK_LIMIT } = settings;
     const overlay = this.#overlay;
     if (!overlay) throw new Error("the network comes first");
     const executor = new Executor({
@@ -293,6 +296,8 @@ export class Node implements LocalNode {
       dataDir: this.#data.path,
       seenTerm: seen_term,
       ...(settings.image_gc_ms !== undefined && settings.image_gc_ms > 0 && { imageGcMs: settings.image_gc_ms }),
+      ...(diskLimit > 0 && { diskLimit }),
+      isolatedSince: () => (this.#session?.lost ? undefined : this.#session?.lastHeard),
       nodeLogin: nodeLogins({ ...dockerLogins, log: this.#log }),
       fetchChunk: (chunkHash) => fetchChunk(this.#masterAddress(), chunkHash),
       secrets: { roots: secretRoots, fetch: (secretId) => this.#fetchSecret(secretId) },
@@ -327,6 +332,7 @@ export class Node implements LocalNode {
       onPeers: (peers) => this.#update({ peers }),
       onNetwork: (message) => this.#overlay?.receive(message),
       onLeft: () => this.#forgetCluster(),
+      onLost: () => executor.noticeMaster(),
       onRefused: ({ code, message }) => {
         // A machine that was reset comes back before the master has noticed that it was gone: it waits.
         if (code === NODE_IN_USE) this.#log.warn("the master refused this node for now", { reason: message });
@@ -390,6 +396,7 @@ export class Node implements LocalNode {
     const seen_term = Math.max(term, this.#identity.seen_term);
     this.#update({ cluster_id, node_id, seen_term, master, peers });
     executor.adopt({ clusterId: cluster_id, nodeId: node_id });
+    executor.noticeMaster();
   }
 
   /** What the data directory says is of no cluster any more; the machine may join again, this or another one. */

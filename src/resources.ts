@@ -1,17 +1,23 @@
 /**
- * @module What the machine has and how much of it is used: memory, CPUs, GPUs, host ports and routes.
+ * @module What the machine has and how much of it is used: memory, CPUs, GPUs, Docker's disk, host ports and routes.
  *
  * Owns the readings: from /proc where the Engine is on this machine, else from the Engine itself. Read when asked, at most once
  * a second; there is nothing to start or stop. Sources: proc(5), and MemAvailable as the kernel estimates it.
  */
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync, statfsSync } from "node:fs";
 import { join } from "node:path";
 import type { Clock } from "./clock.ts";
 import type { Engine } from "./docker.ts";
 import type { Resources } from "./model.ts";
 
 /** What of Docker's the readings need: the cluster's running containers here, and published ports as `tcp/80`. */
-export type MeterView = { containers: readonly string[]; ownPorts: readonly string[]; otherPorts: readonly string[] };
+export type MeterView = {
+  containers: readonly string[];
+  ownPorts: readonly string[];
+  otherPorts: readonly string[];
+  /** Where Docker keeps its data, if that is known. */
+  dataRoot?: string | undefined;
+};
 
 export interface Meter {
   /** The newest reading; undefined while there is none. */
@@ -28,6 +34,8 @@ const READ_INTERVAL_MS = 1_000;
 const PORTS_INTERVAL_MS = 5_000;
 /** Asking Docker for the use of one container takes about a millisecond of its time. */
 const USAGE_INTERVAL_MS = 10_000;
+/** A disk does not fill within seconds, and a slow one is not to be asked often. */
+const DISK_INTERVAL_MS = 5_000;
 /** GPUs come and go with drivers, and the driver may take its time to answer. */
 const GPUS_INTERVAL_MS = 60_000;
 /** Under /proc, one directory for each GPU. */
@@ -50,6 +58,7 @@ export class HostMeter implements Meter {
   #usedCpus: number | undefined;
   #ports: { at: number; listening: string[] } | undefined;
   readonly #ownPorts = new Map<string, number>();
+  #disk: { at: number; path: string; reading: Resources["disk"] } | undefined;
   #gpus: { at: number; ids: string[] } | undefined;
   #totals: Totals | undefined;
   #ownUse: OwnUse = { memory: 0, cpus: 0 };
@@ -95,10 +104,19 @@ export class HostMeter implements Meter {
     });
     const cpus = capped({ machine: times.cpus, used: machineCpus, own: this.#ownUse.cpus, cap: this.#cap.cpus });
     const gpus = this.#listGpus(now);
+    const disk = this.#readDisk(view.dataRoot, now);
     return {
       ...asResources({ memory, cpus, takenPorts: this.#takenPorts(view, now) }),
       ...(gpus.length > 0 && { gpus }),
+      ...(disk && { disk }),
     };
+  }
+
+  #readDisk(path: string | undefined, now: number): Resources["disk"] {
+    if (path === undefined) return undefined;
+    if (!this.#disk || this.#disk.path !== path || now - this.#disk.at >= DISK_INTERVAL_MS)
+      this.#disk = { at: now, path, reading: diskAt(path) };
+    return this.#disk.reading;
   }
 
   #readRemote(view: MeterView): Resources | undefined {
@@ -193,6 +211,17 @@ export class HostMeter implements Meter {
     } catch {
       return "";
     }
+  }
+}
+
+/** The file system of a path as df(1) counts it: what is kept for root alone is no part of it, so its share in use is df's. */
+function diskAt(path: string): Resources["disk"] {
+  try {
+    const { bsize, blocks, bfree, bavail } = statfsSync(path);
+    return { total: (blocks - bfree + bavail) * bsize, available: bavail * bsize };
+  } catch {
+    // The Engine is in a mount namespace of its own, where the path leads elsewhere.
+    return undefined;
   }
 }
 

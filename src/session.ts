@@ -48,6 +48,8 @@ export type SessionOptions = {
   onNetwork: (message: NetworkMessage | DirectoryMessage) => void;
   /** This node is a member no more. */
   onLeft: () => void;
+  /** An open session was lost. */
+  onLost?: () => void;
   /** The master will not have this node: for good, as things are. */
   onRefused: (refusal: { code: string; message: string }) => void;
 };
@@ -57,6 +59,8 @@ const RETRY = { firstMs: 200, capMs: 3_000 };
 const WELCOME_TIMEOUT_MS = 5_000;
 /** Status changes of this span are one message. */
 const STATUS_DELAY_MS = 20;
+/** Nodes that came back together are not to report in step for ever. */
+const HEARTBEAT_JITTER = 0.1;
 
 /** What of a heartbeat cannot wait for the next one. */
 function urgentPart({ engine, overlay }: Omit<Heartbeat, "type" | "sequence">): string {
@@ -71,6 +75,8 @@ type Live = {
   sequence: number;
   acknowledged: number;
   due: [number, number];
+  /** When the heartbeats that are not answered yet were sent. */
+  sentAt: Map<number, number>;
   sent: Map<string, string> | undefined;
   sentRest: string;
   sentUrgent: string;
@@ -84,10 +90,12 @@ export class Session {
   readonly #abort = new AbortController();
   #master: Peer | undefined;
   #live: Live | undefined;
+  #lastHeard: number;
   #loop: Promise<void> = Promise.resolve();
 
   constructor(options: SessionOptions) {
     this.#options = options;
+    this.#lastHeard = options.clock.now();
   }
 
   /** The master as this node last knew it. */
@@ -98,6 +106,15 @@ export class Session {
   /** Set while a session is open; aborts when it is lost. */
   get lost(): AbortSignal | undefined {
     return this.#live?.lost.signal;
+  }
+
+  /**
+   * The last time at which the master is known to have been there for this node: the last welcome, or when the last answered
+   * heartbeat was sent, since an answer may be long on its way and the master counts a node's silence from what it got. Before
+   * all that, when this process began.
+   */
+  get lastHeard(): number {
+    return this.#lastHeard;
   }
 
   /** `master`: where this node last knew the master to be. */
@@ -213,7 +230,7 @@ export class Session {
     else if (message.type === "left") this.#options.onLeft();
     else if (message.type === "peers") onPeers(message.peers);
     else if (message.type === "network" || message.type === "directory") onNetwork(message);
-    else if (message.type === "ack" && live) live.acknowledged = message.sequence;
+    else if (message.type === "ack" && live) this.#acknowledge(live, message.sequence);
     else if (message.type === "assignments") {
       if (executor.assign(message) === "stale")
         log.warn("refused assignments older than those known", { order: message.order });
@@ -222,13 +239,22 @@ export class Session {
     return live;
   }
 
+  #acknowledge(live: Live, sequence: number): void {
+    live.acknowledged = sequence;
+    const sentAt = live.sentAt.get(sequence);
+    if (sentAt !== undefined) this.#lastHeard = Math.max(this.#lastHeard, sentAt);
+    for (const earlier of live.sentAt.keys()) if (earlier <= sequence) live.sentAt.delete(earlier);
+  }
+
   #begin(welcome: Welcome, channel: Channel): Live {
+    this.#lastHeard = this.#options.clock.now();
     const live: Live = {
       channel,
       welcome,
       sequence: 0,
       acknowledged: 0,
       due: [0, 0],
+      sentAt: new Map(),
       sent: undefined,
       sentRest: "",
       sentUrgent: "",
@@ -250,6 +276,7 @@ export class Session {
     live.statusTimer?.cancel();
     if (this.#live === live) this.#live = undefined;
     live.lost.abort();
+    this.#options.onLost?.();
     if (!this.#abort.signal.aborted)
       this.#options.log.warn("the session with the master ended", { master: live.welcome.master.address });
   }
@@ -264,13 +291,16 @@ export class Session {
     if (live.acknowledged < older) return live.channel.close();
     this.#sendHeartbeat(live);
     live.due = [last, live.sequence];
-    live.heartbeatTimer = this.#options.clock.after(live.welcome.heartbeat_interval_ms, () => this.#beat(live));
+    const { clock, random } = this.#options;
+    const share = 1 + HEARTBEAT_JITTER * (2 * random() - 1);
+    live.heartbeatTimer = clock.after(live.welcome.heartbeat_interval_ms * share, () => this.#beat(live));
   }
 
   #sendHeartbeat(live: Live): void {
     const reading = this.#options.executor.heartbeat();
     live.sequence++;
     live.sentUrgent = urgentPart(reading);
+    live.sentAt.set(live.sequence, this.#options.clock.now());
     this.#send(live, { type: "heartbeat", sequence: live.sequence, ...reading });
   }
 

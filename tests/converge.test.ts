@@ -7,9 +7,9 @@ import {
   type Container,
   converge,
   type Memory,
-  STABLE_MS,
   type View,
 } from "../src/converge.ts";
+import { STABLE_MS } from "../src/converge_restarts.ts";
 import { LABELS } from "../src/model.ts";
 
 const NOW = 1_000_000;

@@ -247,8 +247,12 @@ describe("Executor on a real Engine", () => {
       { id: "byother", spec: port(8080) },
       { id: "byprocess", spec: port(9090) },
     ]);
-    expect(await errorOf("byother")).toBe("port 8080 is in use on this node by container someones-web");
-    expect(await errorOf("byprocess")).toBe("port 9090 is in use on this node by another process");
+    expect(await errorOf("byother")).toBe(
+      "port 8080 is in use on this node by container someones-web: free it, or publish another",
+    );
+    expect(await errorOf("byprocess")).toBe(
+      "port 9090 is in use on this node by another process: free it, or publish another",
+    );
     await host.docker("rm", "-f", "someones-web");
     await listener.kill();
     await settled([{ id: "byother" }, { id: "byprocess" }]);
@@ -268,7 +272,9 @@ describe("Executor on a real Engine", () => {
       { id: "lowmemory", spec: { limits: { memory_bytes: 1000 } } },
     ]);
     expect(await errorOf("nopath")).toBe("path /no/such/path does not exist on this node");
-    expect(await errorOf("noprogram")).toBe('program "no-such-program" not found in image busybox:latest');
+    expect(await errorOf("noprogram")).toBe(
+      'program "no-such-program" not found in image busybox:latest: put the service\'s command or entrypoint right',
+    );
     expect(await errorOf("lowmemory")).toStartWith("Minimum memory limit");
   });
 
@@ -282,7 +288,7 @@ describe("Executor on a real Engine", () => {
       { id: "missing", spec: { image: missing } },
       { id: "nobody", spec: { image: nobody } },
     ]);
-    expect(await errorOf("missing")).toBe(`image ${missing} not found`);
+    expect(await errorOf("missing")).toBe(`image ${missing} not found: put its name right, or push it to its registry`);
     expect(await errorOf("nobody")).toStartWith(`registry ${host.address}:5999 cannot be reached: `);
     await waitUntil("the pulled ones to run", () =>
       names("pulled", 3).every(({ id }) => statusOf(id)?.state === "running"),
@@ -307,6 +313,85 @@ describe("Executor on a real Engine", () => {
     expect(took).toBeLessThan(5_000);
     console.log(`docker: 4 starts took ${took} ms beside 8 stops that waited 6 s`);
     await settled(names("prompt", 4), 15_000);
+  });
+
+  test("tells how containers ended and what they wrote last, and keeps to the wait that was asked for", async () => {
+    const sh = (script: string): Partial<ServiceSpec> => ({
+      command: ["sh", "-c", script],
+      restart: { condition: "always", max_attempts: 0, delay_ms: 60_000, compose: "" },
+    });
+    assign([
+      {
+        id: "plain",
+        spec: sh("for n in $(seq 30); do echo line $n; done; printf '\\033[31mlast\\033[0m' >&2; sleep 0.1; exit 3"),
+      },
+      { id: "terminal", spec: { ...sh("echo '{\"a\": 1}'; exit 4"), tty: true } },
+      {
+        id: "memory",
+        spec: {
+          ...sh("echo eating; exec tail /dev/zero"),
+          limits: { memory_bytes: 16 * 2 ** 20 },
+          memswap_limit_bytes: 16 * 2 ** 20,
+        },
+      },
+      { id: "killed", spec: sh("sh -c 'kill -SEGV $$'; exit $?") },
+      { id: "mute", spec: { ...sh("echo nobody hears; exit 5"), logging: { driver: "none", options: [] } } },
+      { id: "missing", spec: sh("no-such-program") },
+    ]);
+    const ended = (id: string) =>
+      waitUntil(`${id} to end`, () => {
+        const status = statusOf(id);
+        return status?.state === "exited" && status.next_start_at !== undefined ? status : undefined!;
+      });
+    const plain = await waitUntil("the last lines", () => statusOf("plain"), {
+      until: (status) => status?.last_end?.log_tail.length === 10,
+    });
+    const lines = Array.from({ length: 9 }, (_, n) => `line ${n + 22}`);
+    expect(plain).toMatchObject({
+      exit_code: 3,
+      failures: 1,
+      last_end: { oom_killed: false, log_tail: [...lines, "last"] },
+    });
+    expect((plain?.next_start_at ?? 0) - (plain?.finished_at ?? 0)).toBeGreaterThan(59_000);
+    await ended("terminal");
+    await waitUntil("the line", () => statusOf("terminal")?.last_end?.log_tail[0] === '{"a": 1}');
+    const memory = await ended("memory");
+    expect(memory).toMatchObject({ exit_code: 137, last_end: { oom_killed: true, signal: "SIGKILL" } });
+    expect(memory.error).toStartWith("ran out of memory (limit 16 MiB)");
+    expect(await ended("killed")).toMatchObject({
+      error: expect.stringContaining("SIGSEGV"),
+      last_end: { signal: "SIGSEGV" },
+    });
+    expect(await ended("mute")).toMatchObject({ exit_code: 5, last_end: { log_tail: [] } });
+    expect((await ended("missing")).error).toContain("was not found");
+    await executor.stop();
+    executor = await begin();
+    await waitUntil("the new process to know of it", () => statusOf("plain")?.last_end?.log_tail.length === 10);
+    expect(statusOf("plain")?.next_start_at).toBe(plain?.next_start_at);
+  });
+
+  test("is unready soon after its Engine began to hang, and ready again soon after it went on", async () => {
+    assign([{ id: "calm" }]);
+    await settled([{ id: "calm" }]);
+    const timed = async (what: string, state: "ready" | "unready") => {
+      const start = performance.now();
+      await waitUntil(what, () => executor.engineStatus().state === state, { timeoutMs: 30_000, intervalMs: 20 });
+      return Math.round(performance.now() - start);
+    };
+    host.dockerd.freeze();
+    const noticed = await timed("the node to be unready", "unready");
+    expect(executor.engineStatus()).toHaveProperty("reason", expect.stringContaining("hangs"));
+    host.dockerd.thaw();
+    const recovered = await timed("the node to be ready", "ready");
+    console.log(`docker: a hanging dockerd was noticed after ${noticed} ms, and its return after ${recovered} ms`);
+    await settled([{ id: "calm" }]);
+    expect(statusOf("calm")?.restarts).toBe(0);
+  });
+
+  test("reads the disk that Docker keeps its data on", () => {
+    const disk = executor.heartbeat().resources?.disk;
+    expect(disk?.total).toBeGreaterThan(2 ** 20);
+    expect(disk?.available).toBeLessThanOrEqual(disk?.total ?? 0);
   });
 
   test("settles without a double after dockerd was killed in the middle of a rollout", async () => {

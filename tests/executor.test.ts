@@ -1,138 +1,9 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { Executor } from "../src/executor.ts";
-import { silentLog } from "../src/log.ts";
-import { type AllocationRecord, type Assignments, LABELS } from "../src/model.ts";
+import { LABELS } from "../src/model.ts";
 import { type ServiceSpec } from "../src/model_spec.ts";
-import type { Meter } from "../src/resources.ts";
-import { noOverlay, spec as plainSpec } from "./cluster_fixture.ts";
-import { FakeEngine } from "./fake_engine.ts";
-import { seededRandom, VirtualClock } from "./virtual_clock.ts";
+import { type Change, cleanUp, ids, type Item, names, Node, promised } from "./executor_fixture.ts";
 
-const OWNER = { clusterId: "cluster", nodeId: "node" };
-const dirs: string[] = [];
-afterAll(() => {
-  for (const dir of dirs) rmSync(dir, { recursive: true, force: true });
-});
-
-type Change = Partial<ServiceSpec>;
-
-function spec(change: Change = {}): ServiceSpec {
-  return plainSpec({ image: "busybox:latest", ...change });
-}
-
-type Item = Pick<AllocationRecord, "joins"> & {
-  id: string;
-  job?: string;
-  spec?: Change;
-  desired?: "run" | "stop";
-};
-
-/** One node: its Engine, and one executor after another. */
-class Node {
-  readonly clock = new VirtualClock();
-  readonly random: () => number;
-  readonly engine: FakeEngine;
-  readonly dataDir = mkdtempSync(join(tmpdir(), "executor-test-"));
-  readonly meter: Meter = { read: () => undefined, routes: () => ["10.0.0.0/24"] };
-  executor: Executor;
-  changes = 0;
-  /** Where job networks take their subnets from. */
-  pool = "10.210.0.0/16";
-  #revision = 0;
-
-  constructor(seed = 1) {
-    dirs.push(this.dataDir);
-    this.random = seededRandom(seed);
-    this.engine = new FakeEngine({ clock: this.clock, random: this.random });
-    this.executor = this.#make();
-  }
-
-  #make(): Executor {
-    return new Executor({
-      fetchChunk: () => Promise.reject(new Error("no files here")),
-      overlay: noOverlay(() => this.pool),
-      engine: this.engine,
-      meter: this.meter,
-      clock: this.clock,
-      random: this.random,
-      log: silentLog,
-      dataDir: this.dataDir,
-      onChange: () => this.changes++,
-      seenTerm: 1,
-    });
-  }
-
-  async start(): Promise<this> {
-    void this.executor.start();
-    this.executor.adopt(OWNER);
-    await this.clock.advance(100);
-    return this;
-  }
-
-  /** The process ends and another begins, which knows only what is on disk and in Docker. */
-  async restart(): Promise<void> {
-    void this.executor.stop();
-    this.executor = this.#make();
-    await this.start();
-  }
-
-  assign(items: Item[], change: Partial<Assignments> = {}): "accepted" | "stale" {
-    const allocations = items.map(({ id, job = "job", desired = "run", spec: changed, joins }): AllocationRecord => ({
-      allocation_id: id,
-      job_id: job,
-      incarnation: "1",
-      service_name: "web",
-      slot: 1,
-      node_id: OWNER.nodeId,
-      spec_hash: JSON.stringify(changed ?? {}),
-      job_version: 1,
-      desired,
-      created_at: 0,
-      ...(joins && { joins }),
-    }));
-    const specs = new Map(items.map((item) => [JSON.stringify(item.spec ?? {}), spec(item.spec)]));
-    return this.executor.assign({
-      type: "assignments",
-      order: { term: 1, revision: ++this.#revision },
-      specs: [...specs].map(([spec_hash, value]) => ({ spec_hash, spec: value })),
-      allocations,
-      removals: [],
-      ...change,
-    });
-  }
-
-  status(id: string) {
-    return this.executor.snapshot()?.allocations.find(({ allocation_id }) => allocation_id === id);
-  }
-
-  states(): Record<string, string> {
-    const all = this.executor.snapshot()?.allocations ?? [];
-    return Object.fromEntries(all.map(({ allocation_id, state }) => [allocation_id, state]));
-  }
-
-  until(condition: () => boolean, limitMs = 120_000): Promise<void> {
-    return this.clock.until(condition, { limitMs, describe: () => this.executor.snapshot() ?? "no snapshot" });
-  }
-
-  isSettled(ids: readonly string[]): boolean {
-    const statuses = this.executor.snapshot()?.allocations ?? [];
-    const own = this.engine.containers.filter(({ labels }) => labels.get(LABELS.cluster) === OWNER.clusterId);
-    return (
-      statuses.length === ids.length &&
-      own.length === ids.length &&
-      ids.every((id) => this.engine.running(id).length === 1 && this.status(id)?.state === "running")
-    );
-  }
-}
-
-function names(count: number): string[] {
-  return Array.from({ length: count }, (_, n) => `a${n}`);
-}
-
-const ids = (list: readonly string[], change: Omit<Item, "id"> = {}): Item[] => list.map((id) => ({ id, ...change }));
+afterAll(cleanUp);
 
 describe("Executor", () => {
   test("starts what is assigned, four at once, and says so", async () => {
@@ -352,7 +223,7 @@ describe("Executor", () => {
     const node = await new Node().start();
     node.assign(ids(names(10), { spec: { image: "nowhere:1" } }));
     await node.until(() => names(10).every((id) => node.status(id)?.state === "failed"));
-    expect(node.status("a3")?.error).toBe("image nowhere:1 not found");
+    expect(node.status("a3")?.error).toBe("image nowhere:1 not found: put its name right, or push it to its registry");
     await node.clock.advance(600_000);
     expect(node.engine.calls.get("resolve")).toBeLessThan(10);
     node.engine.registry.set("nowhere:1", "found");
@@ -381,8 +252,12 @@ describe("Executor", () => {
       { id: "b", spec: port(9090) },
     ]);
     await node.until(() => node.status("a")?.state === "failed" && node.status("b")?.state === "failed");
-    expect(node.status("a")?.error).toBe("port 8080 is in use on this node by container someones-nginx");
-    expect(node.status("b")?.error).toBe("port 9090 is in use on this node by another process");
+    expect(node.status("a")?.error).toBe(
+      "port 8080 is in use on this node by container someones-nginx: free it, or publish another",
+    );
+    expect(node.status("b")?.error).toBe(
+      "port 9090 is in use on this node by another process: free it, or publish another",
+    );
     node.engine.removeByHand(other);
     node.engine.hostPorts.delete(9090);
     await node.until(() => node.isSettled(["a", "b"]), 61_000);
@@ -704,11 +579,3 @@ describe("Executor in a storm", () => {
     });
   }
 });
-
-/** What `promise` resolves to, while virtual time passes. */
-async function promised<T>(node: Node, promise: Promise<T>, limitMs = 10_000): Promise<T> {
-  let done = false;
-  void promise.finally(() => (done = true));
-  await node.until(() => done, limitMs);
-  return promise;
-}

@@ -260,6 +260,33 @@ describe("a registry that fails", () => {
     expect(inWords(pullError(new EngineError("other", text)), { image: "r.example/x:1" })).toContain(words);
   });
 
+  const REFUSALS: [text: string, words: string][] = [
+    [
+      'OCI runtime create failed: runc create failed: unable to start container process: exec: "nope": executable file not found in $PATH: unknown',
+      'program "nope" not found in image r.example/x:1: put',
+    ],
+    [
+      'OCI runtime create failed: container_linux.go:380: starting container process caused: exec: "/etc/motd": permission denied: unknown',
+      'program "/etc/motd" is in image r.example/x:1 and may not be executed: put',
+    ],
+    [
+      'failed to create task: exec: "/etc": is a directory: unknown',
+      'program "/etc" is in image r.example/x:1 and may not',
+    ],
+    ["No command specified", "image r.example/x:1 names no program to run: give the service a command"],
+    ["unable to find user app: no matching entries in passwd file", "user app is not known in image r.example/x:1"],
+    ["unable to find group web: no matching entries in group file", "group web is not known in image r.example/x:1"],
+    [
+      'OCI runtime create failed: error mounting "/srv/a" to rootfs at "/etc/b": mount /srv/a:/etc/b, flags: 0x5000: not a directory: unknown: Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type',
+      "/srv/a and /etc/b in image r.example/x:1 are a file and a directory",
+    ],
+    ["mkdir /var/lib/docker/overlay2/x: no space left on device", "a disk of this node is full: make room on it"],
+    ["something that nobody has seen yet", "something that nobody has seen yet"],
+  ];
+  test.each(REFUSALS)("%s is said in one sentence", (text, words) => {
+    expect(inWords(new EngineError("other", text), { image: "r.example/x:1" })).toStartWith(words);
+  });
+
   test("a fixed address that is taken, which Docker forbids with 403, is no matter of the image", () => {
     const error = apiError(403, new Error("(HTTP code 403) unexpected - Address already in use "));
     expect(inWords(error, { image: "r.example/x:1" })).toContain("its fixed address is taken");

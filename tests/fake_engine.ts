@@ -12,6 +12,7 @@ import type {
   EngineInfo,
   EngineNetwork,
   EngineVolume,
+  LogsOptions,
   NewNetwork,
   NewVolume,
   PullRequest,
@@ -19,6 +20,7 @@ import type {
   WatchOptions,
 } from "../src/docker.ts";
 import { EngineError } from "../src/docker_errors.ts";
+import type { LogLine } from "../src/docker_logs.ts";
 import type { RegistryLogin } from "../src/docker_images.ts";
 import { LABELS, type PublishedPort } from "../src/model.ts";
 import { platformOf, readPlatform } from "../src/placement_platform.ts";
@@ -39,12 +41,21 @@ export type Behaviour = {
   /** Ends by itself after this long. */
   exitAfterMs?: number;
   exitCode?: number;
+  /** What each run writes at its end. */
+  lines?: readonly string[];
   /** Takes this long to end after its stop signal (10 ms); more than the grace period means SIGKILL. */
   stopMs?: number;
 };
 
 type Bindings = Record<string, { HostIp?: string; HostPort?: string }[] | undefined>;
-type FakeContainer = Container & { image: string; imageId: string; network: string; bindings: Bindings; run: number };
+type FakeContainer = Container & {
+  image: string;
+  imageId: string;
+  network: string;
+  bindings: Bindings;
+  run: number;
+  written: LogLine[];
+};
 
 const NO_FAULTS: Faults = { loseRequest: 0, loseAnswer: 0, lateEffect: 0, loseEvent: 0 };
 const TIMEOUT_MS = 15_000;
@@ -81,6 +92,9 @@ export class FakeEngine implements Engine {
   readonly behaviours = new Map<string, Behaviour>();
   /** Ports that something outside Docker listens on. */
   readonly hostPorts = new Set<number>();
+  /** Calls that are never answered in time, and calls that are refused, by their names. */
+  readonly hung = new Set<string>();
+  readonly refused = new Set<string>();
   /** How often each call was made. */
   readonly calls = new Map<string, number>();
   /** The most calls of each kind that were under way at once. */
@@ -150,9 +164,12 @@ export class FakeEngine implements Engine {
   }
 
   /** A container's process ends. */
-  kill(id: string, exitCode = 137): void {
+  kill(id: string, exitCode = 137, how: Pick<Container, "oomKilled" | "memoryLimit" | "error"> = {}): void {
     const container = this.#containers.get(id);
     if (container?.state !== "running") return;
+    for (const text of this.behaviours.get(container.image)?.lines ?? [])
+      container.written.push({ at: this.#clock.now(), text });
+    Object.assign(container, how);
     Object.assign(container, { state: "exited", exitCode, finishedAt: this.#clock.now(), ports: [] });
     container.run++;
     this.#emit(container, "die");
@@ -203,6 +220,7 @@ export class FakeEngine implements Engine {
       arch: "amd64",
       cpus: 2,
       memoryBytes: 8 * 2 ** 30,
+      dataRoot: "/var/lib/docker",
       genericResources: [],
       hasGpus: false,
     }));
@@ -230,7 +248,7 @@ export class FakeEngine implements Engine {
     return this.#call("inspect", () => {
       const found = this.#containers.get(idOrName) ?? this.#byName(idOrName);
       if (!found) return undefined;
-      const { image: _image, network: _network, bindings: _bindings, run: _run, ...container } = found;
+      const { image: _image, network: _network, bindings: _bindings, run: _run, written: _, ...container } = found;
       return { ...container, ports: [...container.ports] };
     });
   }
@@ -297,6 +315,10 @@ export class FakeEngine implements Engine {
   }
 
   endStrays(): void {}
+
+  logs(id: string, { tail }: LogsOptions): Promise<LogLine[]> {
+    return this.#call("logs", () => this.#containers.get(id)?.written.slice(-tail) ?? []);
+  }
 
   usage(id: string): Promise<ContainerUsage | undefined> {
     return this.#call("usage", () =>
@@ -465,7 +487,8 @@ export class FakeEngine implements Engine {
     try {
       await this.#delay();
       this.#mustBeUp();
-      if (this.#happens("loseRequest")) await this.#timeOut();
+      if (this.hung.has(name) || this.#happens("loseRequest")) await this.#timeOut();
+      if (this.refused.has(name)) throw new EngineError("other", `${name} is refused`);
       if (this.#happens("lateEffect")) {
         this.#clock.after(TIMEOUT_MS + this.#random() * 60_000, () => {
           // Nobody hears what became of it.
@@ -523,6 +546,7 @@ export class FakeEngine implements Engine {
       createdAt: this.#clock.now(),
       exitCode: 0,
       run: 0,
+      written: [],
     };
     this.#containers.set(container.id, container);
     this.#emit(container, "create");

@@ -12,6 +12,7 @@ import { parseJob } from "../src/job_spec.ts";
 type Case = [key: string, taken: string, body: object, refused: string, fault: string];
 
 const host = (HostConfig: object) => ({ HostConfig });
+const restarts = (policy: string) => ({ Labels: { "cacophony.restart": policy } });
 const number = "must be a whole number";
 const flag = "must be true or false";
 const list = "must be a list";
@@ -74,9 +75,9 @@ const SERVICE: readonly Case[] = [
     "kind and value",
   ],
   ["deploy.restart_policy.condition", "none", host({ RestartPolicy: { Name: "no" } }), "often", "allowed are none"],
-  ["deploy.restart_policy.max_attempts", "3", {}, "-1", "at least 0"],
-  ["deploy.restart_policy.delay", "5s", {}, "5", "with its unit"],
-  ["deploy.restart_policy.window", "5s", {}, "x", duration],
+  ["deploy.restart_policy.max_attempts", "3", restarts("always:3"), "-1", "at least 0"],
+  ["deploy.restart_policy.delay", "5s", restarts("always:0:5000"), "5", "with its unit"],
+  ["deploy.restart_policy.window", "5s", restarts("always:0:0:5000"), "x", duration],
   ["deploy.placement.constraints", "[node.role == worker]", {}, "[node.rol == a]", "did you mean node.role?"],
   ["deploy.placement.preferences", "[{spread: node.labels.a}]", {}, "[{spread: a}]", "labels of nodes"],
   ["deploy.placement.max_replicas_per_node", "1", {}, "-1", "at least 0"],
@@ -184,6 +185,13 @@ const SERVICE: readonly Case[] = [
   ["x-cacophony.balance", "least_connections", {}, "random", "allowed are local_first"],
   ["x-cacophony.proxy_protocol", "v2", {}, "v3", "allowed are none, v1, v2"],
   ["x-cacophony.volumes", "recreate", {}, "drop", "allowed are wait, recreate"],
+  [
+    "x-cacophony.stop_when_isolated",
+    "1m30s",
+    { Labels: { "cacophony.stop-when-isolated-ms": "90000" } },
+    "4999ms",
+    "must be at least 5s",
+  ],
   ["attach", "false", {}, "x", flag],
   ["build", ".", {}, "{contxt: .}", "did you mean context?"],
   ["container_name", "one", {}, "a b", "letters, digits"],

@@ -642,6 +642,11 @@ describe("parseJob() reads restart policies", () => {
       "deploy: {restart_policy: {condition: on-failure}}",
       { condition: "on-failure", max_attempts: 0, compose: "on-failure" },
     ],
+    [
+      "restart: no\ndeploy: {restart_policy: {delay: 1m30s, window: 1500us}}",
+      { condition: "always", max_attempts: 0, delay_ms: 90_000, window_ms: 2, compose: "" },
+    ],
+    ["deploy: {restart_policy: {delay: 0s, window: 0s}}", { condition: "always", max_attempts: 0, compose: "" }],
   ];
   test.each(restarts)("%s", (yaml, expected) => {
     expect<object>(spec(yaml).restart).toEqual(expected);
@@ -672,7 +677,6 @@ describe("parseJob() tells what becomes of each key", () => {
     ["develop: {watch: []}", "develop"],
     ["deploy: {labels: {a: b}}", "deploy.labels"],
     ["deploy: {update_config: {parallelism: 2}}", "deploy.update_config"],
-    ["deploy: {restart_policy: {delay: 5s}}", "deploy.restart_policy.delay"],
     ["deploy: {endpoint_mode: vip}", "deploy.endpoint_mode"],
     ["pull_refresh_after: 1h", "pull_refresh_after"],
     ["pull_policy: build", "pull_policy"],

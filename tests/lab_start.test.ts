@@ -75,6 +75,7 @@ describe("a start that cannot work is refused with exit code 2 and one line", ()
     ["a bad size", ["bootstrap", "--memory", "8 elephants"], /--memory.*8 elephants/],
     ["a time without its unit", ["bootstrap", "--image-gc", "24"], /--image-gc .*24/],
     ["a time of nothing", ["bootstrap", "--image-gc", "0s"], /--image-gc must be above 0/],
+    ["a share of more than all", ["bootstrap", "--disk-limit", "101"], /--disk-limit '101'.*1 to 100/],
     ["a bad label", ["bootstrap", "--label", "zone"], /--label 'zone'.*KEY=VALUE/],
     [
       "a data directory that cannot be made",

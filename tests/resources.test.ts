@@ -57,6 +57,38 @@ function world(caps: { memoryBytes?: number; cpus?: number } = {}) {
 
 const NOTHING = { containers: [], ownPorts: [], otherPorts: [] };
 
+describe("the disk that Docker keeps its data on", () => {
+  test("is read as df reads it, for an Engine of this machine whose directory is here", async () => {
+    const { meter, clock } = world();
+    expect(meter.read(NOTHING)?.disk).toBeUndefined();
+    await clock.advance(1_000);
+    const disk = meter.read({ ...NOTHING, dataRoot: procDir })?.disk;
+    const [total = 0, used = 0, available = 0] =
+      (await Bun.$`df -B1 --output=size,used,avail ${procDir}`.text())
+        .split("\n")[1]
+        ?.trim()
+        .split(/\s+/)
+        .map(Number) ?? [];
+    expect(disk?.total).toBeLessThanOrEqual(total);
+    // Others write on that disk at the same time.
+    expect(Math.abs((disk?.total ?? 0) - (used + available))).toBeLessThan(0.01 * total);
+    expect(Math.abs((disk?.available ?? 0) - available)).toBeLessThan(0.01 * total);
+    await clock.advance(1_000);
+    expect(meter.read({ ...NOTHING, dataRoot: join(procDir, "none") })?.disk).toBeUndefined();
+  });
+
+  test("is asked every five seconds at most", async () => {
+    const { meter, clock } = world();
+    const dataRoot = join(procDir, "later");
+    expect(meter.read({ ...NOTHING, dataRoot })?.disk).toBeUndefined();
+    mkdirSync(dataRoot);
+    await clock.advance(4_999);
+    expect(meter.read({ ...NOTHING, dataRoot })?.disk).toBeUndefined();
+    await clock.advance(1_001);
+    expect(meter.read({ ...NOTHING, dataRoot })?.disk?.total).toBeGreaterThan(0);
+  });
+});
+
 describe("readers of /proc", () => {
   test("read what the kernel writes", () => {
     expect(parseMeminfo(MEMINFO)).toEqual({ totalBytes: 8 * GIB, availableBytes: 6 * GIB });

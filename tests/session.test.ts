@@ -14,6 +14,7 @@ class Node {
   readonly heard: NodeMessage[] = [];
   readonly learnt: (NetworkMessage | DirectoryMessage)[] = [];
   sessions = 0;
+  lost = 0;
   /** Whether the master answers heartbeats. */
   answers = true;
   overlay: NodeNetwork = { mode: "vxlan", networks: [], blocks: 1, full: false };
@@ -58,6 +59,7 @@ class Node {
       onLeft: () => {},
       onPeers: () => {},
       onNetwork: (message) => void this.learnt.push(message),
+      onLost: () => this.lost++,
       onRefused: () => {},
     });
     this.session.start(peer);
@@ -147,4 +149,40 @@ test("Session hands on what the master tells of the network, and reports in full
   await node.clock.advance(4 * INTERVAL_MS);
   const reports = node.heard.filter((one): one is StatusReport => one.type === "status");
   expect(reports.map(({ full }) => full)).toEqual([true, true]);
+});
+
+test("Session beats at intervals that differ by up to a tenth, and on the average as it was told", async () => {
+  const node = new Node();
+  const at: number[] = [];
+  for (let seen = 0; at.length < 60; await node.clock.advance(10)) {
+    if (node.beats > seen) at.push(node.clock.now());
+    seen = node.beats;
+  }
+  const gaps = at.slice(1).map((time, index) => time - (at[index] ?? 0));
+  expect(Math.min(...gaps)).toBeGreaterThanOrEqual(0.9 * INTERVAL_MS - 10);
+  expect(Math.max(...gaps)).toBeLessThanOrEqual(1.1 * INTERVAL_MS + 10);
+  expect(new Set(gaps).size).toBeGreaterThan(20);
+  const mean = gaps.reduce((sum, gap) => sum + gap, 0) / gaps.length;
+  expect(Math.abs(mean - INTERVAL_MS)).toBeLessThan(0.03 * INTERVAL_MS);
+  expect(node.sessions).toBe(1);
+});
+
+test("Session knows when the master last was there for it: at the sending of what it answered last", async () => {
+  const node = new Node();
+  const begin = node.clock.now();
+  expect(node.session.lastHeard).toBe(begin);
+  await node.clock.advance(100);
+  const beat = node.session.lastHeard;
+  expect(beat).toBeGreaterThanOrEqual(begin);
+  await node.clock.advance(1.2 * INTERVAL_MS);
+  const second = node.session.lastHeard;
+  expect(second).toBeGreaterThanOrEqual(beat + 0.9 * INTERVAL_MS);
+  node.answers = false;
+  await node.clock.advance(INTERVAL_MS);
+  // An answer that is long on its way says nothing about the time since.
+  node.say({ type: "ack", sequence: 2 });
+  expect(node.session.lastHeard).toBe(second);
+  expect(node.lost).toBe(0);
+  await node.clock.advance(3 * INTERVAL_MS);
+  expect(node.lost).toBe(1);
 });
