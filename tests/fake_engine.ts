@@ -87,6 +87,8 @@ export class FakeEngine implements Engine {
   readonly mostAtOnce = new Map<string, number>();
   /** Allocations of which two containers ran at the same time: must stay empty. */
   readonly doubled = new Set<string>();
+  /** Grows whenever a container begins or ends to be there or to run. */
+  changes = 0;
 
   readonly #clock: Clock;
   readonly #random: () => number;
@@ -120,9 +122,12 @@ export class FakeEngine implements Engine {
 
   /** The running containers of an allocation. */
   running(allocationId: string): Container[] {
-    return this.containers.filter(
-      ({ labels, state }) => labels.get(LABELS.allocation) === allocationId && state === "running",
-    );
+    const found: Container[] = [];
+    for (const container of this.#containers.values()) {
+      const { labels, state } = container;
+      if (state === "running" && labels.get(LABELS.allocation) === allocationId) found.push(container);
+    }
+    return found;
   }
 
   /** Whether a container runs in the network of one that is gone, or that ran anew since. */
@@ -155,6 +160,7 @@ export class FakeEngine implements Engine {
     if (container?.state !== "running") return;
     Object.assign(container, { state: "exited", exitCode, finishedAt: this.#clock.now(), ports: [] });
     container.run++;
+    this.changes++;
     this.#emit(container, "die");
   }
 
@@ -170,7 +176,9 @@ export class FakeEngine implements Engine {
   removeByHand(id: string): void {
     const container = this.#containers.get(id);
     this.kill(id);
-    if (container && this.#containers.delete(id)) this.#emit(container, "destroy");
+    if (!container || !this.#containers.delete(id)) return;
+    this.changes++;
+    this.#emit(container, "destroy");
   }
 
   /** Someone else's container, running; returns its id. */
@@ -292,6 +300,7 @@ export class FakeEngine implements Engine {
       if (!container) return;
       this.kill(id);
       this.#containers.delete(id);
+      this.changes++;
       this.#emit(container, "destroy");
     });
   }
@@ -525,6 +534,7 @@ export class FakeEngine implements Engine {
       run: 0,
     };
     this.#containers.set(container.id, container);
+    this.changes++;
     this.#emit(container, "create");
     return container;
   }
@@ -533,6 +543,7 @@ export class FakeEngine implements Engine {
     const ports = this.#publish(container);
     Object.assign(container, { state: "running", ports, startedAt: this.#clock.now(), exitCode: 0 });
     const run = ++container.run;
+    this.changes++;
     const allocation = container.labels.get(LABELS.allocation);
     if (allocation !== undefined && this.running(allocation).length > 1) this.doubled.add(allocation);
     const { exitAfterMs, exitCode = 0 } = this.behaviours.get(container.image) ?? {};
@@ -574,7 +585,8 @@ export class FakeEngine implements Engine {
   }
 
   #byName(name: string): FakeContainer | undefined {
-    return [...this.#containers.values()].find((container) => container.name === name);
+    for (const container of this.#containers.values()) if (container.name === name) return container;
+    return undefined;
   }
 
   #newId(kind: string): string {

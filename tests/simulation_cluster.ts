@@ -90,6 +90,7 @@ export class SimCluster {
   readonly #storeRandom: () => number;
   /** Allocations that were given up while their node was down: theirs may run beside their replacement's. */
   readonly #givenUp = new Set<string>();
+  #checkedAt = 0;
   #ids = 0;
 
   constructor(options: ClusterOptions) {
@@ -110,6 +111,13 @@ export class SimCluster {
   get scheduler(): Scheduler | undefined {
     const process = this.master.process;
     return process?.life.isFrozen ? undefined : process?.scheduler;
+  }
+
+  /** Grows with every change of what containers there are and run. */
+  get changes(): number {
+    let sum = 0;
+    for (const { engine } of this.machines) sum += engine.changes;
+    return sum;
   }
 
   // ---- Processes ------------------------------------------------------------------------------------------------------
@@ -306,8 +314,11 @@ export class SimCluster {
 
   // ---- Rules ----------------------------------------------------------------------------------------------------------
 
-  /** Looks at what runs right now. */
+  /** Looks at what runs right now, if that is not what was looked at last. */
   check(): void {
+    const changes = this.changes;
+    if (changes === this.#checkedAt) return;
+    this.#checkedAt = changes;
     const slots = new Map<string, string[]>();
     for (const { name, engine } of this.machines) {
       const ports = new Set<number>();
