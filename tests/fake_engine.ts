@@ -87,8 +87,10 @@ export class FakeEngine implements Engine {
   readonly mostAtOnce = new Map<string, number>();
   /** Allocations of which two containers ran at the same time: must stay empty. */
   readonly doubled = new Set<string>();
-  /** Grows whenever a container begins or ends to be there or to run. */
+  /** Grows whenever a container begins or ends to run, and with every container, network and volume that comes or goes. */
   changes = 0;
+  /** When the last effect is due that comes late. */
+  lateUntil = 0;
 
   readonly #clock: Clock;
   readonly #random: () => number;
@@ -194,10 +196,12 @@ export class FakeEngine implements Engine {
     const { name, subnet, labels = {} } = network;
     const id = this.#newId("net");
     this.#networks.set(id, { id, name, subnets: [subnet], labels: new Map(Object.entries(labels)) });
+    this.changes++;
   }
 
   addVolume(name: string, labels: Record<string, string> = {}): void {
     this.#volumes.set(name, { name, labels: new Map(Object.entries(labels)) });
+    this.changes++;
   }
 
   // ---- Engine -------------------------------------------------------------------------------------------------------
@@ -414,6 +418,7 @@ export class FakeEngine implements Engine {
       }
       const id = this.#newId("net");
       this.#networks.set(id, { id, name, subnets: [subnet], labels: new Map(Object.entries(labels)) });
+      this.changes++;
       return id;
     });
   }
@@ -431,6 +436,7 @@ export class FakeEngine implements Engine {
       const isInUse = this.containers.some((c) => c.state === "running" && this.#get(c.id).network === network?.name);
       if (isInUse) throw new EngineError("conflict", `network ${network?.name} has active endpoints`);
       this.#networks.delete(id);
+      this.changes++;
     });
   }
 
@@ -451,7 +457,10 @@ export class FakeEngine implements Engine {
   }
 
   removeVolume(name: string): Promise<void> {
-    return this.#call("removeVolume", () => void this.#volumes.delete(name));
+    return this.#call("removeVolume", () => {
+      this.#volumes.delete(name);
+      this.changes++;
+    });
   }
 
   async watch(options: WatchOptions): Promise<void> {
@@ -476,7 +485,9 @@ export class FakeEngine implements Engine {
       this.#mustBeUp();
       if (this.#happens("loseRequest")) await this.#timeOut();
       if (this.#happens("lateEffect")) {
-        this.#clock.after(TIMEOUT_MS + this.#random() * 60_000, () => {
+        const delayMs = TIMEOUT_MS + this.#random() * 60_000;
+        this.lateUntil = Math.max(this.lateUntil, this.#clock.now() + delayMs);
+        this.#clock.after(delayMs, () => {
           // Nobody hears what became of it.
           if (this.#up) void (async () => effect())().catch(() => {});
         });

@@ -45,8 +45,8 @@ const LOOK_INTERVAL_MS = 500;
 const ROUNDS = 60;
 /** Lines of the story that a failure shows. */
 const STORY_LINES = 60;
-/** What a fake Engine does late is done by then: 75 s, and some. */
-const LATE_EFFECTS_MS = 80_000;
+/** What was started to end by itself has done so by then: 20 s, and some. */
+const LAST_ENDS_MS = 25_000;
 /** Backoffs end at a minute, and some trouble takes two of them. */
 const SETTLE_LIMIT_MS = 300_000;
 /** A settled cluster changes nothing for this long: two full looks and two full passes. */
@@ -78,6 +78,8 @@ class Simulation {
   #storyHash = "";
   /** Machines whose Engine may still do what it was asked for before, such as making a volume of a job that is gone by then. */
   readonly #late = new Set<string>();
+  #seen = "";
+  #onNodes: string[] = [];
 
   constructor(seed: number, { dir, log }: { dir: string; log: Log }) {
     this.#seed = seed;
@@ -247,8 +249,9 @@ class Simulation {
   /** Waits until nothing is wrong, nor can become so by what an Engine still does late; returns how long that took. */
   async #settle(): Promise<number> {
     const begin = this.#clock.now();
+    const late = Math.max(begin + LAST_ENDS_MS, ...this.#cluster.machines.map(({ engine }) => engine.lateUntil));
     let lastFault = begin;
-    for (let now = begin; now < begin + LATE_EFFECTS_MS || lastFault === now; now = this.#clock.now()) {
+    for (let now = begin; now < late || lastFault === now; now = this.#clock.now()) {
       if (now > begin + SETTLE_LIMIT_MS) this.#expectSettled();
       await this.#pass(LOOK_INTERVAL_MS);
       if (this.#faults().length > 0) lastFault = this.#clock.now();
@@ -277,7 +280,11 @@ class Simulation {
     for (const { job_id, node_id } of state.removals.values()) {
       faults.push(`volumes of job ${job_id} are still to be removed on ${node_id}`);
     }
-    return [...faults, ...this.#containerFaults(), ...this.#leftovers(state)];
+    // What containers there are is looked at anew where it, or what the master wrote down, is not as at the last look.
+    const seen = `${this.#cluster.changes} ${this.#cluster.commits} ${this.#cluster.starts}`;
+    if (seen !== this.#seen) this.#onNodes = [...this.#containerFaults(), ...this.#leftovers(state)];
+    this.#seen = seen;
+    return [...faults, ...this.#onNodes];
   }
 
   #containerFaults(): string[] {
@@ -297,8 +304,10 @@ class Simulation {
       // What ended for good needs no container any more: someone may have removed it.
       const over = ended.filter((one) => `${one.job_id}/${one.service_name}` === key && !slots.has(String(one.slot)));
       if (containers.length + over.length !== expected || slots.size + over.length !== expected) {
+        const blocked = this.#cluster.scheduler?.blockedOf(`${job}/${service}`) ?? [];
+        const why = blocked.map(({ slot, reasons }) => `; slot ${slot}: ${reasons.join(", ")}`);
         faults.push(
-          `${key}: ${expected} containers expected, there are slots ${[...slots].join()} in ${containers.length}`,
+          `${key}: ${expected} containers expected, there are slots ${[...slots].join()} in ${containers.length}${why.join("")}`,
         );
       }
       for (const { state, labels, name, id } of containers) {

@@ -76,6 +76,8 @@ export class SimCluster {
   /** Chance that the disk refuses a commit. */
   storeFaults = 0;
   commits = 0;
+  /** How many processes were started. */
+  starts = 0;
   /** Broken rules, in the words of a person who looks for the cause. */
   readonly violations: string[] = [];
   /** Allocation records as they are on the master's disk. */
@@ -85,7 +87,6 @@ export class SimCluster {
   onLoad: (state: StoredState) => void = () => {};
   /** Called when the master's process is gone. */
   onMasterGone: () => void = () => {};
-  #starts = 0;
   readonly #options: ClusterOptions;
   readonly #storeRandom: () => number;
   /** Allocations that were given up while their node was down: theirs may run beside their replacement's. */
@@ -113,7 +114,7 @@ export class SimCluster {
     return process?.life.isFrozen ? undefined : process?.scheduler;
   }
 
-  /** Grows with every change of what containers there are and run. */
+  /** Grows with every change of what there is and runs on the machines. */
   get changes(): number {
     let sum = 0;
     for (const { engine } of this.machines) sum += engine.changes;
@@ -128,7 +129,7 @@ export class SimCluster {
     const life = new Life(this.#options.clock);
     const { clock } = life;
     const { name, address, identity } = machine;
-    const instance = `${name}-${++this.#starts}`;
+    const instance = `${name}-${++this.starts}`;
     const common = { clock, random: random(name), log: log.with({ node: name }) };
     const executor = new Executor({
       ...common,
