@@ -41,6 +41,8 @@ export type Behaviour = {
   exitCode?: number;
   /** Takes this long to end after its stop signal (10 ms); more than the grace period means SIGKILL. */
   stopMs?: number;
+  /** Has a health check, which passes this long after each start. */
+  healthyAfterMs?: number;
 };
 
 type Bindings = Record<string, { HostIp?: string; HostPort?: string }[] | undefined>;
@@ -89,6 +91,8 @@ export class FakeEngine implements Engine {
   readonly doubled = new Set<string>();
   /** Grows whenever a container begins or ends to run, and with every container, network and volume that comes or goes. */
   changes = 0;
+  /** How far the machine's wall clock, by which Docker tells times, is ahead of the true time. */
+  clockAheadMs = 0;
   /** When the last effect is due that comes late. */
   lateUntil = 0;
 
@@ -160,10 +164,20 @@ export class FakeEngine implements Engine {
   kill(id: string, exitCode = 137): void {
     const container = this.#containers.get(id);
     if (container?.state !== "running") return;
-    Object.assign(container, { state: "exited", exitCode, finishedAt: this.#clock.now(), ports: [] });
+    Object.assign(container, { state: "exited", exitCode, finishedAt: this.#wallClock(), ports: [] });
+    delete container.health;
     container.run++;
     this.changes++;
     this.#emit(container, "die");
+  }
+
+  /** A running container's health check comes to another result. */
+  setHealth(id: string, health: NonNullable<Container["health"]>): void {
+    const container = this.#containers.get(id);
+    if (container?.state !== "running" || container.health === health) return;
+    container.health = health;
+    this.changes++;
+    this.#emit(container, "health_status");
   }
 
   /** From now on a container has them, as an event of its tells. */
@@ -226,7 +240,7 @@ export class FakeEngine implements Engine {
 
   list(): Promise<Container[]> {
     return this.#call("list", () =>
-      [...this.#containers.values()].map(({ id, name, labels, imageId, state, ports, createdAt }) => ({
+      [...this.#containers.values()].map(({ id, name, labels, imageId, state, ports, createdAt, health }) => ({
         id,
         name,
         labels,
@@ -234,6 +248,7 @@ export class FakeEngine implements Engine {
         state,
         ports: [...ports],
         createdAt,
+        ...(health && { health }),
       })),
     );
   }
@@ -380,7 +395,7 @@ export class FakeEngine implements Engine {
       this.images.add(name);
       this.digests.set(name, this.digests.get(image) ?? "");
       this.platforms.set(name, this.platforms.get(image) ?? "linux/amd64");
-      this.taggedAt.set(name, this.#clock.now());
+      this.taggedAt.set(name, this.#wallClock());
     });
   }
 
@@ -512,6 +527,10 @@ export class FakeEngine implements Engine {
     throw new EngineError("timeout", `Docker did not answer on ${this.host} within ${TIMEOUT_MS / 1000} s`);
   }
 
+  #wallClock(): number {
+    return this.#clock.now() + this.clockAheadMs;
+  }
+
   #delay(): Promise<void> {
     const [least, most] = this.latency;
     return sleep(this.#clock, least + this.#random() * (most - least));
@@ -540,7 +559,7 @@ export class FakeEngine implements Engine {
       imageId: this.#imageId(options.image),
       state: "created",
       ports: [],
-      createdAt: this.#clock.now(),
+      createdAt: this.#wallClock(),
       exitCode: 0,
       run: 0,
     };
@@ -552,12 +571,18 @@ export class FakeEngine implements Engine {
 
   #run(container: FakeContainer): void {
     const ports = this.#publish(container);
-    Object.assign(container, { state: "running", ports, startedAt: this.#clock.now(), exitCode: 0 });
+    Object.assign(container, { state: "running", ports, startedAt: this.#wallClock(), exitCode: 0 });
     const run = ++container.run;
     this.changes++;
     const allocation = container.labels.get(LABELS.allocation);
     if (allocation !== undefined && this.running(allocation).length > 1) this.doubled.add(allocation);
-    const { exitAfterMs, exitCode = 0 } = this.behaviours.get(container.image) ?? {};
+    const { exitAfterMs, exitCode = 0, healthyAfterMs } = this.behaviours.get(container.image) ?? {};
+    if (healthyAfterMs !== undefined) {
+      container.health = "starting";
+      this.#clock.after(healthyAfterMs, () => {
+        if (container.run === run) this.setHealth(container.id, "healthy");
+      });
+    }
     if (exitAfterMs !== undefined) {
       this.#clock.after(exitAfterMs, () => {
         if (container.run === run) this.kill(container.id, exitCode);

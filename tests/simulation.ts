@@ -43,6 +43,7 @@ const BEGIN = 1_700_000_000_000;
 /** How often a cluster that is to settle is looked at. */
 const LOOK_INTERVAL_MS = 500;
 const ROUNDS = 60;
+const HOUR_MS = 3_600_000;
 /** Lines of the story that a failure shows. */
 const STORY_LINES = 60;
 /** What was started to end by itself has done so by then: 20 s, and some. */
@@ -89,11 +90,12 @@ class Simulation {
     this.#cluster = new SimCluster({ clock: this.#clock, random, machines, dir, log });
     this.#client = new SimClient(this.#cluster, { random: random("client"), say: (line) => this.#say(line) });
     for (const { engine } of this.#cluster.machines) {
-      for (const image of ["pulled:1", "pulled:2", "crashing:1", "slow:1", "ending:1"])
+      for (const image of ["pulled:1", "pulled:2", "crashing:1", "slow:1", "ending:1", "checked:1"])
         engine.registry.set(image, "found");
       engine.behaviours.set("crashing:1", { exitAfterMs: 20_000, exitCode: 1 });
       engine.behaviours.set("slow:1", { stopMs: 4_000 });
       engine.behaviours.set("ending:1", { exitAfterMs: 5_000 });
+      engine.behaviours.set("checked:1", { healthyAfterMs: 3_000 });
     }
   }
 
@@ -171,7 +173,14 @@ class Simulation {
       case "isolate":
         this.#say(`${name}: cut off`);
         return network.isolate(machine.address);
+      case "mute":
+        this.#say(`${name}: nothing that it sends gets through`);
+        return network.cutOneWay(machine.address, "from");
+      case "deafen":
+        this.#say(`${name}: nothing that is sent to it gets through`);
+        return network.cutOneWay(machine.address, "to");
       case "join":
+        if (network.isCutOff(machine.address)) this.#say(`${name}: joined with the others again`);
         return network.join(machine.address);
       case "break":
         this.#say(`${name}: connections break`);
@@ -194,6 +203,8 @@ class Simulation {
         return engine.goDown({ containersSurvive: this.#random() < 0.3 });
       case "up":
         return engine.comeUp();
+      case "restart":
+        return this.#restart(engine);
       case "hang":
         return engine.freeze();
       case "faults":
@@ -212,9 +223,28 @@ class Simulation {
         else engine.removeByHand(container.id);
         return;
       }
+      case "health": {
+        const container = this.#pick(engine.containers.filter((one) => one.health !== undefined));
+        if (container) engine.setHealth(container.id, this.#pick(["healthy", "unhealthy", "unhealthy"]));
+        return;
+      }
+      case "clock":
+        engine.clockAheadMs = this.#pick([-HOUR_MS, 0, HOUR_MS]);
+        this.#say(`${name}: its wall clock is ${engine.clockAheadMs / 1000} s ahead`);
+        return;
       case "registry":
         engine.registry.set("pulled:1", this.#random() < 0.5 ? "found" : "unreachable");
     }
+  }
+
+  /** dockerd is started anew, by live-restore with its containers; some of them end while nobody looks. */
+  #restart(engine: Machine["engine"]): void {
+    engine.goDown({ containersSurvive: true });
+    const backMs = 500 + this.#random() * 5_000;
+    for (const { id } of engine.containers) {
+      if (this.#random() < 0.3) this.#clock.after(this.#random() * backMs, () => engine.kill(id, 1));
+    }
+    this.#clock.after(backMs, () => engine.comeUp());
   }
 
   #mend(engine: Machine["engine"]): void {
@@ -233,6 +263,7 @@ class Simulation {
       this.#mend(machine.engine);
       machine.engine.registry.set("pulled:1", "found");
       machine.engine.behaviours.clear();
+      for (const { id, health } of machine.engine.containers) if (health) machine.engine.setHealth(id, "healthy");
     }
     // What is just stopping is started once it has ended.
     await this.#pass(2_000);
@@ -310,11 +341,12 @@ class Simulation {
           `${key}: ${expected} containers expected, there are slots ${[...slots].join()} in ${containers.length}${why.join("")}`,
         );
       }
-      for (const { state, labels, name, id } of containers) {
+      for (const { state, labels, name, id, health } of containers) {
         const stale = state === "running" && this.#cluster.machines.some(({ engine }) => engine.isStranded(id));
         if (stale)
           faults.push(`${key}: container ${name} is in the network of a container, or a run of it, that is over`);
         if (state !== "running" && service !== "task") faults.push(`${key}: container ${name} is ${state}`);
+        if ((health ?? "healthy") !== "healthy") faults.push(`${key}: container ${name} is ${health}`);
         if (labels.get(VARIANT) !== variant) {
           faults.push(`${key}: container ${name} is of ${labels.get(VARIANT)}, wanted is ${variant}`);
         }
@@ -379,12 +411,16 @@ class Simulation {
   }
 }
 
-const ENGINE_TROUBLES = ["down", "up", "hang", "faults", "well", "slow", "container dies", "registry"] as const;
+const ENGINE_TROUBLES = [
+  ...(["down", "up", "restart", "hang", "faults", "well", "slow"] as const),
+  ...(["container dies", "health", "clock", "registry"] as const),
+] as const;
 type EngineTrouble = (typeof ENGINE_TROUBLES)[number];
 /** What is named more often is that much more likely: most of the time, most of the cluster should be able to work. */
 const TROUBLES = [
   ...(["start", "start", "start", "start", "start", "start", "kill", "power", "terminate"] as const),
-  ...(["freeze", "thaw", "thaw", "thaw", "isolate", "join", "join", "join"] as const),
+  ...(["freeze", "thaw", "thaw", "thaw", "isolate", "mute", "deafen"] as const),
+  ...(["join", "join", "join", "join", "join"] as const),
   ...(["break", "break", "slow network", "full disk"] as const),
   ...ENGINE_TROUBLES,
   ...(["up", "up", "up", "well", "well", "well", "container dies", "container dies"] as const),

@@ -427,12 +427,13 @@ export class SimCluster {
     }
   }
 
-  /** An allocation is stopped for one of five reasons: scale, its own or its partner's, definition, removal, or its node is down. */
+  /** An allocation is stopped for one of six reasons: scale, its own or its partner's, definition, removal, bad health, or its node is down. */
   #checkStop(record: AllocationRecord): void {
     const { state } = this.#running();
     const job = state.liveJob(record.job_id);
     const service = job?.services.find(({ service_name }) => service_name === record.service_name);
     if (!service || job?.incarnation !== record.incarnation || service.spec_hash !== record.spec_hash) return;
+    if (state.status(record)?.health === "unhealthy") return;
     if (state.isDown(record.node_id)) return void this.#givenUp.add(record.allocation_id);
     const running = [...this.allocations.values()].filter(
       (one) =>
