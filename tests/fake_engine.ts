@@ -45,6 +45,8 @@ export type Behaviour = {
   lines?: readonly string[];
   /** Takes this long to end after its stop signal (10 ms); more than the grace period means SIGKILL. */
   stopMs?: number;
+  /** Has a health check, which passes this long after each start. */
+  healthyAfterMs?: number;
 };
 
 type Bindings = Record<string, { HostIp?: string; HostPort?: string }[] | undefined>;
@@ -101,6 +103,12 @@ export class FakeEngine implements Engine {
   readonly mostAtOnce = new Map<string, number>();
   /** Allocations of which two containers ran at the same time: must stay empty. */
   readonly doubled = new Set<string>();
+  /** Grows whenever a container begins or ends to run, and with every container, network and volume that comes or goes. */
+  changes = 0;
+  /** How far the machine's wall clock, by which Docker tells times, is ahead of the true time. */
+  clockAheadMs = 0;
+  /** When the last effect is due that comes late. */
+  lateUntil = 0;
 
   readonly #clock: Clock;
   readonly #random: () => number;
@@ -134,9 +142,12 @@ export class FakeEngine implements Engine {
 
   /** The running containers of an allocation. */
   running(allocationId: string): Container[] {
-    return this.containers.filter(
-      ({ labels, state }) => labels.get(LABELS.allocation) === allocationId && state === "running",
-    );
+    const found: Container[] = [];
+    for (const container of this.#containers.values()) {
+      const { labels, state } = container;
+      if (state === "running" && labels.get(LABELS.allocation) === allocationId) found.push(container);
+    }
+    return found;
   }
 
   /** Whether a container runs in the network of one that is gone, or that ran anew since. */
@@ -170,9 +181,20 @@ export class FakeEngine implements Engine {
     for (const text of this.behaviours.get(container.image)?.lines ?? [])
       container.written.push({ at: this.#clock.now(), text });
     Object.assign(container, how);
-    Object.assign(container, { state: "exited", exitCode, finishedAt: this.#clock.now(), ports: [] });
+    Object.assign(container, { state: "exited", exitCode, finishedAt: this.#wallClock(), ports: [] });
+    delete container.health;
     container.run++;
+    this.changes++;
     this.#emit(container, "die");
+  }
+
+  /** A running container's health check comes to another result. */
+  setHealth(id: string, health: NonNullable<Container["health"]>): void {
+    const container = this.#containers.get(id);
+    if (container?.state !== "running" || container.health === health) return;
+    container.health = health;
+    this.changes++;
+    this.#emit(container, "health_status");
   }
 
   /** From now on a container has them, as an event of its tells. */
@@ -187,7 +209,9 @@ export class FakeEngine implements Engine {
   removeByHand(id: string): void {
     const container = this.#containers.get(id);
     this.kill(id);
-    if (container && this.#containers.delete(id)) this.#emit(container, "destroy");
+    if (!container || !this.#containers.delete(id)) return;
+    this.changes++;
+    this.#emit(container, "destroy");
   }
 
   /** Someone else's container, running; returns its id. */
@@ -203,10 +227,12 @@ export class FakeEngine implements Engine {
     const { name, subnet, labels = {} } = network;
     const id = this.#newId("net");
     this.#networks.set(id, { id, name, subnets: [subnet], labels: new Map(Object.entries(labels)) });
+    this.changes++;
   }
 
   addVolume(name: string, labels: Record<string, string> = {}): void {
     this.#volumes.set(name, { name, labels: new Map(Object.entries(labels)) });
+    this.changes++;
   }
 
   // ---- Engine -------------------------------------------------------------------------------------------------------
@@ -232,7 +258,7 @@ export class FakeEngine implements Engine {
 
   list(): Promise<Container[]> {
     return this.#call("list", () =>
-      [...this.#containers.values()].map(({ id, name, labels, imageId, state, ports, createdAt }) => ({
+      [...this.#containers.values()].map(({ id, name, labels, imageId, state, ports, createdAt, health }) => ({
         id,
         name,
         labels,
@@ -240,6 +266,7 @@ export class FakeEngine implements Engine {
         state,
         ports: [...ports],
         createdAt,
+        ...(health && { health }),
       })),
     );
   }
@@ -310,6 +337,7 @@ export class FakeEngine implements Engine {
       if (!container) return;
       this.kill(id);
       this.#containers.delete(id);
+      this.changes++;
       this.#emit(container, "destroy");
     });
   }
@@ -389,7 +417,7 @@ export class FakeEngine implements Engine {
       this.images.add(name);
       this.digests.set(name, this.digests.get(image) ?? "");
       this.platforms.set(name, this.platforms.get(image) ?? "linux/amd64");
-      this.taggedAt.set(name, this.#clock.now());
+      this.taggedAt.set(name, this.#wallClock());
     });
   }
 
@@ -427,6 +455,7 @@ export class FakeEngine implements Engine {
       }
       const id = this.#newId("net");
       this.#networks.set(id, { id, name, subnets: [subnet], labels: new Map(Object.entries(labels)) });
+      this.changes++;
       return id;
     });
   }
@@ -444,6 +473,7 @@ export class FakeEngine implements Engine {
       const isInUse = this.containers.some((c) => c.state === "running" && this.#get(c.id).network === network?.name);
       if (isInUse) throw new EngineError("conflict", `network ${network?.name} has active endpoints`);
       this.#networks.delete(id);
+      this.changes++;
     });
   }
 
@@ -464,7 +494,10 @@ export class FakeEngine implements Engine {
   }
 
   removeVolume(name: string): Promise<void> {
-    return this.#call("removeVolume", () => void this.#volumes.delete(name));
+    return this.#call("removeVolume", () => {
+      this.#volumes.delete(name);
+      this.changes++;
+    });
   }
 
   async watch(options: WatchOptions): Promise<void> {
@@ -490,7 +523,9 @@ export class FakeEngine implements Engine {
       if (this.hung.has(name) || this.#happens("loseRequest")) await this.#timeOut();
       if (this.refused.has(name)) throw new EngineError("other", `${name} is refused`);
       if (this.#happens("lateEffect")) {
-        this.#clock.after(TIMEOUT_MS + this.#random() * 60_000, () => {
+        const delayMs = TIMEOUT_MS + this.#random() * 60_000;
+        this.lateUntil = Math.max(this.lateUntil, this.#clock.now() + delayMs);
+        this.#clock.after(delayMs, () => {
           // Nobody hears what became of it.
           if (this.#up) void (async () => effect())().catch(() => {});
         });
@@ -513,6 +548,10 @@ export class FakeEngine implements Engine {
   async #timeOut(): Promise<never> {
     await sleep(this.#clock, TIMEOUT_MS);
     throw new EngineError("timeout", `Docker did not answer on ${this.host} within ${TIMEOUT_MS / 1000} s`);
+  }
+
+  #wallClock(): number {
+    return this.#clock.now() + this.clockAheadMs;
   }
 
   #delay(): Promise<void> {
@@ -543,23 +582,31 @@ export class FakeEngine implements Engine {
       imageId: this.#imageId(options.image),
       state: "created",
       ports: [],
-      createdAt: this.#clock.now(),
+      createdAt: this.#wallClock(),
       exitCode: 0,
       run: 0,
       written: [],
     };
     this.#containers.set(container.id, container);
+    this.changes++;
     this.#emit(container, "create");
     return container;
   }
 
   #run(container: FakeContainer): void {
     const ports = this.#publish(container);
-    Object.assign(container, { state: "running", ports, startedAt: this.#clock.now(), exitCode: 0 });
+    Object.assign(container, { state: "running", ports, startedAt: this.#wallClock(), exitCode: 0 });
     const run = ++container.run;
+    this.changes++;
     const allocation = container.labels.get(LABELS.allocation);
     if (allocation !== undefined && this.running(allocation).length > 1) this.doubled.add(allocation);
-    const { exitAfterMs, exitCode = 0 } = this.behaviours.get(container.image) ?? {};
+    const { exitAfterMs, exitCode = 0, healthyAfterMs } = this.behaviours.get(container.image) ?? {};
+    if (healthyAfterMs !== undefined) {
+      container.health = "starting";
+      this.#clock.after(healthyAfterMs, () => {
+        if (container.run === run) this.setHealth(container.id, "healthy");
+      });
+    }
     if (exitAfterMs !== undefined) {
       this.#clock.after(exitAfterMs, () => {
         if (container.run === run) this.kill(container.id, exitCode);
@@ -598,7 +645,8 @@ export class FakeEngine implements Engine {
   }
 
   #byName(name: string): FakeContainer | undefined {
-    return [...this.#containers.values()].find((container) => container.name === name);
+    for (const container of this.#containers.values()) if (container.name === name) return container;
+    return undefined;
   }
 
   #newId(kind: string): string {

@@ -5,7 +5,7 @@
  * Then all is healed and the cluster must settle by itself: exactly what the acknowledged requests ask for runs, and nothing
  * else. While it runs, the rules of `simulation_cluster.ts` must hold. The same seed makes the same run.
  */
-import { mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { ClusterState } from "../src/cluster_state.ts";
@@ -37,13 +37,17 @@ export class SimulationError extends Error {
   }
 }
 
-/** How often the rules are looked at. */
-const CHECK_INTERVAL_MS = 50;
+/** Where files are memory, so that the machine's disk does not set the pace: the store is written and read as ever. */
+const DISK = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
+const BEGIN = 1_700_000_000_000;
+/** How often a cluster that is to settle is looked at. */
+const LOOK_INTERVAL_MS = 500;
 const ROUNDS = 60;
+const HOUR_MS = 3_600_000;
 /** Lines of the story that a failure shows. */
 const STORY_LINES = 60;
-/** What a fake Engine does late is done by then: 75 s, and some. */
-const LATE_EFFECTS_MS = 80_000;
+/** What was started to end by itself has done so by then: 20 s, and some. */
+const LAST_ENDS_MS = 25_000;
 /** Backoffs end at a minute, and some trouble takes two of them. */
 const SETTLE_LIMIT_MS = 300_000;
 /** A settled cluster changes nothing for this long: two full looks and two full passes. */
@@ -54,7 +58,7 @@ const CALM_MS = 65_000;
  * @throws SimulationError
  */
 export async function simulate(seed: number, options: { log?: Log } = {}): Promise<Report> {
-  const dir = mkdtempSync(join(tmpdir(), "cacophony-simulation-"));
+  const dir = mkdtempSync(join(DISK, "cacophony-simulation-"));
   const simulation = new Simulation(seed, { dir, log: options.log ?? silentLog });
   try {
     return await simulation.run();
@@ -66,7 +70,7 @@ export async function simulate(seed: number, options: { log?: Log } = {}): Promi
 
 class Simulation {
   readonly #seed: number;
-  readonly #clock = new VirtualClock();
+  readonly #clock = new VirtualClock(BEGIN, { promisesOnly: true, onInstant: () => this.#check() });
   readonly #begin = this.#clock.now();
   readonly #random: () => number;
   readonly #cluster: SimCluster;
@@ -75,6 +79,8 @@ class Simulation {
   #storyHash = "";
   /** Machines whose Engine may still do what it was asked for before, such as making a volume of a job that is gone by then. */
   readonly #late = new Set<string>();
+  #seen = "";
+  #onNodes: string[] = [];
 
   constructor(seed: number, { dir, log }: { dir: string; log: Log }) {
     this.#seed = seed;
@@ -84,11 +90,12 @@ class Simulation {
     this.#cluster = new SimCluster({ clock: this.#clock, random, machines, dir, log });
     this.#client = new SimClient(this.#cluster, { random: random("client"), say: (line) => this.#say(line) });
     for (const { engine } of this.#cluster.machines) {
-      for (const image of ["pulled:1", "pulled:2", "crashing:1", "slow:1", "ending:1"])
+      for (const image of ["pulled:1", "pulled:2", "crashing:1", "slow:1", "ending:1", "checked:1"])
         engine.registry.set(image, "found");
       engine.behaviours.set("crashing:1", { exitAfterMs: 20_000, exitCode: 1 });
       engine.behaviours.set("slow:1", { stopMs: 4_000 });
       engine.behaviours.set("ending:1", { exitAfterMs: 5_000 });
+      engine.behaviours.set("checked:1", { healthyAfterMs: 3_000 });
     }
   }
 
@@ -166,7 +173,14 @@ class Simulation {
       case "isolate":
         this.#say(`${name}: cut off`);
         return network.isolate(machine.address);
+      case "mute":
+        this.#say(`${name}: nothing that it sends gets through`);
+        return network.cutOneWay(machine.address, "from");
+      case "deafen":
+        this.#say(`${name}: nothing that is sent to it gets through`);
+        return network.cutOneWay(machine.address, "to");
       case "join":
+        if (network.isCutOff(machine.address)) this.#say(`${name}: joined with the others again`);
         return network.join(machine.address);
       case "break":
         this.#say(`${name}: connections break`);
@@ -189,6 +203,8 @@ class Simulation {
         return engine.goDown({ containersSurvive: this.#random() < 0.3 });
       case "up":
         return engine.comeUp();
+      case "restart":
+        return this.#restart(engine);
       case "hang":
         return engine.freeze();
       case "faults":
@@ -207,9 +223,28 @@ class Simulation {
         else engine.removeByHand(container.id);
         return;
       }
+      case "health": {
+        const container = this.#pick(engine.containers.filter((one) => one.health !== undefined));
+        if (container) engine.setHealth(container.id, this.#pick(["healthy", "unhealthy", "unhealthy"]));
+        return;
+      }
+      case "clock":
+        engine.clockAheadMs = this.#pick([-HOUR_MS, 0, HOUR_MS]);
+        this.#say(`${name}: its wall clock is ${engine.clockAheadMs / 1000} s ahead`);
+        return;
       case "registry":
         engine.registry.set("pulled:1", this.#random() < 0.5 ? "found" : "unreachable");
     }
+  }
+
+  /** dockerd is started anew, by live-restore with its containers; some of them end while nobody looks. */
+  #restart(engine: Machine["engine"]): void {
+    engine.goDown({ containersSurvive: true });
+    const backMs = 500 + this.#random() * 5_000;
+    for (const { id } of engine.containers) {
+      if (this.#random() < 0.3) this.#clock.after(this.#random() * backMs, () => engine.kill(id, 1));
+    }
+    this.#clock.after(backMs, () => engine.comeUp());
   }
 
   #mend(engine: Machine["engine"]): void {
@@ -228,6 +263,7 @@ class Simulation {
       this.#mend(machine.engine);
       machine.engine.registry.set("pulled:1", "found");
       machine.engine.behaviours.clear();
+      for (const { id, health } of machine.engine.containers) if (health) machine.engine.setHealth(id, "healthy");
     }
     // What is just stopping is started once it has ended.
     await this.#pass(2_000);
@@ -244,10 +280,11 @@ class Simulation {
   /** Waits until nothing is wrong, nor can become so by what an Engine still does late; returns how long that took. */
   async #settle(): Promise<number> {
     const begin = this.#clock.now();
+    const late = Math.max(begin + LAST_ENDS_MS, ...this.#cluster.machines.map(({ engine }) => engine.lateUntil));
     let lastFault = begin;
-    for (let now = begin; now < begin + LATE_EFFECTS_MS || lastFault === now; now = this.#clock.now()) {
+    for (let now = begin; now < late || lastFault === now; now = this.#clock.now()) {
       if (now > begin + SETTLE_LIMIT_MS) this.#expectSettled();
-      await this.#pass(CHECK_INTERVAL_MS * 10);
+      await this.#pass(LOOK_INTERVAL_MS);
       if (this.#faults().length > 0) lastFault = this.#clock.now();
     }
     return lastFault - begin;
@@ -274,7 +311,11 @@ class Simulation {
     for (const { job_id, node_id } of state.removals.values()) {
       faults.push(`volumes of job ${job_id} are still to be removed on ${node_id}`);
     }
-    return [...faults, ...this.#containerFaults(), ...this.#leftovers(state)];
+    // What containers there are is looked at anew where it, or what the master wrote down, is not as at the last look.
+    const seen = `${this.#cluster.changes} ${this.#cluster.commits} ${this.#cluster.starts}`;
+    if (seen !== this.#seen) this.#onNodes = [...this.#containerFaults(), ...this.#leftovers(state)];
+    this.#seen = seen;
+    return [...faults, ...this.#onNodes];
   }
 
   #containerFaults(): string[] {
@@ -294,15 +335,18 @@ class Simulation {
       // What ended for good needs no container any more: someone may have removed it.
       const over = ended.filter((one) => `${one.job_id}/${one.service_name}` === key && !slots.has(String(one.slot)));
       if (containers.length + over.length !== expected || slots.size + over.length !== expected) {
+        const blocked = this.#cluster.scheduler?.blockedOf(`${job}/${service}`) ?? [];
+        const why = blocked.map(({ slot, reasons }) => `; slot ${slot}: ${reasons.join(", ")}`);
         faults.push(
-          `${key}: ${expected} containers expected, there are slots ${[...slots].join()} in ${containers.length}`,
+          `${key}: ${expected} containers expected, there are slots ${[...slots].join()} in ${containers.length}${why.join("")}`,
         );
       }
-      for (const { state, labels, name, id } of containers) {
+      for (const { state, labels, name, id, health } of containers) {
         const stale = state === "running" && this.#cluster.machines.some(({ engine }) => engine.isStranded(id));
         if (stale)
           faults.push(`${key}: container ${name} is in the network of a container, or a run of it, that is over`);
         if (state !== "running" && service !== "task") faults.push(`${key}: container ${name} is ${state}`);
+        if ((health ?? "healthy") !== "healthy") faults.push(`${key}: container ${name} is ${health}`);
         if (labels.get(VARIANT) !== variant) {
           faults.push(`${key}: container ${name} is of ${labels.get(VARIANT)}, wanted is ${variant}`);
         }
@@ -337,14 +381,15 @@ class Simulation {
 
   // ---- The run --------------------------------------------------------------------------------------------------------
 
-  /** Lets time pass, and looks at the rules. */
-  async #pass(ms: number): Promise<void> {
-    for (let left = ms; left > 0; left -= CHECK_INTERVAL_MS) {
-      await this.#clock.advance(Math.min(left, CHECK_INTERVAL_MS));
-      this.#cluster.check();
-      const [broken] = [...this.#cluster.violations, ...this.#client.violations];
-      if (broken !== undefined) this.#fail(broken);
-    }
+  #pass(ms: number): Promise<void> {
+    return this.#clock.advance(ms);
+  }
+
+  /** After every instant: the rules hold. */
+  #check(): void {
+    this.#cluster.check();
+    const broken = this.#cluster.violations[0] ?? this.#client.violations[0];
+    if (broken !== undefined) this.#fail(broken);
   }
 
   #fail(what: string): never {
@@ -366,12 +411,16 @@ class Simulation {
   }
 }
 
-const ENGINE_TROUBLES = ["down", "up", "hang", "faults", "well", "slow", "container dies", "registry"] as const;
+const ENGINE_TROUBLES = [
+  ...(["down", "up", "restart", "hang", "faults", "well", "slow"] as const),
+  ...(["container dies", "health", "clock", "registry"] as const),
+] as const;
 type EngineTrouble = (typeof ENGINE_TROUBLES)[number];
 /** What is named more often is that much more likely: most of the time, most of the cluster should be able to work. */
 const TROUBLES = [
   ...(["start", "start", "start", "start", "start", "start", "kill", "power", "terminate"] as const),
-  ...(["freeze", "thaw", "thaw", "thaw", "isolate", "join", "join", "join"] as const),
+  ...(["freeze", "thaw", "thaw", "thaw", "isolate", "mute", "deafen"] as const),
+  ...(["join", "join", "join", "join", "join"] as const),
   ...(["break", "break", "slow network", "full disk"] as const),
   ...ENGINE_TROUBLES,
   ...(["up", "up", "up", "well", "well", "well", "container dies", "container dies"] as const),

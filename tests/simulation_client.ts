@@ -242,7 +242,7 @@ export class SimClient {
     const tcp = { protocol: "tcp", host_ip: "", container_port: 80 } as const;
     switch (service) {
       case "app": {
-        const image = this.#pick(["busybox:latest", "pulled:1", "pulled:2", "crashing:1", "slow:1"]);
+        const image = this.#pick(["busybox:latest", "pulled:1", "pulled:2", "crashing:1", "slow:1", "checked:1"]);
         return { image, ports: this.#random() < 0.3 ? [tcp] : [] };
       }
       case "db": {

@@ -78,6 +78,8 @@ export class SimCluster {
   /** Chance that the disk refuses a commit. */
   storeFaults = 0;
   commits = 0;
+  /** How many processes were started. */
+  starts = 0;
   /** Broken rules, in the words of a person who looks for the cause. */
   readonly violations: string[] = [];
   /** Allocation records as they are on the master's disk. */
@@ -87,11 +89,11 @@ export class SimCluster {
   onLoad: (state: StoredState) => void = () => {};
   /** Called when the master's process is gone. */
   onMasterGone: () => void = () => {};
-  #starts = 0;
   readonly #options: ClusterOptions;
   readonly #storeRandom: () => number;
   /** Allocations that were given up while their node was down: theirs may run beside their replacement's. */
   readonly #givenUp = new Set<string>();
+  #checkedAt = 0;
   #ids = 0;
 
   constructor(options: ClusterOptions) {
@@ -114,6 +116,13 @@ export class SimCluster {
     return process?.life.isFrozen ? undefined : process?.scheduler;
   }
 
+  /** Grows with every change of what there is and runs on the machines. */
+  get changes(): number {
+    let sum = 0;
+    for (const { engine } of this.machines) sum += engine.changes;
+    return sum;
+  }
+
   // ---- Processes ------------------------------------------------------------------------------------------------------
 
   start(machine: Machine): void {
@@ -122,7 +131,7 @@ export class SimCluster {
     const life = new Life(this.#options.clock);
     const { clock } = life;
     const { name, address, identity } = machine;
-    const instance = `${name}-${++this.#starts}`;
+    const instance = `${name}-${++this.starts}`;
     const common = { clock, random: random(name), log: log.with({ node: name }) };
     const executor = new Executor({
       ...common,
@@ -309,8 +318,11 @@ export class SimCluster {
 
   // ---- Rules ----------------------------------------------------------------------------------------------------------
 
-  /** Looks at what runs right now. */
+  /** Looks at what runs right now, if that is not what was looked at last. */
   check(): void {
+    const changes = this.changes;
+    if (changes === this.#checkedAt) return;
+    this.#checkedAt = changes;
     const slots = new Map<string, string[]>();
     for (const { name, engine } of this.machines) {
       const ports = new Set<number>();
@@ -420,7 +432,7 @@ export class SimCluster {
     }
   }
 
-  /** An allocation is stopped for one of five reasons: scale, its own or its partner's, definition, removal, or its node is down. */
+  /** An allocation is stopped for one of six reasons: scale, its own or its partner's, definition, removal, bad health, or its node is down. */
   #checkStop(record: AllocationRecord): void {
     const { state } = this.#running();
     const job = state.liveJob(record.job_id);

@@ -92,6 +92,9 @@ export class Life {
   }
 }
 
+/** TCP gives a connection up this long after nothing was acknowledged any more, at the least and at the most. */
+const GIVES_UP_MS = [10_000, 60_000] as const;
+
 /** What listens at an address. */
 export type Host = { life: Life; peerInfo: () => PeerInfo; session: () => SessionHandler | undefined };
 
@@ -149,7 +152,9 @@ export class SimNetwork {
   readonly #clock: VirtualClock;
   readonly #random: () => number;
   readonly #hosts = new Map<string, Host>();
-  readonly #isolated = new Set<string>();
+  /** Addresses that nothing gets out of, and such that nothing gets through to. */
+  readonly #mute = new Set<string>();
+  readonly #deaf = new Set<string>();
   #ends: End[] = [];
 
   constructor(options: { clock: VirtualClock; random: () => number }) {
@@ -163,21 +168,43 @@ export class SimNetwork {
 
   /** Cuts `address` off from all others. What is sent waits, as TCP keeps trying. */
   isolate(address: string): void {
-    this.#isolated.add(address);
+    this.#mute.add(address);
+    this.#deaf.add(address);
+  }
+
+  /** What is sent one way is lost, from `address` or to it; the other way all arrives, until TCP misses its acknowledgements. */
+  cutOneWay(address: string, way: "from" | "to"): void {
+    const cut = way === "from" ? this.#mute : this.#deaf;
+    if (this.#mute.has(address) || this.#deaf.has(address)) return;
+    cut.add(address);
+    const [least, most] = GIVES_UP_MS;
+    for (const end of this.#endsOf(address)) {
+      this.#clock.after(least + this.#random() * (most - least), () => {
+        if (cut.has(address)) this.#break(end);
+      });
+    }
+  }
+
+  /** Whether anything is cut between `address` and the others. */
+  isCutOff(address: string): boolean {
+    return this.#mute.has(address) || this.#deaf.has(address);
   }
 
   join(address: string): void {
-    this.#isolated.delete(address);
+    this.#mute.delete(address);
+    this.#deaf.delete(address);
     for (const end of this.#ends) if (!this.#isCut(end.address, end.other.address)) this.#carryAll(end);
   }
 
   /** All connections of `address` break; what is under way in them is lost. */
   breakConnections(address: string): void {
-    for (const end of this.#endsOf(address)) {
-      for (const one of [end, end.other]) {
-        one.queue.length = 0;
-        this.#clock.after(this.#random() * 2_000, () => one.drop());
-      }
+    for (const end of this.#endsOf(address)) this.#break(end);
+  }
+
+  #break(end: End): void {
+    for (const one of [end, end.other]) {
+      one.queue.length = 0;
+      this.#clock.after(this.#random() * 2_000, () => one.drop());
     }
   }
 
@@ -224,7 +251,8 @@ export class SimNetwork {
   async #reach(from: string, to: string): Promise<Host> {
     await this.#travel();
     const host = this.#hosts.get(to);
-    if (this.#isCut(from, to) || host?.life.isFrozen) {
+    // A connection needs both ways.
+    if (this.#isCut(from, to) || this.#isCut(to, from) || host?.life.isFrozen) {
       await sleep(this.#clock, REACH_TIMEOUT_MS);
       throw new Error(`${to} does not answer`);
     }
@@ -261,8 +289,8 @@ export class SimNetwork {
     else to.life.enter(() => to.open && to.handlers.onMessage(item));
   }
 
-  #isCut(a: string, b: string): boolean {
-    return a !== b && (this.#isolated.has(a) || this.#isolated.has(b));
+  #isCut(from: string, to: string): boolean {
+    return from !== to && (this.#mute.has(from) || this.#deaf.has(to));
   }
 
   #endsOf(address: string): End[] {

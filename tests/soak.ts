@@ -1,13 +1,17 @@
 /**
- * @module The long run (`npm run soak`): the simulation of `simulation.ts`, seed after seed, for as long as it is told to.
- * Ends with code 1 and the seed at the first failure. A tool: nothing imports it.
+ * @module The long run (`npm run soak`): the simulation of `simulation.ts` on all cores, seed after seed, as many or for as long
+ * as it is told to. Ends with code 1 and the seed at the first failure. A tool: nothing imports it.
  */
 import { parseArgs } from "node:util";
-import { simulate, SimulationError } from "./simulation.ts";
+import { SeedError, simulateAll } from "./simulation_pool.ts";
 
-const USAGE = "usage: npm run soak -- [--minutes N] [--seed N]   (10 minutes; seeds count up from N, or from the time)";
+const USAGE =
+  "usage: npm run soak -- [--seeds N] [--minutes N] [--seed N]   " +
+  "(10 minutes unless it is told how many seeds; they count up from --seed, or from the time)";
 const DEFAULT_MINUTES = 10;
 const PROGRESS_MS = 10_000;
+
+type Totals = Record<"seeds" | "acknowledged" | "unanswered" | "commits" | "virtualMs" | "slowestMs", number>;
 
 process.exitCode = await soak();
 
@@ -17,61 +21,55 @@ async function soak(): Promise<number> {
     console.error(USAGE);
     return 2;
   }
-  const { minutes, seed: first } = given;
-  const begin = Date.now();
-  const end = begin + minutes * 60_000;
-  console.log(`soak: ${minutes} minutes from seed ${first} on`);
-  const total = { seeds: 0, acknowledged: 0, unanswered: 0, commits: 0, virtualMs: 0, slowestMs: 0 };
-  let nextProgress = begin + PROGRESS_MS;
-  for (let seed = first; Date.now() < end; seed++) {
-    try {
-      const { requests, commits, virtualMs, settledMs } = await simulate(seed);
-      total.seeds++;
-      total.acknowledged += requests.acknowledged;
-      total.unanswered += requests.unanswered;
-      total.commits += commits;
-      total.virtualMs += virtualMs;
-      total.slowestMs = Math.max(total.slowestMs, settledMs);
-    } catch (error) {
-      console.error(error instanceof SimulationError ? error.message : error);
-      console.error(`soak: failed with seed ${seed}, after ${total.seeds} that did not`);
-      return 1;
-    }
-    if (Date.now() < nextProgress) continue;
-    nextProgress += PROGRESS_MS;
-    console.log(progress(total, { elapsedMs: Date.now() - begin, seed }));
+  const { minutes, seeds, seed: first } = given;
+  const begin = performance.now();
+  console.log(`soak: ${seeds === Infinity ? `${minutes} minutes` : `${seeds} seeds`} from seed ${first} on`);
+  const total: Totals = { seeds: 0, acknowledged: 0, unanswered: 0, commits: 0, virtualMs: 0, slowestMs: 0 };
+  const timer = setInterval(() => console.log(progress(total, performance.now() - begin)), PROGRESS_MS);
+  try {
+    await simulateAll({
+      first,
+      wants: (seed) => seed < first + seeds && performance.now() - begin < minutes * 60_000,
+      onReport: ({ requests, commits, virtualMs, settledMs }) => {
+        total.seeds++;
+        total.acknowledged += requests.acknowledged;
+        total.unanswered += requests.unanswered;
+        total.commits += commits;
+        total.virtualMs += virtualMs;
+        total.slowestMs = Math.max(total.slowestMs, settledMs);
+      },
+    });
+  } catch (error) {
+    if (!(error instanceof SeedError)) throw error;
+    console.error(error.message);
+    console.error(`soak: failed with seed ${error.seed}, after ${total.seeds} that did not`);
+    return 1;
+  } finally {
+    clearInterval(timer);
   }
-  console.log(`${progress(total, { elapsedMs: Date.now() - begin, seed: first + total.seeds - 1 })}: no failure`);
+  console.log(`${progress(total, performance.now() - begin)}: no failure`);
   return 0;
 }
 
-function progress(
-  total: {
-    seeds: number;
-    acknowledged: number;
-    unanswered: number;
-    commits: number;
-    virtualMs: number;
-    slowestMs: number;
-  },
-  { elapsedMs, seed }: { elapsedMs: number; seed: number },
-): string {
+function progress(total: Totals, elapsedMs: number): string {
   const { seeds, acknowledged, unanswered, commits, virtualMs, slowestMs } = total;
   return (
-    `soak: ${Math.round(elapsedMs / 1000)} s, ${seeds} clusters up to seed ${seed}, ${(virtualMs / 3_600_000).toFixed(1)} virtual hours, ` +
+    `soak: ${(elapsedMs / 1000).toFixed(1)} s, ${seeds} clusters, ${(virtualMs / 3_600_000).toFixed(1)} virtual hours, ` +
     `${acknowledged} requests acknowledged, ${unanswered} left unanswered, ${commits} commits; ` +
     `settled at the latest after ${slowestMs / 1000} s`
   );
 }
 
-function readArguments(): { minutes: number; seed: number } | undefined {
+function readArguments(): { minutes: number; seeds: number; seed: number } | undefined {
   try {
-    const options = { minutes: { type: "string" }, seed: { type: "string" } } as const;
+    const options = { minutes: { type: "string" }, seeds: { type: "string" }, seed: { type: "string" } } as const;
     const { values } = parseArgs({ args: process.argv.slice(2), options, strict: true });
-    const minutes = Number(values.minutes ?? DEFAULT_MINUTES);
+    const seeds = values.seeds === undefined ? Infinity : Number(values.seeds);
+    const minutes = Number(values.minutes ?? (values.seeds === undefined ? DEFAULT_MINUTES : Infinity));
     // Another run shall see other seeds.
     const seed = Number(values.seed ?? Math.floor(Date.now() / 1000));
-    return minutes > 0 && Number.isSafeInteger(seed) ? { minutes, seed } : undefined;
+    const isWhole = Number.isSafeInteger(seed) && (seeds === Infinity || Number.isSafeInteger(seeds));
+    return minutes > 0 && seeds > 0 && isWhole ? { minutes, seeds, seed } : undefined;
   } catch {
     return undefined;
   }

@@ -3,18 +3,31 @@
  *
  * Everything that waits must wait on this clock, on promises or on `setImmediate`; real timers and sockets don't fit in.
  */
+import { drainMicrotasks } from "bun:jsc";
 import type { Clock, Timer } from "../src/clock.ts";
 
 type Entry = { at: number; order: number; fn: (() => void) | undefined };
+
+export type VirtualClockOptions = {
+  /**
+   * Nothing under test waits for anything but this clock and promises, not for files either: what an instant causes is then run
+   * without a turn of the event loop, which is most of the price of an instant in which little happens.
+   */
+  promisesOnly?: boolean;
+  /** Called after each instant, when all that it caused is done; what it throws ends `advance`. */
+  onInstant?: () => void;
+};
 
 export class VirtualClock implements Clock {
   #now: number;
   #order = 0;
   /** Binary heap, the earliest first; entries of one instant in the order of their making. */
   readonly #heap: Entry[] = [];
+  readonly #options: VirtualClockOptions;
 
-  constructor(startMs = 1_700_000_000_000) {
+  constructor(startMs = 1_700_000_000_000, options: VirtualClockOptions = {}) {
     this.#now = startMs;
+    this.#options = options;
   }
 
   now(): number {
@@ -31,7 +44,8 @@ export class VirtualClock implements Clock {
   async advance(ms: number): Promise<void> {
     const end = this.#now + ms;
     await settle();
-    while (await this.#step(end));
+    if (this.#options.promisesOnly) while (this.#instant(end)) this.#drain();
+    else while (await this.#step(end));
     this.#now = end;
   }
 
@@ -54,14 +68,26 @@ export class VirtualClock implements Clock {
     }
   }
 
-  /** Runs the timers of the next instant that is not after `end`; false if there is none. */
+  /** Lets the next instant happen that is not after `end`, with all that it causes; false if there is none. */
   async #step(end: number): Promise<boolean> {
+    if (!this.#instant(end)) return false;
+    await settle();
+    this.#options.onInstant?.();
+    return true;
+  }
+
+  #drain(): void {
+    drainMicrotasks();
+    this.#options.onInstant?.();
+  }
+
+  /** Runs the timers of the next instant that is not after `end`; false if there is none. */
+  #instant(end: number): boolean {
     while (this.#heap[0] && !this.#heap[0].fn) this.#pop();
     const next = this.#heap[0]?.at;
     if (next === undefined || next > end) return false;
     this.#now = Math.max(this.#now, next);
     while (this.#heap[0] && this.#heap[0].at <= this.#now) this.#pop()?.fn?.();
-    await settle();
     return true;
   }
 

@@ -1,0 +1,93 @@
+/**
+ * @module Simulations on all cores: hands seeds to processes of their own, one for each core, and gathers their reports. Run as
+ * a program, it is one of those processes.
+ */
+import { availableParallelism } from "node:os";
+import { type Report, simulate } from "./simulation.ts";
+
+type Outcome = { seed: number; report: Report } | { seed: number; failure: string };
+
+/** Each has a core to itself, so what a process does beside its program must not take the others'. */
+const ENGINE_OPTIONS = { BUN_JSC_numberOfGCMarkers: "1" };
+
+/** A simulation that failed; the message is its story. */
+export class SeedError extends Error {
+  readonly seed: number;
+  constructor(seed: number, message: string) {
+    super(message);
+    this.name = "SeedError";
+    this.seed = seed;
+  }
+}
+
+/**
+ * Simulates seeds from `first` on, for as long as `wants` says so of the next one; `onReport` hears of each that is done.
+ * @throws SeedError for the first failure, when all that was under way is over.
+ */
+export async function simulateAll(options: {
+  first: number;
+  wants: (seed: number) => boolean;
+  onReport: (report: Report) => void;
+}): Promise<void> {
+  const { first, wants, onReport } = options;
+  let next = first;
+  const failures: SeedError[] = [];
+  const work = async () => {
+    const worker = new Worker();
+    try {
+      while (failures.length === 0 && wants(next)) {
+        // oxlint-disable-next-line no-await-in-loop -- one at a time in each process is the point
+        const outcome = await worker.simulate(next++);
+        if ("report" in outcome) onReport(outcome.report);
+        else failures.push(new SeedError(outcome.seed, outcome.failure));
+      }
+    } finally {
+      worker.end();
+    }
+  };
+  await Promise.all(Array.from({ length: availableParallelism() }, work));
+  const [failure] = failures.toSorted((a, b) => a.seed - b.seed);
+  if (failure) throw failure;
+}
+
+class Worker {
+  readonly #process;
+  #answer: (outcome: Outcome) => void = () => {};
+
+  constructor() {
+    this.#process = Bun.spawn([process.execPath, import.meta.path], {
+      env: { ...process.env, ...ENGINE_OPTIONS },
+      stdio: ["ignore", "inherit", "inherit"],
+      ipc: (outcome: Outcome) => this.#answer(outcome),
+    });
+  }
+
+  simulate(seed: number): Promise<Outcome> {
+    const answer = new Promise<Outcome>((resolve) => (this.#answer = resolve));
+    const died = this.#process.exited.then((code) => ({
+      seed,
+      failure: `seed ${seed}: its process ended with code ${code}`,
+    }));
+    this.#process.send(seed);
+    return Promise.race([answer, died]);
+  }
+
+  end(): void {
+    this.#process.kill("SIGKILL");
+  }
+}
+
+function serve(): void {
+  process.on("disconnect", () => process.exit());
+  process.on("message", (seed: number) => {
+    simulate(seed).then(
+      (report) => process.send?.({ seed, report } satisfies Outcome),
+      (error: unknown) => {
+        const failure = error instanceof Error ? (error.name === "SimulationError" ? error.message : error.stack) : "";
+        process.send?.({ seed, failure: failure ?? String(error) } satisfies Outcome);
+      },
+    );
+  });
+}
+
+if (import.meta.main) serve();
