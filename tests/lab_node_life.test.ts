@@ -263,9 +263,16 @@ describe("a node that leaves", () => {
   test("by its own command is empty before it goes, takes the kernel's part along, and may join again", async () => {
     await run("leaving", 6);
     const host = cluster.lab.host(3);
+    const { network } = (await cluster.api<{ network: { subnets: string[] } }>("/cluster/node/host-3")).body;
+    const routes = async () => (await cluster.lab.host(2).run(["ip", "route", "show", "dev", "cvx"])).stdout;
+    expect(await routes()).toContain(network.subnets[0] ?? "none");
     const left = await host.runCacophony(["leave"]);
     expect([left.exitCode, left.stderr]).toEqual([0, ""]);
     expect(left.stdout).toContain("this node has left its cluster");
+    await waitUntil("the other nodes' routes to it to be gone", routes, {
+      until: (found) => !found.includes(network.subnets[0] ?? "none"),
+      timeoutMs: 2_000,
+    });
     expect(await cluster.process(3).exited).toBe(0);
     expect((await cluster.containers(host)).length).toBe(0);
     expect((await host.run(["ip", "link", "show", "cvx"])).exitCode).not.toBe(0);
