@@ -207,10 +207,11 @@ function chooseExcess(
     stateful,
   }: { goal: Goal; context: PlanContext; request: PlacementRequest; stateful: boolean },
 ): AllocationRecord[] {
+  // The slots of what belongs together must match: what goes beside a low one waits for that one, and for no other.
+  if (goal.bond) return live.filter(({ slot }) => slot > goal.scale);
   const count = live.length - goal.scale;
   if (count <= 0) return [];
-  // The slots of what belongs together must match.
-  if (stateful || goal.bond) return live.toSorted((a, b) => b.slot - a.slot).slice(0, count);
+  if (stateful) return live.toSorted((a, b) => b.slot - a.slot).slice(0, count);
   const idle = live.filter((allocation) => isKnownIdle(allocation, context.state)).slice(0, count);
   const rest = chooseRemovals(without(live, idle), {
     count: count - idle.length,

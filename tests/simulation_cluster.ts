@@ -33,8 +33,8 @@ import { Life, SimNetwork } from "./simulation_process.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
 
 const CLUSTER_ID = "cluster";
-const HEARTBEAT_INTERVAL_MS = 2_000;
-const NODE_TIMEOUT_MS = 15_000;
+/** What a master is told of times. */
+const TIMINGS = { heartbeatIntervalMs: 1_000, nodeTimeoutMs: 4_000 };
 /** SIGTERM: what `node.ts` allows its parts. */
 const STOP_TIMEOUT_MS = 1_500;
 /** Who runs the process starts it again this long after it gave up. */
@@ -214,8 +214,7 @@ export class SimCluster {
       ...common,
       scheduler,
       self: { node_id: machine.identity.node_id, address: machine.address },
-      heartbeatIntervalMs: HEARTBEAT_INTERVAL_MS,
-      nodeTimeoutMs: NODE_TIMEOUT_MS,
+      ...TIMINGS,
     });
     process.membership.start();
   }
@@ -512,7 +511,17 @@ export class SimEngine extends FakeEngine {
   #tell(id: string, how: "stop" | "remove"): void {
     const container = this.containers.find((one) => one.id === id);
     if (container?.state !== "running") return;
-    this.#watchers.onEnd(container.labels.get(LABELS.allocation) ?? "", how, this.isStranded(id));
+    const isStranded = this.isStranded(id) || this.#wasMadeForAnother(container.labels.get(LABELS.joined));
+    this.#watchers.onEnd(container.labels.get(LABELS.allocation) ?? "", how, isStranded);
+  }
+
+  /** A container that was started again beside a partner that was, too, is by its label still of that one's former run. */
+  #wasMadeForAnother(joined = ""): boolean {
+    return joined.split(",").some((mark) => {
+      const [id, startedAt] = mark.split("@");
+      const partner = this.containers.find((one) => one.id === id);
+      return startedAt !== undefined && String(partner?.startedAt) !== startedAt;
+    });
   }
 }
 

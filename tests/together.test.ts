@@ -391,6 +391,22 @@ describe("reconcile() of services that share something", () => {
     expect(bench.settle().spots("x")).toEqual([`1@${home}`]);
   });
 
+  test("keeps no slot above the scale in the place of one that waits for its data: others go beside that one", () => {
+    const wanted = (scale: number) => ({ db: { scale, spec: { mounts: volumes } }, app: { scale: 4, spec: on("db") } });
+    const bench = new Bench(["a", "b", "c"]).want(wanted(3)).settle();
+    const home = bench.live("db")[0]?.node_id ?? "";
+    bench.want(wanted(0)).settle();
+    bench.set(home, "down");
+    bench.want(wanted(3)).settle();
+    expect(bench.live("db").map(({ slot }) => slot)).toEqual([2, 3]);
+    bench.want(wanted(2)).settle();
+    expect(bench.live("db").map(({ slot }) => slot)).toEqual([2]);
+    bench.set(home, "ready");
+    bench.settle();
+    expect(bench.live("db").map(({ slot }) => slot)).toEqual([1, 2]);
+    expect(bench.live("app").map(({ slot }) => slot)).toEqual([1, 2, 3, 4]);
+  });
+
   test("goes where the data are when services come to share something, or says that they are apart", () => {
     const bench = new Bench(["a", "b"]);
     const pinned = (name: string) => ({ constraints: [{ key: "node.name", operator: "==" as const, value: name }] });
