@@ -215,6 +215,7 @@ const CACOPHONY = {
   publish: honoured(oneOf(["host", "mesh"])),
   balance: honoured(oneOf(["local_first", "least_connections"])),
   proxy_protocol: honoured(oneOf(["none", "v1", "v2"])),
+  strategy: honoured(oneOf(["spread", "binpack"])),
 } satisfies Table;
 const WATCH = {
   path: honoured(text),

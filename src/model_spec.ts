@@ -380,6 +380,8 @@ export const serviceRules = v.object({
   /** Node labels over whose values replicas are spread evenly, the weightiest first. */
   spread: strings,
   max_per_node: v.exactOptional(count),
+  /** How nodes are chosen. Absent: as the cluster does. */
+  strategy: v.exactOptional(v.picklist(["spread", "binpack"])),
   /** Ports that are open on every node and lead to this service. */
   entries: v.exactOptional(v.array(entryPort)),
   depends_on: v.array(dependency),

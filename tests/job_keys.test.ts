@@ -183,6 +183,7 @@ const SERVICE: readonly Case[] = [
   ["x-cacophony.publish", "mesh", {}, "everywhere", "allowed are host, mesh"],
   ["x-cacophony.balance", "least_connections", {}, "random", "allowed are local_first"],
   ["x-cacophony.proxy_protocol", "v2", {}, "v3", "allowed are none, v1, v2"],
+  ["x-cacophony.strategy", "binpack", {}, "tight", "allowed are spread, binpack"],
   ["attach", "false", {}, "x", flag],
   ["build", ".", {}, "{contxt: .}", "did you mean context?"],
   ["container_name", "one", {}, "a b", "letters, digits"],

@@ -1,0 +1,83 @@
+/**
+ * @module How full a node is, and how good a place for one more replica that makes it. Pure; `placement.ts` asks it about nodes
+ * that are eligible, `reconcile_rebalance.ts` about those that replicas may leave. Formulas and reasons: `placement.ts`.
+ */
+import type { Resources } from "./model.ts";
+
+/** Sums over allocations, or what one asks for. CPUs and bytes. */
+export type Load = { cpus: number; memory: number };
+
+/** What counts of a node. */
+export type Loaded = {
+  resources: Resources | undefined;
+  /** Real reservations of all allocations here. */
+  reserved: Load;
+  /** Demand (reservation or default) of all allocations here, and of those not running yet. */
+  planned: Load;
+  plannedStarting: Load;
+};
+
+/** How full a group of nodes is, taken together: the larger of its shares of CPUs and memory. */
+export type Level = { inUse: number; reserved: number };
+
+const NOTHING: Load = { cpus: 0, memory: 0 };
+
+/** The larger of the shares of CPUs and memory in use on a node, planned or measured, once it has `more`, too. */
+export function useOf(node: Loaded, more = NOTHING): number {
+  const { resources, planned, plannedStarting } = node;
+  if (!resources) return 1;
+  const { total_memory, available_memory, cpus, used_cpus } = resources;
+  const freeMemory = Math.min(total_memory - planned.memory, available_memory - plannedStarting.memory);
+  const freeCpus = Math.min(cpus - planned.cpus, newcomersCpus(cpus, used_cpus) - plannedStarting.cpus);
+  return Math.max(1 - (freeMemory - more.memory) / total_memory, 1 - (freeCpus - more.cpus) / cpus);
+}
+
+/** The CPUs that a newcomer gets of a machine that already works, as a fair scheduler divides them. */
+export function newcomersCpus(cpus: number, used: number): number {
+  return (cpus * cpus) / (cpus + used);
+}
+
+/** How full the nodes are, taken together. */
+export function levelOf(nodes: readonly Loaded[]): Level {
+  const has: Load = { cpus: 0, memory: 0 };
+  const used: Load = { cpus: 0, memory: 0 };
+  const reserved: Load = { cpus: 0, memory: 0 };
+  for (const node of nodes) {
+    if (!node.resources) continue;
+    const { total_memory, available_memory, cpus, used_cpus } = node.resources;
+    has.cpus += cpus;
+    has.memory += total_memory;
+    reserved.cpus += node.reserved.cpus;
+    reserved.memory += node.reserved.memory;
+    used.cpus += Math.max(node.planned.cpus, cpus - newcomersCpus(cpus, used_cpus) + node.plannedStarting.cpus);
+    used.memory += Math.max(node.planned.memory, total_memory - available_memory + node.plannedStarting.memory);
+  }
+  if (has.cpus === 0) return { inUse: 1, reserved: 1 };
+  return {
+    inUse: Math.max(used.cpus / has.cpus, used.memory / has.memory),
+    reserved: Math.max(reserved.cpus / has.cpus, reserved.memory / has.memory),
+  };
+}
+
+/** How much a node gains in evenness by one more replica: the more the better. `mean` is how full all are together. */
+export function evenness(node: Loaded, { more, mean }: { more: Load; mean: number }): number {
+  const after = useOf(node, more);
+  if (after > mean) return mean - after;
+  const before = useOf(node);
+  // By how much its squared distance from the mean falls; above anything that exceeds the mean.
+  return 1 + (after - before) * (2 * mean - after - before);
+}
+
+/** How well one more replica fills a node up: the more the better; nodes without room for it come last, the emptiest first. */
+export function tightness(node: Loaded, more: Load): number {
+  const after = useOf(node, more);
+  if (!node.resources || after > 1 + 1e-9) return -after;
+  const { planned, resources } = node;
+  const { cpus, total_memory } = resources;
+  const share = { cpus: more.cpus / cpus, memory: more.memory / total_memory };
+  const [cpuShare, memoryShare] = [planned.cpus / cpus, planned.memory / total_memory];
+  const asked = Math.max(share.cpus, share.memory);
+  const skew = Math.abs(cpuShare + share.cpus - memoryShare - share.memory) - Math.abs(cpuShare - memoryShare);
+  const filled = Math.max(cpuShare + share.cpus, memoryShare + share.memory);
+  return 2 + filled - (asked > 0 ? skew / asked : 0);
+}
