@@ -160,8 +160,8 @@ function rated(
   const { spec, own, avoid, strategy } = request;
   const more = demandOf(spec);
   const { cpus, memory } = reservationOf(spec);
-  const level = levelOf(eligible);
-  const packs = strategy === "binpack" || (level.reserved >= SCARCE && (cpus > 0 || memory > 0));
+  const packs = strategy === "binpack" || ((cpus > 0 || memory > 0) && levelOf(eligible).reserved >= SCARCE);
+  const mean = packs ? 0 : levelOf(candidates.filter(({ refusal }) => refusal === undefined)).inUse;
   const crowd = crowding(request, { candidates, own });
   return eligible.map((candidate) => {
     const mine = own.get(candidate.node_id) ?? 0;
@@ -169,7 +169,7 @@ function rated(
       candidate,
       own: mine,
       first: [avoid?.has(candidate.node_id) ? 0 : 1, ...crowd(candidate).map((n) => -n), mine === 0 ? 1 : 0],
-      score: packs ? tightness(candidate, more) : evenness(candidate, { more, mean: level.inUse }),
+      score: packs ? tightness(candidate, more) : evenness(candidate, { more, mean }),
       peer: packs || mine === 0 ? undefined : peerOf(request, candidate),
     };
   });

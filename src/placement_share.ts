@@ -20,6 +20,9 @@ export type Loaded = {
 /** How full a group of nodes is, taken together: the larger of its shares of CPUs and memory. */
 export type Level = { inUse: number; reserved: number };
 
+/** What a share of a node's CPUs counts against it that is left without memory to go with it, or the other way round. */
+const SKEW = 0.7;
+
 const NOTHING: Load = { cpus: 0, memory: 0 };
 
 /** The larger of the shares of CPUs and memory in use on a node, planned or measured, once it has `more`, too. */
@@ -71,13 +74,14 @@ export function evenness(node: Loaded, { more, mean }: { more: Load; mean: numbe
 /** How well one more replica fills a node up: the more the better; nodes without room for it come last, the emptiest first. */
 export function tightness(node: Loaded, more: Load): number {
   const after = useOf(node, more);
-  if (!node.resources || after > 1 + 1e-9) return -after;
+  if (!node.resources || after > 1 + 1e-9) return -3 - after;
   const { planned, resources } = node;
-  const { cpus, total_memory } = resources;
-  const share = { cpus: more.cpus / cpus, memory: more.memory / total_memory };
-  const [cpuShare, memoryShare] = [planned.cpus / cpus, planned.memory / total_memory];
-  const asked = Math.max(share.cpus, share.memory);
-  const skew = Math.abs(cpuShare + share.cpus - memoryShare - share.memory) - Math.abs(cpuShare - memoryShare);
-  const filled = Math.max(cpuShare + share.cpus, memoryShare + share.memory);
-  return 2 + filled - (asked > 0 ? skew / asked : 0);
+  const cpus = more.cpus / resources.cpus;
+  const memory = more.memory / resources.total_memory;
+  const cpusAfter = planned.cpus / resources.cpus + cpus;
+  const memoryAfter = planned.memory / resources.total_memory + memory;
+  const skew = Math.abs(cpusAfter - memoryAfter);
+  const skewed = skew - Math.abs(cpusAfter - cpus - memoryAfter + memory);
+  const asked = Math.max(cpus, memory);
+  return Math.max(cpusAfter, memoryAfter) - SKEW * skew - (asked > 0 ? skewed / asked : 0);
 }
