@@ -52,6 +52,8 @@ const NOISE = 0.15;
 /** Share of the eligible nodes that is reserved from which on room for large replicas is worth more than evenness. */
 const SCARCE = 0.7;
 
+const NO_GROUPS: readonly number[] = [];
+
 /** Smallest weight: a full node still takes its share of what no node has room for. */
 const MIN_WEIGHT = 0.01;
 
@@ -123,60 +125,79 @@ export function claimsOf(spec: ServiceSpec): PortClaim[] {
 
 /** Places one replica and counts it into its candidate, or says why no node takes it: "3 nodes: host port 8080 taken". */
 export function place(request: PlacementRequest, candidates: readonly Candidate[], random: () => number): Placement {
-  const eligible = candidates.filter((candidate) => isEligible(request, candidate));
-  if (eligible.length === 0) return { reasons: reasons(request, candidates) };
-  const options = rated(request, { candidates, eligible });
+  const options = optionsOf(request, candidates);
   let top = options[0];
   for (const option of options) if (top && standing(option, top) > 0) top = option;
-  // Where all have one already, nodes that are the same as far as readings can tell take turns.
-  const equals =
-    top && top.own > 0 && top.peer
-      ? options.filter((one) => top && compare(one.first, top.first) === 0 && isPeer(one.peer, top.peer))
-      : options;
-  const turns = equals === options ? standing : (a: Option, b: Option) => b.own - a.own || a.score - b.score;
+  if (!top) return { reasons: reasons(request, candidates) };
+  const turns = top.own > 0 && !top.packed ? peersOf(top, { request, options }) : undefined;
   let best: Option | undefined;
   let ties = 0;
-  for (const option of equals) {
-    const difference = best ? turns(option, best) || best.candidate.allocations - option.candidate.allocations : 1;
+  for (const option of turns ?? options) {
+    const ahead = best ? (turns ? turn(option, best) : standing(option, best)) : 1;
+    const difference = best && ahead === 0 ? best.candidate.allocations - option.candidate.allocations : ahead;
     if (difference > 0) [best, ties] = [option, 1];
     else if (difference === 0 && random() * ++ties < 1) best = option;
   }
-  if (!best) return { reasons: reasons(request, candidates) };
-  occupy(request, best.candidate);
-  return { node_id: best.candidate.node_id };
+  const { candidate } = best ?? top;
+  occupy(request, candidate);
+  return { node_id: candidate.node_id };
 }
 
-/** An eligible node, and what speaks for it: `first` before `score`. */
-type Option = { candidate: Candidate; own: number; first: readonly number[]; score: number; peer: Peer | undefined };
+/** An eligible node, and what speaks for it. */
+type Option = {
+  candidate: Candidate;
+  isAvoided: boolean;
+  crowd: readonly number[];
+  own: number;
+  score: number;
+  /** Whether the score is one of tightness. */
+  packed: boolean;
+};
 
 /** How many replicas a node would hold if it were empty, and if it had none of the service. */
 type Peer = { size: number; weight: number };
 
 /** The eligible nodes with what speaks for each. */
-function rated(
-  request: PlacementRequest,
-  { candidates, eligible }: { candidates: readonly Candidate[]; eligible: readonly Candidate[] },
-): Option[] {
+function optionsOf(request: PlacementRequest, candidates: readonly Candidate[]): Option[] {
   const { spec, own, avoid, strategy } = request;
+  const eligible = candidates.filter((candidate) => isEligible(request, candidate));
   const more = demandOf(spec);
   const { cpus, memory } = reservationOf(spec);
-  const packs = strategy === "binpack" || ((cpus > 0 || memory > 0) && levelOf(eligible).reserved >= SCARCE);
-  const mean = packs ? 0 : levelOf(candidates.filter(({ refusal }) => refusal === undefined)).inUse;
+  const packed = strategy === "binpack" || ((cpus > 0 || memory > 0) && levelOf(eligible).reserved >= SCARCE);
+  const mean = packed ? 0 : levelOf(candidates).inUse;
   const crowd = crowding(request, { candidates, own });
-  return eligible.map((candidate) => {
-    const mine = own.get(candidate.node_id) ?? 0;
-    return {
-      candidate,
-      own: mine,
-      first: [avoid?.has(candidate.node_id) ? 0 : 1, ...crowd(candidate).map((n) => -n), mine === 0 ? 1 : 0],
-      score: packs ? tightness(candidate, more) : evenness(candidate, { more, mean }),
-      peer: packs || mine === 0 ? undefined : peerOf(request, candidate),
-    };
-  });
+  return eligible.map((candidate) => ({
+    candidate,
+    isAvoided: avoid?.has(candidate.node_id) === true,
+    crowd: crowd(candidate),
+    own: own.get(candidate.node_id) ?? 0,
+    score: packed ? tightness(candidate, more) : evenness(candidate, { more, mean }),
+    packed,
+  }));
+}
+
+/** What comes before the score. */
+function rank(a: Option, b: Option): number {
+  return (
+    Number(b.isAvoided) - Number(a.isAvoided) || compare(b.crowd, a.crowd) || Number(a.own === 0) - Number(b.own === 0)
+  );
 }
 
 function standing(a: Option, b: Option): number {
-  return compare(a.first, b.first) || a.score - b.score;
+  return rank(a, b) || a.score - b.score;
+}
+
+/** Where all have one already, nodes that are the same as far as readings can tell take turns. */
+function turn(a: Option, b: Option): number {
+  return b.own - a.own || a.score - b.score;
+}
+
+function peersOf(
+  top: Option,
+  { request, options }: { request: PlacementRequest; options: readonly Option[] },
+): readonly Option[] {
+  const peer = peerOf(request, top.candidate);
+  return options.filter((one) => rank(one, top) === 0 && isPeer(peerOf(request, one.candidate), peer));
 }
 
 function isPeer(a: Peer | undefined, b: Peer | undefined): boolean {
@@ -249,9 +270,9 @@ export function chooseRemovals<T extends { node_id: string; created_at: number; 
 function crowding(
   { rules }: PlacementRequest,
   { candidates, own }: { candidates: readonly Candidate[]; own: ReadonlyMap<string, number> },
-): (node: Candidate) => number[] {
+): (node: Candidate) => readonly number[] {
   const { spread } = rules;
-  if (spread.length === 0) return () => [];
+  if (spread.length === 0) return () => NO_GROUPS;
   const groups = (node: Candidate) =>
     spread.map((_, depth) => JSON.stringify(spread.slice(0, depth + 1).map((label) => node.labels.get(label) ?? null)));
   const counts = new Map<string, number>();

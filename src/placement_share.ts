@@ -40,25 +40,23 @@ export function newcomersCpus(cpus: number, used: number): number {
   return (cpus * cpus) / (cpus + used);
 }
 
-/** How full the nodes are, taken together. */
-export function levelOf(nodes: readonly Loaded[]): Level {
-  const has: Load = { cpus: 0, memory: 0 };
-  const used: Load = { cpus: 0, memory: 0 };
-  const reserved: Load = { cpus: 0, memory: 0 };
-  for (const node of nodes) {
-    if (!node.resources) continue;
-    const { total_memory, available_memory, cpus, used_cpus } = node.resources;
-    has.cpus += cpus;
-    has.memory += total_memory;
-    reserved.cpus += node.reserved.cpus;
-    reserved.memory += node.reserved.memory;
-    used.cpus += Math.max(node.planned.cpus, cpus - newcomersCpus(cpus, used_cpus) + node.plannedStarting.cpus);
-    used.memory += Math.max(node.planned.memory, total_memory - available_memory + node.plannedStarting.memory);
+/** How full the nodes are, taken together; those that take nothing new are left out. */
+export function levelOf(nodes: readonly (Loaded & { refusal: string | undefined })[]): Level {
+  let [cpus, memory, usedCpus, usedMemory, reservedCpus, reservedMemory] = [0, 0, 0, 0, 0, 0];
+  for (const { refusal, resources, reserved, planned, plannedStarting } of nodes) {
+    if (refusal !== undefined || !resources) continue;
+    const { total_memory, available_memory, cpus: has, used_cpus } = resources;
+    cpus += has;
+    memory += total_memory;
+    reservedCpus += reserved.cpus;
+    reservedMemory += reserved.memory;
+    usedCpus += Math.max(planned.cpus, has - newcomersCpus(has, used_cpus) + plannedStarting.cpus);
+    usedMemory += Math.max(planned.memory, total_memory - available_memory + plannedStarting.memory);
   }
-  if (has.cpus === 0) return { inUse: 1, reserved: 1 };
+  if (cpus === 0) return { inUse: 1, reserved: 1 };
   return {
-    inUse: Math.max(used.cpus / has.cpus, used.memory / has.memory),
-    reserved: Math.max(reserved.cpus / has.cpus, reserved.memory / has.memory),
+    inUse: Math.max(usedCpus / cpus, usedMemory / memory),
+    reserved: Math.max(reservedCpus / cpus, reservedMemory / memory),
   };
 }
 
