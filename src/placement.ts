@@ -35,7 +35,7 @@ import type { Resources } from "./model.ts";
 import type { PortSpec, ServiceRules, ServiceSpec } from "./model_spec.ts";
 import { asksForDevices, type Devices, lackOf, reserve, type Reserved } from "./placement_devices.ts";
 import { type NodeFacts, unmetRule } from "./placement_rules.ts";
-import { evenness, levelOf, type Load, newcomersCpus, tightness, useOf } from "./placement_share.ts";
+import { evenness, levelOf, type Load, newcomersCpus, NOISE, tightness, useOf } from "./placement_share.ts";
 
 export type { Load } from "./placement_share.ts";
 
@@ -45,9 +45,6 @@ export const DEFAULT_MEMORY = 64 * 2 ** 20;
 
 /** Containers of one job on one node: a /26 network has 64 addresses less network, gateway and broadcast. */
 export const MAX_JOB_CONTAINERS = 61;
-
-/** Weights this close count as equal, as a share of the larger: readings of busy machines are never exact, and replicas stay. */
-const NOISE = 0.15;
 
 /** Share of the eligible nodes that is reserved from which on room for large replicas is worth more than evenness. */
 const SCARCE = 0.7;
@@ -273,8 +270,7 @@ function crowding(
 ): (node: Candidate) => readonly number[] {
   const { spread } = rules;
   if (spread.length === 0) return () => NO_GROUPS;
-  const groups = (node: Candidate) =>
-    spread.map((_, depth) => JSON.stringify(spread.slice(0, depth + 1).map((label) => node.labels.get(label) ?? null)));
+  const groups = (node: Candidate) => groupsOf(node, spread);
   const counts = new Map<string, number>();
   for (const node of candidates) {
     for (const group of groups(node)) counts.set(group, (counts.get(group) ?? 0) + (own.get(node.node_id) ?? 0));
@@ -282,13 +278,18 @@ function crowding(
   return (node) => groups(node).map((group) => counts.get(group) ?? 0);
 }
 
+/** The groups that a node is in, one for each label that replicas are spread over. */
+export function groupsOf({ labels }: Pick<Candidate, "labels">, spread: readonly string[]): string[] {
+  return spread.map((_, depth) => JSON.stringify(spread.slice(0, depth + 1).map((label) => labels.get(label) ?? null)));
+}
+
 /** Whether the node takes one more; most that don't have no room, which is told without making a sentence of it. */
-function isEligible(request: PlacementRequest, node: Candidate): boolean {
+export function isEligible(request: PlacementRequest, node: Candidate): boolean {
   return hasFree(reservationOf(request.spec), node) && refusalOf(request, node) === undefined;
 }
 
 /** Why the node does not take one more, in one sentence; undefined: it does. */
-export function refusalOf(request: PlacementRequest, node: Candidate): string | undefined {
+function refusalOf(request: PlacementRequest, node: Candidate): string | undefined {
   const { job_id, spec, rules, own, beside, pinned } = request;
   if (pinned && pinned.node_id !== node.node_id) return pinned.reason;
   if (node.refusal !== undefined) return node.refusal;
@@ -416,7 +417,8 @@ function holds(room: Load, { cpus, memory }: Load): number {
   return Number.isFinite(number) ? number : room.cpus;
 }
 
-function occupy({ job_id, spec, own }: PlacementRequest, node: Candidate): void {
+/** Counts one more replica into its node. */
+export function occupy({ job_id, spec, own }: PlacementRequest, node: Candidate): void {
   const demand = demandOf(spec);
   const reservation = reservationOf(spec);
   for (const [sum, part] of [

@@ -20,6 +20,12 @@ export type Loaded = {
 /** How full a group of nodes is, taken together: the larger of its shares of CPUs and memory. */
 export type Level = { inUse: number; reserved: number };
 
+/**
+ * Machines whose readings or rooms differ by this share count as equal: readings of busy machines are never exact, and what is
+ * placed stays.
+ */
+export const NOISE = 0.15;
+
 /** What a share of a node's CPUs counts against it that is left without memory to go with it, or the other way round. */
 const SKEW = 0.7;
 
@@ -33,6 +39,15 @@ export function useOf(node: Loaded, more = NOTHING): number {
   const freeMemory = Math.min(total_memory - planned.memory, available_memory - plannedStarting.memory);
   const freeCpus = Math.min(cpus - planned.cpus, newcomersCpus(cpus, used_cpus) - plannedStarting.cpus);
   return Math.max(1 - (freeMemory - more.memory) / total_memory, 1 - (freeCpus - more.cpus) / cpus);
+}
+
+/** As `useOf`, with measured use only as far as it exceeds what is planned by more than readings are off. */
+export function steadyUseOf(node: Loaded, more = NOTHING): number {
+  const { resources, planned } = node;
+  if (!resources) return 1;
+  const cpus = (planned.cpus + more.cpus) / resources.cpus;
+  const memory = (planned.memory + more.memory) / resources.total_memory;
+  return Math.max(cpus, memory, useOf(node, more) - NOISE);
 }
 
 /** The CPUs that a newcomer gets of a machine that already works, as a fair scheduler divides them. */
