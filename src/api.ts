@@ -11,9 +11,9 @@ import { jobRoutes } from "./api_jobs.ts";
 import { nodeRoutes } from "./api_nodes.ts";
 import { openApi } from "./api_openapi.ts";
 import { registryRoutes } from "./api_registries.ts";
-import { answer, queryOf, readBody, readJson, readPage } from "./api_request.ts";
+import { answer, queryOf, readBody, readFlag, readJson, readPage } from "./api_request.ts";
 import { discoveryRoutes, serviceRoutes } from "./api_services.ts";
-import { allocationsView, countsView, resourcesView } from "./cluster_views.ts";
+import { allocationsView, countsView, rebalanceView, resourcesView } from "./cluster_views.ts";
 import type { Policy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
 import type { ErrorCode, PeerInfo, SecretRequest } from "./model.ts";
@@ -155,12 +155,17 @@ function clusterRoutes({
       ...countsView(state),
     });
   });
+  app.post("/rebalance", (c) => {
+    const dryRun = readFlag(queryOf(c, ["dry_run"]), "dry_run");
+    const found = scheduler().rebalance({ dryRun });
+    return answer(c, rebalanceView(found, { state: scheduler().state, dryRun }), dryRun ? 200 : 202);
+  });
   app.post("/reschedule", (c) => {
     queryOf(c, []);
     return answer(c, { nodes: reschedule() }, 202);
   });
   only(app, ["/resources", "/allocation", "/status"], "GET");
-  only(app, ["/reschedule"], "POST");
+  only(app, ["/rebalance", "/reschedule"], "POST");
   return app;
 }
 

@@ -126,6 +126,13 @@ const operations = (): Record<string, Record<string, Operation>> => ({
       answers: { 200: "it has left", 202: "it leaves when it is empty" },
     },
   },
+  "/cluster/rebalance": {
+    post: {
+      summary: "Move replicas where that evens out the load",
+      query: { dry_run: `${FLAG}: only tell which, and the gain` },
+      answers: { 200: "what it would move", 202: "what it moves" },
+    },
+  },
   "/cluster/reschedule": {
     post: {
       summary: "Give up nodes that are held because most fell silent together",

@@ -17,6 +17,7 @@ import { StartError } from "./model.ts";
 import type { NetworkMode } from "./model_network.ts";
 import { nearest } from "./nearest.ts";
 import type { StartOptions } from "./node.ts";
+import type { Strategy } from "./placement.ts";
 import { Node } from "./node.ts";
 import { COMMIT, VERSION } from "./version.ts";
 
@@ -90,6 +91,11 @@ const OPTIONS = {
     valueHint: "DURATION",
     description:
       "when most nodes fall silent together, nothing of theirs is replaced for so long (the master; default 60s)",
+  },
+  strategy: {
+    valueHint: "NAME",
+    description:
+      "how nodes are chosen for services that say nothing: spread keeps them evenly full, binpack fills one after the other (the master; default spread)",
   },
   rebalance: {
     valueHint: "MODE",
@@ -313,6 +319,8 @@ function readSettings(given: Given): Settings {
   if (given.policy !== undefined) settings.policy_file = given.policy === "none" ? "" : resolve(given.policy);
   const keyFile = given["secret-key-file"];
   if (keyFile !== undefined) settings.secret_key_file = keyFile === "none" ? "" : resolve(keyFile);
+  if (given.strategy !== undefined)
+    settings.strategy = oneOf(given.strategy, { what: "--strategy", allowed: ["spread", "binpack"] }) as Strategy;
   if (given.rebalance !== undefined)
     settings.rebalance = oneOf(given.rebalance, { what: "--rebalance", allowed: ["off", "auto"] }) as "off" | "auto";
   const imageGc = given["image-gc"];

@@ -9,6 +9,7 @@ import type { AllocationRecord, ContainerEnd, DepartureRecord, HistoryRecord, Li
 import { isRunToEnd } from "./model_spec.ts";
 import { type DrainWait, isEmpty } from "./reconcile_drain.ts";
 import type { Blocked } from "./reconcile_goal.ts";
+import type { Rebalance } from "./reconcile_rebalance.ts";
 import { splitWarnings } from "./split_warnings.ts";
 
 /** Entries of one page of a listing, unless `limit` says less. */
@@ -213,6 +214,23 @@ export function countsView(state: ClusterState) {
   return { jobs: state.liveJobs().length, nodes, allocations, health };
 }
 
+/** What rebalancing moves, in its order, and what the imbalance is before and after it. */
+export function rebalanceView(
+  { moves, before, after }: Rebalance,
+  { state, dryRun }: { state: ClusterState; dryRun: boolean },
+) {
+  const nameOf = (id: string) => state.nodes.get(id)?.node_name ?? id;
+  return {
+    dry_run: dryRun,
+    imbalance: { before: round(before), after: round(after) },
+    moves: moves.map(({ allocation_id, from, to, gain }) => {
+      const { job_id, service_name, slot } = state.allocations.get(allocation_id) ?? {};
+      const nodes = { from: nameOf(from), from_node_id: from, to: nameOf(to), to_node_id: to };
+      return { job_id, service_name, slot, allocation_id, ...nodes, gain: round(gain) };
+    }),
+  };
+}
+
 /** One node as a reader sees it; `waits`: what keeps it from being empty. */
 export function nodeView(node: NodeRecord, { state, waits }: { state: ClusterState; waits: readonly DrainWait[] }) {
   const view = state.views.get(node.node_id);
@@ -304,7 +322,7 @@ function time(ms: number | undefined): string | null {
   return ms === undefined ? null : new Date(ms).toISOString();
 }
 
-/** CPU sums without the noise of binary fractions. */
-function round(cpus: number): number {
-  return Math.round(cpus * 1000) / 1000;
+/** Sums without the noise of binary fractions. */
+function round(sum: number): number {
+  return Math.round(sum * 1000) / 1000;
 }

@@ -44,6 +44,7 @@ export const settings = v.object({
   engine_timeout_ms: v.exactOptional(v.number()),
   mass_failure_hold_ms: v.exactOptional(v.number()),
   rebalance: v.exactOptional(v.picklist(["off", "auto"])),
+  strategy: v.exactOptional(v.picklist(["spread", "binpack"])),
 });
 export type Settings = v.InferOutput<typeof settings>;
 

@@ -224,6 +224,7 @@ const CACOPHONY = {
     "what becomes of a slot whose data are on a node that is down: it waits for it (the default), or is made anew elsewhere, without them",
   ),
   stop_when_isolated: honoured(isolation),
+  strategy: honoured(oneOf(["spread", "binpack"])),
 } satisfies Table;
 const WATCH = {
   path: honoured(text),

@@ -24,6 +24,8 @@ export function buildRules(
   if (entries.length > 0) rules.entries = entries;
   // Compose and Swarm: 0 is no limit.
   if (placement.max_replicas_per_node) rules.max_per_node = placement.max_replicas_per_node;
+  const { strategy } = service["x-cacophony"] ?? {};
+  if (strategy !== undefined) rules.strategy = strategy;
   const scaled = service.scale !== undefined ? ["scale"] : ["deploy", "replicas"];
   if (isGlobal(rules) && (service.scale ?? service.deploy?.replicas) !== undefined) {
     report.fault(scaled, `excludes deploy.mode: ${mode}, which runs one on each node; keep one of the two`);

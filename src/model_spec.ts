@@ -382,6 +382,8 @@ export const serviceRules = v.object({
   max_per_node: v.exactOptional(count),
   /** What becomes of slots whose data are on a node that is down; absent: they wait for it. */
   volumes: v.exactOptional(v.literal("recreate")),
+  /** How nodes are chosen. Absent: as the cluster does. */
+  strategy: v.exactOptional(v.picklist(["spread", "binpack"])),
   /** Ports that are open on every node and lead to this service. */
   entries: v.exactOptional(v.array(entryPort)),
   depends_on: v.array(dependency),

@@ -232,6 +232,8 @@ export class Node implements LocalNode {
       store: openSqliteStore(statePath),
       sealer: sealerOf(settings, this.#data),
       random: Math.random,
+      ...(settings.rebalance && { rebalance: settings.rebalance }),
+      ...(settings.strategy && { strategy: settings.strategy }),
       onFenced: () => this.#fail(new StartError("another master has taken over this cluster's state; this one ends")),
     });
     const fresh = {

@@ -35,6 +35,9 @@ import type { Resources } from "./model.ts";
 import type { PortSpec, ServiceRules, ServiceSpec } from "./model_spec.ts";
 import { asksForDevices, type Devices, lackOf, reserve, type Reserved } from "./placement_devices.ts";
 import { type NodeFacts, unmetRule } from "./placement_rules.ts";
+import { evenness, levelOf, type Load, newcomersCpus, NOISE, tightness, useOf } from "./placement_share.ts";
+
+export type { Load } from "./placement_share.ts";
 
 /** Demand of a replica without reservations: used for weighing, never for refusing. */
 export const DEFAULT_CPUS = 0.1;
@@ -43,14 +46,13 @@ export const DEFAULT_MEMORY = 64 * 2 ** 20;
 /** Containers of one job on one node: a /26 network has 64 addresses less network, gateway and broadcast. */
 export const MAX_JOB_CONTAINERS = 61;
 
-/** Weights this close count as equal, as a share of the larger: readings of busy machines are never exact, and replicas stay. */
-const NOISE = 0.15;
+/** Share of the eligible nodes that is reserved from which on room for large replicas is worth more than evenness. */
+const SCARCE = 0.7;
+
+const NO_GROUPS: readonly number[] = [];
 
 /** Smallest weight: a full node still takes its share of what no node has room for. */
 const MIN_WEIGHT = 0.01;
-
-/** Sums over allocations. CPUs and bytes. */
-export type Load = { cpus: number; memory: number };
 
 /** A host port that an allocation holds, or one of a range, which is not known before it runs. */
 export type PortClaim = { protocol: string; host_ip: string; first: number; last: number };
@@ -85,7 +87,14 @@ export type PlacementRequest = {
   beside?: readonly Companion[];
   /** The only node that may take the slot, and why. */
   pinned?: { node_id: string; reason: string };
+  /** Absent: `spread`. */
+  strategy?: Strategy;
+  /** Ids of nodes that take it only if no other node does. */
+  avoid?: ReadonlySet<string>;
 };
+
+/** `spread` keeps nodes evenly full, `binpack` fills one after the other. */
+export type Strategy = NonNullable<ServiceRules["strategy"]>;
 
 export type Companion = { service_name: string; spec: ServiceSpec; rules: ServiceRules };
 
@@ -113,92 +122,141 @@ export function claimsOf(spec: ServiceSpec): PortClaim[] {
 
 /** Places one replica and counts it into its candidate, or says why no node takes it: "3 nodes: host port 8080 taken". */
 export function place(request: PlacementRequest, candidates: readonly Candidate[], random: () => number): Placement {
-  const refused = new Map<string, number>();
-  const crowd = crowding(request, { candidates, own: request.own });
-  const options: Option[] = [];
-  for (const candidate of candidates) {
-    const refusal = refusalOf(request, candidate);
-    if (refusal !== undefined) {
-      refused.set(refusal, (refused.get(refusal) ?? 0) + 1);
-      continue;
-    }
-    const own = request.own.get(candidate.node_id) ?? 0;
-    const first = [...crowd(candidate).map((n) => -n), own === 0 ? 1 : 0];
-    options.push({ candidate, own, first, weight: weight(request, candidate), chance: random() });
+  const options = optionsOf(request, candidates);
+  let top = options[0];
+  for (const option of options) if (top && standing(option, top) > 0) top = option;
+  if (!top) return { reasons: reasons(request, candidates) };
+  const turns = top.own > 0 && !top.packed ? peersOf(top, { request, options }) : undefined;
+  let best: Option | undefined;
+  let ties = 0;
+  for (const option of turns ?? options) {
+    const ahead = best ? (turns ? turn(option, best) : standing(option, best)) : 1;
+    const difference = best && ahead === 0 ? best.candidate.allocations - option.candidate.allocations : ahead;
+    if (difference > 0) [best, ties] = [option, 1];
+    else if (difference === 0 && random() * ++ties < 1) best = option;
   }
-  const top = highest(options, ({ first, weight: share, own }) => [...first, share / (own + 1)])[0];
-  // Its equals: nodes of the same standing whose weight is the same as far as readings can tell.
-  const equals = options.filter((one) => top && compare(one.first, top.first) === 0 && isNear(one.weight, top.weight));
-  const [best] = highest(equals, ({ own, weight: share, candidate, chance }) => [
-    -own,
-    share,
-    -candidate.allocations,
-    chance,
-  ]);
-  if (!best) return { reasons: reasons(refused, request.pinned) };
-  occupy(request, best.candidate);
-  return { node_id: best.candidate.node_id };
+  const { candidate } = best ?? top;
+  occupy(request, candidate);
+  return { node_id: candidate.node_id };
 }
 
 /** An eligible node, and what speaks for it. */
-type Option = { candidate: Candidate; own: number; first: number[]; weight: number; chance: number };
+type Option = {
+  candidate: Candidate;
+  isAvoided: boolean;
+  crowd: readonly number[];
+  own: number;
+  score: number;
+  /** Whether the score is one of tightness. */
+  packed: boolean;
+};
+
+/** How many replicas a node would hold if it were empty, and if it had none of the service. */
+type Peer = { size: number; weight: number };
+
+/** The eligible nodes with what speaks for each. */
+function optionsOf(request: PlacementRequest, candidates: readonly Candidate[]): Option[] {
+  const { spec, own, avoid, strategy } = request;
+  const eligible = candidates.filter((candidate) => isEligible(request, candidate));
+  const more = demandOf(spec);
+  const { cpus, memory } = reservationOf(spec);
+  const packed = strategy === "binpack" || ((cpus > 0 || memory > 0) && levelOf(eligible).reserved >= SCARCE);
+  const mean = packed ? 0 : levelOf(candidates).inUse;
+  const crowd = crowding(request, { candidates, own });
+  return eligible.map((candidate) => ({
+    candidate,
+    isAvoided: avoid?.has(candidate.node_id) === true,
+    crowd: crowd(candidate),
+    own: own.get(candidate.node_id) ?? 0,
+    score: packed ? tightness(candidate, more) : evenness(candidate, { more, mean }),
+    packed,
+  }));
+}
+
+/** What comes before the score. */
+function rank(a: Option, b: Option): number {
+  return (
+    Number(b.isAvoided) - Number(a.isAvoided) || compare(b.crowd, a.crowd) || Number(a.own === 0) - Number(b.own === 0)
+  );
+}
+
+function standing(a: Option, b: Option): number {
+  return rank(a, b) || a.score - b.score;
+}
+
+/** Where all have one already, nodes that are the same as far as readings can tell take turns. */
+function turn(a: Option, b: Option): number {
+  return b.own - a.own || a.score - b.score;
+}
+
+function peersOf(
+  top: Option,
+  { request, options }: { request: PlacementRequest; options: readonly Option[] },
+): readonly Option[] {
+  const peer = peerOf(request, top.candidate);
+  return options.filter((one) => rank(one, top) === 0 && isPeer(peerOf(request, one.candidate), peer));
+}
+
+function isPeer(a: Peer | undefined, b: Peer | undefined): boolean {
+  return a !== undefined && b !== undefined && isNear(a.size, b.size) && isNear(a.weight, b.weight);
+}
 
 function isNear(a: number, b: number): boolean {
   return Math.abs(a - b) <= NOISE * Math.max(a, b);
 }
 
-/** Those of `options` whose rank no other exceeds. */
-function highest(options: readonly Option[], rankOf: (option: Option) => number[]): Option[] {
-  let best: Option[] = [];
-  let bestRank: number[] = [];
-  for (const option of options) {
-    const rank = rankOf(option);
-    const difference = best.length === 0 ? 1 : compare(rank, bestRank);
-    if (difference > 0) [best, bestRank] = [[option], rank];
-    else if (difference === 0) best.push(option);
-  }
-  return best;
-}
-
 /** Whether some node would take one more replica now. */
 export function hasRoom(request: PlacementRequest, candidates: readonly Candidate[]): boolean {
-  return candidates.some((candidate) => refusalOf(request, candidate) === undefined);
+  return candidates.some((candidate) => isEligible(request, candidate));
 }
 
 /**
- * Order in which replicas of one service leave on scale-down: from the group with the most (where they are to be spread), the
- * fullest node first (lowest `weight / own`), and on it the newest first. Returns the `count` that go; `own` is counted down on a copy.
+ * Order in which replicas of one service leave on scale-down, which is placing undone: from the group with the most (where they
+ * are to be spread), from nodes with several, then the fullest node first (with `binpack` the emptiest), and on it the newest.
+ * Returns the `count` that go.
  */
 export function chooseRemovals<T extends { node_id: string; created_at: number; slot: number }>(
   replicas: readonly T[],
   { count, request, candidates }: { count: number; request: PlacementRequest; candidates: readonly Candidate[] },
 ): T[] {
-  const weights = new Map(candidates.map((candidate) => [candidate.node_id, weight(request, candidate)]));
-  const byNode = new Map<string, T[]>();
-  for (const replica of replicas) byNode.set(replica.node_id, [...(byNode.get(replica.node_id) ?? []), replica]);
-  for (const list of byNode.values()) list.sort((a, b) => a.created_at - b.created_at || a.slot - b.slot);
+  const known = new Map(candidates.map((candidate) => [candidate.node_id, candidate]));
+  const here = Map.groupBy(replicas, ({ node_id }) => node_id);
+  const nodes = Array.from(here, ([nodeId, list]) => {
+    const candidate = known.get(nodeId);
+    const sorted = list.toSorted((a, b) => a.created_at - b.created_at || a.slot - b.slot);
+    return { nodeId, candidate, list: sorted, all: list.length, peer: candidate && peerOf(request, candidate) };
+  }).toSorted((a, b) => (a.nodeId < b.nodeId ? -1 : 1));
+  type Node = (typeof nodes)[number];
+  const { cpus, memory } = demandOf(request.spec);
   const removed: T[] = [];
   while (removed.length < count) {
-    const own = new Map(Array.from(byNode, ([nodeId, list]) => [nodeId, list.length]));
+    const own = new Map(nodes.map(({ nodeId, list }) => [nodeId, list.length]));
     const crowd = crowding(request, { candidates, own });
-    const crowds = new Map(candidates.map((candidate) => [candidate.node_id, crowd(candidate)]));
-    const fullest = [...byNode.entries()]
-      .filter(([, list]) => list.length > 0)
-      .toSorted(
-        (a, b) =>
-          compare(crowds.get(b[0]) ?? [], crowds.get(a[0]) ?? []) ||
-          share(a) - share(b) ||
-          b[1].length - a[1].length ||
-          (a[0] < b[0] ? -1 : 1),
-      )[0];
-    const last = fullest?.[1].pop();
+    const ranks = nodes
+      .filter(({ list }) => list.length > 0)
+      .map((node) => ({
+        node,
+        first: [...(node.candidate ? crowd(node.candidate) : []), node.list.length > 1 ? 1 : 0],
+        fullness: fullness(node),
+      }));
+    const [top] = ranks.toSorted((a, b) => compare(b.first, a.first) || b.fullness - a.fullness);
+    const peer = top?.node.peer;
+    const equals = ranks.filter(
+      (one) => one === top || (top && peer && compare(one.first, top.first) === 0 && isPeer(one.node.peer, peer)),
+    );
+    const [next] = equals.toSorted((a, b) => b.node.list.length - a.node.list.length || b.fullness - a.fullness);
+    const last = next?.node.list.pop();
     if (!last) break;
     removed.push(last);
   }
   return removed;
 
-  function share([nodeId, list]: [string, T[]]): number {
-    return (weights.get(nodeId) ?? MIN_WEIGHT) / list.length;
+  /** How much speaks for taking one from the node; one of a node that is gone goes first. */
+  function fullness({ candidate, list, all }: Node): number {
+    if (!candidate) return Number.POSITIVE_INFINITY;
+    const gone = all - list.length;
+    const use = useOf(candidate, { cpus: -gone * cpus, memory: -gone * memory });
+    return request.strategy === "binpack" ? -use : use;
   }
 }
 
@@ -209,11 +267,10 @@ export function chooseRemovals<T extends { node_id: string; created_at: number; 
 function crowding(
   { rules }: PlacementRequest,
   { candidates, own }: { candidates: readonly Candidate[]; own: ReadonlyMap<string, number> },
-): (node: Candidate) => number[] {
+): (node: Candidate) => readonly number[] {
   const { spread } = rules;
-  if (spread.length === 0) return () => [];
-  const groups = (node: Candidate) =>
-    spread.map((_, depth) => JSON.stringify(spread.slice(0, depth + 1).map((label) => node.labels.get(label) ?? null)));
+  if (spread.length === 0) return () => NO_GROUPS;
+  const groups = (node: Candidate) => groupsOf(node, spread);
   const counts = new Map<string, number>();
   for (const node of candidates) {
     for (const group of groups(node)) counts.set(group, (counts.get(group) ?? 0) + (own.get(node.node_id) ?? 0));
@@ -221,6 +278,17 @@ function crowding(
   return (node) => groups(node).map((group) => counts.get(group) ?? 0);
 }
 
+/** The groups that a node is in, one for each label that replicas are spread over. */
+export function groupsOf({ labels }: Pick<Candidate, "labels">, spread: readonly string[]): string[] {
+  return spread.map((_, depth) => JSON.stringify(spread.slice(0, depth + 1).map((label) => labels.get(label) ?? null)));
+}
+
+/** Whether the node takes one more; most that don't have no room, which is told without making a sentence of it. */
+export function isEligible(request: PlacementRequest, node: Candidate): boolean {
+  return hasFree(reservationOf(request.spec), node) && refusalOf(request, node) === undefined;
+}
+
+/** Why the node does not take one more, in one sentence; undefined: it does. */
 function refusalOf(request: PlacementRequest, node: Candidate): string | undefined {
   const { job_id, spec, rules, own, beside, pinned } = request;
   if (pinned && pinned.node_id !== node.node_id) return pinned.reason;
@@ -269,17 +337,23 @@ function noRoomFor(spec: ServiceSpec, node: Candidate): string | undefined {
   return lackOf([spec], { devices: node.devices, reserved: node.reservedDevices });
 }
 
-function unfitReservation(asked: Load, { resources, reserved, reservedStarting }: Candidate): string | undefined {
-  if (!resources) return "no resource reading yet";
-  const { total_memory, available_memory, cpus } = resources;
+function unfitReservation(asked: Load, node: Candidate): string | undefined {
+  if (!node.resources) return "no resource reading yet";
+  if (!hasFreeCpus(asked, node)) return `reservation of ${asked.cpus} CPU does not fit`;
+  return hasFree(asked, node) ? undefined : `reservation of ${mebibytes(asked.memory)} memory does not fit`;
+}
+
+function hasFree(asked: Load, node: Candidate): boolean {
+  const { resources, reserved, reservedStarting } = node;
+  if (!resources || !hasFreeCpus(asked, node)) return false;
+  if (asked.memory <= 0) return true;
+  const { total_memory, available_memory } = resources;
+  return asked.memory <= Math.min(total_memory - reserved.memory, available_memory - reservedStarting.memory);
+}
+
+function hasFreeCpus({ cpus }: Load, { resources, reserved }: Candidate): boolean {
   // Sums of decimal CPU shares carry rounding errors: 0.1 + 0.2 must still fit into 0.3.
-  if (asked.cpus > 0 && reserved.cpus + asked.cpus > cpus + 1e-9)
-    return `reservation of ${asked.cpus} CPU does not fit`;
-  if (asked.memory > 0) {
-    const free = Math.min(total_memory - reserved.memory, available_memory - reservedStarting.memory);
-    if (asked.memory > free) return `reservation of ${mebibytes(asked.memory)} memory does not fit`;
-  }
-  return undefined;
+  return cpus <= 0 || (resources !== undefined && reserved.cpus + cpus <= resources.cpus + 1e-9);
 }
 
 function takenPort(
@@ -324,20 +398,27 @@ function overlaps(a: string, b: string): boolean {
   return all(a) || all(b) || a === b;
 }
 
-function weight({ spec, own }: PlacementRequest, node: Candidate): number {
-  if (!node.resources) return MIN_WEIGHT;
+function peerOf({ spec, own }: PlacementRequest, node: Candidate): Peer | undefined {
+  if (!node.resources) return undefined;
   const demand = demandOf(spec);
   const { total_memory, available_memory, cpus, used_cpus } = node.resources;
   const freeMemory = Math.min(total_memory - node.planned.memory, available_memory - node.plannedStarting.memory);
-  const freeCpus = Math.min(cpus - node.planned.cpus, (cpus * cpus) / (cpus + used_cpus) - node.plannedStarting.cpus);
-  const fit = Math.min(
-    demand.memory > 0 ? freeMemory / demand.memory : Number.POSITIVE_INFINITY,
-    demand.cpus > 0 ? freeCpus / demand.cpus : Number.POSITIVE_INFINITY,
-  );
-  return Math.max(MIN_WEIGHT, (Number.isFinite(fit) ? fit : cpus) + (own.get(node.node_id) ?? 0));
+  const freeCpus = Math.min(cpus - node.planned.cpus, newcomersCpus(cpus, used_cpus) - node.plannedStarting.cpus);
+  const weight = holds({ cpus: freeCpus, memory: freeMemory }, demand) + (own.get(node.node_id) ?? 0);
+  return { size: holds({ cpus, memory: total_memory }, demand), weight: Math.max(MIN_WEIGHT, weight) };
 }
 
-function occupy({ job_id, spec, own }: PlacementRequest, node: Candidate): void {
+/** How many of `demand` go into `room`. */
+function holds(room: Load, { cpus, memory }: Load): number {
+  const number = Math.min(
+    memory > 0 ? room.memory / memory : Number.POSITIVE_INFINITY,
+    cpus > 0 ? room.cpus / cpus : Number.POSITIVE_INFINITY,
+  );
+  return Number.isFinite(number) ? number : room.cpus;
+}
+
+/** Counts one more replica into its node. */
+export function occupy({ job_id, spec, own }: PlacementRequest, node: Candidate): void {
   const demand = demandOf(spec);
   const reservation = reservationOf(spec);
   for (const [sum, part] of [
@@ -356,7 +437,13 @@ function occupy({ job_id, spec, own }: PlacementRequest, node: Candidate): void 
   own.set(node.node_id, (own.get(node.node_id) ?? 0) + 1);
 }
 
-function reasons(refused: Map<string, number>, pinned: PlacementRequest["pinned"]): string[] {
+function reasons(request: PlacementRequest, candidates: readonly Candidate[]): string[] {
+  const { pinned } = request;
+  const refused = new Map<string, number>();
+  for (const candidate of candidates) {
+    const refusal = refusalOf(request, candidate);
+    if (refusal !== undefined) refused.set(refusal, (refused.get(refusal) ?? 0) + 1);
+  }
   if (refused.size === 0) return ["the cluster has no nodes"];
   // A pinned slot has one node to go to: the others' refusals say nothing.
   const shown = [...refused].filter(([reason]) => !pinned || refused.size === 1 || reason !== pinned.reason);

@@ -61,7 +61,14 @@ export function reconcileService(goal: Goal, context: PlanContext): Plan {
 
   const past = state.histories(serviceKey(goal)).flatMap((one) => one.past);
   const avoid = nodesToAvoid(past, context.now);
-  const request: PlacementRequest = { job_id, spec, rules, own: countByNode(live), ...(avoid.size > 0 && { avoid }) };
+  const request: PlacementRequest = {
+    job_id,
+    spec,
+    rules,
+    own: countByNode(live),
+    strategy: rules.strategy ?? context.strategy ?? "spread",
+    ...(avoid.size > 0 && { avoid }),
+  };
   const excess = isGlobal(rules)
     ? chooseMisplaced(plan, { live, goal, context })
     : chooseExcess(live, { goal, context, request, stateful });

@@ -5,7 +5,7 @@
 import type { ClusterState, ServiceKey } from "./cluster_state.ts";
 import type { AllocationRecord, AllocationStatus, HomeRecord, ReplaceCause } from "./model.ts";
 import { isGlobal, isRunToEnd, type ServiceRules, type ServiceSpec } from "./model_spec.ts";
-import type { Candidate, PlacementRequest } from "./placement.ts";
+import type { Candidate, PlacementRequest, Strategy } from "./placement.ts";
 import type { Draining, Mobility } from "./reconcile_drain.ts";
 import type { Need } from "./reconcile_order.ts";
 import { allFollowers, type Bond, type Seats } from "./reconcile_together.ts";
@@ -68,6 +68,8 @@ export type PlanContext = {
   planned?: ReadonlyMap<string, Plan>;
   /** Nodes that are being emptied. */
   draining?: ReadonlyMap<string, Draining>;
+  /** How nodes are chosen for services that say nothing about it. Absent: `spread`. */
+  strategy?: Strategy;
   /** Where rebalancing moves allocations to, as far as it is their turn. */
   moves?: ReadonlyMap<string, string>;
 };

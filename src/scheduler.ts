@@ -10,16 +10,20 @@ import { ClusterState, serviceKey } from "./cluster_state.ts";
 import type { Preconditions, PutOutcome, WantedJob } from "./job_changes.ts";
 import { changesForDelete, changesForPut, changesForScale, checkPreconditions } from "./job_changes.ts";
 import { Directory } from "./directory.ts";
-import { assignedImageOf, changesForDigests, changesForRestart } from "./job_images.ts";
+import { changesForDigests, changesForRestart } from "./job_images.ts";
 import type { Log } from "./log.ts";
 import type { AllocationRecord, Change, ClusterRecord, LiveJob, MasterMessage, NodeRecord } from "./model.ts";
 import { isGlobal } from "./model_spec.ts";
 import { CacophonyError, StartError } from "./model.ts";
 import { type DrainFacts, drainings, type DrainWait, drainWaits } from "./reconcile_drain.ts";
 import type { Blocked, Plan, PlanContext } from "./reconcile_goal.ts";
+import type { Strategy } from "./placement.ts";
+import type { Rebalance } from "./reconcile_rebalance.ts";
 import { reconcileRemoved, reconcileService } from "./reconcile.ts";
+import { assignmentsFor } from "./scheduler_assignments.ts";
 import { planBeforehand, type ServicePlan } from "./scheduler_dry_run.ts";
 import { Goals } from "./scheduler_goals.ts";
+import { Moves } from "./scheduler_moves.ts";
 import { changesForLeave, changesForNode, departure, hasLeft, type NodeWish, noteOf } from "./scheduler_nodes.ts";
 import { Registries } from "./scheduler_registries.ts";
 import { Secrets } from "./scheduler_secrets.ts";
@@ -43,6 +47,10 @@ export type SchedulerOptions = {
   /** Keeps secrets and registry logins unreadable in the Store. */
   sealer: Sealer;
   log: Log;
+  /** How nodes are chosen for services that say nothing about it; `spread` unless said. */
+  strategy?: Strategy;
+  /** `auto`: replicas are moved without being asked when nodes came or went; `off` unless said. */
+  rebalance?: "off" | "auto";
   /** Called when this master was replaced by one with a newer term: the process must stop deciding at once. */
   onFenced: () => void;
 };
@@ -62,6 +70,9 @@ export class Scheduler {
   /** Revision of the first assignments without an allocation that is to stop: reports from there on can confirm it gone. */
   readonly #stopToldAt = new Map<string, number>();
   readonly #goals: Goals;
+  readonly #moves: Moves;
+  /** When a node last came, went or changed. */
+  #nodesChangedAt = 0;
   /** Why services find no place outside of nodes that are to be emptied, as of the last pass. */
   readonly #stuck = new Map<ServiceKey, readonly string[]>();
   /** When services are looked at again though nothing happened. */
@@ -80,6 +91,7 @@ export class Scheduler {
     this.#options = options;
     const network = () => ({ mode: this.cluster.network_mode, cidr: this.cluster.network_cidr });
     this.#goals = new Goals(this.state);
+    this.#moves = new Moves({ state: this.state, goals: this.#goals });
     this.directory = new Directory({ state: this.state, clock: options.clock, network });
     this.secrets = new Secrets({ ...options, state: this.state });
     this.#registries = new Registries({ ...options, state: this.state });
@@ -308,6 +320,13 @@ export class Scheduler {
     this.wakeForNode(node.node_id);
   }
 
+  /** Which replicas are worth moving; they are moved, unless it is only to be told. */
+  rebalance({ dryRun }: { dryRun: boolean }): Rebalance {
+    const found = this.#moves.plan(this.#options.strategy ?? "spread");
+    if (!dryRun) this.wake(this.#moves.begin(found.moves));
+    return found;
+  }
+
   /** What keeps a node from being empty. */
   drainWaits(node: NodeRecord): DrainWait[] {
     return drainWaits(node, this.#drainFacts());
@@ -394,6 +413,7 @@ export class Scheduler {
 
   /** A node came, went or changed: looks again at what it has, at what is to be on each node, and at what found no place. */
   wakeForNode(nodeId: string): void {
+    this.#nodesChangedAt = this.#options.clock.now();
     this.wakeBlocked();
     this.wake(this.state.allocationsOn(nodeId).map(serviceKey));
     for (const { job_id, services } of this.state.liveJobs()) {
@@ -455,22 +475,8 @@ export class Scheduler {
     for (const { allocation_id, desired } of all) {
       if (desired === "stop" && !this.#stopToldAt.has(allocation_id)) this.#stopToldAt.set(allocation_id, revision);
     }
-    const specs = [...new Set(allocations.map(({ spec_hash }) => spec_hash))].flatMap((spec_hash) => {
-      const spec = this.state.specs.get(spec_hash);
-      return spec ? [{ spec_hash, spec }] : [];
-    });
-    send({
-      type: "assignments",
-      order: { term: this.#term, revision },
-      specs,
-      allocations,
-      // A node takes containers of the job for its next life, whose volumes are to stay: those of this life go first.
-      removals: [...this.state.removals.values()].filter(
-        (removal) => removal.node_id === nodeId && !allocations.some(({ job_id }) => job_id === removal.job_id),
-      ),
-      logins: this.#registries.loginsFor(specs.map(({ spec }) => spec.image)),
-      images: allocations.flatMap((allocation) => assignedImageOf(this.state, allocation)),
-    });
+    const order = { term: this.#term, revision };
+    send(assignmentsFor(nodeId, { state: this.state, registries: this.#registries, allocations, order }));
   }
 
   // ---- Passes ---------------------------------------------------------------------------------------------------------
@@ -480,6 +486,9 @@ export class Scheduler {
     this.wake([...this.state.allocations.values()].map(serviceKey));
     // Whatever a node missed reaches it now: assignments are the full set, and taking them in again changes nothing.
     for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
+    const { rebalance, clock } = this.#options;
+    const isCalm = this.#moves.isCalm({ now: clock.now(), changedAt: this.#nodesChangedAt });
+    if (rebalance === "auto" && isCalm) this.rebalance({ dryRun: false });
     void this.change(() => this.state.unused(this.#options.clock.now())).catch((error: unknown) =>
       this.#storeFailed(error),
     );
@@ -500,6 +509,7 @@ export class Scheduler {
   async #pass(): Promise<void> {
     const draining = drainings(this.#drainFacts());
     for (const { turn } of draining.values()) if (turn !== undefined) this.#dirty.add(turn);
+    for (const key of this.#moves.waiting()) this.#dirty.add(key);
     const keys = this.#goals.withDependents(this.#dirty);
     this.#dirty.clear();
     const planned = new Map<ServiceKey, Plan>();
@@ -569,9 +579,11 @@ export class Scheduler {
   }
 
   #planContext(draining = drainings(this.#drainFacts())): PlanContext {
-    const { clock, random, newId } = this.#options;
+    const { clock, random, newId, strategy } = this.#options;
     return {
       draining,
+      moves: this.#moves.current(),
+      ...(strategy && { strategy }),
       state: this.state,
       candidates: this.state.candidates(),
       now: clock.now(),

@@ -44,6 +44,8 @@ describe("a service's rules", () => {
     ],
     ["deploy: {placement: {max_replicas_per_node: 2}}", { max_per_node: 2 }],
     ["deploy: {placement: {max_replicas_per_node: 0}}", {}],
+    ["x-cacophony: {strategy: binpack}", { strategy: "binpack" }],
+    ["x-cacophony: {strategy: spread}", { strategy: "spread" }],
     ["depends_on: [db, cache]", { depends_on: [started("cache"), started("db")] }],
     [
       "depends_on: {db: {condition: service_healthy, required: false}}",
