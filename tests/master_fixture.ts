@@ -15,7 +15,7 @@ import {
   PROTOCOL_VERSION,
 } from "../src/model.ts";
 import type { DirectoryMessage, NetworkMessage, NodeNetwork, ServiceEntry } from "../src/model_network.ts";
-import { Scheduler } from "../src/scheduler.ts";
+import { Scheduler, type SchedulerOptions } from "../src/scheduler.ts";
 import { openSqliteStore } from "../src/store.ts";
 import { idleMachine, seeded, unusedSealer } from "./cluster_fixture.ts";
 import { VirtualClock } from "./virtual_clock.ts";
@@ -34,20 +34,25 @@ export class Master {
   readonly clock = new VirtualClock();
   readonly #path = join(mkdtempSync(join(root, "master-")), "cluster.db");
   readonly #cidr: string;
+  readonly #options: Pick<SchedulerOptions, "rebalance" | "strategy">;
   scheduler: Scheduler;
   membership: Membership;
   /** What nodes heard, in order. */
   readonly log: string[] = [];
   #ids = 0;
 
-  private constructor(cidr: string) {
+  private constructor(cidr: string, options: Pick<SchedulerOptions, "rebalance" | "strategy">) {
     this.#cidr = cidr;
+    this.#options = options;
     this.scheduler = this.#newScheduler();
     this.membership = this.#newMembership();
   }
 
-  static async start(cidr = "10.213.0.0/16"): Promise<Master> {
-    const master = new Master(cidr);
+  static async start(
+    cidr = "10.213.0.0/16",
+    options: Pick<SchedulerOptions, "rebalance" | "strategy"> = {},
+  ): Promise<Master> {
+    const master = new Master(cidr, options);
     await master.#begin();
     return master;
   }
@@ -83,6 +88,7 @@ export class Master {
 
   #newScheduler(): Scheduler {
     return new Scheduler({
+      ...this.#options,
       clock: this.clock,
       log: silentLog,
       store: openSqliteStore(this.#path),

@@ -228,3 +228,55 @@ describe("a node that is emptied", () => {
     expect(here()).toEqual([]);
   });
 });
+
+describe("a node that joins", () => {
+  const asks = { deploy: { replicas: 6, resources: { reservations: { cpus: "0.2", memory: "512M" } } } };
+
+  /** Two nodes with six replicas of each of two services, and a third that has just come. */
+  async function uneven(options: { rebalance?: "off" | "auto" } = {}): Promise<{ master: Master; peers: Peer[] }> {
+    const master = await Master.start("10.213.0.0/16", options);
+    const peers = [await Peer.join(master, 1), await Peer.join(master, 2)];
+    await master.put(
+      "shop",
+      { api: { ...WEB, ...asks }, web: { ...WEB, ...asks }, db: DATA },
+      { volumes: { data: {} } },
+    );
+    await pass(master, { ms: 3 * HEARTBEAT_MS, peers });
+    peers.push(await Peer.join(master, 3));
+    await pass(master, { ms: 2 * HEARTBEAT_MS, peers });
+    return { master, peers };
+  }
+
+  function onThird(master: Master): number {
+    return allocations(master).filter(({ node_id, desired }) => node_id === "n3" && desired === "run").length;
+  }
+
+  test("gets its share when somebody asks for that, a few at a time, and only what has no data elsewhere", async () => {
+    const { master, peers } = await uneven();
+    const told = master.scheduler.rebalance({ dryRun: true });
+    expect(told.moves.length).toBeGreaterThan(1);
+    expect(told.after).toBeLessThan(told.before);
+    await pass(master, { ms: 2 * HEARTBEAT_MS, peers });
+    expect(onThird(master)).toBe(0);
+    expect(master.scheduler.rebalance({ dryRun: false })).toEqual(told);
+    await master.clock.advance(100);
+    const inFlight = allocations(master).filter(({ replaces }) => replaces);
+    expect(inFlight.map(({ service_name }) => service_name).toSorted()).toEqual(["api", "web"]);
+    await pass(master, { ms: 12 * HEARTBEAT_MS, peers });
+    expect(onThird(master)).toBe(told.moves.length);
+    expect(allocations(master)).toHaveLength(13);
+    expect(allocations(master).filter(({ service_name }) => service_name === "db")).not.toEqual([
+      expect.objectContaining({ node_id: "n3" }),
+    ]);
+    expect(master.scheduler.rebalance({ dryRun: true }).moves).toEqual([]);
+  });
+
+  test("gets it by itself where the cluster was told so, and then all stays", async () => {
+    const { master, peers } = await uneven({ rebalance: "auto" });
+    await pass(master, { ms: 120_000, peers });
+    expect(onThird(master)).toBeGreaterThan(2);
+    const settled = allocations(master).map(({ allocation_id }) => allocation_id);
+    await pass(master, { ms: 240_000, peers });
+    expect(allocations(master).map(({ allocation_id }) => allocation_id)).toEqual(settled);
+  });
+});
