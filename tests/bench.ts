@@ -1,7 +1,7 @@
 /**
  * @module Small benchmarks (`npm run bench`): what a user waits for, and what the master does all day. Prints one table of
- * medians; runs before the first that counts warm up. `npm run bench -- network` is `bench_network.ts`, and
- * `npm run bench -- placement` `bench_placement.ts`. A tool: nothing imports it.
+ * medians; runs before the first that counts warm up. `npm run bench -- network` is `bench_network.ts`, `-- faults`
+ * `bench_faults.ts` and `-- placement` `bench_placement.ts`. A tool: nothing imports it.
  */
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
@@ -13,6 +13,7 @@ import { silentLog } from "../src/log.ts";
 import type { AllocationStatus, Change, NodeRecord } from "../src/model.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { openSqliteStore, type Store } from "../src/store.ts";
+import { benchFaults } from "./bench_faults.ts";
 import { benchNetwork } from "./bench_network.ts";
 import { benchPlacement } from "./bench_placement.ts";
 import { GIB, idleMachine, rules, seeded, spec, unusedSealer } from "./cluster_fixture.ts";
@@ -401,6 +402,7 @@ function kilobytes(text: string): string {
 try {
   if (process.argv[2] === "network") await benchNetwork();
   else if (process.argv[2] === "placement") benchPlacement();
+  else if (process.argv[2] === "faults") await benchFaults(process.argv.slice(3));
   else await bench();
 } finally {
   rmSync(dir, { recursive: true });

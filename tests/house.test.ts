@@ -37,7 +37,7 @@ const FLOORS: readonly (readonly string[])[] = [
   ],
   ["api", "scheduler", "directory", "overlay", "membership", "executor", "session"],
   ["node"],
-  ["main", "cli", "build", "reader"],
+  ["main", "cli", "build", "release", "reader"],
 ];
 const PURE_FLOOR = 1;
 

@@ -295,39 +295,14 @@ describe("containers that are not ours", () => {
   });
 });
 
-describe("what a worker costs", () => {
-  test("an idle worker stays under 40 MB of anonymous memory, and the API answers within 200 ms of the start", async () => {
-    await waitUntil("the worker to have become idle", () => cluster.process(2).anonymousMemory(), {
-      until: (bytes) => bytes < 40e6,
-      timeoutMs: 30_000,
-    });
-    const megabytes = cluster.process(2).anonymousMemory() / 1e6;
-    expect(await cluster.process(3).stop()).toBe(0);
-    const times: number[] = [];
-    for (let run = 0; run < 5; run++) {
-      const started = performance.now();
-      cluster.restart(3);
-      while (
-        !(await lab
-          .host(3)
-          .fetch("/healthz", { timeoutMs: 1000 })
-          .then(
-            (answer) => answer.ok,
-            () => false,
-          ))
-      )
-        await Bun.sleep(1);
-      times.push(performance.now() - started);
-      if (run < 4) await cluster.process(3).stop();
-    }
-    const median = times.toSorted((a, b) => a - b)[2] ?? Number.NaN;
-    console.log(
-      `idle worker: ${megabytes.toFixed(1)} MB anonymous memory; API answers ${times.map((ms) => ms.toFixed(0)).join(", ")} ms after the start`,
-    );
-    expect(megabytes).toBeLessThan(40);
-    expect(median).toBeLessThan(200);
-    await cluster.ready(3);
+test("an idle worker stays under 40 MB of anonymous memory", async () => {
+  await waitUntil("the worker to have become idle", () => cluster.process(2).anonymousMemory(), {
+    until: (bytes) => bytes < 40e6,
+    timeoutMs: 30_000,
   });
+  const megabytes = cluster.process(2).anonymousMemory() / 1e6;
+  console.log(`idle worker: ${megabytes.toFixed(1)} MB anonymous memory`);
+  expect(megabytes).toBeLessThan(40);
 });
 
 test("the example is the document that the README shows", () => {

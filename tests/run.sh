@@ -7,7 +7,9 @@ export PATH="$PWD/node_modules/.bin:$PATH:/usr/sbin:/sbin"
 
 # Seconds for everything, from an empty checkout to the last line; two quiet cores take about a third of it.
 limit=1200
-started=$(date +%s)
+deadline=$(($(date +%s) + limit))
+# Test runners side by side. Labs wait more than they work, and each takes ground of its own.
+runners=2
 
 if [ "$(id -u)" -ne 0 ]; then
   echo "npm test: the tests make network namespaces and start Docker Engines of their own: run it as root" >&2
@@ -31,29 +33,104 @@ npm run --silent build
 failed=
 npm run --silent check || failed="the check of types, style or format failed, see above"
 
+# ---- Running ----------------------------------------------------------------------------------------------------------
+
+# A part is what one process of the test runner runs: each file of the lab, and all other files together.
+parts="others $(cd tests && ls lab_*.test.ts | grep -v '^lab_start_time')"
+# What measures by the clock runs when nothing else does.
+alone="lab_start_time.test.ts"
+
+files_of() {
+  case $1 in
+    others) find ./tests -maxdepth 1 -name '*.test.ts' ! -name 'lab_*' | sort ;;
+    *) echo "./tests/$1" ;;
+  esac
+}
+
+# One of the runners: takes part after part of those given that none has taken yet. Told to end by SIGTERM, it tells its part, upon which a
+# running lab removes itself, and waits for that.
+run_parts() {
+  child=
+  stopped=
+  trap 'stopped=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true' TERM
+  for part in "$@"; do
+    [ -z "$stopped" ] || return 0
+    mkdir "$work/$part" 2>/dev/null || continue
+    began=$(date +%s)
+    run_part "$part"
+    # Whole outputs, one after the other, are easier to read than two at once.
+    flock "$work/lock" sh -c 'echo; echo "==== $1, $2 s ===="; cat "$3"' sh "$part" $(($(date +%s) - began)) "$work/$part/output"
+  done
+}
+
 # An environment of its own: no proxy, DOCKER_HOST or CACOPHONY_ setting of the caller's reaches a test. `timeout` asks the
-# runner to end with SIGTERM, upon which a running lab removes itself.
-left=$((limit - $(date +%s) + started))
-{
-  status=0
-  env -i PATH="$PATH" HOME="${HOME:-/root}" LANG=C.UTF-8 TERM="${TERM:-dumb}" ${CI:+CI="$CI"} \
-    timeout --foreground -k 20 "$left" bun test --timeout 60000 2>&1 || status=$?
-  echo "$status" >"$work/status"
-} | tee "$work/output"
+# runner, and not what that has started, to end with SIGTERM.
+run_part() {
+  : >"$work/$1/output"
+  left=$((deadline - $(date +%s)))
+  status=124
+  if [ "$left" -gt 0 ]; then
+    env -i PATH="$PATH" HOME="${HOME:-/root}" LANG=C.UTF-8 TERM="${TERM:-dumb}" ${CI:+CI="$CI"} \
+      timeout --foreground -k 20 "$left" bun test --timeout 60000 $(files_of "$1") >"$work/$1/output" 2>&1 &
+    child=$!
+    await_end "$child"
+    child=
+  fi
+  echo "$status" >"$work/$1/status"
+}
 
-status=$(cat "$work/status")
-count() { tail -n 20 "$work/output" | sed -n "s/^ *\([0-9][0-9]*\) $1\$/\1/p" | tail -n 1 | grep . || echo 0; }
-passed=$(count pass)
-broken=$(count fail)
-skipped=$(($(count skip) + $(count todo)))
+# A signal ends `wait` before the process ends.
+await_end() {
+  while :; do
+    status=0
+    wait "$1" || status=$?
+    kill -0 "$1" 2>/dev/null || return 0
+  done
+}
 
-if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then
-  failed="the tests were not done after $left seconds"
-elif [ "$status" -ne 0 ] && [ "$broken" -eq 0 ]; then
-  failed="the test runner exited with $status"
-elif [ "$((passed + broken))" -eq 0 ]; then
-  failed="no test ran"
+pids=
+told="it was told to end"
+trap 'failed=$told; kill -TERM $pids 2>/dev/null || true' INT TERM
+for _ in $(seq "$runners"); do
+  run_parts $parts &
+  pids="$pids $!"
+done
+for pid in $pids; do await_end "$pid"; done
+if [ "$failed" != "$told" ]; then
+  run_parts $alone &
+  pids=$!
+  await_end "$pids"
 fi
+
+# ---- What came of it --------------------------------------------------------------------------------------------------
+
+passed=0
+broken=0
+skipped=0
+files=0
+# Number before a word on a line of its own, at the end of a part's output.
+count() { tail -n 20 "$work/$part/output" | sed -n "s/^ *\([0-9][0-9]*\) $1\$/\1/p" | tail -n 1 | grep . || echo 0; }
+for part in $parts $alone; do
+  status=$(cat "$work/$part/status" 2>/dev/null || echo none)
+  [ "$status" != none ] || continue
+  part_passed=$(count pass)
+  part_broken=$(count fail)
+  passed=$((passed + part_passed))
+  broken=$((broken + part_broken))
+  skipped=$((skipped + $(count skip) + $(count todo)))
+  ran=$(sed -n 's/^Ran .* across \([0-9][0-9]*\) files\{0,1\}\..*/\1/p' "$work/$part/output" | tail -n 1)
+  files=$((files + ${ran:-0}))
+  if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then
+    failed=${failed:-"the tests were not done after $limit seconds ($part)"}
+  elif [ "$status" -ne 0 ] && [ "$part_broken" -eq 0 ]; then
+    failed=${failed:-"the test runner exited with $status ($part)"}
+  elif [ "$((part_passed + part_broken))" -eq 0 ]; then
+    failed=${failed:-"no test ran ($part)"}
+  fi
+done
+all=$(find tests -maxdepth 1 -name '*.test.ts' | wc -l)
+[ "$files" -eq "$all" ] || failed=${failed:-"only $files of $all files were run"}
+echo
 [ -z "$failed" ] || echo "npm test: $failed" >&2
 [ "$skipped" -eq 0 ] || echo "$skipped skipped"
 echo "$passed passed, $broken failed"

@@ -17,6 +17,12 @@ missing() {
   command -v haproxy >/dev/null || echo haproxy
   command -v caddy >/dev/null || echo caddy
   command -v prometheus >/dev/null || echo prometheus
+  # For the executable that is linked with musl.
+  if [ "$(uname -m)" = x86_64 ]; then
+    command -v tcc >/dev/null || echo tcc
+    [ -e /lib/ld-musl-x86_64.so.1 ] || echo musl
+    ldconfig -p | grep -q 'libstdc++\.so\.6 .*x86-64' || echo libstdc++6
+  fi
   dpkg-query -W -f '${db:Status-Abbrev}' busybox-static 2>/dev/null | grep -q ^ii || echo busybox-static
 }
 
