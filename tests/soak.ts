@@ -1,12 +1,14 @@
 /**
  * @module The long run (`npm run soak`): the simulation of `simulation.ts` on all cores, seed after seed, as many or for as long
- * as it is told to. Ends with code 1 and the seed at the first failure. A tool: nothing imports it.
+ * as it is told to, or with `--lab` real hosts under load (`soak_lab.ts`). Ends with code 1 and the seed at the first failure. A
+ * tool: nothing imports it.
  */
 import { parseArgs } from "node:util";
+import { soakLab } from "./soak_lab.ts";
 import { SeedError, simulateAll } from "./simulation_pool.ts";
 
 const USAGE =
-  "usage: npm run soak -- [--seeds N] [--minutes N] [--seed N]   " +
+  "usage: npm run soak -- [--lab] [--seeds N] [--minutes N] [--seed N]   " +
   "(10 minutes unless it is told how many seeds; they count up from --seed, or from the time)";
 const DEFAULT_MINUTES = 10;
 const PROGRESS_MS = 10_000;
@@ -22,6 +24,7 @@ async function soak(): Promise<number> {
     return 2;
   }
   const { minutes, seeds, seed: first } = given;
+  if (given.lab) return soakLab({ minutes });
   const begin = performance.now();
   console.log(`soak: ${seeds === Infinity ? `${minutes} minutes` : `${seeds} seeds`} from seed ${first} on`);
   const total: Totals = { seeds: 0, acknowledged: 0, unanswered: 0, commits: 0, virtualMs: 0, slowestMs: 0 };
@@ -60,16 +63,18 @@ function progress(total: Totals, elapsedMs: number): string {
   );
 }
 
-function readArguments(): { minutes: number; seeds: number; seed: number } | undefined {
+function readArguments(): { lab: boolean; minutes: number; seeds: number; seed: number } | undefined {
   try {
-    const options = { minutes: { type: "string" }, seeds: { type: "string" }, seed: { type: "string" } } as const;
+    const text = { type: "string" } as const;
+    const options = { lab: { type: "boolean" }, minutes: text, seeds: text, seed: text } as const;
     const { values } = parseArgs({ args: process.argv.slice(2), options, strict: true });
     const seeds = values.seeds === undefined ? Infinity : Number(values.seeds);
     const minutes = Number(values.minutes ?? (values.seeds === undefined ? DEFAULT_MINUTES : Infinity));
     // Another run shall see other seeds.
     const seed = Number(values.seed ?? Math.floor(Date.now() / 1000));
     const isWhole = Number.isSafeInteger(seed) && (seeds === Infinity || Number.isSafeInteger(seeds));
-    return minutes > 0 && seeds > 0 && isWhole ? { minutes, seeds, seed } : undefined;
+    const lab = values.lab === true;
+    return minutes > 0 && seeds > 0 && isWhole ? { lab, minutes, seeds, seed } : undefined;
   } catch {
     return undefined;
   }
