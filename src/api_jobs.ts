@@ -3,8 +3,18 @@ import type { Context } from "hono";
 import { Hono } from "hono";
 import * as v from "valibot";
 import { JobReader } from "./api_reading.ts";
-import { answer, envOf, profilesOf, queryOf, readBody, readDocument, readFlag, readJson } from "./api_request.ts";
-import { jobsView, jobView, scalesView } from "./cluster_views.ts";
+import {
+  answer,
+  answerJson,
+  envOf,
+  profilesOf,
+  queryOf,
+  readBody,
+  readDocument,
+  readFlag,
+  readJson,
+} from "./api_request.ts";
+import { jobView, scalesView } from "./cluster_views.ts";
 import { containerName, containerOptions } from "./container_options.ts";
 import type { Preconditions } from "./job_changes.ts";
 import { etagOf, findJob, MAX_SCALE } from "./job_changes.ts";
@@ -36,7 +46,8 @@ export type JobRoutesOptions = {
 export function jobRoutes({ scheduler, dataDir, secretsDir, policy, only }: JobRoutesOptions): Hono {
   const app = new Hono();
   const reader = new JobReader();
-  app.get("/", (c) => answer(c, jobsView(scheduler().state)));
+  // Written once for all who ask until a job changes: with many jobs, writing it is most of the work.
+  app.get("/", (c) => answerJson(c, scheduler().state.jobDocuments()));
   app.put("/:job_id", async (c) => {
     const jobId = readJobId(c);
     const query = queryOf(c, ["dry_run", "profile", "env.NAME"]);

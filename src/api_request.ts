@@ -214,3 +214,8 @@ export function readPage(query: Record<string, string | undefined>): Page {
 export function answer(c: Context, body: unknown, status: ContentfulStatusCode = 200): Response {
   return c.body(`${JSON.stringify(body)}\n`, status, { "Content-Type": "application/json" });
 }
+
+/** The same for what is JSON already, in bytes. */
+export function answerJson(c: Context, json: Uint8Array): Response {
+  return c.body(json as Uint8Array<ArrayBuffer>, 200, { "Content-Type": "application/json" });
+}

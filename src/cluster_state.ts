@@ -126,13 +126,15 @@ export class ClusterState {
   readonly #byService = new Map<ServiceKey, Map<string, AllocationRecord>>();
   readonly #byNode = new Map<string, Map<string, AllocationRecord>>();
   readonly #loads = new Map<string, NodeLoad>();
+  /** All live jobs as JSON text, kept until one of them changes. */
+  #documents: Uint8Array | undefined;
   readonly #histories = new Map<ServiceKey, Map<string, HistoryRecord>>();
 
   /** Takes in changes that the Store has made durable. */
   apply(changes: readonly Change[]): void {
     for (const change of changes) {
       if (change.op === "delete") this.#delete(change.kind, change.key);
-      else if (change.kind === "job") this.jobs.set(change.record.job_id, change.record);
+      else if (change.kind === "job") this.#putJob(change.record);
       else if (change.kind === "spec") this.specs.set(change.record.spec_hash, change.record.spec);
       else if (change.kind === "node") this.nodes.set(change.record.node_id, change.record);
       else if (change.kind === "allocation") this.#putAllocation(change.record);
@@ -154,6 +156,15 @@ export class ClusterState {
 
   liveJobs(): LiveJob[] {
     return [...this.jobs.values()].filter((job) => job.state === "live");
+  }
+
+  /** All live jobs as one JSON document: job id to the job's document, ordered by id, with a newline at the end. */
+  jobDocuments(): Uint8Array {
+    if (this.#documents) return this.#documents;
+    const jobs = this.liveJobs().toSorted((a, b) => (a.job_id < b.job_id ? -1 : 1));
+    const entries = jobs.map(({ job_id, document }) => `${JSON.stringify(job_id)}:${document}`);
+    this.#documents = new TextEncoder().encode(`{${entries.join(",")}}\n`);
+    return this.#documents;
   }
 
   allocationsOf(key: ServiceKey): AllocationRecord[] {
@@ -368,6 +379,16 @@ export class ClusterState {
     return sum;
   }
 
+  #putJob(record: JobRecord): void {
+    this.#documents = undefined;
+    this.jobs.set(record.job_id, record);
+  }
+
+  #deleteJob(jobId: string): void {
+    this.#documents = undefined;
+    this.jobs.delete(jobId);
+  }
+
   #putAllocation(record: AllocationRecord): void {
     this.touch(record.node_id);
     this.allocations.set(record.allocation_id, record);
@@ -376,7 +397,7 @@ export class ClusterState {
   }
 
   #delete(kind: string, key: string): void {
-    if (kind === "job") this.jobs.delete(key);
+    if (kind === "job") this.#deleteJob(key);
     else if (kind === "spec") this.specs.delete(key);
     else if (kind === "node") this.nodes.delete(key);
     else if (kind === "home") this.homes.delete(key);

@@ -114,12 +114,6 @@ export function resourcesView(state: ClusterState) {
   return Object.fromEntries(entries);
 }
 
-/** All jobs: job id to the job's document. */
-export function jobsView(state: ClusterState) {
-  const jobs = state.liveJobs().toSorted((a, b) => (a.job_id < b.job_id ? -1 : 1));
-  return Object.fromEntries(jobs.map((job) => [job.job_id, JSON.parse(job.document) as unknown]));
-}
-
 export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterState; blockedOf: BlockedOf }) {
   const splits = splitWarnings(job, state);
   const services = job.services.map((service) => {

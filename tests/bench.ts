@@ -1,10 +1,9 @@
 /**
  * @module Small benchmarks (`npm run bench`): what a user waits for, and what the master does all day. Prints one table of
  * medians; runs before the first that counts warm up. `npm run bench -- network` is `bench_network.ts`, `-- faults`
- * `bench_faults.ts` and `-- placement` `bench_placement.ts`. A tool: nothing imports it.
+ * `bench_faults.ts`, `-- api` `bench_api.ts` and `-- placement` `bench_placement.ts`. A tool: nothing imports it.
  */
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
-import { createServer } from "node:net";
 import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Clock, systemClock } from "../src/clock.ts";
@@ -13,17 +12,16 @@ import { silentLog } from "../src/log.ts";
 import type { AllocationStatus, Change, NodeRecord } from "../src/model.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { openSqliteStore, type Store } from "../src/store.ts";
+import { benchApi } from "./bench_api.ts";
 import { benchFaults } from "./bench_faults.ts";
 import { benchNetwork } from "./bench_network.ts";
 import { benchPlacement } from "./bench_placement.ts";
+import { EXECUTABLE, startProcess } from "./bench_process.ts";
 import { GIB, idleMachine, rules, seeded, spec, unusedSealer } from "./cluster_fixture.ts";
 
 const ROOT = join(import.meta.dir, "..");
-const EXECUTABLE = join(ROOT, "dist/cacophony");
 const NODES = 100;
 const REPLICAS = 10;
-/** A start or an answer that takes longer has failed. */
-const ANSWER_TIMEOUT_MS = 10_000;
 
 type Row = { what: string; times: number[] };
 
@@ -135,7 +133,7 @@ async function commits(): Promise<Row[]> {
 
 /** A real process without a Docker Engine: parse, plan, commit to its disk, answer. */
 async function puts(): Promise<Row[]> {
-  const running = await startProcess();
+  const running = await startProcess(dir, ["bootstrap"]);
   try {
     let n = 0;
     const send = async (path: string, body: string) => {
@@ -159,7 +157,7 @@ async function puts(): Promise<Row[]> {
 async function starts(): Promise<Row[]> {
   const times: number[] = [];
   for (let run = 0; run < 9; run++) {
-    const running = await startProcess();
+    const running = await startProcess(dir, ["bootstrap"]);
     await running.stop();
     if (run > 0) times.push(running.startedMs);
   }
@@ -300,56 +298,6 @@ function runningStatus(allocation_id: string): AllocationStatus {
   return { allocation_id, state: "running", final: false, ports: [], restarts: 0 };
 }
 
-// ---- A process --------------------------------------------------------------------------------------------------------
-
-let processes = 0;
-
-/** `cacophony bootstrap` with a fresh data directory and no Docker; resolves with its first answer. */
-async function startProcess(): Promise<{ address: string; startedMs: number; stop: () => Promise<void> }> {
-  const dataDir = join(dir, `node-${++processes}`);
-  const address = `127.0.0.1:${await freePort()}`;
-  const options = {
-    "bind-addr": address,
-    "data-dir": dataDir,
-    "docker-host": `unix://${dir}/none.sock`,
-    "log-level": "error",
-  };
-  const args = Object.entries(options).flatMap(([name, value]) => [`--${name}`, value]);
-  const started = performance.now();
-  const child = Bun.spawn([EXECUTABLE, "bootstrap", ...args], { env: {}, stdout: "ignore", stderr: "inherit" });
-  const stop = async () => {
-    child.kill("SIGTERM");
-    await child.exited;
-  };
-  for (;;) {
-    const answered = await fetch(`http://${address}/healthz`).then(
-      ({ ok }) => ok,
-      () => false,
-    );
-    const startedMs = performance.now() - started;
-    if (answered) return { address, startedMs, stop };
-    if (child.exitCode !== null) throw new Error(`${EXECUTABLE} exited with ${child.exitCode}`);
-    if (startedMs > ANSWER_TIMEOUT_MS) {
-      await stop();
-      throw new Error(`${EXECUTABLE} did not answer on ${address} within ${ANSWER_TIMEOUT_MS} ms`);
-    }
-    await Bun.sleep(1);
-  }
-}
-
-function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer();
-    server.once("error", reject);
-    server.listen(0, "127.0.0.1", () => {
-      const address = server.address();
-      server.close(() =>
-        address && typeof address === "object" ? resolve(address.port) : reject(new Error("no port")),
-      );
-    });
-  });
-}
-
 // ---- Figures ----------------------------------------------------------------------------------------------------------
 
 function repeat(runs: number, work: () => void): number[] {
@@ -401,6 +349,7 @@ function kilobytes(text: string): string {
 
 try {
   if (process.argv[2] === "network") await benchNetwork();
+  else if (process.argv[2] === "api") await benchApi(dir);
   else if (process.argv[2] === "placement") benchPlacement();
   else if (process.argv[2] === "faults") await benchFaults(process.argv.slice(3));
   else await bench();
