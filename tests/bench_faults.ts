@@ -266,7 +266,9 @@ function print(sides: readonly Side[], { findings, runs }: { findings: readonly 
   });
   const lines = [["", ...sides.map(({ name }) => name), "ratio"], ...rows];
   const widths = (lines[0] ?? []).map((_, column) => Math.max(...lines.map((line) => line[column]?.length ?? 0)));
-  console.log(`Medians of ${runs}, ${HOSTS} hosts, ${REPLICAS} replicas where nothing else is said\n`);
+  console.log(
+    `Medians of ${runs}, ${HOSTS} hosts, ${REPLICAS} replicas where nothing else is said; ratio: Swarm's time to ours\n`,
+  );
   for (const line of lines) {
     const cells = line.map((cell, column) =>
       column === 0 ? cell.padEnd(widths[0] ?? 0) : cell.padStart(widths[column] ?? 0),
