@@ -32,7 +32,7 @@ const BASE: Rule = { order: "stop_first", atOnce: 1, idleAtOnce: false, careful:
 const RULES: Record<ReplaceCause, Rule> = {
   changed: { ...BASE, idleAtOnce: true, careful: true },
   misplaced: { ...BASE, idleAtOnce: true, careful: true },
-  drain: { ...BASE, order: "start_first", atOnce: 4, idleAtOnce: true },
+  drain: { ...BASE, order: "start_first", atOnce: 10, idleAtOnce: true },
   rebalance: { ...BASE, order: "start_first" },
   unhealthy: { ...BASE, backsOff: true },
   failing: { ...BASE, backsOff: true },
