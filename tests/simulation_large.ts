@@ -22,13 +22,18 @@ export type LargeOptions = {
   heartbeatIntervalMs: number;
   nodeTimeoutMs: number;
   /** What a message takes each way; none overtakes another on its way. */
-  networkMs: Span;
+  networkMs?: Span;
 };
 
 /** From a node's first word of an allocation until its container runs. */
 const START_MS: Span = [200, 800];
 /** Heartbeats come this much earlier or later than is due. */
 const JITTER = 0.1;
+const NETWORK_MS: Span = [1, 50];
+/** How exactly times are taken. */
+const LOOK_MS = 20;
+/** 10 s. */
+const JOIN_LOOKS = 500;
 /** Nodes join so many milliseconds apart. */
 const JOIN_MS = 5;
 const BEGIN = 1_700_000_000_000;
@@ -42,10 +47,12 @@ export class LargeCluster {
   /** What the log told of nodes that are not ready. */
   readonly alarms: { at: number; node: unknown; state: unknown; reason: unknown }[] = [];
   readonly #membership: Membership;
+  readonly #network: { spanMs: Span };
   #ids = 0;
 
   constructor(options: LargeOptions) {
-    const { seed, nodes, networkMs, heartbeatIntervalMs, nodeTimeoutMs } = options;
+    const { seed, nodes, networkMs = NETWORK_MS, heartbeatIntervalMs, nodeTimeoutMs } = options;
+    this.#network = { spanMs: networkMs };
     const log = this.#log();
     this.scheduler = new Scheduler({
       clock: this.clock,
@@ -70,7 +77,7 @@ export class LargeCluster {
           name: nodeName(n),
           clock: this.clock,
           random: seededRandom(seed * 10_007 + n),
-          networkMs,
+          network: this.#network,
           membership: this.#membership,
         }),
       );
@@ -92,21 +99,33 @@ export class LargeCluster {
       await this.clock.advance(JOIN_MS);
     }
     const { views } = this.scheduler.state;
-    await this.clock.until(() => this.nodes.every(({ name }) => views.get(name)?.state === "ready"), {
-      limitMs: 10_000,
-    });
+    const isReady = () => this.nodes.every(({ name }) => views.get(name)?.state === "ready");
+    // oxlint-disable-next-line no-await-in-loop -- a condition is waited for
+    for (let looks = 0; !isReady() && looks < JOIN_LOOKS; looks++) await this.clock.advance(LOOK_MS);
+    if (!isReady()) throw new Error("the nodes did not become ready");
     this.alarms.length = 0;
+  }
+
+  /** Nothing happens for so long but heartbeats, which take their time; returns what the process spent for each second of that. */
+  async pass(ms: number, networkMs: Span): Promise<{ cpuMs: number }> {
+    const before = this.#network.spanMs;
+    this.#network.spanMs = networkMs;
+    const used = process.cpuUsage();
+    await this.clock.advance(ms);
+    const { user, system } = process.cpuUsage(used);
+    this.#network.spanMs = before;
+    return { cpuMs: (user + system) / ms };
   }
 
   /** Has `jobs` jobs with `scale` replicas each run; resolves when they do. */
   async run({ jobs, scale }: { jobs: number; scale: number }): Promise<void> {
+    const answers: Promise<unknown>[] = [];
     for (let n = 1; n <= jobs; n++) {
       const one = spec({ reservations: { cpus: 0.001 } });
       const wanted = { document: "{}", services: [{ service_name: "web", spec: one, rules: rules(), scale }] };
-      // Time passes for the answers to come only with the clock's next step.
-      void this.scheduler.putJob(`job${n}`, { wanted, preconditions: {} });
+      answers.push(this.scheduler.putJob(`job${n}`, { wanted, preconditions: {} }));
     }
-    await this.#runs(jobs * scale, 60_000);
+    await Promise.all([...answers, this.#runs(jobs * scale, 60_000)]);
   }
 
   /**
@@ -151,10 +170,7 @@ export class LargeCluster {
   }
 }
 
-/** How exactly times are taken. */
-const LOOK_MS = 20;
-
-type NodeOptions = { clock: VirtualClock; random: () => number; networkMs: Span; membership: Membership };
+type NodeOptions = { clock: VirtualClock; random: () => number; network: { spanMs: Span }; membership: Membership };
 
 /** A node that has no containers, and no doubts. */
 export class LightNode {
@@ -263,8 +279,8 @@ export class LightNode {
   }
 
   #travel(way: "up" | "down", arrive: () => void): void {
-    const { clock, networkMs } = this.#options;
-    const at = Math.max(this.#arrivals[way], clock.now() + this.#within(networkMs));
+    const { clock, network } = this.#options;
+    const at = Math.max(this.#arrivals[way], clock.now() + this.#within(network.spanMs));
     this.#arrivals[way] = at;
     clock.after(at - clock.now(), () => {
       if (!this.#isCut) arrive();
