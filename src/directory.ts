@@ -31,6 +31,8 @@ export type DirectoryOptions = {
 type Send = (message: NetworkMessage | DirectoryMessage) => void;
 /** Subnets of each network, by the node that has them. */
 type Places = ReadonlyMap<string, readonly { node_id: string; subnet: string }[]>;
+/** What goes into the messages of all nodes, worked out once for them; nodes in their order. */
+type Overview = { places: Places; peers: readonly NetworkPeer[]; unknown: readonly string[] };
 type Link = { send: Send; sentNetwork: string };
 
 export class Directory {
@@ -54,10 +56,11 @@ export class Directory {
 
   /** From here on the node is told, beginning with all there is; so it must be before any assignments. */
   attach(nodeId: string, send: Send): void {
-    this.flush();
+    // What changed of networks alone goes to the others soon: when all nodes come at once, not to all of them for each one.
+    if (this.#dirty.size > 0) this.flush();
     const link = { send, sentNetwork: "" };
     this.#links.set(nodeId, link);
-    this.#sendNetwork(nodeId, { link, places: this.#places() });
+    this.#sendNetwork(nodeId, { link, overview: this.#overview() });
     send({
       type: "directory",
       full: true,
@@ -88,8 +91,8 @@ export class Directory {
     this.#timer?.cancel();
     this.#timer = undefined;
     if (this.#networksDirty) {
-      const places = this.#places();
-      for (const [nodeId, link] of this.#links) this.#sendNetwork(nodeId, { link, places });
+      const overview = this.#overview();
+      for (const [nodeId, link] of this.#links) this.#sendNetwork(nodeId, { link, overview });
     }
     this.#networksDirty = false;
     const services: ServiceEntry[] = [];
@@ -112,7 +115,8 @@ export class Directory {
     // Also where nodes hear of nothing new: a replica's state is more than whether it is ready.
     if (looked.length > 0) for (const listener of this.#listeners) listener(looked);
     if (services.length === 0 && gone.length === 0) return;
-    for (const { send } of this.#links.values()) send({ type: "directory", full: false, services, gone });
+    const message: DirectoryMessage = { type: "directory", full: false, services, gone };
+    for (const { send } of this.#links.values()) send(message);
   }
 
   /** Calls `listener` with the services that changed, until what it returns is called. */
@@ -138,11 +142,21 @@ export class Directory {
     this.#timer ??= this.#options.clock.after(FLUSH_DELAY_MS, () => this.flush());
   }
 
+  #overview(): Overview {
+    const { state } = this.#options;
+    const ids = [...state.nodes.keys()].toSorted();
+    return {
+      places: this.#places(ids),
+      peers: ids.flatMap((id) => this.#peer(id) ?? []),
+      unknown: ids.filter((id) => !state.views.get(id)?.overlay && !state.isDown(id)),
+    };
+  }
+
   /** Where each network is, in the order of nodes. */
-  #places(): Places {
+  #places(ids: readonly string[]): Places {
     const { state } = this.#options;
     const places = new Map<string, { node_id: string; subnet: string }[]>();
-    for (const node_id of [...state.nodes.keys()].toSorted()) {
+    for (const node_id of ids) {
       for (const { network, subnet } of state.views.get(node_id)?.overlay?.networks ?? []) {
         const known = places.get(network);
         if (known) known.push({ node_id, subnet });
@@ -152,8 +166,8 @@ export class Directory {
     return places;
   }
 
-  #sendNetwork(nodeId: string, { link, places }: { link: Link; places: Places }): void {
-    const message = this.#networkOf(nodeId, places);
+  #sendNetwork(nodeId: string, { link, overview }: { link: Link; overview: Overview }): void {
+    const message = this.#networkOf(nodeId, overview);
     if (!message) return;
     const text = JSON.stringify(message);
     if (text === link.sentNetwork) return;
@@ -161,7 +175,7 @@ export class Directory {
     link.send(message);
   }
 
-  #networkOf(nodeId: string, places: Places): NetworkMessage | undefined {
+  #networkOf(nodeId: string, { places, peers, unknown: all }: Overview): NetworkMessage | undefined {
     const { state, network } = this.#options;
     const node = state.nodes.get(nodeId);
     if (!node) return undefined;
@@ -174,18 +188,18 @@ export class Directory {
         ? "it has no IPv4 address that other nodes reach: give it one with --advertise-addr"
         : `the cluster's range ${wanted.cidr} has no block left for it`;
     const isIn = wanted.mode === "none" || (subnets.length > 0 && underlay !== "");
-    const ids = [...state.nodes.keys()].filter((id) => id !== nodeId).toSorted();
     const elsewhere = (name: string) =>
       (places.get(name) ?? []).flatMap(({ node_id, subnet }) => (node_id === nodeId ? [] : [subnet]));
     const own = state.views.get(nodeId)?.overlay?.networks ?? [];
-    const unknown = [nodeId, ...ids].filter((id) => !state.views.get(id)?.overlay && !state.isDown(id));
+    // Itself first, as ever.
+    const unknown = all.includes(nodeId) ? [nodeId, ...all.filter((id) => id !== nodeId)] : all;
     return {
       type: "network",
       ...(isIn ? wanted : { ...wanted, mode: "none", reason }),
       self,
-      peers: ids.flatMap((id) => this.#peer(id) ?? []),
+      peers: peers.filter(({ node_id }) => node_id !== nodeId),
       networks: own.map(({ network: name }) => ({ network: name, subnets: elsewhere(name) })),
-      ...(unknown.length > 0 && { unknown }),
+      ...(unknown.length > 0 && { unknown: [...unknown] }),
     };
   }
 

@@ -8,6 +8,7 @@ import type { Clock, Timer } from "./clock.ts";
 import type { NodeView } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
+import { messageWriter, PeerNews } from "./membership_peers.ts";
 import { type Hold, Silence } from "./membership_silence.ts";
 import type {
   Change,
@@ -66,6 +67,8 @@ export class Membership {
   readonly #silence: Silence;
   /** Since when nodes have told that their Engine is dead. */
   readonly #engineDownSince = new Map<string, number>();
+  readonly #peerNews: PeerNews;
+  readonly #write = messageWriter();
   #sweepTimer: Timer | undefined;
   #sweptAt = 0;
   #sweeps = 0;
@@ -74,6 +77,11 @@ export class Membership {
   constructor(options: MembershipOptions) {
     this.#options = options;
     const { nodeTimeoutMs, heartbeatIntervalMs, massFailureHoldMs: holdMs = DEFAULT_MASS_FAILURE_HOLD_MS } = options;
+    this.#peerNews = new PeerNews({
+      ...options,
+      peers: () => this.#peers(),
+      tell: (message) => this.#links.forEach((link) => link.send(message)),
+    });
     this.#silence = new Silence({ nodeTimeoutMs, holdMs, suspectMs: heartbeatIntervalMs * SILENT_HEARTBEATS });
   }
 
@@ -93,12 +101,14 @@ export class Membership {
   /** Begins to listen for every node that the state knows: each gets the whole timeout before it counts as down. */
   start(): void {
     for (const nodeId of this.#state.nodes.keys()) this.#state.views.set(nodeId, this.#newView());
+    this.#peerNews.start();
     this.#sweptAt = this.#options.clock.now();
     this.#sweep();
   }
 
   stop(): void {
     this.#sweepTimer?.cancel();
+    this.#peerNews.stop();
     for (const link of this.#links.values()) link.close();
     this.#links.clear();
   }
@@ -110,7 +120,7 @@ export class Membership {
 
   /** Serves one connection of a node: the first message is its hello, what follows are its reports. */
   accept(channel: Channel): { onMessage: (text: string) => void; onClose: () => void } {
-    const link: NodeLink = { send: (message) => channel.send(JSON.stringify(message)), close: () => channel.close() };
+    const link: NodeLink = { send: (message) => channel.send(this.#write(message)), close: () => channel.close() };
     let nodeId: string | undefined;
     let connecting = false;
     let closed = false;
@@ -347,7 +357,7 @@ export class Membership {
     scheduler.attach(nodeId, (message) => link.send(message));
     this.#judge(nodeId, view);
     log.info("a node joined the session", { node: nodeId, node_name: record.node_name, address: record.address });
-    this.#tellPeers(nodeId);
+    this.#peerNews.notice();
   }
 
   #peers(): Peer[] {
@@ -573,12 +583,7 @@ export class Membership {
     this.#silence.forget(nodeId);
     this.#options.scheduler.detach(nodeId);
     link?.close();
-    this.#tellPeers();
-  }
-
-  #tellPeers(except?: string): void {
-    const peers = this.#peers();
-    for (const [id, other] of this.#links) if (id !== except) other.send({ type: "peers", peers });
+    this.#peerNews.notice();
   }
 
   #newView(): NodeView {

@@ -22,6 +22,7 @@ import {
   NODE_IN_USE,
 } from "../src/model.ts";
 import type { ClusterState } from "../src/cluster_state.ts";
+import { sharesOf } from "../src/model_spec.ts";
 import { claimsOf } from "../src/placement.ts";
 import { FAILURES } from "../src/reconcile_replace.ts";
 import { Scheduler } from "../src/scheduler.ts";
@@ -453,9 +454,16 @@ export class SimCluster {
     const scale = job.services.find(({ service_name }) => service_name === join?.service_name)?.scale ?? 0;
     const partner = join && this.allocations.get(join.allocation_id);
     if (join && (scale === 0 || partner?.slot !== ((record.slot - 1) % scale) + 1)) return;
-    if (running.length <= service.scale) {
+    // Where others go beside a service's slots, none above the scale stays in the place of a lower one.
+    const isBeside = record.slot > service.scale && job.services.some((one) => this.#goesBeside(one, record, state));
+    if (!isBeside && running.length <= service.scale) {
       this.violations.push(`allocation ${record.allocation_id} was stopped on ${record.node_id} for no reason`);
     }
+  }
+
+  #goesBeside({ spec_hash }: { spec_hash: string }, { service_name }: AllocationRecord, state: ClusterState): boolean {
+    const spec = state.specs.get(spec_hash);
+    return spec !== undefined && sharesOf(spec).some((share) => share.service_name === service_name);
   }
 
   /** Whether another has taken its slot, it was about to take one, it has to leave its node, or it does not get well there. */

@@ -4,12 +4,15 @@
  * tool: nothing imports it.
  */
 import { parseArgs } from "node:util";
-import { soakLab } from "./soak_lab.ts";
+import { LargeCluster } from "./simulation_large.ts";
 import { SeedError, simulateAll } from "./simulation_pool.ts";
+import { soakLab } from "./soak_lab.ts";
 
 const USAGE =
-  "usage: npm run soak -- [--lab] [--seeds N] [--minutes N] [--seed N]   " +
-  "(10 minutes unless it is told how many seeds; they count up from --seed, or from the time)";
+  "usage: npm run soak -- [--seeds N] [--minutes N] [--seed N]   " +
+  "(10 minutes unless it is told how many seeds; they count up from --seed, or from the time)\n" +
+  "       npm run soak -- --nodes N [--seed N]   (so many nodes that are well for an hour of virtual time)\n" +
+  "       npm run soak -- --lab [--minutes N]    (as root: real hosts under load, where nothing goes wrong)";
 const DEFAULT_MINUTES = 10;
 const PROGRESS_MS = 10_000;
 
@@ -23,8 +26,9 @@ async function soak(): Promise<number> {
     console.error(USAGE);
     return 2;
   }
-  const { minutes, seeds, seed: first } = given;
+  const { minutes, seeds, seed: first, nodes } = given;
   if (given.lab) return soakLab({ minutes });
+  if (nodes !== undefined) return await quietHour(nodes, first);
   const begin = performance.now();
   console.log(`soak: ${seeds === Infinity ? `${minutes} minutes` : `${seeds} seeds`} from seed ${first} on`);
   const total: Totals = { seeds: 0, acknowledged: 0, unanswered: 0, commits: 0, virtualMs: 0, slowestMs: 0 };
@@ -54,6 +58,24 @@ async function soak(): Promise<number> {
   return 0;
 }
 
+/** An hour in which no node fails, on a network that takes up to half a second: none may be called anything but ready. */
+async function quietHour(nodes: number, seed: number): Promise<number> {
+  const cluster = new LargeCluster({ nodes, seed, heartbeatIntervalMs: 1_000, nodeTimeoutMs: 4_000 });
+  await cluster.start();
+  const minutes: number[] = [];
+  while (minutes.length < 60 && cluster.alarms.length === 0) {
+    // oxlint-disable-next-line no-await-in-loop -- time passes
+    minutes.push((await cluster.pass(60_000, [1, 500])).cpuMs);
+    if (minutes.length % 10 > 0) continue;
+    const cpuMs = minutes.reduce((a, b) => a + b, 0) / minutes.length;
+    console.log(
+      `soak: ${nodes} nodes, ${minutes.length} virtual minutes, ${cpuMs.toFixed(0)} ms of CPU a virtual second`,
+    );
+  }
+  for (const alarm of cluster.alarms) console.error(`soak: not ready though it is well: ${JSON.stringify(alarm)}`);
+  return cluster.alarms.length > 0 ? 1 : 0;
+}
+
 function progress(total: Totals, elapsedMs: number): string {
   const { seeds, acknowledged, unanswered, commits, virtualMs, slowestMs } = total;
   return (
@@ -63,10 +85,10 @@ function progress(total: Totals, elapsedMs: number): string {
   );
 }
 
-function readArguments(): { lab: boolean; minutes: number; seeds: number; seed: number } | undefined {
+function readArguments(): { lab: boolean; minutes: number; seeds: number; seed: number; nodes?: number } | undefined {
   try {
     const text = { type: "string" } as const;
-    const options = { lab: { type: "boolean" }, minutes: text, seeds: text, seed: text } as const;
+    const options = { lab: { type: "boolean" }, minutes: text, seeds: text, seed: text, nodes: text } as const;
     const { values } = parseArgs({ args: process.argv.slice(2), options, strict: true });
     const seeds = values.seeds === undefined ? Infinity : Number(values.seeds);
     const minutes = Number(values.minutes ?? (values.seeds === undefined ? DEFAULT_MINUTES : Infinity));
@@ -74,7 +96,10 @@ function readArguments(): { lab: boolean; minutes: number; seeds: number; seed: 
     const seed = Number(values.seed ?? Math.floor(Date.now() / 1000));
     const isWhole = Number.isSafeInteger(seed) && (seeds === Infinity || Number.isSafeInteger(seeds));
     const lab = values.lab === true;
-    return minutes > 0 && seeds > 0 && isWhole ? { lab, minutes, seeds, seed } : undefined;
+    const nodes = values.nodes === undefined ? undefined : Number(values.nodes);
+    const isRight =
+      minutes > 0 && seeds > 0 && isWhole && (nodes === undefined || (Number.isSafeInteger(nodes) && nodes > 0));
+    return isRight ? { lab, minutes, seeds, seed, ...(nodes !== undefined && { nodes }) } : undefined;
   } catch {
     return undefined;
   }

@@ -1,0 +1,54 @@
+/**
+ * @module What the master's nodes hear of each other, for when their master is gone: a list of all of them, told again where it
+ * changed. With many nodes that is much text, so nodes that come at once are one message, and each message is written once.
+ */
+import type { Clock, Timer } from "./clock.ts";
+import type { MasterMessage, Peer } from "./model.ts";
+
+/** Nothing about it is urgent. */
+const DELAY_MS = 100;
+
+type Options = { clock: Clock; peers: () => Peer[]; tell: (message: MasterMessage) => void };
+
+export class PeerNews {
+  readonly #options: Options;
+  /** The list that all nodes know, by the last message or by their welcome. */
+  #told = "";
+  #timer: Timer | undefined;
+
+  constructor(options: Options) {
+    this.#options = options;
+  }
+
+  /** Begins with the list as it is: each node's welcome has it. */
+  start(): void {
+    this.#told = JSON.stringify(this.#options.peers());
+  }
+
+  stop(): void {
+    this.#timer?.cancel();
+  }
+
+  /** The list may have changed. */
+  notice(): void {
+    this.#timer ??= this.#options.clock.after(DELAY_MS, () => {
+      this.#timer = undefined;
+      const peers = this.#options.peers();
+      const text = JSON.stringify(peers);
+      if (text === this.#told) return;
+      this.#told = text;
+      this.#options.tell({ type: "peers", peers });
+    });
+  }
+}
+
+/** Writes messages as text, one that goes to many nodes in a row once for all of them. */
+export function messageWriter(): (message: MasterMessage) => string {
+  let last: MasterMessage | undefined;
+  let text = "";
+  return (message) => {
+    if (message !== last) text = JSON.stringify(message);
+    last = message;
+    return text;
+  };
+}
