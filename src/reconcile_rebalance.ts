@@ -35,8 +35,16 @@ const LEAST_GAIN = 1e-9;
 
 /** A node with what may leave it, by service and definition. */
 type Spot = { candidate: Candidate; use: number; groups: Map<string, Movable[]>; isOpen: boolean; isDone: boolean };
-/** A service: its replicas by node, and by group of nodes where they are spread; `groups` are those of each node. */
-type Crew = { request: PlacementRequest; counts: Map<string, number>; groups: ReadonlyMap<string, readonly string[]> };
+/**
+ * A service: its replicas by node (`request.own`), and by group of nodes where they are spread; `extra` are those that are on a
+ * node beside the first, `groups` those of each node.
+ */
+type Crew = {
+  request: PlacementRequest;
+  counts: Map<string, number>;
+  extra: number;
+  groups: ReadonlyMap<string, readonly string[]>;
+};
 type Board = { spots: Spot[]; byId: Map<string, Spot>; crews: Map<ServiceKey, Crew> };
 
 const NO_GROUPS: readonly string[] = [];
@@ -109,7 +117,7 @@ function boardOf({
       const groups =
         groupings.get(grouping) ?? new Map(candidates.map((node) => [node.node_id, groupsOf(node, rules.spread)]));
       groupings.set(grouping, groups);
-      board.crews.set(key, { request: { job_id, spec, rules, own: new Map() }, counts: new Map(), groups });
+      board.crews.set(key, { request: { job_id, spec, rules, own: new Map() }, counts: new Map(), extra: 0, groups });
     }
     const spot = board.byId.get(allocation.node_id);
     if (spot && rules.strategy !== "binpack") {
@@ -245,7 +253,8 @@ function roomierThan(
 
 /** Whether the service would be less evenly spread by one going from one node to the other. */
 function isWorseCompany(crew: Crew, { from, to }: { from: string; to: string }): boolean {
-  if (ownOf(crew, to) > 0 && ownOf(crew, from) < 2) return true;
+  // A node that has its only one gives it to a node without one, if no node has several: one of those would be due to come back.
+  if (ownOf(crew, from) < 2 && (ownOf(crew, to) > 0 || crew.extra > 0)) return true;
   const [here, there] = [groupsAt(crew, from), groupsAt(crew, to)];
   const sizeOf = (group: string | undefined) => (group === undefined ? 0 : (crew.counts.get(group) ?? 0));
   return there.some((group, i) => group !== here[i] && sizeOf(group) + 1 > sizeOf(here[i]));
@@ -285,7 +294,9 @@ function move(board: Board, one: Movable, to: Spot): Move {
 }
 
 function count(crew: Crew, { node_id, by }: { node_id: string; by: 1 | -1 }): void {
-  crew.request.own.set(node_id, ownOf(crew, node_id) + by);
+  const own = ownOf(crew, node_id) + by;
+  crew.request.own.set(node_id, own);
+  if (Math.max(own, own - by) > 1) crew.extra += by;
   for (const group of groupsAt(crew, node_id)) crew.counts.set(group, (crew.counts.get(group) ?? 0) + by);
 }
 
