@@ -11,25 +11,43 @@
  * - Memory reserved: `reserved_memory + asked <= total_memory`, and also `asked <= available_memory - reserved by what is
  *   placed but not running yet`, because memory that other processes hold can't be given twice (CPU time can be shared).
  *
- * **Weight.** With `d` the demand of one replica (its reservation, or 0.1 CPU and 64 MiB where it has none):
+ * **In use.** With `d` the demand of one replica (its reservation, or 0.1 CPU and 64 MiB where it has none):
  *
  *     free_r(n) = min(capacity_r - planned_r, available_r - starting_r)      r = memory, CPU; whichever is tighter
- *     fit(n)    = min over r of free_r(n) / d_r                              replicas that still fit
- *     weight(n) = fit(n) + own(n)                                            own: replicas of this service on n already
- *     score(n)  = weight(n) / (own(n) + 1)
+ *     use(n)    = max over r of 1 - free_r(n) / capacity_r                   the dominant share
+ *     after(n)  = max over r of 1 - (free_r(n) - d_r) / capacity_r           the same with one more replica
+ *     mean      = max over r of the cluster's use of r / its capacity        over the nodes that take new work
  *
  * `available` memory is what the kernel could give to a new process (MemAvailable), not merely what is free. Available CPU is
  * the share that a newcomer gets of a machine whose `cpus` are used by `used`: `cpus^2 / (cpus + used)`, as a fair scheduler
  * divides them. A machine that is busy throughout gives half: CPU time is shared where memory is not, and a reading that
  * comes and goes must not outweigh what is placed. `planned` sums the demand of everything placed on the node, `starting` of what is placed but not running yet (what runs is
- * in the measured `available` already). A replica goes to the eligible node without one first, then to the highest score.
- * With `preferences: spread`, the nodes are grouped by the label's value (none is a value, too), for several labels group within
- * group, and a replica first of all goes to the eligible group with the fewest of the service.
- * This is the highest-averages method of apportionment (Jefferson, D'Hondt): replicas end up in proportion to the weights, one
- * at a time and without ever moving an earlier one; placing one leaves the node's weight as it was (fit - 1, own + 1).
- * Nodes whose weights differ by at most 15 % count as equal, because readings are never exact: of those, the one with the fewest
- * replicas takes the next. Ties go to the node with fewer allocations, then by chance. Scaling down undoes it: from the group with the most, the lowest
- * `weight / own` goes first.
+ * in the measured `available` already).
+ *
+ * **Order.** A replica goes to a node that is not to be avoided; with `preferences: spread`, to the group (nodes with one value of the
+ * label; none is a value, too; for several labels group within group) with the fewest of the service; to a node without one of the service;
+ * and then, `strategy: spread`, to the node that becomes the most even with the others:
+ *
+ *     evenness(n) = mean - after(n)                                          where that is negative: the lowest use
+ *                 = 1 + (use(n) - mean)^2 - (after(n) - mean)^2              else: what closes the largest gap
+ *
+ * The least squares matter where machines differ: the lowest use alone would leave large machines behind whenever a replica
+ * is a large part of a small one. Once all have one, nodes that are equal as far as readings can tell (machines that hold as many, and have
+ * room for as many, within 15 %) take turns, so that equal nodes get equal numbers; others get theirs in proportion to what they have free.
+ *
+ * **Tightness** decides with `strategy: binpack`, and also once 70 % of the eligible nodes is reserved: from there on even nodes would
+ * have no room for a large replica anywhere, although a third of the cluster is free. `asked` is the replica's dominant share, and
+ * skew the difference between the node's planned shares of CPU and memory, of which the larger can't be filled with what is left:
+ *
+ *     tightness(n) = planned share after - 0.7 * skew after - (skew after - skew before) / asked
+ *
+ * A node that would be in use beyond its capacity comes last. Also with `binpack` a node without one of the service comes first: the
+ * replicas of a service should not fail together, and a mix of services leaves less of either resource over. A replica that
+ * reserves nothing is never refused, so no room is kept by it: it is spread. Ties go to the node with fewer allocations, then by chance.
+ * How this compares with other schedulers' rules: `npm run bench -- placement`.
+ *
+ * Scaling down undoes it: from the group with the most, from a node that has several, from the fullest (with `binpack` the
+ * emptiest), nodes that count as equal in turns.
  */
 import type { Resources } from "./model.ts";
 import type { PortSpec, ServiceRules, ServiceSpec } from "./model_spec.ts";
@@ -51,7 +69,7 @@ const SCARCE = 0.7;
 
 const NO_GROUPS: readonly number[] = [];
 
-/** Smallest weight: a full node still takes its share of what no node has room for. */
+/** Smallest weight: full nodes count as equal when they share what no node has room for. */
 const MIN_WEIGHT = 0.01;
 
 /** A host port that an allocation holds, or one of a range, which is not known before it runs. */
@@ -151,7 +169,7 @@ type Option = {
   packed: boolean;
 };
 
-/** How many replicas a node would hold if it were empty, and if it had none of the service. */
+/** How many replicas a node would hold if it were empty, and how many it has and holds still. */
 type Peer = { size: number; weight: number };
 
 /** The eligible nodes with what speaks for each. */

@@ -35,9 +35,19 @@ const LEAST_GAIN = 1e-9;
 
 /** A node with what may leave it, by service and definition. */
 type Spot = { candidate: Candidate; use: number; groups: Map<string, Movable[]>; isOpen: boolean; isDone: boolean };
-/** A service: its replicas by node, and by group of nodes where they are spread. */
-type Crew = { request: PlacementRequest; counts: Map<string, number> };
-type Board = { spots: Spot[]; byId: Map<string, Spot>; crews: Map<ServiceKey, Crew>; groups: Map<string, string[]> };
+/**
+ * A service: its replicas by node (`request.own`), and by group of nodes where they are spread; `extra` are those that are on a
+ * node beside the first, `groups` those of each node.
+ */
+type Crew = {
+  request: PlacementRequest;
+  counts: Map<string, number>;
+  extra: number;
+  groups: ReadonlyMap<string, readonly string[]>;
+};
+type Board = { spots: Spot[]; byId: Map<string, Spot>; crews: Map<ServiceKey, Crew> };
+
+const NO_GROUPS: readonly string[] = [];
 
 /**
  * The moves worth doing, at most `most`, in the order to do them in. `candidates` are counted with all allocations, and stay as
@@ -95,16 +105,19 @@ function boardOf({
     spots,
     byId: new Map(spots.map((spot) => [spot.candidate.node_id, spot])),
     crews: new Map(),
-    groups: new Map(),
   };
-  const labels = new Map(candidates.map((candidate) => [candidate.node_id, candidate]));
+  const groupings = new Map<string, Crew["groups"]>();
   const sorted = movable.toSorted((a, b) => (a.allocation.allocation_id < b.allocation.allocation_id ? -1 : 1));
   for (const one of sorted) {
     const { allocation, spec, rules } = one;
     const key = serviceKey(allocation);
     if (!board.crews.has(key)) {
       const { job_id } = allocation;
-      board.crews.set(key, { request: { job_id, spec, rules, own: new Map() }, counts: new Map() });
+      const grouping = JSON.stringify(rules.spread);
+      const groups =
+        groupings.get(grouping) ?? new Map(candidates.map((node) => [node.node_id, groupsOf(node, rules.spread)]));
+      groupings.set(grouping, groups);
+      board.crews.set(key, { request: { job_id, spec, rules, own: new Map() }, counts: new Map(), extra: 0, groups });
     }
     const spot = board.byId.get(allocation.node_id);
     if (spot && rules.strategy !== "binpack") {
@@ -114,8 +127,7 @@ function boardOf({
   }
   for (const allocation of [...sorted.map((one) => one.allocation), ...others]) {
     const crew = board.crews.get(serviceKey(allocation));
-    const node = labels.get(allocation.node_id);
-    if (crew && node) count(board, crew, { node, by: 1 });
+    if (crew) count(crew, { node_id: allocation.node_id, by: 1 });
   }
   return board;
 }
@@ -144,8 +156,7 @@ function* improveCompany(board: Board): Generator<Move> {
 
 function isMoreCrowded(board: Board, crew: Crew, { a, b }: { a: Movable; b: Movable }): boolean {
   const [one, other] = [a, b].map(({ allocation: { node_id } }) => {
-    const spot = board.byId.get(node_id);
-    return [...(spot ? crowdOf(board, crew, spot) : []), ownOf(crew, node_id), spot?.use ?? 0];
+    return [...crowdOf(crew, node_id), ownOf(crew, node_id), board.byId.get(node_id)?.use ?? 0];
   });
   const difference = compareLists(one ?? [], other ?? []);
   return difference > 0 || (difference === 0 && a.allocation.allocation_id < b.allocation.allocation_id);
@@ -153,24 +164,35 @@ function isMoreCrowded(board: Board, crew: Crew, { a, b }: { a: Movable; b: Mova
 
 /** The node where a replica is in better company than on its own. */
 function betterCompany(board: Board, crew: Crew, { allocation, spec, rules }: Movable): Spot | undefined {
-  const source = board.byId.get(allocation.node_id);
-  if (!source) return undefined;
   // As if it were nowhere.
-  count(board, crew, { node: source.candidate, by: -1 });
-  const companyOf = (spot: Spot) => [...crowdOf(board, crew, spot), ownOf(crew, spot.candidate.node_id) > 0 ? 1 : 0];
-  const here = companyOf(source);
+  count(crew, { node_id: allocation.node_id, by: -1 });
+  const here = companyAt(crew, allocation.node_id);
   let best: { spot: Spot; company: number[]; use: number } | undefined;
   for (const spot of board.spots) {
-    if (spot === source) continue;
-    const company = companyOf(spot);
-    if (compareLists(company, here) >= 0) continue;
+    const { node_id } = spot.candidate;
+    if (node_id === allocation.node_id || !isBetterCompany(crew, node_id, here)) continue;
+    const company = companyAt(crew, node_id);
     const use = steadyUseOf(spot.candidate, demandOf(spec));
     const difference = best ? compareLists(company, best.company) || use - best.use : -1;
     if (difference < 0 && use <= 1 && isEligible({ ...crew.request, spec, rules }, spot.candidate))
       best = { spot, company, use };
   }
-  count(board, crew, { node: source.candidate, by: 1 });
+  count(crew, { node_id: allocation.node_id, by: 1 });
   return best?.spot;
+}
+
+/** How many of the service are in a node's groups, and whether it has one: the less the better. */
+function companyAt(crew: Crew, nodeId: string): number[] {
+  return [...crowdOf(crew, nodeId), ownOf(crew, nodeId) > 0 ? 1 : 0];
+}
+
+function isBetterCompany(crew: Crew, nodeId: string, here: readonly number[]): boolean {
+  const groups = groupsAt(crew, nodeId);
+  for (const [i, group] of groups.entries()) {
+    const difference = (crew.counts.get(group) ?? 0) - (here[i] ?? 0);
+    if (difference !== 0) return difference < 0;
+  }
+  return ownOf(crew, nodeId) === 0 && here[groups.length] === 1;
 }
 
 /** Replicas go from the fullest nodes to the emptiest. Each move is made when it is taken. */
@@ -217,7 +239,12 @@ function roomierThan(
     if (from.use - to.use < FINE) return undefined;
     const filled = steadyUseOf(to.candidate, demand);
     const margin = from.isOpen || to.isOpen ? FINE : NOISE;
-    if (from.use - filled < margin || filled > 1 || isWorseCompany(board, crew, { from, to })) continue;
+    if (
+      from.use - filled < margin ||
+      filled > 1 ||
+      isWorseCompany(crew, { from: allocation.node_id, to: to.candidate.node_id })
+    )
+      continue;
     const gain = spreadOf(sums) - spreadOf(changed(sums, [from.use, left], [to.use, filled]));
     if (gain > LEAST_GAIN && isEligible({ ...crew.request, spec, rules }, to.candidate)) return { to, gain };
   }
@@ -225,11 +252,12 @@ function roomierThan(
 }
 
 /** Whether the service would be less evenly spread by one going from one node to the other. */
-function isWorseCompany(board: Board, crew: Crew, { from, to }: { from: Spot; to: Spot }): boolean {
-  if (ownOf(crew, to.candidate.node_id) > 0 && ownOf(crew, from.candidate.node_id) < 2) return true;
-  const [there, here] = [to, from].map((spot) => groupsAt(board, crew, spot.candidate));
-  const [crowdThere, crowdHere] = [to, from].map((spot) => crowdOf(board, crew, spot));
-  return (there ?? []).some((group, i) => group !== here?.[i] && (crowdThere?.[i] ?? 0) + 1 > (crowdHere?.[i] ?? 0));
+function isWorseCompany(crew: Crew, { from, to }: { from: string; to: string }): boolean {
+  // A node that has its only one gives it to a node without one, if no node has several: one of those would be due to come back.
+  if (ownOf(crew, from) < 2 && (ownOf(crew, to) > 0 || crew.extra > 0)) return true;
+  const [here, there] = [groupsAt(crew, from), groupsAt(crew, to)];
+  const sizeOf = (group: string | undefined) => (group === undefined ? 0 : (crew.counts.get(group) ?? 0));
+  return there.some((group, i) => group !== here[i] && sizeOf(group) + 1 > sizeOf(here[i]));
 }
 
 // ---- Counting ---------------------------------------------------------------------------------------------------------
@@ -247,8 +275,8 @@ function move(board: Board, one: Movable, to: Spot): Move {
     sum.cpus += cpus;
     sum.memory += memory;
   }
-  count(board, crew, { node: from.candidate, by: -1 });
-  count(board, crew, { node: to.candidate, by: 1 });
+  count(crew, { node_id: allocation.node_id, by: -1 });
+  count(crew, { node_id: to.candidate.node_id, by: 1 });
   // It counts the replica of its own.
   occupy({ ...crew.request, spec, rules, own: new Map() }, to.candidate);
   for (const spot of [from, to]) spot.use = steadyUseOf(spot.candidate);
@@ -265,27 +293,23 @@ function move(board: Board, one: Movable, to: Spot): Move {
   };
 }
 
-function count(board: Board, crew: Crew, { node, by }: { node: Candidate; by: 1 | -1 }): void {
-  crew.request.own.set(node.node_id, ownOf(crew, node.node_id) + by);
-  for (const group of groupsAt(board, crew, node)) crew.counts.set(group, (crew.counts.get(group) ?? 0) + by);
+function count(crew: Crew, { node_id, by }: { node_id: string; by: 1 | -1 }): void {
+  const own = ownOf(crew, node_id) + by;
+  crew.request.own.set(node_id, own);
+  if (Math.max(own, own - by) > 1) crew.extra += by;
+  for (const group of groupsAt(crew, node_id)) crew.counts.set(group, (crew.counts.get(group) ?? 0) + by);
 }
 
 function ownOf({ request }: Crew, nodeId: string): number {
   return request.own.get(nodeId) ?? 0;
 }
 
-function crowdOf(board: Board, crew: Crew, { candidate }: Spot): number[] {
-  return groupsAt(board, crew, candidate).map((group) => crew.counts.get(group) ?? 0);
+function groupsAt({ groups }: Crew, nodeId: string): readonly string[] {
+  return groups.get(nodeId) ?? NO_GROUPS;
 }
 
-/** A node's groups, each worked out once. */
-function groupsAt(board: Board, { request }: Crew, node: Candidate): readonly string[] {
-  const { spread } = request.rules;
-  if (spread.length === 0) return [];
-  const key = JSON.stringify([node.node_id, spread]);
-  const known = board.groups.get(key) ?? groupsOf(node, spread);
-  board.groups.set(key, known);
-  return known;
+function crowdOf(crew: Crew, nodeId: string): number[] {
+  return groupsAt(crew, nodeId).map((group) => crew.counts.get(group) ?? 0);
 }
 
 function copyOfCandidate(candidate: Candidate): Candidate {

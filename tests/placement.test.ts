@@ -57,6 +57,70 @@ describe("place()", () => {
     expect(spread(request(), { nodes, count: 3 })).toEqual({ huge: 1, tiny: 1, full: 1 });
   });
 
+  test("gives a node that is busy with other work less", () => {
+    const nodes = [candidate("busy", { available_memory: 3 * GIB }), candidate("a"), candidate("b")];
+    const service = request(spec({ reservations: { memory_bytes: GIB / 2 } }));
+    const { busy = 0, a = 0, b = 0 } = spread(service, { nodes, count: 18 });
+    expect([busy, Math.abs(a - b)]).toEqual([1, 1]);
+  });
+
+  test("closes the largest gap: a replica goes to a large machine that is behind rather than onto a small one", () => {
+    const nodes = [candidate("small", { cpus: 4 }), candidate("large", { cpus: 32 }), candidate("full", { cpus: 32 })];
+    for (const [i, used] of [1, 10, 20].entries()) Object.assign(nodes[i]!.planned, { cpus: used });
+    // 25 %, 31 % and 63 % are in use: one more CPU would make 50 % of the small one, 34 % of the large one.
+    const service = spec({ reservations: { cpus: 1 } });
+    expect(place(request(service), nodes, seeded(1))).toEqual({ node_id: "large" });
+    const little = spec({ reservations: { cpus: 0.25 } });
+    expect(place(request(little), nodes, seeded(1))).toEqual({ node_id: "small" });
+  });
+
+  const reserve = (node: Candidate, cpus: number) => {
+    for (const sum of [node.reserved, node.planned]) sum.cpus += cpus;
+  };
+
+  test("keeps room for a large replica once the nodes are mostly reserved", () => {
+    const nodes = ["a", "b", "c", "d"].map((name) => candidate(name, { cpus: 16 }));
+    const random = seeded(1);
+    const small = () => request(spec({ reservations: { cpus: 1 } }));
+    // 64 CPUs: 58 replicas of 1 CPU, each of its own service, leave 6, of which one node must have 4.
+    for (let i = 0; i < 58; i++) place(small(), nodes, random);
+    expect("node_id" in place(request(spec({ reservations: { cpus: 4 } })), nodes, random)).toBe(true);
+    for (const node of nodes) expect(node.reserved.cpus).toBeGreaterThan(0.6 * 16);
+  });
+
+  test("spreads replicas that reserve nothing however full the nodes are", () => {
+    const nodes = ["a", "b"].map((name) => candidate(name, { cpus: 16 }));
+    reserve(nodes[0]!, 15);
+    reserve(nodes[1]!, 14);
+    expect(place(request(), nodes, seeded(1))).toEqual({ node_id: "b" });
+    expect(place(request(spec({ reservations: { cpus: 1 } })), nodes, seeded(1))).toEqual({ node_id: "a" });
+  });
+
+  test("with binpack fills a node up before it begins another, but keeps a service's replicas apart", () => {
+    const nodes = ["a", "b", "c"].map((name) => candidate(name, { cpus: 4 }));
+    const random = seeded(1);
+    const packed = () => request(spec({ reservations: { cpus: 1, memory_bytes: GIB } }), { strategy: "binpack" });
+    const places = Array.from({ length: 4 }, () => place(packed(), nodes, random));
+    expect(new Set(places.map((one) => JSON.stringify(one))).size).toBe(1);
+    expect(spread(packed(), { nodes, count: 2 })).not.toContainValue(2);
+  });
+
+  test("with binpack is not drawn to other work, and puts nothing where it would not fit beside it", () => {
+    const nodes = [candidate("busy", { available_memory: 32 * 2 ** 20 }), candidate("idle"), candidate("begun")];
+    reserve(nodes[2]!, 0.5);
+    const packed = () => request(spec(), { strategy: "binpack" });
+    expect(place(packed(), nodes, seeded(1))).toEqual({ node_id: "begun" });
+    expect(spread(packed(), { nodes, count: 3 })["busy"]).toBe(1);
+  });
+
+  test("takes a node to avoid only when no other takes the replica", () => {
+    const nodes = [candidate("a", { cpus: 1 }), candidate("b")];
+    const service = () =>
+      request(spec({ reservations: { cpus: 1 } }), { avoid: new Set(["b"]), own: new Map([["a", 1]]) });
+    expect(place(service(), nodes, seeded(1))).toEqual({ node_id: "a" });
+    expect(place(service(), nodes, seeded(1))).toEqual({ node_id: "b" });
+  });
+
   test("counts what is placed but does not run yet against the measured reading", () => {
     const busy = candidate("busy");
     busy.plannedStarting.memory = 7 * GIB;
@@ -379,6 +443,20 @@ describe("chooseRemovals()", () => {
     expect(removed.map(({ node_id }) => node_id).toSorted()).toEqual(["a", "b", "c"]);
   });
 
+  test("takes from the emptiest node first with binpack, from one with several before that", () => {
+    const candidates = [candidate("a"), candidate("b"), candidate("c")];
+    for (const [i, cpus] of [1.5, 0.5, 1].entries()) candidates[i]!.planned.cpus = cpus;
+    const replicas = ["a", "b", "c", "c"].map((node_id, i) => ({ slot: i + 1, node_id, created_at: i }));
+    const own = new Map([
+      ["a", 1],
+      ["b", 1],
+      ["c", 2],
+    ]);
+    const asked = request(spec(), { own, strategy: "binpack" });
+    const removed = chooseRemovals(replicas, { count: 3, request: asked, candidates });
+    expect(removed.map(({ node_id }) => node_id)).toEqual(["c", "b", "c"]);
+  });
+
   test("takes from the fullest node first, and there the newest", () => {
     const candidates = [candidate("a"), candidate("b")];
     const replica = (slot: number, node_id: string) => ({ slot, node_id, created_at: slot });
@@ -414,6 +492,8 @@ const serviceShape = fc.record({
   maxPerNode: fc.option(fc.integer({ min: 1, max: 3 }), { nil: undefined }),
   zone: fc.option(fc.constantFrom("a", "b", "c"), { nil: undefined }),
   port: fc.option(fc.integer({ min: 8000, max: 8002 }), { nil: undefined }),
+  strategy: fc.constantFrom("spread" as const, "binpack" as const),
+  avoid: fc.constantFrom(undefined, "n0"),
   replicas: fc.integer({ min: 0, max: 20 }),
 });
 
@@ -433,7 +513,7 @@ function run(
 ) {
   const nodes = build(shapes);
   const random = seeded(7);
-  const placed = services.flatMap(({ cpus, memory, port, replicas, maxPerNode, zone }, i) => {
+  const placed = services.flatMap(({ cpus, memory, port, replicas, maxPerNode, zone, strategy, avoid }, i) => {
     const ports =
       port === undefined
         ? []
@@ -445,6 +525,8 @@ function run(
     const constraints = zone === undefined ? [] : [{ key: "node.labels.zone", operator: "==" as const, value: zone }];
     const asked = request(spec({ ports, reservations }), {
       job_id: `job${i}`,
+      strategy,
+      ...(avoid === undefined ? {} : { avoid: new Set([avoid]) }),
       rules: rules({
         constraints,
         spread: ["zone"],

@@ -5,6 +5,7 @@ import type { AllocationRecord } from "../src/model.ts";
 import type { ServiceRules, ServiceSpec } from "../src/model_spec.ts";
 import { type Candidate, isEligible, occupy, type PlacementRequest } from "../src/placement.ts";
 import { type Movable, planMoves } from "../src/reconcile_rebalance.ts";
+import { NOISE } from "../src/placement_share.ts";
 import { candidate, GIB, rules, seeded, spec } from "./cluster_fixture.ts";
 
 type Machine = { id: string; cpus: number; gibibytes: number; zone?: string; refusal?: string; hogShare?: number };
@@ -28,11 +29,11 @@ function replica(
   return { allocation, spec: service, rules: more.rules ?? rules() };
 }
 
-/** Nodes with all replicas counted in, which run and use what they are planned with. `readings` are off by that share of it. */
+/** Nodes with all replicas counted in, which run and use what they are planned with; `offBy` is a share of a node that readings add. */
 function cluster(
   machines: readonly Machine[],
   replicas: readonly Movable[],
-  readings: () => number = () => 1,
+  offBy: () => number = () => 0,
 ): Candidate[] {
   return machines.map(({ id, cpus, gibibytes, zone, refusal, hogShare = 0 }) => {
     const node = { ...candidate(id, { cpus }, refusal), labels: new Map(zone === undefined ? [] : [["zone", zone]]) };
@@ -40,8 +41,10 @@ function cluster(
       occupy({ job_id: allocation.job_id, spec: service, rules: its, own: new Map() }, node);
     }
     const total_memory = gibibytes * GIB;
-    const used_memory = Math.max(node.planned.memory * readings(), hogShare * total_memory);
-    const used_cpus = node.planned.cpus * readings();
+    const used_memory = Math.max(node.planned.memory, hogShare * total_memory);
+    // The share that a newcomer does not get is used / (cpus + used): see `newcomersCpus`.
+    const share = Math.min(0.9, node.planned.cpus / cpus + offBy());
+    const used_cpus = (cpus * share) / (1 - share);
     node.resources = {
       total_memory,
       used_memory,
@@ -311,7 +314,7 @@ describe("every rebalance", () => {
             .toSorted((a, b) => a.at - b.at)
             .map(({ one }) => one);
         const expected = plan(machines, replicas);
-        const noisy = cluster(shuffled(machines), replicas, () => 0.7 + 0.3 * random());
+        const noisy = cluster(shuffled(machines), replicas, () => (NOISE - 0.001) * random());
         expect(planMoves({ candidates: noisy, movable: shuffled(replicas), most: 100 })).toEqual(expected);
       }),
       { numRuns: 200 },
