@@ -206,6 +206,22 @@ export class Peer {
     await this.#master.clock.advance(20);
   }
 
+  /** What a node says by itself: that it has taken in its assignments, and which of the others' containers are gone by that. */
+  async obey(): Promise<void> {
+    const known = this.heard.filter((message) => message.type === "assignments");
+    const assigned = new Set(this.assigned.map(({ allocation_id }) => allocation_id));
+    const gone = known.flatMap(({ allocations }) => allocations.map(({ allocation_id }) => allocation_id));
+    this.#say({
+      type: "status",
+      full: false,
+      ...(known.length > 0 && { applied: known.at(-1)?.order }),
+      allocations: [],
+      gone: [...new Set(gone)].filter((id) => !assigned.has(id)),
+      removals_done: [],
+    });
+    await this.#master.clock.advance(20);
+  }
+
   get #engine(): EngineStatus {
     const platform = { os: "linux", arch: "amd64" };
     if (this.engineFault !== undefined) return { state: "unready", reason: this.engineFault, engine_id: this.id };

@@ -227,6 +227,35 @@ describe("a node that is emptied", () => {
     await pass(master, { ms: 7 * HEARTBEAT_MS, peers });
     expect(here()).toEqual([]);
   });
+
+  test("lets what finds a place go though several others find none", async () => {
+    const { master, peers } = await cluster(2);
+    const fixed = (port: number) => ({ ...WEB, scale: 2, ports: [`${port}:80`] });
+    await master.put("shop", { api: fixed(8080), docs: fixed(8081), web: { ...WEB, scale: 12 } });
+    for (const peer of peers) await peer.report();
+    await master.scheduler.putNode("n2", { availability: "drain" });
+    await pass(master, { ms: 8 * HEARTBEAT_MS, peers });
+    const here = allocations(master).filter(({ node_id }) => node_id === "n2");
+    expect(here.map(({ service_name }) => service_name).toSorted()).toEqual(["api", "docs"]);
+    const node = master.scheduler.state.nodes.get("n2");
+    const reasons = (node ? master.scheduler.drainWaits(node) : []).map(({ reason }) => reason);
+    expect(reasons).toEqual([
+      expect.stringContaining("host port 8080 taken"),
+      expect.stringContaining("host port 8081 taken"),
+    ]);
+  });
+
+  test("loses what runs on each node as soon as all else has left", async () => {
+    const { master, peers } = await cluster(2);
+    await master.put("shop", { agent: { ...WEB, deploy: { mode: "global" } }, web: { ...WEB, scale: 2 } });
+    for (const peer of peers) await peer.report();
+    const [one, two] = peers as [Peer, Peer];
+    await master.scheduler.putNode("n2", { availability: "drain" });
+    await master.clock.advance(20);
+    await one.report();
+    for (let round = 0; round < 3; round++) await two.obey();
+    expect(allocations(master).filter(({ node_id }) => node_id === "n2")).toEqual([]);
+  });
 });
 
 describe("a node that joins", () => {
