@@ -12,7 +12,15 @@ import { changesForDelete, changesForPut, changesForScale, checkPreconditions } 
 import { Directory } from "./directory.ts";
 import { changesForDigests, changesForRestart } from "./job_images.ts";
 import type { Log } from "./log.ts";
-import type { AllocationRecord, Change, ClusterRecord, LiveJob, MasterMessage, NodeRecord } from "./model.ts";
+import type {
+  AllocationRecord,
+  Change,
+  ClusterRecord,
+  DepartureRecord,
+  LiveJob,
+  MasterMessage,
+  NodeRecord,
+} from "./model.ts";
 import { isGlobal } from "./model_spec.ts";
 import { CacophonyError, StartError } from "./model.ts";
 import type { DrainWait } from "./reconcile_drain.ts";
@@ -25,7 +33,8 @@ import { Drains } from "./scheduler_drains.ts";
 import { planBeforehand, type ServicePlan } from "./scheduler_dry_run.ts";
 import { Goals } from "./scheduler_goals.ts";
 import { Moves } from "./scheduler_moves.ts";
-import { changesForLeave, changesForNode, departure, hasLeft, type NodeWish, noteOf } from "./scheduler_nodes.ts";
+import { changesForLeave, changesForNode, departure, findDeparture, hasLeft } from "./scheduler_nodes.ts";
+import { type NodeWish, noteOf, withoutData } from "./scheduler_nodes.ts";
 import { Registries } from "./scheduler_registries.ts";
 import { Secrets } from "./scheduler_secrets.ts";
 import { changesForUpgrade } from "./scheduler_upgrade.ts";
@@ -301,6 +310,17 @@ export class Scheduler {
         this.wakeForNode(node.node_id);
       }
       return { node, isGone };
+    });
+  }
+
+  /** Has slots wait no more for their data on a node that left before; resolves to it, if there is such a one. */
+  async forgetData(nodeId: string): Promise<DepartureRecord | undefined> {
+    return this.#exclusive(async () => {
+      const left = findDeparture(this.state, nodeId);
+      if (!left) return undefined;
+      await this.#commit(withoutData(this.state, left.node_id));
+      this.wakeBlocked();
+      return left;
     });
   }
 

@@ -194,6 +194,21 @@ describe("a node that leaves", () => {
     await pass(master, { ms: 3 * HEARTBEAT_MS, peers });
     expect(nodesOf(master)).toEqual([home]);
   });
+
+  test("gives up the data that it had when somebody says so later", async () => {
+    const { master, peers } = await cluster(2);
+    await master.put("shop", { db: DATA }, { volumes: { data: {} } });
+    for (const peer of peers) await peer.report();
+    const home = nodesOf(master)[0] ?? "";
+    const others = peers.filter(({ id }) => id !== home);
+    await pass(master, { ms: NODE_TIMEOUT_MS + 2 * HEARTBEAT_MS, peers: others });
+    await master.scheduler.removeNode(home, {});
+    await pass(master, { ms: HEARTBEAT_MS, peers: others });
+    expect(master.scheduler.blockedOf("shop/db")[0]?.reasons[0]).toContain("DELETE it with ?force=true");
+    expect(await master.scheduler.forgetData(home)).toMatchObject({ node_id: home });
+    await pass(master, { ms: HEARTBEAT_MS, peers: others });
+    expect(nodesOf(master)).toEqual(others.map(({ id }) => id));
+  });
 });
 
 describe("a node that is emptied", () => {
