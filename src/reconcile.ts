@@ -243,7 +243,8 @@ function replace(
       allocation,
       isUp: isUp(status),
       isIdle: isKnownIdle(allocation, state) || allocation.ended !== undefined,
-      isReachable: state.views.get(allocation.node_id)?.state === "ready",
+      // What came to its end needs to be told nothing.
+      isReachable: allocation.ended !== undefined || state.views.get(allocation.node_id)?.state === "ready",
       isAwaited: isCurrent(allocation, goal) && !hasEnded(allocation, state) && !state.isLost(allocation.node_id),
       isPulling: status?.state === "pulling",
     };
@@ -259,6 +260,8 @@ function replace(
   for (const { allocation, cause } of choice.stop) {
     plan.stop.push(allocation);
     plan.causes.set(allocation.allocation_id, cause);
+    // No report follows, after which the slot would be looked at again.
+    if (state.isLost(allocation.node_id)) wakeBy(plan, now);
   }
   for (const { allocation, cause } of choice.start) {
     const to = cause === "rebalance" ? context.moves?.get(allocation.allocation_id) : undefined;

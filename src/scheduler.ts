@@ -34,7 +34,8 @@ import { planBeforehand, type ServicePlan } from "./scheduler_dry_run.ts";
 import { Goals } from "./scheduler_goals.ts";
 import { Moves } from "./scheduler_moves.ts";
 import { changesForLeave, changesForNode, departure, findDeparture, hasLeft } from "./scheduler_nodes.ts";
-import { type NodeWish, noteOf, withoutData } from "./scheduler_nodes.ts";
+import { type NodeWish, withoutData } from "./scheduler_nodes.ts";
+import { changesOfPlan } from "./scheduler_plans.ts";
 import { Registries } from "./scheduler_registries.ts";
 import { Secrets } from "./scheduler_secrets.ts";
 import { changesForUpgrade } from "./scheduler_upgrade.ts";
@@ -536,7 +537,7 @@ export class Scheduler {
     for (const key of keys) {
       const plan = this.#planFor(key, context);
       planned.set(key, plan);
-      changes.push(...this.#changesOf(plan, context.now));
+      changes.push(...changesOfPlan(this.state, { plan, now: context.now }));
       for (const { node_id } of [...plan.place, ...plan.stop]) nodes.add(node_id);
     }
     changes.push(...this.#goals.releases(new Set(keys.filter((key) => planned.get(key)?.released))));
@@ -560,19 +561,6 @@ export class Scheduler {
       this.sendAssignments(nodeId);
     }
     this.#drains.follow(due);
-  }
-
-  #changesOf(plan: Plan, now: number): Change[] {
-    const put = (record: AllocationRecord): Change => ({ op: "put", kind: "allocation", record });
-    return [
-      ...plan.place.map(put),
-      ...plan.stop.flatMap((one) => {
-        const cause = plan.causes.get(one.allocation_id);
-        const note = cause === undefined ? [] : [noteOf(this.state, { allocation: one, cause, now })];
-        return [put({ ...one, desired: "stop" }), ...note];
-      }),
-      ...plan.homes.map((record): Change => ({ op: "put", kind: "home", record })),
-    ];
   }
 
   /** Keeps what a plan says beside its changes. */

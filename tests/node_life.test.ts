@@ -209,6 +209,24 @@ describe("a node that leaves", () => {
     await pass(master, { ms: HEARTBEAT_MS, peers: others });
     expect(nodesOf(master)).toEqual(others.map(({ id }) => id));
   });
+
+  test("takes no end with it: what ended there runs anew when its definition changes, and is gone with its job", async () => {
+    const { master, peers } = await cluster(2);
+    const once = { ...WEB, deploy: { mode: "replicated-job" } };
+    await master.put("shop", { once });
+    for (const peer of peers) await peer.report();
+    const home = nodesOf(master)[0] ?? "";
+    const others = peers.filter(({ id }) => id !== home);
+    await peers.find(({ id }) => id === home)?.report({ 1: { state: "exited", final: true, exit_code: 0 } });
+    await pass(master, { ms: NODE_TIMEOUT_MS + 2 * HEARTBEAT_MS, peers: others });
+    await master.scheduler.removeNode(home, {});
+    await pass(master, { ms: HEARTBEAT_MS, peers: others });
+    expect(nodesOf(master)).toEqual([home]);
+    await master.put("shop", { once: { ...once, command: ["true"] } });
+    await pass(master, { ms: HEARTBEAT_MS, peers: others });
+    expect(nodesOf(master)).toEqual(others.map(({ id }) => id));
+    expect(allocations(master)).toHaveLength(1);
+  });
 });
 
 describe("a node that is emptied", () => {
