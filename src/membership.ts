@@ -22,6 +22,7 @@ import type {
 } from "./model.ts";
 import { NODE_IN_USE, nodeMessage, PROTOCOL_VERSION } from "./model.ts";
 import type { NodeNetwork } from "./model_network.ts";
+import { stoppedAloneAt } from "./reconcile_goal.ts";
 import type { Scheduler } from "./scheduler.ts";
 import { freeSubnet } from "./subnet.ts";
 import type { Channel } from "./transport.ts";
@@ -66,6 +67,8 @@ export class Membership {
   readonly #silence: Silence;
   /** Since when nodes have told that their Engine is dead. */
   readonly #engineDownSince = new Map<string, number>();
+  /** Lost nodes whose leaving is being written down. */
+  readonly #removing = new Set<string>();
   #sweepTimer: Timer | undefined;
   #sweptAt = 0;
   #sweeps = 0;
@@ -153,17 +156,7 @@ export class Membership {
    * its link closed.
    */
   async #connect(hello: Hello, link: NodeLink): Promise<string | undefined> {
-    const refused = this.#refusalOf(hello);
-    if (refused) {
-      this.#options.log.warn("refused a node", {
-        name: hello.node_name,
-        address: hello.address,
-        reason: refused.message,
-      });
-      link.send({ type: "refused", ...refused });
-      link.close();
-      return undefined;
-    }
+    if (this.#refuses(hello, link)) return undefined;
     let record: NodeRecord | undefined;
     await this.#options.scheduler.change(() => {
       const next = this.#recordFor(hello);
@@ -480,6 +473,7 @@ export class Membership {
     );
     this.#tellHold(wasHeld);
     for (const [nodeId, view] of this.#state.views) this.#judge(nodeId, view);
+    this.#removeLost(now);
     for (const [nodeId, removalsDone] of this.#unconfirmed) this.#confirm(nodeId, removalsDone);
     if (this.#roomChanged && ++this.#sweeps % (SWEEPS_PER_HEARTBEAT / 2) === 0) {
       scheduler.wakeBlocked();
@@ -521,8 +515,21 @@ export class Membership {
     if (view.lost && !wasLost) log.warn("what a node ran is given up, and placed anew", fields);
     if (state === "down") this.#links.get(nodeId)?.close();
     scheduler.wakeForNode(nodeId);
-    if (view.lost && state === "down" && node?.drain?.leave)
-      scheduler.removeNode(nodeId, {}).catch((error: unknown) => this.#writeFailed(error));
+  }
+
+  /** A node that was to leave and is lost has left, once what must not run twice can't run there any more. */
+  #removeLost(now: number): void {
+    for (const { node_id: nodeId, drain } of this.#state.nodes.values()) {
+      const view = this.#state.views.get(nodeId);
+      if (!drain?.leave || !view?.lost || view.state !== "down" || this.#removing.has(nodeId)) continue;
+      if (this.#state.allocationsOn(nodeId).some((one) => !one.ended && stoppedAloneAt(one, this.#state) > now))
+        continue;
+      this.#removing.add(nodeId);
+      this.#options.scheduler
+        .removeNode(nodeId, {})
+        .catch((error: unknown) => this.#writeFailed(error))
+        .finally(() => this.#removing.delete(nodeId));
+    }
   }
 
   #verdict(nodeId: string, view: NodeView): { state: NodeView["state"]; reason: string } {

@@ -28,6 +28,7 @@ import {
   mobilityOf,
   type Plan,
   type PlanContext,
+  stoppedAloneAt,
   wakeBy,
   without,
 } from "./reconcile_goal.ts";
@@ -35,9 +36,6 @@ import { waitingFor } from "./reconcile_order.ts";
 import { chooseReplacements, nodesToAvoid, type Replica } from "./reconcile_replace.ts";
 import { reunite, type Seat, Seats, unitOf } from "./reconcile_together.ts";
 import { wantsOf } from "./reconcile_wants.ts";
-
-/** How much the clocks of master and node may be apart in when they last heard of each other. */
-const ISOLATION_MARGIN_MS = 2_000;
 
 /** Plan for a service that is wanted. */
 export function reconcileService(goal: Goal, context: PlanContext): Plan {
@@ -143,11 +141,7 @@ function runsAlone(
   plan: Plan,
   { allocation, context: { state, now } }: { allocation: AllocationRecord; context: PlanContext },
 ): boolean {
-  const spec = state.specs.get(allocation.spec_hash);
-  const view = state.views.get(allocation.node_id);
-  const limitMs = spec?.stop_when_isolated_ms;
-  if (limitMs === undefined || view?.state !== "down") return true;
-  const at = view.lastSeen + limitMs + spec!.stop_grace_period_ms + ISOLATION_MARGIN_MS;
+  const at = stoppedAloneAt(allocation, state);
   if (now >= at) return true;
   wakeBy(plan, at);
   const name = state.nodes.get(allocation.node_id)?.node_name ?? allocation.node_id;

@@ -227,6 +227,26 @@ describe("a node that leaves", () => {
     expect(nodesOf(master)).toEqual(others.map(({ id }) => id));
     expect(allocations(master)).toHaveLength(1);
   });
+
+  test("and goes down is out only when it has stopped by itself what must never run twice", async () => {
+    const { master, peers } = await cluster(3);
+    await master.put("shop", { one: { ...WEB, "x-cacophony": { stop_when_isolated: "60s" } } });
+    for (const peer of peers) await peer.report();
+    const home = nodesOf(master)[0] ?? "";
+    const others = peers.filter(({ id }) => id !== home);
+    await master.scheduler.putNode(home, { availability: "pause" });
+    for (const { id } of others) await master.scheduler.putNode(id, { availability: "pause" });
+    await master.scheduler.removeNode(home, {});
+    await pass(master, { ms: NODE_TIMEOUT_MS + 2 * HEARTBEAT_MS, peers: others });
+    expect(stateOf(master, home)).toBe("down");
+    for (const { id } of others) await master.scheduler.putNode(id, { availability: "active" });
+    await pass(master, { ms: 40_000, peers: others });
+    expect(nodesOf(master)).toEqual([home]);
+    await pass(master, { ms: 30_000, peers: others });
+    expect(nodesOf(master)).not.toContain(home);
+    expect(nodesOf(master)).toHaveLength(1);
+    expect(master.scheduler.state.nodes.has(home)).toBe(false);
+  });
 });
 
 describe("a node that is emptied", () => {
