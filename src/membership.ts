@@ -22,8 +22,8 @@ import type {
 } from "./model.ts";
 import { NODE_IN_USE, nodeMessage, PROTOCOL_VERSION } from "./model.ts";
 import type { NodeNetwork } from "./model_network.ts";
-import { stoppedAloneAt } from "./reconcile_goal.ts";
 import type { Scheduler } from "./scheduler.ts";
+import { lostLeavers } from "./scheduler_nodes.ts";
 import { freeSubnet } from "./subnet.ts";
 import type { Channel } from "./transport.ts";
 
@@ -77,7 +77,9 @@ export class Membership {
   constructor(options: MembershipOptions) {
     this.#options = options;
     const { nodeTimeoutMs, heartbeatIntervalMs, massFailureHoldMs: holdMs = DEFAULT_MASS_FAILURE_HOLD_MS } = options;
-    this.#silence = new Silence({ nodeTimeoutMs, holdMs, suspectMs: heartbeatIntervalMs * SILENT_HEARTBEATS });
+    // Of nodes that are cut off together, one was heard up to an interval later than the other.
+    const suspectMs = Math.min(SILENT_HEARTBEATS * heartbeatIntervalMs, nodeTimeoutMs - 1.5 * heartbeatIntervalMs);
+    this.#silence = new Silence({ nodeTimeoutMs, holdMs, suspectMs });
   }
 
   /** Nodes that are silent together, of which nothing is given up yet; undefined: there are none. */
@@ -461,7 +463,12 @@ export class Membership {
     const deafMs = now - this.#sweptAt - everyMs;
     if (deafMs > everyMs) {
       // Nobody was heard in the future: what arrived since the pause ended counts as it is.
-      for (const view of this.#state.views.values()) view.lastSeen = Math.min(now, view.lastSeen + deafMs);
+      const later = (at: number) => Math.min(now, at + deafMs);
+      for (const view of this.#state.views.values()) {
+        view.lastSeen = later(view.lastSeen);
+        for (const [id, at] of view.unhealthySince ?? []) view.unhealthySince?.set(id, later(at));
+      }
+      for (const [id, at] of this.#engineDownSince) this.#engineDownSince.set(id, later(at));
     }
     this.#sweptAt = now;
     const wasHeld = this.hold !== undefined;
@@ -517,18 +524,13 @@ export class Membership {
     scheduler.wakeForNode(nodeId);
   }
 
-  /** A node that was to leave and is lost has left, once what must not run twice can't run there any more. */
+  /** A node that was to leave and is lost has left. */
   #removeLost(now: number): void {
-    for (const { node_id: nodeId, drain } of this.#state.nodes.values()) {
-      const view = this.#state.views.get(nodeId);
-      if (!drain?.leave || !view?.lost || view.state !== "down" || this.#removing.has(nodeId)) continue;
-      if (this.#state.allocationsOn(nodeId).some((one) => !one.ended && stoppedAloneAt(one, this.#state) > now))
-        continue;
+    for (const { node_id: nodeId } of lostLeavers(this.#state, now)) {
+      if (this.#removing.has(nodeId)) continue;
       this.#removing.add(nodeId);
-      this.#options.scheduler
-        .removeNode(nodeId, {})
-        .catch((error: unknown) => this.#writeFailed(error))
-        .finally(() => this.#removing.delete(nodeId));
+      const removed = this.#options.scheduler.removeNode(nodeId, {});
+      void removed.catch((error: unknown) => this.#writeFailed(error)).finally(() => this.#removing.delete(nodeId));
     }
   }
 

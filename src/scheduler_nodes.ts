@@ -6,6 +6,7 @@ import type { ClusterState } from "./cluster_state.ts";
 import type { AllocationRecord, Change, DepartureRecord, NodeRecord, PastAllocation, ReplaceCause } from "./model.ts";
 import { CacophonyError } from "./model.ts";
 import { suggest } from "./nearest.ts";
+import { stoppedAloneAt } from "./reconcile_goal.ts";
 
 /** What `PUT /cluster/node/:node_id` may ask for; what is absent stays. */
 export type NodeWish = {
@@ -121,6 +122,15 @@ export function departure(state: ClusterState, { node, now }: { node: NodeRecord
 export function withoutData(state: ClusterState, nodeId: string): Change[] {
   const homes = [...state.homes].filter(([, { node_id }]) => node_id === nodeId);
   return homes.map(([key]) => ({ op: "delete", kind: "home", key }));
+}
+
+/** Nodes that were to leave and are lost; not while something may still run there that must never run twice. */
+export function lostLeavers(state: ClusterState, now: number): NodeRecord[] {
+  return [...state.nodes.values()].filter(({ node_id, drain }) => {
+    const view = state.views.get(node_id);
+    if (!drain?.leave || !view?.lost || view.state !== "down") return false;
+    return state.allocationsOn(node_id).every((one) => one.ended !== undefined || stoppedAloneAt(one, state) <= now);
+  });
 }
 
 /** Whether nothing of the cluster's is on a node that is to leave, as it has told since it knows that. */

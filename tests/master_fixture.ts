@@ -29,29 +29,28 @@ export const NODE_TIMEOUT_MS = 15_000;
 export const ENGINE_TIMEOUT_MS = 60_000;
 export const HOLD_MS = 60_000;
 
+type MasterOptions = Pick<SchedulerOptions, "rebalance" | "strategy"> & { nodeTimeoutMs?: number };
+
 /** A master, one process after another, with a disk of its own. */
 export class Master {
   readonly clock = new VirtualClock();
   readonly #path = join(mkdtempSync(join(root, "master-")), "cluster.db");
   readonly #cidr: string;
-  readonly #options: Pick<SchedulerOptions, "rebalance" | "strategy">;
+  readonly #options: MasterOptions;
   scheduler: Scheduler;
   membership: Membership;
   /** What nodes heard, in order. */
   readonly log: string[] = [];
   #ids = 0;
 
-  private constructor(cidr: string, options: Pick<SchedulerOptions, "rebalance" | "strategy">) {
+  private constructor(cidr: string, options: MasterOptions) {
     this.#cidr = cidr;
     this.#options = options;
     this.scheduler = this.#newScheduler();
     this.membership = this.#newMembership();
   }
 
-  static async start(
-    cidr = "10.213.0.0/16",
-    options: Pick<SchedulerOptions, "rebalance" | "strategy"> = {},
-  ): Promise<Master> {
+  static async start(cidr = "10.213.0.0/16", options: MasterOptions = {}): Promise<Master> {
     const master = new Master(cidr, options);
     await master.#begin();
     return master;
@@ -106,7 +105,7 @@ export class Master {
       scheduler: this.scheduler,
       self: { node_id: "master", address: "10.0.0.1:9000" },
       heartbeatIntervalMs: HEARTBEAT_MS,
-      nodeTimeoutMs: NODE_TIMEOUT_MS,
+      nodeTimeoutMs: this.#options.nodeTimeoutMs ?? NODE_TIMEOUT_MS,
       engineTimeoutMs: ENGINE_TIMEOUT_MS,
       massFailureHoldMs: HOLD_MS,
     });

@@ -82,6 +82,22 @@ describe("a silent node", () => {
     expect(nodesOf(master)).toEqual(["n1", "n1", "n1", "n1"]);
   });
 
+  test("is held with most others also where the timeout is the shortest that may be set", async () => {
+    const master = await Master.start("10.213.0.0/16", { nodeTimeoutMs: 3 * HEARTBEAT_MS });
+    const peers: Peer[] = [];
+    for (let n = 1; n <= 3; n++) peers.push(await Peer.join(master, n));
+    const [one, two, three] = peers as [Peer, Peer, Peer];
+    await master.put("shop", { web: { ...WEB, scale: 3 } });
+    for (const peer of peers) await peer.report();
+    // Cut at one moment, when the one's next heartbeat was about to come, and the other's had just come.
+    await two.beat();
+    await master.clock.advance(HEARTBEAT_MS - 100);
+    await three.beat();
+    await pass(master, { ms: 5 * HEARTBEAT_MS, peers: [one] });
+    expect(master.membership.hold?.nodes).toEqual(["n2", "n3"]);
+    expect(nodesOf(master)).toEqual(["n1", "n2", "n3"]);
+  });
+
   test("is not held any longer once somebody says so", async () => {
     const { master, peers } = await cluster(4);
     await master.put("shop", { web: { ...WEB, scale: 4 } });
@@ -111,6 +127,26 @@ describe("a node whose Docker Engine is dead", () => {
     await pass(master, { ms: 2 * HEARTBEAT_MS, peers });
     expect(two.assigned).toEqual([]);
     expect(allocations(master)).toHaveLength(2);
+  });
+});
+
+describe("a master that stood still", () => {
+  test("takes that time neither for a dead Engine's nor for a failing check's", async () => {
+    const { master, peers } = await cluster(2);
+    const [, two] = peers as [Peer, Peer];
+    await master.put("shop", { web: { ...WEB, scale: 2 } });
+    for (const peer of peers) await peer.report();
+    const before = nodesOf(master);
+    two.engineFault = "Docker does not answer";
+    await two.beat();
+    await peers[0]?.report({ 1: { health: "unhealthy" }, 2: { health: "unhealthy" } });
+    master.clock.stall(2 * ENGINE_TIMEOUT_MS);
+    await master.clock.advance(20);
+    two.engineFault = undefined;
+    await pass(master, { ms: 2 * HEARTBEAT_MS, peers });
+    expect(nodesOf(master)).toEqual(before);
+    expect(allocations(master)).toHaveLength(2);
+    expect(master.scheduler.state.histories("shop/web")).toEqual([]);
   });
 });
 
