@@ -96,7 +96,7 @@ function drainOf(
   return { started_at, deadline_at: kept ?? now + (deadlineMs ?? DEFAULT_DRAIN_MS), force, leave };
 }
 
-/** Changes that end a node's membership; what was still to run there is lost with it. */
+/** Changes that end a node's membership; what was still to run there is lost with it. Volumes that it is to remove, it removes when it is back. */
 export function departure(state: ClusterState, { node, now }: { node: NodeRecord; now: number }): Change[] {
   const { node_id, node_name, address, engine_id, drain } = node;
   const changes: Change[] = [
@@ -113,8 +113,6 @@ export function departure(state: ClusterState, { node, now }: { node: NodeRecord
     changes.push({ op: "delete", kind: "allocation", key: allocation.allocation_id });
     if (allocation.desired === "run") changes.push(noteOf(state, { allocation, cause: "lost", now }));
   }
-  for (const { removal_id, node_id: on } of state.removals.values())
-    if (on === node_id) changes.push({ op: "delete", kind: "removal", key: removal_id });
   return drain?.force ? [...changes, ...withoutData(state, node_id)] : changes;
 }
 
@@ -138,7 +136,8 @@ export function hasLeft(state: ClusterState, { nodeId, term }: { nodeId: string;
   const view = state.views.get(nodeId);
   if (state.nodes.get(nodeId)?.drain?.leave !== true || !view?.connected || !view.reported) return false;
   const isEmpty = state.allocationsOn(nodeId).every(({ ended }) => ended !== undefined);
-  return isEmpty && view.applied?.term === term && view.statuses.size === 0;
+  const isClean = ![...state.removals.values()].some(({ node_id }) => node_id === nodeId);
+  return isEmpty && isClean && view.applied?.term === term && view.statuses.size === 0;
 }
 
 /** What a slot's history keeps of an allocation that is to run no more. */

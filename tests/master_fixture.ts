@@ -74,8 +74,8 @@ export class Master {
     return outcome;
   }
 
-  async delete(jobId: string): Promise<void> {
-    await this.scheduler.deleteJob(jobId, { volumes: false, preconditions: {} });
+  async delete(jobId: string, { volumes = false } = {}): Promise<void> {
+    await this.scheduler.deleteJob(jobId, { volumes, preconditions: {} });
     await this.clock.advance(20);
   }
 
@@ -125,6 +125,8 @@ export class Peer {
   address: string;
   /** Why its Docker Engine does not answer; undefined: it does. */
   engineFault: string | undefined;
+  /** What it removed of the volumes of deleted jobs. */
+  removalsDone: string[] = [];
   /** The cluster that it believes to belong to. */
   clusterId: string | undefined;
 
@@ -148,6 +150,12 @@ export class Peer {
 
   get assigned(): Assignments["allocations"] {
     return this.heard.findLast((message) => message.type === "assignments")?.allocations ?? [];
+  }
+
+  /** The volumes that it is to remove. */
+  get removals(): string[] {
+    const assignments = this.heard.findLast((message) => message.type === "assignments");
+    return (assignments?.removals ?? []).map(({ removal_id }) => removal_id);
   }
 
   endpoints(key: string): [slot: number, ready: boolean, node: string][] | undefined {
@@ -201,7 +209,14 @@ export class Peer {
       return [{ allocation_id, state: "running", final: false, ports: [], restarts: 0, addresses, ...states[slot] }];
     });
     const applied = this.heard.findLast((message) => message.type === "assignments")?.order;
-    this.#say({ type: "status", full: true, ...(applied && { applied }), allocations, gone: [], removals_done: [] });
+    this.#say({
+      type: "status",
+      full: true,
+      ...(applied && { applied }),
+      allocations,
+      gone: [],
+      removals_done: this.removalsDone,
+    });
     await this.#master.clock.advance(20);
   }
 

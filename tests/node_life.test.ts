@@ -283,6 +283,32 @@ describe("a node that leaves", () => {
     expect(nodesOf(master)).toHaveLength(1);
     expect(master.scheduler.state.nodes.has(home)).toBe(false);
   });
+
+  test("first removes the volumes of deleted jobs, and where it was lost before, does so when it is back", async () => {
+    const { master, peers } = await cluster(2);
+    await master.put("shop", { db: DATA }, { volumes: { data: {} } });
+    for (const peer of peers) await peer.report();
+    const home = nodesOf(master)[0] ?? "";
+    const others = peers.filter(({ id }) => id !== home);
+    const node = peers.find(({ id }) => id === home);
+    if (!node) throw new Error("nothing runs");
+    await master.delete("shop", { volumes: true });
+    await master.scheduler.removeNode(home, {});
+    for (let n = 0; n < 3; n++) await node.report();
+    expect(allocations(master)).toEqual([]);
+    expect(master.scheduler.state.nodes.has(home)).toBe(true);
+    await pass(master, { ms: NODE_TIMEOUT_MS + 2 * HEARTBEAT_MS, peers: others });
+    expect(master.scheduler.state.nodes.has(home)).toBe(false);
+    node.clusterId = "c";
+    await node.dial();
+    expect(node.removals).toHaveLength(1);
+    await node.report();
+    expect(master.scheduler.state.nodes.has(home)).toBe(true);
+    node.removalsDone = node.removals;
+    await node.report();
+    expect(node.heard.at(-1)).toEqual({ type: "left" });
+    expect([...master.scheduler.state.removals.values()].filter(({ node_id }) => node_id === home)).toEqual([]);
+  });
 });
 
 describe("a node that is emptied", () => {
