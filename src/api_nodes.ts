@@ -7,7 +7,7 @@ import { readDuration, Refusal } from "./job_grammar.ts";
 import type { NodeRecord } from "./model.ts";
 import { CacophonyError } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
-import { findNode, type NodeWish } from "./scheduler_nodes.ts";
+import { findDeparture, findNode, type NodeWish } from "./scheduler_nodes.ts";
 
 /** Labels of a node: more than anybody gives, few enough to look at for each placement. */
 const MAX_LABELS = 100;
@@ -82,7 +82,7 @@ export function nodeRoutes({ scheduler, only }: NodeRoutesOptions): Hono {
     queryOf(c, []);
     const nodeId = c.req.param("node_id");
     const { state } = scheduler();
-    const left = state.nodes.has(nodeId) ? undefined : state.departures.get(nodeId);
+    const left = findDeparture(state, nodeId);
     return answer(c, left ? departureView(left) : view(findNode(state, nodeId)));
   });
   app.put("/:node_id", async (c) => {
@@ -104,7 +104,10 @@ export function nodeRoutes({ scheduler, only }: NodeRoutesOptions): Hono {
       ...forceOf(query),
       ...(deadline !== undefined && { deadlineMs: readDeadline(deadline) }),
     };
-    const { node, isGone } = await scheduler().removeNode(c.req.param("node_id"), wish);
+    const nodeId = c.req.param("node_id");
+    const former = wish.force ? await scheduler().forgetData(nodeId) : undefined;
+    if (former) return answer(c, departureView(former));
+    const { node, isGone } = await scheduler().removeNode(nodeId, wish);
     const left = isGone ? scheduler().state.departures.get(node.node_id) : undefined;
     return left ? answer(c, departureView(left)) : answer(c, view(node), 202);
   });

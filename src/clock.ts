@@ -14,11 +14,21 @@ export interface Clock {
   after(delayMs: number, fn: () => void): Timer;
 }
 
+/** What `setTimeout` counts up to, almost 25 days: anything above goes off at once. */
+const MAX_DELAY_MS = 2 ** 31 - 1;
+
 export const systemClock: Clock = {
   // Begins at the wall clock's time and then only goes on: when somebody sets the clock, nothing becomes late or early by it.
   now: () => Math.round(performance.timeOrigin + performance.now()),
   after(delayMs, fn) {
-    const timer = setTimeout(fn, delayMs);
+    let timer: ReturnType<typeof setTimeout>;
+    const wait = (restMs: number) => {
+      timer = setTimeout(
+        () => (restMs > MAX_DELAY_MS ? wait(restMs - MAX_DELAY_MS) : fn()),
+        Math.min(restMs, MAX_DELAY_MS),
+      );
+    };
+    wait(delayMs);
     return { cancel: () => clearTimeout(timer) };
   },
 };

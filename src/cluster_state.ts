@@ -67,6 +67,25 @@ export type NodeView = {
   statuses: Map<string, AllocationStatus>;
 };
 
+/** A node that a master which starts now has not heard of. */
+export function newView(now: number): NodeView {
+  return {
+    state: "unready",
+    reason: "not heard from since this master started",
+    lastSeen: now,
+    connected: false,
+    version: "",
+    engine: undefined,
+    resources: undefined,
+    foreign: [],
+    volumes: undefined,
+    networks: undefined,
+    applied: undefined,
+    reported: false,
+    statuses: new Map(),
+  };
+}
+
 /** A service of a job, by one string: job ids have no slash. */
 export type ServiceKey = `${string}/${string}`;
 
@@ -236,11 +255,16 @@ export class ClusterState {
 
   /**
    * Removes what nothing refers to: specs of no job or allocation, contents and secrets that no other spec or job names, the
-   * history of slots that there are no more, and nodes that left long ago.
+   * history of slots that there are no more, nodes that left long ago, and what those were to remove.
    */
   unused(now: number): Change[] {
     const used = new Set([...this.allocations.values()].map(({ spec_hash }) => spec_hash));
-    const named = { chunk: new Set<string>(), secret: new Set<string>(), departure: new Set<string>() };
+    const named = {
+      chunk: new Set<string>(),
+      secret: new Set<string>(),
+      departure: new Set<string>(),
+      removal: new Set<string>(),
+    };
     for (const { services, secrets = [] } of this.liveJobs()) {
       for (const { spec_hash } of services) used.add(spec_hash);
       for (const { secret_id } of secrets) named.secret.add(secret_id);
@@ -250,6 +274,8 @@ export class ClusterState {
       for (const { chunks } of files) for (const chunk of chunks) named.chunk.add(chunk);
       for (const mount of mounts) if (mount.type === "secret") named.secret.add(mount.secret_id);
     }
+    for (const { removal_id, node_id } of this.removals.values())
+      if (this.nodes.has(node_id) || this.departures.has(node_id)) named.removal.add(removal_id);
     for (const home of this.homes.values()) named.departure.add(home.node_id);
     for (const { node_id, left_at } of this.departures.values())
       if (now - left_at < DEPARTURE_KEPT_MS) named.departure.add(node_id);
@@ -260,6 +286,7 @@ export class ClusterState {
       ...unnamed("chunk", this.chunks.keys(), named.chunk),
       ...unnamed("secret", this.secrets.keys(), named.secret),
       ...unnamed("departure", this.departures.keys(), named.departure),
+      ...unnamed("removal", this.removals.keys(), named.removal),
       ...this.#unusedHistories(),
     ];
   }

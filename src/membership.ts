@@ -5,7 +5,7 @@
  */
 import * as v from "valibot";
 import type { Clock, Timer } from "./clock.ts";
-import type { NodeView } from "./cluster_state.ts";
+import { newView, type NodeView } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
 import { messageWriter, PeerNews } from "./membership_peers.ts";
@@ -24,6 +24,7 @@ import type {
 import { NODE_IN_USE, nodeMessage, PROTOCOL_VERSION } from "./model.ts";
 import type { NodeNetwork } from "./model_network.ts";
 import type { Scheduler } from "./scheduler.ts";
+import { lostLeavers } from "./scheduler_nodes.ts";
 import { freeSubnet } from "./subnet.ts";
 import type { Channel } from "./transport.ts";
 
@@ -69,6 +70,8 @@ export class Membership {
   readonly #engineDownSince = new Map<string, number>();
   readonly #peerNews: PeerNews;
   readonly #write = messageWriter();
+  /** Lost nodes whose leaving is being written down. */
+  readonly #removing = new Set<string>();
   #sweepTimer: Timer | undefined;
   #sweptAt = 0;
   #sweeps = 0;
@@ -82,7 +85,9 @@ export class Membership {
       peers: () => this.#peers(),
       tell: (message) => this.#links.forEach((link) => link.send(message)),
     });
-    this.#silence = new Silence({ nodeTimeoutMs, holdMs, suspectMs: heartbeatIntervalMs * SILENT_HEARTBEATS });
+    // Of nodes that are cut off together, one was heard up to an interval later than the other.
+    const suspectMs = Math.min(SILENT_HEARTBEATS * heartbeatIntervalMs, nodeTimeoutMs - 1.5 * heartbeatIntervalMs);
+    this.#silence = new Silence({ nodeTimeoutMs, holdMs, suspectMs });
   }
 
   /** Nodes that are silent together, of which nothing is given up yet; undefined: there are none. */
@@ -100,7 +105,7 @@ export class Membership {
 
   /** Begins to listen for every node that the state knows: each gets the whole timeout before it counts as down. */
   start(): void {
-    for (const nodeId of this.#state.nodes.keys()) this.#state.views.set(nodeId, this.#newView());
+    for (const nodeId of this.#state.nodes.keys()) this.#state.views.set(nodeId, newView(this.#options.clock.now()));
     this.#peerNews.start();
     this.#sweptAt = this.#options.clock.now();
     this.#sweep();
@@ -163,17 +168,7 @@ export class Membership {
    * its link closed.
    */
   async #connect(hello: Hello, link: NodeLink): Promise<string | undefined> {
-    const refused = this.#refusalOf(hello);
-    if (refused) {
-      this.#options.log.warn("refused a node", {
-        name: hello.node_name,
-        address: hello.address,
-        reason: refused.message,
-      });
-      link.send({ type: "refused", ...refused });
-      link.close();
-      return undefined;
-    }
+    if (this.#refuses(hello, link)) return undefined;
     let record: NodeRecord | undefined;
     await this.#options.scheduler.change(() => {
       const next = this.#recordFor(hello);
@@ -336,7 +331,7 @@ export class Membership {
     this.#links.set(nodeId, link);
     this.#instances.set(nodeId, hello.instance);
     replaced?.close();
-    const view = this.#state.views.get(nodeId) ?? this.#newView();
+    const view = this.#state.views.get(nodeId) ?? newView(this.#options.clock.now());
     this.#state.views.set(nodeId, view);
     Object.assign(view, { connected: true, isHeard: true, lastSeen: clock.now(), version: hello.version });
     this.#silence.forget(nodeId);
@@ -478,7 +473,12 @@ export class Membership {
     const deafMs = now - this.#sweptAt - everyMs;
     if (deafMs > everyMs) {
       // Nobody was heard in the future: what arrived since the pause ended counts as it is.
-      for (const view of this.#state.views.values()) view.lastSeen = Math.min(now, view.lastSeen + deafMs);
+      const later = (at: number) => Math.min(now, at + deafMs);
+      for (const view of this.#state.views.values()) {
+        view.lastSeen = later(view.lastSeen);
+        for (const [id, at] of view.unhealthySince ?? []) view.unhealthySince?.set(id, later(at));
+      }
+      for (const [id, at] of this.#engineDownSince) this.#engineDownSince.set(id, later(at));
     }
     this.#sweptAt = now;
     const wasHeld = this.hold !== undefined;
@@ -490,6 +490,7 @@ export class Membership {
     );
     this.#tellHold(wasHeld);
     for (const [nodeId, view] of this.#state.views) this.#judge(nodeId, view);
+    this.#removeLost(now);
     for (const [nodeId, removalsDone] of this.#unconfirmed) this.#confirm(nodeId, removalsDone);
     if (this.#roomChanged && ++this.#sweeps % (SWEEPS_PER_HEARTBEAT / 2) === 0) {
       scheduler.wakeBlocked();
@@ -531,8 +532,16 @@ export class Membership {
     if (view.lost && !wasLost) log.warn("what a node ran is given up, and placed anew", fields);
     if (state === "down") this.#links.get(nodeId)?.close();
     scheduler.wakeForNode(nodeId);
-    if (view.lost && state === "down" && node?.drain?.leave)
-      scheduler.removeNode(nodeId, {}).catch((error: unknown) => this.#writeFailed(error));
+  }
+
+  /** A node that was to leave and is lost has left. */
+  #removeLost(now: number): void {
+    for (const { node_id: nodeId } of lostLeavers(this.#state, now)) {
+      if (this.#removing.has(nodeId)) continue;
+      this.#removing.add(nodeId);
+      const removed = this.#options.scheduler.removeNode(nodeId, {});
+      void removed.catch((error: unknown) => this.#writeFailed(error)).finally(() => this.#removing.delete(nodeId));
+    }
   }
 
   #verdict(nodeId: string, view: NodeView): { state: NodeView["state"]; reason: string } {
@@ -584,24 +593,6 @@ export class Membership {
     this.#options.scheduler.detach(nodeId);
     link?.close();
     this.#peerNews.notice();
-  }
-
-  #newView(): NodeView {
-    return {
-      state: "unready",
-      reason: "not heard from since this master started",
-      lastSeen: this.#options.clock.now(),
-      connected: false,
-      version: "",
-      engine: undefined,
-      resources: undefined,
-      foreign: [],
-      volumes: undefined,
-      networks: undefined,
-      applied: undefined,
-      reported: false,
-      statuses: new Map(),
-    };
   }
 }
 

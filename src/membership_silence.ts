@@ -4,7 +4,8 @@
  *
  * **The guard.** When at least two nodes, and more than half of those that could work, fall silent within one node timeout, they
  * count as down, but nothing of theirs is given up: it is held until a longer time has passed, somebody says so, or enough of
- * them are heard of again to show that the master is not cut off.
+ * them are heard of again to show that the master is not cut off. The others then have one more timeout, for they find the
+ * master one after the other.
  */
 
 /** A node as the master last heard of it. Times are milliseconds since 1970. */
@@ -35,6 +36,8 @@ export class Silence {
   readonly #lost = new Set<string>();
   readonly #held = new Set<string>();
   #since = 0;
+  /** Since when enough of them are back. */
+  #provenAt: number | undefined;
 
   constructor(options: SilenceOptions) {
     this.#options = options;
@@ -81,7 +84,9 @@ export class Silence {
     if (this.#held.size === 0) return;
     const silent = others.filter((one) => isSilent(one) && one.wasReady && !this.#lost.has(one.node_id));
     const isProven = !isMost(silent.length, this.#working(others).length);
-    if (isProven || now >= this.#since + this.#options.holdMs) this.release();
+    this.#provenAt = isProven ? (this.#provenAt ?? now) : undefined;
+    const isSettled = this.#provenAt !== undefined && now - this.#provenAt >= nodeTimeoutMs;
+    if (isSettled || now >= this.#since + this.#options.holdMs) this.release();
   }
 
   #conclude(
@@ -97,6 +102,7 @@ export class Silence {
     const working = new Set([...this.#working(others), ...together]);
     if (!node.wasReady || !isMost(together.length, working.size)) return void this.#lost.add(node.node_id);
     this.#since = now;
+    this.#provenAt = undefined;
     this.#held.add(node.node_id);
   }
 

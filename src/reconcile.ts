@@ -28,6 +28,7 @@ import {
   mobilityOf,
   type Plan,
   type PlanContext,
+  stoppedAloneAt,
   wakeBy,
   without,
 } from "./reconcile_goal.ts";
@@ -35,9 +36,6 @@ import { waitingFor } from "./reconcile_order.ts";
 import { chooseReplacements, nodesToAvoid, type Replica } from "./reconcile_replace.ts";
 import { reunite, type Seat, Seats, unitOf } from "./reconcile_together.ts";
 import { wantsOf } from "./reconcile_wants.ts";
-
-/** How much the clocks of master and node may be apart in when they last heard of each other. */
-const ISOLATION_MARGIN_MS = 2_000;
 
 /** Plan for a service that is wanted. */
 export function reconcileService(goal: Goal, context: PlanContext): Plan {
@@ -143,11 +141,7 @@ function runsAlone(
   plan: Plan,
   { allocation, context: { state, now } }: { allocation: AllocationRecord; context: PlanContext },
 ): boolean {
-  const spec = state.specs.get(allocation.spec_hash);
-  const view = state.views.get(allocation.node_id);
-  const limitMs = spec?.stop_when_isolated_ms;
-  if (limitMs === undefined || view?.state !== "down") return true;
-  const at = view.lastSeen + limitMs + spec!.stop_grace_period_ms + ISOLATION_MARGIN_MS;
+  const at = stoppedAloneAt(allocation, state);
   if (now >= at) return true;
   wakeBy(plan, at);
   const name = state.nodes.get(allocation.node_id)?.node_name ?? allocation.node_id;
@@ -243,7 +237,8 @@ function replace(
       allocation,
       isUp: isUp(status),
       isIdle: isKnownIdle(allocation, state) || allocation.ended !== undefined,
-      isReachable: state.views.get(allocation.node_id)?.state === "ready",
+      // What came to its end needs to be told nothing.
+      isReachable: allocation.ended !== undefined || state.views.get(allocation.node_id)?.state === "ready",
       isAwaited: isCurrent(allocation, goal) && !hasEnded(allocation, state) && !state.isLost(allocation.node_id),
       isPulling: status?.state === "pulling",
     };
@@ -259,6 +254,8 @@ function replace(
   for (const { allocation, cause } of choice.stop) {
     plan.stop.push(allocation);
     plan.causes.set(allocation.allocation_id, cause);
+    // No report follows, after which the slot would be looked at again.
+    if (state.isLost(allocation.node_id)) wakeBy(plan, now);
   }
   for (const { allocation, cause } of choice.start) {
     const to = cause === "rebalance" ? context.moves?.get(allocation.allocation_id) : undefined;

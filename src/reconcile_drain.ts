@@ -20,6 +20,8 @@ export type Mobility = "free" | "tied" | "data" | "task" | "global" | "follower"
 export type Draining = {
   /** The service that may leave now. */
   turn: ServiceKey | undefined;
+  /** The services to look at for this node now: the one whose turn it is, or at last all that run once on each node. */
+  due: readonly ServiceKey[];
   force: boolean;
   /** Whether the deadline has passed: what can leave is stopped, wherever it goes. */
   isOver: boolean;
@@ -31,23 +33,28 @@ export type DrainFacts = {
   state: ClusterState;
   now: number;
   mobilityOf: (key: ServiceKey) => Mobility;
-  /** Why a service found no place elsewhere, as of the last pass. */
+  /** Why a service found no place elsewhere when it last had its turn. */
   stuckOf: (key: ServiceKey) => readonly string[];
+  /** Whether it had its turn, and found no place, since room last appeared: the others come first. */
+  isPassedOver: (key: ServiceKey) => boolean;
 };
 
-export function drainings({ state, now, mobilityOf, stuckOf }: DrainFacts): Map<string, Draining> {
+export function drainings({
+  state,
+  now,
+  mobilityOf,
+  isPassedOver,
+}: Omit<DrainFacts, "stuckOf">): Map<string, Draining> {
   const found = new Map<string, Draining>();
   for (const { node_id, drain } of state.nodes.values()) {
     if (!drain) continue;
     const here = [...new Set(running(state, node_id).map(serviceKey))].toSorted();
     const kinds = new Map(here.map((key) => [key, mobilityOf(key)]));
     const movable = here.filter((key) => canMove(kinds.get(key), drain.force));
-    found.set(node_id, {
-      turn: movable.find((key) => stuckOf(key).length === 0) ?? movable[0],
-      force: drain.force,
-      isOver: now >= drain.deadline_at,
-      isLast: here.every((key) => kinds.get(key) === "global"),
-    });
+    const turn = movable.find((key) => !isPassedOver(key)) ?? movable[0];
+    const isLast = here.every((key) => kinds.get(key) === "global");
+    const due = turn === undefined ? (isLast ? here : []) : [turn];
+    found.set(node_id, { turn, due, force: drain.force, isOver: now >= drain.deadline_at, isLast });
   }
   return found;
 }
@@ -69,7 +76,10 @@ export function isEmpty(state: ClusterState, nodeId: string): boolean {
 export type DrainWait = { job_id: string; service_name: string; slot: number; reason: string };
 
 /** What keeps a node from being empty, allocation by allocation. */
-export function drainWaits({ node_id, drain }: NodeRecord, facts: DrainFacts): DrainWait[] {
+export function drainWaits(
+  { node_id, drain }: NodeRecord,
+  facts: Pick<DrainFacts, "state" | "mobilityOf" | "stuckOf">,
+): DrainWait[] {
   if (!drain) return [];
   const { state, mobilityOf, stuckOf } = facts;
   const replaced = new Set([...state.allocations.values()].flatMap(({ replaces }) => replaces?.allocation_id ?? []));

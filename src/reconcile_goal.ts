@@ -77,6 +77,9 @@ export type PlanContext = {
 /** Blocked slots listed one by one; all slots of a service mostly wait for the same thing. */
 export const MAX_BLOCKED = 100;
 
+/** How much the clocks of master and node may be apart in when they last heard of each other. */
+const ISOLATION_MARGIN_MS = 2_000;
+
 export type Missing = {
   goal: Goal;
   context: PlanContext;
@@ -141,6 +144,17 @@ export function isKnownIdle(allocation: AllocationRecord, state: ClusterState): 
   if (!view?.reported || !view.connected) return false;
   const status = view.statuses.get(allocation.allocation_id);
   return status !== undefined && status.state !== "running" && status.state !== "stopping" && !status.final;
+}
+
+/**
+ * When nothing of a replica can run any more on a node that is down, because that one stops it by itself without a master
+ * (`stop_when_isolated`): milliseconds since 1970; 0: nothing is said about that.
+ */
+export function stoppedAloneAt({ spec_hash, node_id }: AllocationRecord, { specs, views }: ClusterState): number {
+  const spec = specs.get(spec_hash);
+  const view = views.get(node_id);
+  if (spec?.stop_when_isolated_ms === undefined || view?.state !== "down") return 0;
+  return view.lastSeen + spec.stop_when_isolated_ms + spec.stop_grace_period_ms + ISOLATION_MARGIN_MS;
 }
 
 export function block(plan: Plan, slot: number, reasons: string[]): void {

@@ -12,19 +12,30 @@ import { changesForDelete, changesForPut, changesForScale, checkPreconditions } 
 import { Directory } from "./directory.ts";
 import { changesForDigests, changesForRestart } from "./job_images.ts";
 import type { Log } from "./log.ts";
-import type { AllocationRecord, Change, ClusterRecord, LiveJob, MasterMessage, NodeRecord } from "./model.ts";
+import type {
+  AllocationRecord,
+  Change,
+  ClusterRecord,
+  DepartureRecord,
+  LiveJob,
+  MasterMessage,
+  NodeRecord,
+} from "./model.ts";
 import { isGlobal } from "./model_spec.ts";
 import { CacophonyError, StartError } from "./model.ts";
-import { type DrainFacts, drainings, type DrainWait, drainWaits } from "./reconcile_drain.ts";
+import type { DrainWait } from "./reconcile_drain.ts";
 import type { Blocked, Plan, PlanContext } from "./reconcile_goal.ts";
 import type { Strategy } from "./placement.ts";
 import type { Rebalance } from "./reconcile_rebalance.ts";
 import { reconcileRemoved, reconcileService } from "./reconcile.ts";
 import { assignmentsFor } from "./scheduler_assignments.ts";
+import { Drains } from "./scheduler_drains.ts";
 import { planBeforehand, type ServicePlan } from "./scheduler_dry_run.ts";
 import { Goals } from "./scheduler_goals.ts";
 import { Moves } from "./scheduler_moves.ts";
-import { changesForLeave, changesForNode, departure, hasLeft, type NodeWish, noteOf } from "./scheduler_nodes.ts";
+import { changesForLeave, changesForNode, departure, findDeparture, hasLeft } from "./scheduler_nodes.ts";
+import { type NodeWish, withoutData } from "./scheduler_nodes.ts";
+import { changesOfPlan } from "./scheduler_plans.ts";
 import { Registries } from "./scheduler_registries.ts";
 import { Secrets } from "./scheduler_secrets.ts";
 import { changesForUpgrade } from "./scheduler_upgrade.ts";
@@ -71,14 +82,11 @@ export class Scheduler {
   readonly #stopToldAt = new Map<string, number>();
   readonly #goals: Goals;
   readonly #moves: Moves;
+  readonly #drains: Drains;
   /** When a node last came, went or changed. */
   #nodesChangedAt = 0;
-  /** Why services find no place outside of nodes that are to be emptied, as of the last pass. */
-  readonly #stuck = new Map<ServiceKey, readonly string[]>();
   /** When services are looked at again though nothing happened. */
   readonly #alarms = new Alarms<ServiceKey>();
-  /** When nodes that are being emptied are to be empty. */
-  readonly #deadlines = new Alarms<string>();
   #queue: Promise<unknown> = Promise.resolve();
   #cluster: ClusterRecord | undefined;
   #term = 0;
@@ -92,6 +100,13 @@ export class Scheduler {
     const network = () => ({ mode: this.cluster.network_mode, cidr: this.cluster.network_cidr });
     this.#goals = new Goals(this.state);
     this.#moves = new Moves({ state: this.state, goals: this.#goals });
+    this.#drains = new Drains({
+      state: this.state,
+      goals: this.#goals,
+      clock: options.clock,
+      wake: (keys) => this.wake(keys),
+      wakeForNode: (nodeId) => this.wakeForNode(nodeId),
+    });
     this.directory = new Directory({ state: this.state, clock: options.clock, network });
     this.secrets = new Secrets({ ...options, state: this.state });
     this.#registries = new Registries({ ...options, state: this.state });
@@ -177,7 +192,7 @@ export class Scheduler {
     this.#passTimer?.cancel();
     this.#fullPassTimer?.cancel();
     this.#alarms.stop();
-    this.#deadlines.stop();
+    this.#drains.stop();
     this.directory.stop();
     await this.#queue.catch(() => {});
     await this.#options.store.close();
@@ -299,6 +314,17 @@ export class Scheduler {
     });
   }
 
+  /** Has slots wait no more for their data on a node that left before; resolves to it, if there is such a one. */
+  async forgetData(nodeId: string): Promise<DepartureRecord | undefined> {
+    return this.#exclusive(async () => {
+      const left = findDeparture(this.state, nodeId);
+      if (!left) return undefined;
+      await this.#commit(withoutData(this.state, left.node_id));
+      this.wakeBlocked();
+      return left;
+    });
+  }
+
   /** Ends the membership of a node that is to leave, and has; resolves to whether it did. */
   async finishLeaving(nodeId: string): Promise<boolean> {
     if (!hasLeft(this.state, { nodeId, term: this.#term })) return false;
@@ -329,16 +355,7 @@ export class Scheduler {
 
   /** What keeps a node from being empty. */
   drainWaits(node: NodeRecord): DrainWait[] {
-    return drainWaits(node, this.#drainFacts());
-  }
-
-  #drainFacts(): DrainFacts {
-    return {
-      state: this.state,
-      now: this.#options.clock.now(),
-      mobilityOf: (key) => this.#goals.mobilityOf(key),
-      stuckOf: (key) => this.#stuck.get(key) ?? [],
-    };
+    return this.#drains.waits(node);
   }
 
   /** Slots of a service that have no allocation, as of the last pass. */
@@ -408,7 +425,7 @@ export class Scheduler {
 
   /** Room may have appeared: services with blocked slots are looked at again. */
   wakeBlocked(): void {
-    this.wake([...this.#blocked.keys(), ...this.#stuck.keys()]);
+    this.wake([...this.#blocked.keys(), ...this.#drains.retry()]);
   }
 
   /** A node came, went or changed: looks again at what it has, at what is to be on each node, and at what found no place. */
@@ -507,8 +524,9 @@ export class Scheduler {
   }
 
   async #pass(): Promise<void> {
-    const draining = drainings(this.#drainFacts());
-    for (const { turn } of draining.values()) if (turn !== undefined) this.#dirty.add(turn);
+    const draining = this.#drains.current();
+    const due = new Set(Array.from(draining.values(), (one) => one.due).flat());
+    for (const key of due) this.#dirty.add(key);
     for (const key of this.#moves.waiting()) this.#dirty.add(key);
     const keys = this.#goals.withDependents(this.#dirty);
     this.#dirty.clear();
@@ -519,7 +537,7 @@ export class Scheduler {
     for (const key of keys) {
       const plan = this.#planFor(key, context);
       planned.set(key, plan);
-      changes.push(...this.#changesOf(plan, context.now));
+      changes.push(...changesOfPlan(this.state, { plan, now: context.now }));
       for (const { node_id } of [...plan.place, ...plan.stop]) nodes.add(node_id);
     }
     changes.push(...this.#goals.releases(new Set(keys.filter((key) => planned.get(key)?.released))));
@@ -529,7 +547,10 @@ export class Scheduler {
       for (const key of keys) this.#dirty.add(key);
       throw error;
     }
-    for (const [key, plan] of planned) this.#remember(key, plan);
+    for (const [key, plan] of planned) {
+      this.#remember(key, plan);
+      this.#drains.remember(key, { plan, draining });
+    }
     if (changes.length > 0)
       this.#options.log.debug("scheduling pass", { services: keys.length, changes: changes.length });
     // A replica that is to stop is out of names before its node hears of it.
@@ -539,38 +560,14 @@ export class Scheduler {
       this.#untold.delete(nodeId);
       this.sendAssignments(nodeId);
     }
-    this.#followDrains(new Set(keys));
-  }
-
-  #changesOf(plan: Plan, now: number): Change[] {
-    const put = (record: AllocationRecord): Change => ({ op: "put", kind: "allocation", record });
-    return [
-      ...plan.place.map(put),
-      ...plan.stop.flatMap((one) => {
-        const cause = plan.causes.get(one.allocation_id);
-        const note = cause === undefined ? [] : [noteOf(this.state, { allocation: one, cause, now })];
-        return [put({ ...one, desired: "stop" }), ...note];
-      }),
-      ...plan.homes.map((record): Change => ({ op: "put", kind: "home", record })),
-    ];
+    this.#drains.follow(due);
   }
 
   /** Keeps what a plan says beside its changes. */
-  #remember(key: ServiceKey, { blocked, stuck, wakeAt }: Plan): void {
+  #remember(key: ServiceKey, { blocked, wakeAt }: Plan): void {
     if (blocked.length > 0) this.#blocked.set(key, blocked);
     else this.#blocked.delete(key);
-    if (stuck.length > 0) this.#stuck.set(key, [...new Set(stuck)]);
-    else this.#stuck.delete(key);
     this.#alarms.set(key, { at: wakeAt, clock: this.#options.clock, ring: () => this.wake([key]) });
-  }
-
-  /** The next services to leave nodes that are being emptied get their turn; what is left at a deadline goes then. */
-  #followDrains(done: ReadonlySet<ServiceKey>): void {
-    for (const [nodeId, { turn, isOver }] of drainings(this.#drainFacts())) {
-      if (turn !== undefined && !done.has(turn)) this.wake([turn]);
-      const at = isOver ? undefined : this.state.nodes.get(nodeId)?.drain?.deadline_at;
-      this.#deadlines.set(nodeId, { at, clock: this.#options.clock, ring: () => this.wakeForNode(nodeId) });
-    }
   }
 
   #planFor(key: ServiceKey, context: PlanContext): Plan {
@@ -578,7 +575,7 @@ export class Scheduler {
     return goal ? reconcileService(goal, context) : reconcileRemoved(this.state.allocationsOf(key));
   }
 
-  #planContext(draining = drainings(this.#drainFacts())): PlanContext {
+  #planContext(draining = this.#drains.current()): PlanContext {
     const { clock, random, newId, strategy } = this.#options;
     return {
       draining,

@@ -3,9 +3,10 @@
  * written; the Scheduler commits.
  */
 import type { ClusterState } from "./cluster_state.ts";
-import type { AllocationRecord, Change, NodeRecord, PastAllocation, ReplaceCause } from "./model.ts";
+import type { AllocationRecord, Change, DepartureRecord, NodeRecord, PastAllocation, ReplaceCause } from "./model.ts";
 import { CacophonyError } from "./model.ts";
 import { suggest } from "./nearest.ts";
+import { stoppedAloneAt } from "./reconcile_goal.ts";
 
 /** What `PUT /cluster/node/:node_id` may ask for; what is absent stays. */
 export type NodeWish = {
@@ -24,13 +25,23 @@ export const DEFAULT_DRAIN_MS = 600_000;
  * @throws CacophonyError `not_found`, naming close matches.
  */
 export function findNode(state: ClusterState, nodeId: string): NodeRecord {
-  const nodes = [...state.nodes.values()];
-  const found = state.nodes.get(nodeId) ?? nodes.find(({ node_name }) => node_name === nodeId);
+  const found = memberOf(state, nodeId);
   if (found) return found;
-  const names = nodes.flatMap(({ node_id, node_name }) => [node_name, node_id]);
-  const left = state.departures.get(nodeId);
+  const names = [...state.nodes.values()].flatMap(({ node_id, node_name }) => [node_name, node_id]);
+  const left = findDeparture(state, nodeId);
   const why = left ? `; it left the cluster at ${new Date(left.left_at).toISOString()}` : suggest(nodeId, names);
   throw new CacophonyError("not_found", `no node '${nodeId}'${why}`);
+}
+
+/** What is known of a node of that id or name that left; undefined: there is none, or it is a member. */
+export function findDeparture(state: ClusterState, nodeId: string): DepartureRecord | undefined {
+  if (memberOf(state, nodeId)) return undefined;
+  const left = [...state.departures.values()].filter(({ node_id }) => !state.nodes.has(node_id));
+  return left.find(({ node_id }) => node_id === nodeId) ?? left.findLast(({ node_name }) => node_name === nodeId);
+}
+
+function memberOf(state: ClusterState, nodeId: string): NodeRecord | undefined {
+  return state.nodes.get(nodeId) ?? [...state.nodes.values()].find(({ node_name }) => node_name === nodeId);
 }
 
 /** Changes that give a node what is wished for; labels are those over the ones that it was started with, and replace the ones set before. */
@@ -85,7 +96,7 @@ function drainOf(
   return { started_at, deadline_at: kept ?? now + (deadlineMs ?? DEFAULT_DRAIN_MS), force, leave };
 }
 
-/** Changes that end a node's membership; what was still to run there is lost with it. */
+/** Changes that end a node's membership; what was still to run there is lost with it. Volumes that it is to remove, it removes when it is back. */
 export function departure(state: ClusterState, { node, now }: { node: NodeRecord; now: number }): Change[] {
   const { node_id, node_name, address, engine_id, drain } = node;
   const changes: Change[] = [
@@ -102,12 +113,22 @@ export function departure(state: ClusterState, { node, now }: { node: NodeRecord
     changes.push({ op: "delete", kind: "allocation", key: allocation.allocation_id });
     if (allocation.desired === "run") changes.push(noteOf(state, { allocation, cause: "lost", now }));
   }
-  for (const { removal_id, node_id: on } of state.removals.values())
-    if (on === node_id) changes.push({ op: "delete", kind: "removal", key: removal_id });
-  if (drain?.force)
-    for (const [key, home] of state.homes)
-      if (home.node_id === node_id) changes.push({ op: "delete", kind: "home", key });
-  return changes;
+  return drain?.force ? [...changes, ...withoutData(state, node_id)] : changes;
+}
+
+/** Changes after which nothing waits for what a node has on its disk. */
+export function withoutData(state: ClusterState, nodeId: string): Change[] {
+  const homes = [...state.homes].filter(([, { node_id }]) => node_id === nodeId);
+  return homes.map(([key]) => ({ op: "delete", kind: "home", key }));
+}
+
+/** Nodes that were to leave and are lost; not while something may still run there that must never run twice. */
+export function lostLeavers(state: ClusterState, now: number): NodeRecord[] {
+  return [...state.nodes.values()].filter(({ node_id, drain }) => {
+    const view = state.views.get(node_id);
+    if (!drain?.leave || !view?.lost || view.state !== "down") return false;
+    return state.allocationsOn(node_id).every((one) => one.ended !== undefined || stoppedAloneAt(one, state) <= now);
+  });
 }
 
 /** Whether nothing of the cluster's is on a node that is to leave, as it has told since it knows that. */
@@ -115,7 +136,8 @@ export function hasLeft(state: ClusterState, { nodeId, term }: { nodeId: string;
   const view = state.views.get(nodeId);
   if (state.nodes.get(nodeId)?.drain?.leave !== true || !view?.connected || !view.reported) return false;
   const isEmpty = state.allocationsOn(nodeId).every(({ ended }) => ended !== undefined);
-  return isEmpty && view.applied?.term === term && view.statuses.size === 0;
+  const isClean = ![...state.removals.values()].some(({ node_id }) => node_id === nodeId);
+  return isEmpty && isClean && view.applied?.term === term && view.statuses.size === 0;
 }
 
 /** What a slot's history keeps of an allocation that is to run no more. */

@@ -29,29 +29,28 @@ export const NODE_TIMEOUT_MS = 15_000;
 export const ENGINE_TIMEOUT_MS = 60_000;
 export const HOLD_MS = 60_000;
 
+type MasterOptions = Pick<SchedulerOptions, "rebalance" | "strategy"> & { nodeTimeoutMs?: number };
+
 /** A master, one process after another, with a disk of its own. */
 export class Master {
   readonly clock = new VirtualClock();
   readonly #path = join(mkdtempSync(join(root, "master-")), "cluster.db");
   readonly #cidr: string;
-  readonly #options: Pick<SchedulerOptions, "rebalance" | "strategy">;
+  readonly #options: MasterOptions;
   scheduler: Scheduler;
   membership: Membership;
   /** What nodes heard, in order. */
   readonly log: string[] = [];
   #ids = 0;
 
-  private constructor(cidr: string, options: Pick<SchedulerOptions, "rebalance" | "strategy">) {
+  private constructor(cidr: string, options: MasterOptions) {
     this.#cidr = cidr;
     this.#options = options;
     this.scheduler = this.#newScheduler();
     this.membership = this.#newMembership();
   }
 
-  static async start(
-    cidr = "10.213.0.0/16",
-    options: Pick<SchedulerOptions, "rebalance" | "strategy"> = {},
-  ): Promise<Master> {
+  static async start(cidr = "10.213.0.0/16", options: MasterOptions = {}): Promise<Master> {
     const master = new Master(cidr, options);
     await master.#begin();
     return master;
@@ -75,8 +74,8 @@ export class Master {
     return outcome;
   }
 
-  async delete(jobId: string): Promise<void> {
-    await this.scheduler.deleteJob(jobId, { volumes: false, preconditions: {} });
+  async delete(jobId: string, { volumes = false } = {}): Promise<void> {
+    await this.scheduler.deleteJob(jobId, { volumes, preconditions: {} });
     await this.clock.advance(20);
   }
 
@@ -106,7 +105,7 @@ export class Master {
       scheduler: this.scheduler,
       self: { node_id: "master", address: "10.0.0.1:9000" },
       heartbeatIntervalMs: HEARTBEAT_MS,
-      nodeTimeoutMs: NODE_TIMEOUT_MS,
+      nodeTimeoutMs: this.#options.nodeTimeoutMs ?? NODE_TIMEOUT_MS,
       engineTimeoutMs: ENGINE_TIMEOUT_MS,
       massFailureHoldMs: HOLD_MS,
     });
@@ -126,6 +125,8 @@ export class Peer {
   address: string;
   /** Why its Docker Engine does not answer; undefined: it does. */
   engineFault: string | undefined;
+  /** What it removed of the volumes of deleted jobs. */
+  removalsDone: string[] = [];
   /** The cluster that it believes to belong to. */
   clusterId: string | undefined;
 
@@ -149,6 +150,12 @@ export class Peer {
 
   get assigned(): Assignments["allocations"] {
     return this.heard.findLast((message) => message.type === "assignments")?.allocations ?? [];
+  }
+
+  /** The volumes that it is to remove. */
+  get removals(): string[] {
+    const assignments = this.heard.findLast((message) => message.type === "assignments");
+    return (assignments?.removals ?? []).map(({ removal_id }) => removal_id);
   }
 
   endpoints(key: string): [slot: number, ready: boolean, node: string][] | undefined {
@@ -202,7 +209,30 @@ export class Peer {
       return [{ allocation_id, state: "running", final: false, ports: [], restarts: 0, addresses, ...states[slot] }];
     });
     const applied = this.heard.findLast((message) => message.type === "assignments")?.order;
-    this.#say({ type: "status", full: true, ...(applied && { applied }), allocations, gone: [], removals_done: [] });
+    this.#say({
+      type: "status",
+      full: true,
+      ...(applied && { applied }),
+      allocations,
+      gone: [],
+      removals_done: this.removalsDone,
+    });
+    await this.#master.clock.advance(20);
+  }
+
+  /** What a node says by itself: that it has taken in its assignments, and which of the others' containers are gone by that. */
+  async obey(): Promise<void> {
+    const known = this.heard.filter((message) => message.type === "assignments");
+    const assigned = new Set(this.assigned.map(({ allocation_id }) => allocation_id));
+    const gone = known.flatMap(({ allocations }) => allocations.map(({ allocation_id }) => allocation_id));
+    this.#say({
+      type: "status",
+      full: false,
+      ...(known.length > 0 && { applied: known.at(-1)?.order }),
+      allocations: [],
+      gone: [...new Set(gone)].filter((id) => !assigned.has(id)),
+      removals_done: [],
+    });
     await this.#master.clock.advance(20);
   }
 

@@ -54,12 +54,27 @@ describe("Silence", () => {
     expect(judge.hold).toBeUndefined();
   });
 
-  test("gives up the rest as soon as enough are back to show that the master is not cut off", () => {
+  test("gives up the rest a timeout after enough are back to show that the master is not cut off", () => {
     const judge = silence();
     judge.judge(nodes({ m: 5_000, a: 0, b: 0 }), 5_000);
     expect(conclusions(judge, "ab")).toEqual(["held", "held"]);
     judge.judge(nodes({ m: 6_000, a: 0, b: 6_000 }), 6_000);
+    expect(conclusions(judge, "ab")).toEqual(["held", undefined]);
+    const later = 6_000 + TIMEOUT_MS;
+    judge.judge(nodes({ m: later, a: 0, b: later }), later);
     expect(conclusions(judge, "ab")).toEqual(["lost", undefined]);
+  });
+
+  test("gives up none of those that come back one after the other when the master's cable is in again", () => {
+    const judge = silence();
+    const all = [..."abcd"];
+    for (let now = 5_000; now <= 26_000; now += 250) {
+      // The cable is in again at 20 s; nodes find the master a second apart.
+      const seen = all.map((name, n) => [name, now >= 20_000 + n * 1_000 ? now : 0]);
+      judge.judge(nodes({ m: now, ...Object.fromEntries(seen) }), now);
+      expect(all.filter((name) => judge.of(name) === "lost")).toEqual([]);
+    }
+    expect(judge.hold).toBeUndefined();
   });
 
   test("goes ahead when it is told to", () => {

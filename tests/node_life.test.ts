@@ -82,6 +82,22 @@ describe("a silent node", () => {
     expect(nodesOf(master)).toEqual(["n1", "n1", "n1", "n1"]);
   });
 
+  test("is held with most others also where the timeout is the shortest that may be set", async () => {
+    const master = await Master.start("10.213.0.0/16", { nodeTimeoutMs: 3 * HEARTBEAT_MS });
+    const peers: Peer[] = [];
+    for (let n = 1; n <= 3; n++) peers.push(await Peer.join(master, n));
+    const [one, two, three] = peers as [Peer, Peer, Peer];
+    await master.put("shop", { web: { ...WEB, scale: 3 } });
+    for (const peer of peers) await peer.report();
+    // Cut at one moment, when the one's next heartbeat was about to come, and the other's had just come.
+    await two.beat();
+    await master.clock.advance(HEARTBEAT_MS - 100);
+    await three.beat();
+    await pass(master, { ms: 5 * HEARTBEAT_MS, peers: [one] });
+    expect(master.membership.hold?.nodes).toEqual(["n2", "n3"]);
+    expect(nodesOf(master)).toEqual(["n1", "n2", "n3"]);
+  });
+
   test("is not held any longer once somebody says so", async () => {
     const { master, peers } = await cluster(4);
     await master.put("shop", { web: { ...WEB, scale: 4 } });
@@ -111,6 +127,26 @@ describe("a node whose Docker Engine is dead", () => {
     await pass(master, { ms: 2 * HEARTBEAT_MS, peers });
     expect(two.assigned).toEqual([]);
     expect(allocations(master)).toHaveLength(2);
+  });
+});
+
+describe("a master that stood still", () => {
+  test("takes that time neither for a dead Engine's nor for a failing check's", async () => {
+    const { master, peers } = await cluster(2);
+    const [, two] = peers as [Peer, Peer];
+    await master.put("shop", { web: { ...WEB, scale: 2 } });
+    for (const peer of peers) await peer.report();
+    const before = nodesOf(master);
+    two.engineFault = "Docker does not answer";
+    await two.beat();
+    await peers[0]?.report({ 1: { health: "unhealthy" }, 2: { health: "unhealthy" } });
+    master.clock.stall(2 * ENGINE_TIMEOUT_MS);
+    await master.clock.advance(20);
+    two.engineFault = undefined;
+    await pass(master, { ms: 2 * HEARTBEAT_MS, peers });
+    expect(nodesOf(master)).toEqual(before);
+    expect(allocations(master)).toHaveLength(2);
+    expect(master.scheduler.state.histories("shop/web")).toEqual([]);
   });
 });
 
@@ -194,6 +230,85 @@ describe("a node that leaves", () => {
     await pass(master, { ms: 3 * HEARTBEAT_MS, peers });
     expect(nodesOf(master)).toEqual([home]);
   });
+
+  test("gives up the data that it had when somebody says so later", async () => {
+    const { master, peers } = await cluster(2);
+    await master.put("shop", { db: DATA }, { volumes: { data: {} } });
+    for (const peer of peers) await peer.report();
+    const home = nodesOf(master)[0] ?? "";
+    const others = peers.filter(({ id }) => id !== home);
+    await pass(master, { ms: NODE_TIMEOUT_MS + 2 * HEARTBEAT_MS, peers: others });
+    await master.scheduler.removeNode(home, {});
+    await pass(master, { ms: HEARTBEAT_MS, peers: others });
+    expect(master.scheduler.blockedOf("shop/db")[0]?.reasons[0]).toContain("DELETE it with ?force=true");
+    expect(await master.scheduler.forgetData(home)).toMatchObject({ node_id: home });
+    await pass(master, { ms: HEARTBEAT_MS, peers: others });
+    expect(nodesOf(master)).toEqual(others.map(({ id }) => id));
+  });
+
+  test("takes no end with it: what ended there runs anew when its definition changes, and is gone with its job", async () => {
+    const { master, peers } = await cluster(2);
+    const once = { ...WEB, deploy: { mode: "replicated-job" } };
+    await master.put("shop", { once });
+    for (const peer of peers) await peer.report();
+    const home = nodesOf(master)[0] ?? "";
+    const others = peers.filter(({ id }) => id !== home);
+    await peers.find(({ id }) => id === home)?.report({ 1: { state: "exited", final: true, exit_code: 0 } });
+    await pass(master, { ms: NODE_TIMEOUT_MS + 2 * HEARTBEAT_MS, peers: others });
+    await master.scheduler.removeNode(home, {});
+    await pass(master, { ms: HEARTBEAT_MS, peers: others });
+    expect(nodesOf(master)).toEqual([home]);
+    await master.put("shop", { once: { ...once, command: ["true"] } });
+    await pass(master, { ms: HEARTBEAT_MS, peers: others });
+    expect(nodesOf(master)).toEqual(others.map(({ id }) => id));
+    expect(allocations(master)).toHaveLength(1);
+  });
+
+  test("and goes down is out only when it has stopped by itself what must never run twice", async () => {
+    const { master, peers } = await cluster(3);
+    await master.put("shop", { one: { ...WEB, "x-cacophony": { stop_when_isolated: "60s" } } });
+    for (const peer of peers) await peer.report();
+    const home = nodesOf(master)[0] ?? "";
+    const others = peers.filter(({ id }) => id !== home);
+    await master.scheduler.putNode(home, { availability: "pause" });
+    for (const { id } of others) await master.scheduler.putNode(id, { availability: "pause" });
+    await master.scheduler.removeNode(home, {});
+    await pass(master, { ms: NODE_TIMEOUT_MS + 2 * HEARTBEAT_MS, peers: others });
+    expect(stateOf(master, home)).toBe("down");
+    for (const { id } of others) await master.scheduler.putNode(id, { availability: "active" });
+    await pass(master, { ms: 40_000, peers: others });
+    expect(nodesOf(master)).toEqual([home]);
+    await pass(master, { ms: 30_000, peers: others });
+    expect(nodesOf(master)).not.toContain(home);
+    expect(nodesOf(master)).toHaveLength(1);
+    expect(master.scheduler.state.nodes.has(home)).toBe(false);
+  });
+
+  test("first removes the volumes of deleted jobs, and where it was lost before, does so when it is back", async () => {
+    const { master, peers } = await cluster(2);
+    await master.put("shop", { db: DATA }, { volumes: { data: {} } });
+    for (const peer of peers) await peer.report();
+    const home = nodesOf(master)[0] ?? "";
+    const others = peers.filter(({ id }) => id !== home);
+    const node = peers.find(({ id }) => id === home);
+    if (!node) throw new Error("nothing runs");
+    await master.delete("shop", { volumes: true });
+    await master.scheduler.removeNode(home, {});
+    for (let n = 0; n < 3; n++) await node.report();
+    expect(allocations(master)).toEqual([]);
+    expect(master.scheduler.state.nodes.has(home)).toBe(true);
+    await pass(master, { ms: NODE_TIMEOUT_MS + 2 * HEARTBEAT_MS, peers: others });
+    expect(master.scheduler.state.nodes.has(home)).toBe(false);
+    node.clusterId = "c";
+    await node.dial();
+    expect(node.removals).toHaveLength(1);
+    await node.report();
+    expect(master.scheduler.state.nodes.has(home)).toBe(true);
+    node.removalsDone = node.removals;
+    await node.report();
+    expect(node.heard.at(-1)).toEqual({ type: "left" });
+    expect([...master.scheduler.state.removals.values()].filter(({ node_id }) => node_id === home)).toEqual([]);
+  });
 });
 
 describe("a node that is emptied", () => {
@@ -226,6 +341,35 @@ describe("a node that is emptied", () => {
     expect(node && master.scheduler.drainWaits(node)[0]?.reason).toContain("host port 8080 taken");
     await pass(master, { ms: 7 * HEARTBEAT_MS, peers });
     expect(here()).toEqual([]);
+  });
+
+  test("lets what finds a place go though several others find none", async () => {
+    const { master, peers } = await cluster(2);
+    const fixed = (port: number) => ({ ...WEB, scale: 2, ports: [`${port}:80`] });
+    await master.put("shop", { api: fixed(8080), docs: fixed(8081), web: { ...WEB, scale: 12 } });
+    for (const peer of peers) await peer.report();
+    await master.scheduler.putNode("n2", { availability: "drain" });
+    await pass(master, { ms: 8 * HEARTBEAT_MS, peers });
+    const here = allocations(master).filter(({ node_id }) => node_id === "n2");
+    expect(here.map(({ service_name }) => service_name).toSorted()).toEqual(["api", "docs"]);
+    const node = master.scheduler.state.nodes.get("n2");
+    const reasons = (node ? master.scheduler.drainWaits(node) : []).map(({ reason }) => reason);
+    expect(reasons).toEqual([
+      expect.stringContaining("host port 8080 taken"),
+      expect.stringContaining("host port 8081 taken"),
+    ]);
+  });
+
+  test("loses what runs on each node as soon as all else has left", async () => {
+    const { master, peers } = await cluster(2);
+    await master.put("shop", { agent: { ...WEB, deploy: { mode: "global" } }, web: { ...WEB, scale: 2 } });
+    for (const peer of peers) await peer.report();
+    const [one, two] = peers as [Peer, Peer];
+    await master.scheduler.putNode("n2", { availability: "drain" });
+    await master.clock.advance(20);
+    await one.report();
+    for (let round = 0; round < 3; round++) await two.obey();
+    expect(allocations(master).filter(({ node_id }) => node_id === "n2")).toEqual([]);
   });
 });
 

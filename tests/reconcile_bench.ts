@@ -73,7 +73,8 @@ export class Bench {
   plan(goal: Goal): Plan {
     const newId = () => `a${String(++this.#ids).padStart(4, "0")}`;
     const now = this.now++;
-    const facts = { state: this.state, now, mobilityOf: this.#mobilityOf(goal), stuckOf: () => this.#stuck };
+    const isPassedOver = () => this.#stuck.length > 0;
+    const facts = { state: this.state, now, mobilityOf: this.#mobilityOf(goal), isPassedOver };
     const plan = reconcileService(goal, {
       state: this.state,
       candidates: this.state.candidates(),
