@@ -190,6 +190,69 @@ describe("a Docker Engine that is no use", () => {
   });
 });
 
+describe("a replica that does not get well", () => {
+  type End = { exit_code: number; log_tail: string[] };
+  type Past = { cause: string; node_name: string; last_end: End };
+  type Story = { history: { slot: number; allocations: Past[] }[]; problems: string[] };
+
+  test("is tried on another node, and its slot tells how it ended there, also after the master's restart", async () => {
+    const broken = { image: "busybox", command: ["sh", "-c", "echo broken; exit 3"] };
+    await cluster.put("broken", { services: { web: broken } });
+    const story = async () => (await cluster.job("broken")).services["web"] as unknown as Story;
+    const first = await waitUntil("the slot to have moved", story, {
+      until: ({ history }) => (history[0]?.allocations.length ?? 0) > 0,
+      timeoutMs: 60_000,
+    });
+    expect(first.history[0]?.allocations[0]).toMatchObject({
+      cause: "failing",
+      last_end: { exit_code: 3, log_tail: ["broken"] },
+    });
+    const [now] = await waitUntil("it to have ended on another node, too", () => cluster.allocations("?job=broken"), {
+      until: ([one]) => one?.node_name !== first.history[0]?.allocations[0]?.node_name && one?.restarts !== 0,
+      timeoutMs: 30_000,
+    });
+    expect((now as unknown as { last_end: End }).last_end).toMatchObject({ exit_code: 3 });
+    await cluster.process(1).kill();
+    cluster.restart(1);
+    await cluster.ready(3);
+    expect((await story()).history[0]?.allocations[0]).toEqual(first.history[0]?.allocations[0] as Past);
+  });
+
+  test.each([
+    ["an image that is not there", { image: "10.77.0.1:1/none" }, "10.77.0.1:1/none"],
+    ["a command that is none", { image: "busybox", command: ["nonsense"] }, "nonsense"],
+  ])("says so in one sentence: %s", async (_, service, named) => {
+    await cluster.put("faulty", { services: { web: service } });
+    const story = async () => (await cluster.job("faulty")).services["web"] as unknown as Story;
+    const { problems } = await waitUntil("the job to say what is wrong", story, {
+      until: ({ problems: all }) => all.length > 0,
+      timeoutMs: 30_000,
+    });
+    expect(problems[0]).toMatch(/^slot 1 on node host-\d: /);
+    expect(problems[0]).toContain(named);
+  });
+});
+
+describe("a node whose disk is nearly full", () => {
+  test("gets nothing new, says why, and keeps what it has", async () => {
+    await run("disk", 3);
+    const join = ["join", `${cluster.lab.host(1).address}:9000`];
+    await cluster.process(3).stop();
+    cluster.node(3, [...join, "--disk-limit", "1"]);
+    await cluster.ready(3);
+    const full = await waitUntil("the node to say that it is full", () => node("host-3"), {
+      until: ({ reason }) => reason !== "",
+    });
+    expect(full.reason).toMatch(/^Docker's disk .* is \d+ % full \(--disk-limit 1\)$/);
+    await cluster.scale("disk", { service: "web", scale: 9 });
+    await cluster.settled("disk");
+    expect(perNode(await cluster.allocations("?job=disk"))).toMatchObject({ "host-3": 1 });
+    await cluster.process(3).stop();
+    cluster.node(3, [...join, "--disk-limit", "90"]);
+    await cluster.ready(3);
+  });
+});
+
 describe("a node that is to be emptied", () => {
   const data = { volumes: ["data:/data"] };
 
