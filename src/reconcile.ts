@@ -63,7 +63,7 @@ export function reconcileService(goal: Goal, context: PlanContext): Plan {
     job_id,
     spec,
     rules,
-    own: countByNode(live),
+    own: countByNode([...live, ...successors]),
     strategy: rules.strategy ?? context.strategy ?? "spread",
     ...(avoid.size > 0 && { avoid }),
   };
@@ -158,7 +158,7 @@ function isOverdue(
 ): boolean {
   const draining = context.draining?.get(allocation.node_id);
   const mobility = mobilityOf(goal);
-  const isFast = mobility === "follower" || mobility === "global" || (mobility === "data" && !draining?.force);
+  const isFast = mobility === "follower" || mobility === "global" || (hasData(goal) && !draining?.force);
   if (!draining?.isOver || isFast || hasEnded(allocation, context.state)) return false;
   plan.causes.set(allocation.allocation_id, "drain");
   return true;
@@ -233,12 +233,14 @@ function replace(
     plan.place.length > 0 || mine.some(({ node_id, desired }) => desired === "stop" && !state.isLost(node_id));
   const replicaOf = (allocation: AllocationRecord): Replica => {
     const status = state.status(allocation);
+    const isReady = state.views.get(allocation.node_id)?.state === "ready";
     return {
       allocation,
-      isUp: isUp(status),
+      // What a node told before it fell silent is no proof that it runs.
+      isUp: isReady && isUp(status),
       isIdle: isKnownIdle(allocation, state) || allocation.ended !== undefined,
       // What came to its end needs to be told nothing.
-      isReachable: allocation.ended !== undefined || state.views.get(allocation.node_id)?.state === "ready",
+      isReachable: allocation.ended !== undefined || isReady,
       isAwaited: isCurrent(allocation, goal) && !hasEnded(allocation, state) && !state.isLost(allocation.node_id),
       isPulling: status?.state === "pulling",
     };
