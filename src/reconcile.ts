@@ -269,6 +269,7 @@ function replace(
       const { slot } = allocation;
       accept(plan, { goal, slot, node_id: placement.node_id, stateful: false, context, replaces });
     } else if (cause === "drain") plan.stuck.push(...placement.reasons);
+    else plan.unmovable.push(allocation.allocation_id);
   }
   if (choice.wakeAt !== undefined) wakeBy(plan, choice.wakeAt);
 }
