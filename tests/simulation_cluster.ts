@@ -22,6 +22,7 @@ import {
   NODE_IN_USE,
 } from "../src/model.ts";
 import type { ClusterState } from "../src/cluster_state.ts";
+import { sharesOf } from "../src/model_spec.ts";
 import { claimsOf } from "../src/placement.ts";
 import { FAILURES } from "../src/reconcile_replace.ts";
 import { Scheduler } from "../src/scheduler.ts";
@@ -453,6 +454,14 @@ export class SimCluster {
     const scale = job.services.find(({ service_name }) => service_name === join?.service_name)?.scale ?? 0;
     const partner = join && this.allocations.get(join.allocation_id);
     if (join && (scale === 0 || partner?.slot !== ((record.slot - 1) % scale) + 1)) return;
+    // Others go beside the low slots of what they belong with, so those above its scale go first, also where a low one is missing.
+    const specs = job.services.map(({ spec_hash }) => state.specs.get(spec_hash));
+    const belongs =
+      join ??
+      specs
+        .flatMap((spec) => (spec ? sharesOf(spec) : []))
+        .find(({ service_name }) => service_name === record.service_name);
+    if (belongs && record.slot > service.scale) return;
     if (running.length <= service.scale) {
       this.violations.push(`allocation ${record.allocation_id} was stopped on ${record.node_id} for no reason`);
     }
