@@ -89,6 +89,8 @@ export function nodeRoutes({ scheduler, only }: NodeRoutesOptions): Hono {
     const force = forceOf(queryOf(c, ["force"]));
     const wanted = readJson(await readBody(c), { schema: nodeBody, example: EXAMPLE });
     const { availability, deadline } = wanted;
+    if (force.force !== undefined && availability !== "drain")
+      throw new CacophonyError("bad_request", '?force goes with {"availability": "drain"}; nothing was changed');
     const wish: NodeWish = {
       ...(wanted.labels && { labels: Object.entries(wanted.labels) }),
       ...(availability && { availability }),

@@ -63,7 +63,7 @@ export function reconcileService(goal: Goal, context: PlanContext): Plan {
     job_id,
     spec,
     rules,
-    own: countByNode(live),
+    own: countByNode([...live, ...successors]),
     strategy: rules.strategy ?? context.strategy ?? "spread",
     ...(avoid.size > 0 && { avoid }),
   };
@@ -113,14 +113,12 @@ function chooseLost(
   const { state } = context;
   const { bond } = goal;
   const isStranded = (one: AllocationRecord) => {
-    if (state.isLost(one.node_id) && !staysWithNode(one, { goal, state, stateful })) {
-      if (!runsAlone(plan, { allocation: one, context })) return false;
-      plan.causes.set(one.allocation_id, "lost");
-      return true;
-    }
-    return false;
+    if (!state.isLost(one.node_id) || staysWithNode(one, { goal, state, stateful })) return false;
+    plan.causes.set(one.allocation_id, "lost");
+    return true;
   };
   return live.filter((one) => {
+    if (state.isLost(one.node_id) && !runsAlone(plan, { allocation: one, context })) return false;
     if (!seats && !one.joins) return isStranded(one) || isOverdue(plan, { allocation: one, goal, context });
     if (seats && one.ended !== undefined) return false;
     const isApart =
@@ -158,7 +156,7 @@ function isOverdue(
 ): boolean {
   const draining = context.draining?.get(allocation.node_id);
   const mobility = mobilityOf(goal);
-  const isFast = mobility === "follower" || mobility === "global" || (mobility === "data" && !draining?.force);
+  const isFast = mobility === "follower" || mobility === "global" || (hasData(goal) && !draining?.force);
   if (!draining?.isOver || isFast || hasEnded(allocation, context.state)) return false;
   plan.causes.set(allocation.allocation_id, "drain");
   return true;
@@ -233,12 +231,14 @@ function replace(
     plan.place.length > 0 || mine.some(({ node_id, desired }) => desired === "stop" && !state.isLost(node_id));
   const replicaOf = (allocation: AllocationRecord): Replica => {
     const status = state.status(allocation);
+    const isReady = state.views.get(allocation.node_id)?.state === "ready";
     return {
       allocation,
-      isUp: isUp(status),
+      // What a node told before it fell silent is no proof that it runs.
+      isUp: isReady && isUp(status),
       isIdle: isKnownIdle(allocation, state) || allocation.ended !== undefined,
       // What came to its end needs to be told nothing.
-      isReachable: allocation.ended !== undefined || state.views.get(allocation.node_id)?.state === "ready",
+      isReachable: allocation.ended !== undefined || isReady,
       isAwaited: isCurrent(allocation, goal) && !hasEnded(allocation, state) && !state.isLost(allocation.node_id),
       isPulling: status?.state === "pulling",
     };
@@ -267,6 +267,7 @@ function replace(
       const { slot } = allocation;
       accept(plan, { goal, slot, node_id: placement.node_id, stateful: false, context, replaces });
     } else if (cause === "drain") plan.stuck.push(...placement.reasons);
+    else plan.unmovable.push(allocation.allocation_id);
   }
   if (choice.wakeAt !== undefined) wakeBy(plan, choice.wakeAt);
 }

@@ -75,13 +75,13 @@ export function isEmpty(state: ClusterState, nodeId: string): boolean {
 
 export type DrainWait = { job_id: string; service_name: string; slot: number; reason: string };
 
+const HAS_DATA = "its data are on this node: with ?force=true it moves without them";
+
 /** What keeps a node from being empty, allocation by allocation. */
-export function drainWaits(
-  { node_id, drain }: NodeRecord,
-  facts: Pick<DrainFacts, "state" | "mobilityOf" | "stuckOf">,
-): DrainWait[] {
+export function drainWaits({ node_id, drain }: NodeRecord, facts: Omit<DrainFacts, "isPassedOver">): DrainWait[] {
   if (!drain) return [];
-  const { state, mobilityOf, stuckOf } = facts;
+  const { state, now, mobilityOf, stuckOf } = facts;
+  const isOver = now >= drain.deadline_at;
   const replaced = new Set([...state.allocations.values()].flatMap(({ replaces }) => replaces?.allocation_id ?? []));
   return state
     .allocationsOn(node_id)
@@ -95,11 +95,9 @@ export function drainWaits(
         if (replaced.has(allocation.allocation_id)) return "another is being started elsewhere";
         switch (mobilityOf(key)) {
           case "data":
-            return drain.force
-              ? "its turn comes; its data stay behind"
-              : "its data are on this node: with ?force=true it moves without them";
+            return drain.force ? "its turn comes; its data stay behind" : HAS_DATA;
           case "task":
-            return "it may come to its end until the deadline";
+            return isOver && !drain.force ? HAS_DATA : "it may come to its end until the deadline";
           case "global":
             return "it runs on each node, and leaves last";
           case "follower":

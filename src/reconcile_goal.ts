@@ -46,13 +46,15 @@ export type Plan = {
   released: boolean;
   /** Why its replicas on nodes that are to be emptied find no place elsewhere. */
   stuck: string[];
+  /** Allocations that rebalancing can't move where it wanted to. */
+  unmovable: string[];
   /** When to look again if nothing happens before: milliseconds since 1970. */
   wakeAt?: number;
 };
 
 /** A plan that changes nothing. */
 export function emptyPlan(): Plan {
-  return { place: [], stop: [], causes: new Map(), homes: [], blocked: [], released: false, stuck: [] };
+  return { place: [], stop: [], causes: new Map(), homes: [], blocked: [], released: false, stuck: [], unmovable: [] };
 }
 
 /** Everything from outside that a plan depends on. `candidates` are counted into: one list serves a whole pass. */

@@ -23,12 +23,17 @@ import {
 
 /** In the order of precedence. */
 export function wantsOf(plan: Plan, situation: Missing): Want[] {
+  if (situation.waiting.length > 0) {
+    // What would take their place may not start yet.
+    if (leaving(situation).length > 0) plan.stuck.push(...situation.waiting);
+    return [];
+  }
   return [...outdated(situation), ...leaving(situation), ...ailing(plan, situation), ...moving(situation)];
 }
 
 /** Replicas of an older definition, and those on nodes that a newer document excludes; the sick ones first. */
-function outdated({ goal, context, request, live, stateful, waiting, isRejoining }: Missing): Want[] {
-  if (waiting.length > 0 || isRejoining) return [];
+function outdated({ goal, context, request, live, stateful, isRejoining }: Missing): Want[] {
+  if (isRejoining) return [];
   const { state } = context;
   const excluded = stateful || goal.bond?.follows ? new Set<string>() : excludedNodes(goal, { context, request });
   const isSick = (one: AllocationRecord) => state.status(one)?.health === "unhealthy";

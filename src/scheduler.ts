@@ -550,6 +550,7 @@ export class Scheduler {
     for (const [key, plan] of planned) {
       this.#remember(key, plan);
       this.#drains.remember(key, { plan, draining });
+      this.#moves.forget(plan.unmovable);
     }
     if (changes.length > 0)
       this.#options.log.debug("scheduling pass", { services: keys.length, changes: changes.length });

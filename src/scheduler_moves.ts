@@ -66,6 +66,11 @@ export class Moves {
     return new Map([...this.#waiting].slice(0, free));
   }
 
+  /** These had their turn, and their new node did not take them: they are to let the others go. */
+  forget(ids: readonly string[]): void {
+    for (const id of ids) this.#waiting.delete(id);
+  }
+
   /** Services with moves that have not begun. */
   waiting(): ServiceKey[] {
     return this.#keys();

@@ -92,8 +92,10 @@ function drainOf(
 ): NonNullable<NodeRecord["drain"]> {
   const { deadlineMs, force = drain?.force ?? false } = wish;
   const started_at = drain?.started_at ?? now;
-  const kept = deadlineMs === undefined ? drain?.deadline_at : undefined;
-  return { started_at, deadline_at: kept ?? now + (deadlineMs ?? DEFAULT_DRAIN_MS), force, leave };
+  // One that has passed was for what is gone by now: what is asked for anew (`force`) is to have its time, too.
+  const isKept = deadlineMs === undefined && drain !== undefined && drain.deadline_at > now;
+  const deadline_at = isKept ? drain.deadline_at : now + (deadlineMs ?? DEFAULT_DRAIN_MS);
+  return { started_at, deadline_at, force, leave };
 }
 
 /** Changes that end a node's membership; what was still to run there is lost with it. Volumes that it is to remove, it removes when it is back. */

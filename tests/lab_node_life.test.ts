@@ -219,7 +219,7 @@ describe("a replica that does not get well", () => {
   });
 
   test.each([
-    ["an image that is not there", { image: "10.77.0.1:1/none" }, "10.77.0.1:1/none"],
+    ["an image that is not there", { image: "10.77.0.1:1/none" }, "registry 10.77.0.1:1 cannot be reached"],
     ["a command that is none", { image: "busybox", command: ["nonsense"] }, "nonsense"],
   ])("says so in one sentence: %s", async (_, service, named) => {
     await cluster.put("faulty", { services: { web: service } });

@@ -371,6 +371,19 @@ describe("a node that is emptied", () => {
     for (let round = 0; round < 3; round++) await two.obey();
     expect(allocations(master).filter(({ node_id }) => node_id === "n2")).toEqual([]);
   });
+
+  test("has its time anew when it is asked for again after its deadline", async () => {
+    const { master, peers } = await cluster(2);
+    await master.put("shop", { db: { ...DATA, scale: 4 } }, { volumes: { data: {} } });
+    for (const peer of peers) await peer.report();
+    await master.scheduler.putNode("n2", { availability: "drain", deadlineMs: HEARTBEAT_MS });
+    await pass(master, { ms: 3 * HEARTBEAT_MS, peers });
+    expect(nodesOf(master)).toEqual(["n1", "n1", "n2", "n2"]);
+    await master.scheduler.putNode("n2", { availability: "drain", force: true });
+    await master.clock.advance(20);
+    // One after the other, and not both at once because the time for those without data is over.
+    expect(allocations(master).filter(({ desired }) => desired === "stop")).toHaveLength(1);
+  });
 });
 
 describe("a node that joins", () => {
@@ -413,6 +426,16 @@ describe("a node that joins", () => {
       expect.objectContaining({ node_id: "n3" }),
     ]);
     expect(master.scheduler.rebalance({ dryRun: true }).moves).toEqual([]);
+  });
+
+  test("gets nothing later that it could not take when its turn came", async () => {
+    const { master, peers } = await uneven();
+    expect(master.scheduler.rebalance({ dryRun: false }).moves.length).toBeGreaterThan(1);
+    await master.scheduler.putNode("n3", { availability: "pause" });
+    await pass(master, { ms: 6 * HEARTBEAT_MS, peers });
+    await master.scheduler.putNode("n3", { availability: "active" });
+    await pass(master, { ms: 6 * HEARTBEAT_MS, peers });
+    expect(onThird(master)).toBe(0);
   });
 
   test("gets it by itself where the cluster was told so, and then all stays", async () => {

@@ -135,6 +135,37 @@ describe("a node that is to be emptied", () => {
     bench.settle(goal());
     expect(nodesOf(bench)).toEqual(["b"]);
   });
+
+  test("keeps what runs to its end and has its data there also after the deadline, unless it is forced", () => {
+    const task = { rules: rules({ mode: "replicated-job" }), service: { mounts: VOLUME } };
+    const { bench, goal } = settled(1, { nodes: ["a", "b"], ...task });
+    const home = nodesOf(bench)[0] ?? "";
+    bench.drain(home, { deadline_at: bench.now });
+    expect(bench.plan(goal)).toEqual(emptyPlan());
+    bench.drain(home, { deadline_at: bench.now, force: true });
+    bench.settle(goal);
+    expect(nodesOf(bench)).toEqual([home === "a" ? "b" : "a"]);
+  });
+
+  test("starts nothing of a definition that waits for what it depends on", () => {
+    const { bench, goal } = settled(1, { nodes: ["a", "b"] });
+    bench.drain(nodesOf(bench)[0] ?? "");
+    const need = { service_name: "db", condition: "service_healthy", required: true, restart: false } as const;
+    const db = { ...need, spec_hash: "db", scale: 1, released: true };
+    const waiting = bench.goal(1, { ...goal, spec_hash: "h2", released: false, needs: [db] });
+    const plan = bench.plan(waiting);
+    expect([plan.place, plan.stop]).toEqual([[], []]);
+    expect(plan.stuck[0]).toContain("waiting for service db");
+  });
+
+  test("puts no more of a service on another node than that may have", () => {
+    const { bench, goal } = settled(2, { nodes: ["a"], rules: rules() });
+    bench.add("b");
+    bench.drain("a");
+    const limited = { ...goal, rules: rules({ max_per_node: 1 }) };
+    for (let round = 0; round < 3; round++) bench.commit(bench.plan(limited));
+    expect(bench.running().filter(({ node_id }) => node_id === "b")).toHaveLength(1);
+  });
 });
 
 describe("a replica that does not get well", () => {
@@ -200,6 +231,20 @@ describe("a replica that does not get well", () => {
     const withData = settled(1, { service: { mounts: VOLUME } });
     fail(withData);
     expect(withData.bench.plan(withData.goal).stop).toEqual([]);
+  });
+
+  test("is not taken for one that runs while its node says nothing", () => {
+    const { bench, goal } = settled(3);
+    const changed = bench.goal(3, { ...goal, spec_hash: "h2" });
+    for (let round = 0; round < 2; round++) {
+      bench.commit(bench.plan(changed));
+      bench.obey();
+    }
+    const fresh = bench.running().find(({ spec_hash }) => spec_hash === "h2");
+    bench.set(fresh?.node_id ?? "", "unready");
+    expect(bench.plan(changed).stop).toEqual([]);
+    bench.set(fresh?.node_id ?? "", "ready");
+    expect(bench.plan(changed).stop).toHaveLength(1);
   });
 });
 
