@@ -14,7 +14,7 @@ import type { Bridge } from "./docker_ports.ts";
 import { Refusal } from "./executor_words.ts";
 import { LABELS } from "./model.ts";
 import { type NetworkSpec } from "./model_spec.ts";
-import { contains, freeSubnet } from "./subnet.ts";
+import { contains, firstAddress, freeSubnet } from "./subnet.ts";
 
 /** 62 addresses: more containers of one job than a node usually holds. A node's block has room for four of them, and it gets
  * further blocks when it needs them. */
@@ -215,8 +215,11 @@ export class JobNetworks {
       try {
         const labels = { ...this.#labels(jobId), [LABELS.definition]: hashOf(network) };
         const made = newNetwork(network, { name, subnet, labels });
-        // Larger packets would be lost between nodes; a document that says another MTU knows better.
-        if (mtu !== undefined && free && made.driver === "bridge") made.driverOpts[MTU_OPTION] ??= String(mtu);
+        if (free && made.driver === "bridge") {
+          // Larger packets would be lost between nodes; a document that says another MTU knows better.
+          if (mtu !== undefined) made.driverOpts[MTU_OPTION] ??= String(mtu);
+          nameGateway(made, free);
+        }
         await this.#engine.createNetwork(made);
         await this.#list();
         return;
@@ -311,6 +314,16 @@ function hashOf(network: NetworkSpec | undefined): string {
 /** Whether a network without a subnet of its own gets one of ours: not where a plugin hands out addresses, nor without IPv4. */
 function isFromPool(network: NetworkSpec | undefined): boolean {
   return network?.enable_ipv4 !== false && ["", "default"].includes(network?.ipam?.driver ?? "");
+}
+
+/**
+ * Names the gateway that Docker would choose. An Engine that is killed while it removes a network with a subnet and no gateway
+ * does not start any more: it panics over what it has kept of it (libnetwork, `reservePools`, in 20.10 and later).
+ */
+function nameGateway({ ipam }: NewNetwork, subnet: string): void {
+  const gateway = firstAddress(subnet);
+  const entry = ipam.config.find((one) => one.subnet === subnet);
+  if (entry && gateway !== undefined) entry.gateway ??= gateway;
 }
 
 /** What Docker is told; `subnet`: the IPv4 one, which the document may not have named. */

@@ -1,6 +1,7 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { LABELS } from "../src/model.ts";
 import { type ServiceSpec } from "../src/model_spec.ts";
+import { firstAddress } from "../src/subnet.ts";
 import { type Change, cleanUp, ids, type Item, names, Node, promised } from "./executor_fixture.ts";
 
 afterAll(cleanUp);
@@ -424,6 +425,7 @@ describe("Executor", () => {
     const ipam = { driver: "dhcp", config: [], options: [["a", "b"] as [string, string]] };
     const networks = [
       network("plain", { driver: "macvlan" }),
+      network("bridged", {}),
       network("plugin", { ipam }),
       network("six", { enable_ipv4: false, enable_ipv6: true }),
       network("both", { ipam: { config: [{ subnet: "fd00::/64", aux_addresses: [] }], options: [] } }),
@@ -433,10 +435,13 @@ describe("Executor", () => {
     const asked = new Map(node.engine.networksAsked.map((one) => [one.name, one]));
     expect(asked.get("job_plain")).toMatchObject({ driver: "macvlan", ipam: { driver: "default" } });
     expect(asked.get("job_plain")?.ipam.config).toEqual([{ subnet: expect.stringMatching(/^10\.210\..*\/26$/) }]);
+    // Named, as Docker's Engine would not survive being killed while it removes a bridge network without one.
+    const [bridged] = asked.get("job_bridged")?.ipam.config ?? [];
+    expect(bridged?.gateway).toBe(firstAddress(bridged?.subnet ?? "") ?? "none");
     expect(asked.get("job_plugin")?.ipam).toEqual({ driver: "dhcp", config: [], options: { a: "b" } });
     expect(asked.get("job_six")).toMatchObject({ enableIpv4: false, enableIpv6: true, ipam: { config: [] } });
     expect(asked.get("job_both")?.ipam.config).toEqual([
-      { subnet: expect.stringMatching(/^10\.210\./) },
+      { subnet: expect.stringMatching(/^10\.210\./), gateway: expect.stringMatching(/^10\.210\./) },
       { subnet: "fd00::/64" },
     ]);
   });
