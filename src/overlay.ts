@@ -101,6 +101,8 @@ export class Overlay implements ExecutorOverlay {
   #fullAt = 0;
   #applying = false;
   #again = false;
+  /** Whether something is new that the kernel is not known to follow yet; without, only what others took away is made good. */
+  #isNews = false;
   #timer: Timer | undefined;
   #saveTimer: Timer | undefined;
   #stopped = false;
@@ -170,7 +172,8 @@ export class Overlay implements ExecutorOverlay {
   }
 
   async connected(): Promise<void> {
-    if (this.#applying) await this.#work;
+    // A look that finds all as it should be is no reason to wait.
+    if (this.#isNews && this.#applying) await this.#work;
   }
 
   noticeFull(): void {
@@ -272,8 +275,9 @@ export class Overlay implements ExecutorOverlay {
   }
 
   /** Brings the kernel up to date soon; one attempt at a time. */
-  #apply(): void {
+  #apply({ isRepair = false } = {}): void {
     this.#again = true;
+    if (!isRepair) this.#isNews = true;
     if (this.#applying || this.#stopped || !this.#network) return;
     this.#applying = true;
     this.#timer?.cancel();
@@ -298,7 +302,8 @@ export class Overlay implements ExecutorOverlay {
       }
     }
     if (this.#stopped) return;
-    this.#timer = clock.after(this.#failures > 0 ? RETRY_MS : REPAIR_MS, () => this.#apply());
+    this.#isNews = this.#failures > 0;
+    this.#timer = clock.after(this.#failures > 0 ? RETRY_MS : REPAIR_MS, () => this.#apply({ isRepair: true }));
   }
 
   async #applyOnce(): Promise<void> {

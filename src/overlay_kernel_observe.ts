@@ -48,7 +48,7 @@ const routes = v.array(
   }),
 );
 const neighbours = v.array(
-  v.object({ dst: v.string(), lladdr: v.optional(v.string(), ""), state: v.optional(v.array(v.string()), []) }),
+  v.object({ dst: v.string(), dev: v.exactOptional(v.string()), lladdr: v.optional(v.string(), "") }),
 );
 const machines = v.array(v.object({ mac: v.string(), dst: v.exactOptional(v.string()) }));
 const netconf = v.array(
@@ -59,30 +59,37 @@ const netconf = v.array(
   }),
 );
 
-/** Looks at all that a plan may ask for, in about the time of two commands. */
+/** What is asked of `ip`, in the order of the answers. */
+const QUESTIONS = [
+  "link show type vxlan",
+  "link show type wireguard",
+  "address show",
+  "route show",
+  "netconf show",
+  "neigh show nud permanent",
+] as const;
+
+/** Looks at all that a plan may ask for, by few commands: every node does this every few seconds. */
 export async function observeOverlay(commands: CommandRunner): Promise<ObservedOverlay> {
-  const ask = asker(commands);
-  const [vxlans, wireguards, allAddresses, allRoutes, conf, saved] = await Promise.all([
-    ask(links, "ip", "-d", "-j", "link", "show", "type", "vxlan"),
-    ask(links, "ip", "-d", "-j", "link", "show", "type", "wireguard"),
-    observeAddresses(commands),
-    ask(routes, "ip", "-d", "-j", "-4", "route", "show"),
-    ask(netconf, "ip", "-j", "-4", "netconf", "show"),
-    commands.run(["iptables-save"]),
+  const [answers, saved] = await Promise.all([askIp(commands), commands.run(["iptables-save"])]);
+  const [vxlans = "", wireguards = "", ownAddresses = "", ownRoutes = "", conf = "", entries = ""] = answers;
+  const seen = new Map([
+    ...read(links, { text: vxlans, of: QUESTIONS[0] }).flatMap(readLink("vxlan")),
+    ...read(links, { text: wireguards, of: QUESTIONS[1] }).flatMap(readLink("wireguard")),
   ]);
-  const seen = new Map([...vxlans.flatMap(readLink("vxlan")), ...wireguards.flatMap(readLink("wireguard"))]);
   const hasVxlan = seen.get(OVERLAY_DEVICES.vxlan)?.kind === "vxlan";
   const hasWireguard = seen.get(OVERLAY_DEVICES.wireguard)?.kind === "wireguard";
-  const [entries, forwardings, wireguard] = await Promise.all([
-    hasVxlan
-      ? ask(neighbours, "ip", "-j", "-4", "neigh", "show", "dev", OVERLAY_DEVICES.vxlan, "nud", "permanent")
-      : [],
-    hasVxlan ? ask(machines, "bridge", "-j", "fdb", "show", "dev", OVERLAY_DEVICES.vxlan) : [],
+  const allAddresses = read(addresses, { text: ownAddresses, of: QUESTIONS[2] });
+  const allRoutes = read(routes, { text: ownRoutes, of: QUESTIONS[3] });
+  const devices = read(netconf, { text: conf, of: QUESTIONS[4] });
+  const permanent = read(neighbours, { text: entries, of: QUESTIONS[5] });
+  const [forwardings, wireguard] = await Promise.all([
+    hasVxlan ? askBridge(commands) : [],
     hasWireguard ? commands.run(["wg", "show", OVERLAY_DEVICES.wireguard, "dump"]) : "",
   ]);
   return {
     links: seen,
-    addresses: allAddresses,
+    addresses: readAddresses(allAddresses),
     routes: allRoutes.map(({ type, dst, dev, gateway, prefsrc, protocol }) => ({
       type,
       subnet: dst.includes("/") || dst === "default" ? dst : `${dst}/32`,
@@ -91,32 +98,51 @@ export async function observeOverlay(commands: CommandRunner): Promise<ObservedO
       source: prefsrc,
       protocol,
     })),
-    neighbours: new Map(entries.map(({ dst, lladdr }) => [dst, lladdr])),
+    neighbours: new Map(
+      permanent.flatMap(({ dst, dev, lladdr }) =>
+        hasVxlan && dev === OVERLAY_DEVICES.vxlan ? [[dst, lladdr] as const] : [],
+      ),
+    ),
     machines: groupMachines(forwardings),
     wireguard: parseWireguard(wireguard),
-    forwarding: new Map(conf.map((one) => [one.interface, one.forwarding])),
-    pathFilters: new Map(conf.map((one) => [one.interface, one.rp_filter])),
+    forwarding: new Map(devices.map((one) => [one.interface, one.forwarding])),
+    pathFilters: new Map(devices.map((one) => [one.interface, one.rp_filter])),
     tables: parseTables(saved),
   };
 }
 
 /** The machine's IPv4 addresses. */
 export async function observeAddresses(commands: CommandRunner): Promise<ObservedOverlay["addresses"]> {
-  const found = await asker(commands)(addresses, "ip", "-j", "-4", "address", "show");
+  const argv = ["ip", "-j", "-4", "address", "show"];
+  return readAddresses(read(addresses, { text: await commands.run(argv), of: argv.join(" ") }));
+}
+
+/** What `ip` answers to each of `QUESTIONS`. */
+async function askIp(commands: CommandRunner): Promise<string[]> {
+  const input = `${QUESTIONS.join("\n")}\n`;
+  const all = (await commands.run(["ip", "-d", "-j", "-4", "-b", "-"], { input })).trimEnd().split("\n");
+  if (all.length === QUESTIONS.length) return all;
+  // One that does not answer each in a line of its own is asked one by one.
+  return Promise.all(QUESTIONS.map((question) => commands.run(["ip", "-d", "-j", "-4", ...question.split(" ")])));
+}
+
+async function askBridge(commands: CommandRunner): Promise<v.InferOutput<typeof machines>> {
+  const argv = ["bridge", "-j", "fdb", "show", "dev", OVERLAY_DEVICES.vxlan];
+  return read(machines, { text: await commands.run(argv), of: argv.join(" ") });
+}
+
+function read<T extends v.GenericSchema>(schema: T, { text, of }: { text: string; of: string }): v.InferOutput<T> {
+  try {
+    return v.parse(schema, JSON.parse(text || "[]"));
+  } catch (error) {
+    throw new CommandError("garbled", `"${of}" printed no JSON as expected: ${describeError(error)}`);
+  }
+}
+
+function readAddresses(found: v.InferOutput<typeof addresses>): ObservedOverlay["addresses"] {
   return found.flatMap(({ ifname = "", mtu, addr_info }) =>
     addr_info.map(({ local, prefixlen }) => ({ device: ifname, mtu, address: local, bits: prefixlen })),
   );
-}
-
-function asker(commands: CommandRunner) {
-  return async <T extends v.GenericSchema>(schema: T, ...argv: string[]): Promise<v.InferOutput<T>> => {
-    const text = await commands.run(argv);
-    try {
-      return v.parse(schema, JSON.parse(text || "[]"));
-    } catch (error) {
-      throw new CommandError("garbled", `"${argv.join(" ")}" printed no JSON as expected: ${describeError(error)}`);
-    }
-  };
 }
 
 function readLink(kind: ObservedLink["kind"]) {

@@ -32,6 +32,8 @@ const CPU_TIME_CONSTANT_MS = 60_000;
 const READ_INTERVAL_MS = 1_000;
 /** /proc/net/tcp lists every connection; on a busy proxy reading it takes tens of milliseconds. */
 const PORTS_INTERVAL_MS = 5_000;
+/** The kernel goes through its whole table of connections for it, also where there are none: while no socket comes or goes, this will do. */
+const CALM_PORTS_INTERVAL_MS = 30_000;
 /** Asking Docker for the use of one container takes about a millisecond of its time. */
 const USAGE_INTERVAL_MS = 10_000;
 /** A disk does not fill within seconds, and a slow one is not to be asked often. */
@@ -56,7 +58,8 @@ export class HostMeter implements Meter {
   #last: { at: number; resources: Resources } | undefined;
   #cpuTimes: { at: number; busy: number; total: number } | undefined;
   #usedCpus: number | undefined;
-  #ports: { at: number; listening: string[] } | undefined;
+  #ports: { at: number; listening: string[]; sockets: string } | undefined;
+  #portsAskedAt = -Infinity;
   readonly #ownPorts = new Map<string, number>();
   #disk: { at: number; path: string; reading: Resources["disk"] } | undefined;
   #gpus: { at: number; ids: string[] } | undefined;
@@ -161,18 +164,27 @@ export class HostMeter implements Meter {
   }
 
   #takenPorts(view: MeterView, now: number): string[] {
-    if (!this.#ports || now - this.#ports.at >= PORTS_INTERVAL_MS) {
-      const listening = [
-        ...parseSockets(this.#file("net/tcp"), "tcp"),
-        ...parseSockets(this.#file("net/tcp6"), "tcp"),
-        ...parseSockets(this.#file("net/udp"), "udp"),
-        ...parseSockets(this.#file("net/udp6"), "udp"),
-      ];
-      this.#ports = { at: now, listening };
-    }
+    const { listening } = this.#readPorts(now);
     for (const [port, seen] of this.#ownPorts) if (now - seen > OWN_PORT_MS) this.#ownPorts.delete(port);
-    const taken = new Set([...this.#ports.listening, ...view.otherPorts]);
+    const taken = new Set([...listening, ...view.otherPorts]);
     return [...taken].filter((port) => !this.#ownPorts.has(port)).sort();
+  }
+
+  #readPorts(now: number): { listening: string[] } {
+    const known = this.#ports;
+    if (known && now - this.#portsAskedAt < PORTS_INTERVAL_MS) return known;
+    this.#portsAskedAt = now;
+    const sockets = parseSocketCounts(this.#file("net/sockstat") + this.#file("net/sockstat6"));
+    const isCalm = sockets !== "" && sockets === known?.sockets && now - known.at < CALM_PORTS_INTERVAL_MS;
+    if (known && isCalm) return known;
+    const listening = [
+      ...parseSockets(this.#file("net/tcp"), "tcp"),
+      ...parseSockets(this.#file("net/tcp6"), "tcp"),
+      ...parseSockets(this.#file("net/udp"), "udp"),
+      ...parseSockets(this.#file("net/udp6"), "udp"),
+    ];
+    this.#ports = { at: now, listening, sockets };
+    return this.#ports;
   }
 
   /** Begins a sample of what the cluster's containers use, where a reading needs it; the next reading has it. */
@@ -300,6 +312,11 @@ export function parseSockets(text: string, protocol: "tcp" | "udp"): string[] {
     if (!isLoopback(address)) ports.add(`${protocol}/${Number.parseInt(port, 16)}`);
   }
   return [...ports];
+}
+
+/** Reads /proc/net/{sockstat,sockstat6}: how many sockets of each protocol are in use, as one text to be compared. */
+export function parseSocketCounts(text: string): string {
+  return [...text.matchAll(/^(TCP6?|UDP6?): inuse \d+/gm)].map(([count]) => count).join(", ");
 }
 
 /** Addresses are 32-bit words in the machine's byte order: 127.0.0.1 is 0100007F on little-endian machines. */

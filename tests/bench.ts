@@ -1,7 +1,8 @@
 /**
  * @module Small benchmarks (`npm run bench`): what a user waits for, and what the master does all day. Prints one table of
  * medians; runs before the first that counts warm up. `npm run bench -- network` is `bench_network.ts`, `-- faults`
- * `bench_faults.ts`, `-- api` `bench_api.ts` and `-- placement` `bench_placement.ts`. A tool: nothing imports it.
+ * `bench_faults.ts`, `-- api` `bench_api.ts`, `-- placement` `bench_placement.ts`, `-- start` `bench_start.ts` and `-- footprint`
+ * `bench_footprint.ts`. A tool: nothing imports it.
  */
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { cpus, tmpdir } from "node:os";
@@ -14,9 +15,11 @@ import { Scheduler } from "../src/scheduler.ts";
 import { openSqliteStore, type Store } from "../src/store.ts";
 import { benchApi } from "./bench_api.ts";
 import { benchFaults } from "./bench_faults.ts";
+import { benchFootprint } from "./bench_footprint.ts";
 import { benchNetwork } from "./bench_network.ts";
 import { benchPlacement } from "./bench_placement.ts";
 import { EXECUTABLE, startProcess } from "./bench_process.ts";
+import { benchStart } from "./bench_start.ts";
 import { GIB, idleMachine, rules, seeded, spec, unusedSealer } from "./cluster_fixture.ts";
 
 const ROOT = join(import.meta.dir, "..");
@@ -352,6 +355,8 @@ try {
   else if (process.argv[2] === "api") await benchApi(dir);
   else if (process.argv[2] === "placement") benchPlacement();
   else if (process.argv[2] === "faults") await benchFaults(process.argv.slice(3));
+  else if (process.argv[2] === "start") await benchStart(process.argv.slice(3));
+  else if (process.argv[2] === "footprint") await benchFootprint(dir);
   else await bench();
 } finally {
   rmSync(dir, { recursive: true });

@@ -200,6 +200,30 @@ describe("a node in the cluster's network", () => {
     expect(machine.applied.length).toBe(before + 1);
   });
 
+  test("has containers wait for bridges that are new, and not for a look that finds all as it should be", async () => {
+    const gates = [Promise.withResolvers<void>()];
+    const apply = async (): Promise<OverlayState> => {
+      await gates.at(-1)?.promise;
+      return { changed: [], problems: [], mtu: 1_450 };
+    };
+    const machine = new Machine({ kernel: { supported: async () => undefined, apply, remove: async () => {} } });
+    machine.overlay.setBridges([BRIDGE]);
+    machine.overlay.receive(network());
+    const first = machine.overlay.connected();
+    expect(await isPending(machine, first)).toBe(true);
+    gates.at(-1)?.resolve();
+    expect(await isPending(machine, first)).toBe(false);
+    // The look that comes every 5 s, which takes its time here.
+    gates.push(Promise.withResolvers<void>());
+    await machine.clock.advance(5_100);
+    expect(await isPending(machine, machine.overlay.connected())).toBe(false);
+    machine.overlay.setBridges([]);
+    const second = machine.overlay.connected();
+    expect(await isPending(machine, second)).toBe(true);
+    gates.at(-1)?.resolve();
+    expect(await isPending(machine, second)).toBe(false);
+  });
+
   test("takes its network away when it stops with nothing running, and only then", async () => {
     for (const [statuses, removed] of [
       [[], ["n1"]],

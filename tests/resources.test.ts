@@ -195,6 +195,25 @@ describe("HostMeter", () => {
     await clock.advance(2_000);
     expect(meter.read(NOTHING)?.taken_ports).toContain("tcp/80");
   });
+
+  test("looks for ports again when sockets came or went, and else every 30 s", async () => {
+    write({
+      "net/sockstat": "TCP: inuse 3 orphan 0 tw 0 alloc 57 mem 123\nUDP: inuse 1 mem 0\n",
+      "net/sockstat6": "TCP6: inuse 1\n",
+    });
+    const { clock, meter } = world();
+    expect(meter.read(NOTHING)?.taken_ports).toContain("tcp/80");
+    write({ "net/tcp": "", "net/sockstat": "TCP: inuse 3 orphan 9 tw 9 alloc 58 mem 124\nUDP: inuse 1 mem 1\n" });
+    await clock.advance(29_000);
+    expect(meter.read(NOTHING)?.taken_ports).toContain("tcp/80");
+    await clock.advance(5_000);
+    expect(meter.read(NOTHING)?.taken_ports).not.toContain("tcp/80");
+    write({ "net/tcp": SOCKETS, "net/sockstat6": "TCP6: inuse 2\n" });
+    await clock.advance(5_000);
+    const seen = meter.read(NOTHING)?.taken_ports;
+    for (const name of ["net/sockstat", "net/sockstat6"]) rmSync(join(procDir, name));
+    expect(seen).toContain("tcp/80");
+  });
 });
 
 describe("freeSubnet()", () => {
