@@ -2,7 +2,8 @@
  * @module Figures of placement's quality (`npm run bench -- placement`): clusters of several kinds and sizes are filled with
  * services until the first replica finds no node, by `place()` and by the rules of the peers, with the same services in the same
  * order. Prints one table per kind and size. The peers' rules are written down here as their sources and manuals have them; each
- * sees all nodes and only what has room. A tool: nothing imports it but `bench.ts`.
+ * sees all nodes and only what has room. The constants in `placement.ts` and `placement_share.ts` were chosen by these clusters and
+ * asks, so try others before saying that a rule is the best. A tool: nothing imports it but `bench.ts`.
  *
  * `spread` is the standard deviation of the nodes' dominant share, the larger of their shares of CPUs and memory reserved, when half
  * of the cluster is; `over 90 %` how many nodes are fuller than that at that moment; `together` how much of a service of several
