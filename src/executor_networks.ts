@@ -317,8 +317,9 @@ function isFromPool(network: NetworkSpec | undefined): boolean {
 }
 
 /**
- * Names the gateway that Docker would choose. An Engine that is killed while it removes a network with a subnet and no gateway
- * does not start any more: it panics over what it has kept of it (libnetwork, `reservePools`, in 20.10 and later).
+ * Names the gateway that Docker would choose. An Engine that is killed while it removes a network which was made with a subnet and
+ * without a gateway panics at each start from then on (libnetwork, `reservePools`, 20.10 and later), until its database of
+ * networks is removed by hand.
  */
 function nameGateway({ ipam }: NewNetwork, subnet: string): void {
   const gateway = firstAddress(subnet);

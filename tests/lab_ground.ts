@@ -219,11 +219,15 @@ function exists(path: string): boolean {
   }
 }
 
+/** Of what is not there, or is removed just now, none. */
 function directories(path: string): string[] {
-  if (!exists(path)) return [];
-  return readdirSync(path, { withFileTypes: true })
-    .filter((entry) => entry.isDirectory())
-    .map((entry) => join(path, entry.name));
+  try {
+    return readdirSync(path, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map((entry) => join(path, entry.name));
+  } catch {
+    return [];
+  }
 }
 
 /** Process ids in a listing. The kernel writes 0 for one that this process may not see; to kill 0 means oneself. */
