@@ -22,8 +22,6 @@ const REGISTRY_PORT = 5000;
 const MAX_HOSTS = 253;
 /** How long a Docker Engine may take to answer, in milliseconds; it takes about one second. */
 const ENGINE_TIMEOUT_MS = 30_000;
-/** The same after its end by force: on a busy machine it is 30 s at what it finds of its containers and their networks. */
-const ENGINE_AGAIN_TIMEOUT_MS = 90_000;
 const REQUEST_TIMEOUT_MS = 10_000;
 /** First version of the Engine whose identity is a file in its data directory, no longer a key in /etc/docker. */
 const ENGINE_ID_FILE_SINCE = 23;
@@ -269,12 +267,11 @@ export class LabHost {
     const file = join(this.dir, "daemon.json");
     writeFileSync(file, JSON.stringify({ ...(await this.#engineConfig()), ...config }));
     const dockerd = this.spawn("dockerd", ["dockerd", "--config-file", file]);
-    const timeoutMs = this.#engine ? ENGINE_AGAIN_TIMEOUT_MS : ENGINE_TIMEOUT_MS;
     this.#engine = dockerd;
     const running = await waitUntil(
       `the Docker Engine of host ${this.number} to answer`,
       async () => (await this.#engineAnswers()) || (dockerd.running ? undefined : "ended"),
-      { until: (seen) => seen !== undefined, timeoutMs, intervalMs: 20 },
+      { until: (seen) => seen !== undefined, timeoutMs: ENGINE_TIMEOUT_MS, intervalMs: 20 },
     );
     if (running === "ended") throw new Error(`dockerd of host ${this.number} ended:\n${tail(dockerd.logs())}`);
   }
