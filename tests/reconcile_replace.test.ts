@@ -229,6 +229,45 @@ describe("data on a lost node", () => {
   });
 });
 
+describe("a service that must never run twice", () => {
+  const singleton = { service: { stop_when_isolated_ms: 30_000 } };
+
+  test("leaves a node by stopping first, and only where another one takes it", () => {
+    const { bench, goal } = settled(1, singleton);
+    const [old] = bench.running();
+    const others = ["a", "b", "c"].filter((one) => one !== old?.node_id);
+    for (const one of others) bench.set(one, "unready");
+    bench.drain(old?.node_id ?? "");
+    const stuck = bench.plan(goal);
+    expect([stuck.stop, stuck.place]).toEqual([[], []]);
+    expect(stuck.stuck.length).toBeGreaterThan(0);
+    for (const one of others) bench.set(one, "ready");
+    const plan = bench.plan(goal);
+    expect([plan.stop.map(({ allocation_id }) => allocation_id), plan.place]).toEqual([[old?.allocation_id ?? ""], []]);
+    bench.settle(goal);
+    expect(others).toContain(nodesOf(bench)[0] ?? "");
+  });
+
+  test("is not started elsewhere at a drain's deadline, nor anew, while its node that is down may still run it", () => {
+    for (const begin of ["deadline", "scale", "job"] as const) {
+      const { bench, goal } = settled(1, singleton);
+      const [old] = bench.running();
+      if (!old) throw new Error("nothing runs");
+      const next = begin === "job" ? { ...goal, incarnation: "next" } : goal;
+      if (begin === "scale") bench.commit(bench.plan({ ...goal, scale: 0 }));
+      if (begin === "deadline") bench.drain(old.node_id, { deadline_at: bench.now });
+      bench.set(old.node_id, "down");
+      Object.assign(bench.state.views.get(old.node_id) ?? {}, { lastSeen: bench.now });
+      const at = bench.now + 30_000 + goal.spec.stop_grace_period_ms + 2_000;
+      const plan = bench.plan(next);
+      expect([plan.place, plan.wakeAt]).toEqual([[], at]);
+      bench.commit(plan);
+      bench.now = at;
+      expect([bench.plan(next).place.length, begin]).toEqual([1, begin]);
+    }
+  });
+});
+
 describe("whatever happens", () => {
   const step = fc.oneof(
     fc.record({ drain: fc.constantFrom("a", "b", "c", "d"), force: fc.boolean() }),
