@@ -366,7 +366,9 @@ export class SimCluster {
     }
     for (const [slot, ids] of slots) {
       if (ids.length < 2) continue;
-      const replaced = ids.map((id) => this.allocations.get(id)?.replaces?.allocation_id);
+      // What is not to run twice has nothing started beside it.
+      const isAlone = ids.some((id) => this.#isolations.has(this.allocations.get(id)?.spec_hash ?? ""));
+      const replaced = isAlone ? [] : ids.map((id) => this.allocations.get(id)?.replaces?.allocation_id);
       const live = ids.filter((id) => !this.#givenUp.has(id) && !replaced.includes(id));
       if (live.length > 1) this.violations.push(`slot ${slot} runs in allocations ${live.join(" and ")}`);
     }
@@ -473,8 +475,10 @@ export class SimCluster {
       const formerJob = other.job_id === record.job_id && other.incarnation !== record.incarnation;
       if (sameSlot || formerJob) {
         if (record.replaces?.allocation_id === other.allocation_id) continue;
-        if (state.isLost(other.node_id)) this.#givenUp.add(other.allocation_id);
-        else
+        if (state.isLost(other.node_id)) {
+          this.#givenUp.add(other.allocation_id);
+          if (sameSlot && state.isDown(other.node_id) && !other.ended) this.#checkAlone(other);
+        } else
           this.violations.push(`allocation ${id} was placed before ${other.allocation_id} of its slot or job was gone`);
       }
       const sharesPort = claims(other).some((a) => claims(record).some((b) => a.first === b.first));
@@ -520,10 +524,7 @@ export class SimCluster {
     const service = job?.services.find(({ service_name }) => service_name === record.service_name);
     if (!service || job?.incarnation !== record.incarnation || service.spec_hash !== record.spec_hash) return;
     if ((service.generation ?? 0) !== (record.generation ?? 0)) return;
-    if (state.isLost(record.node_id)) {
-      if (state.isDown(record.node_id)) this.#checkAlone(record);
-      return void this.#givenUp.add(record.allocation_id);
-    }
+    if (state.isLost(record.node_id)) return void this.#givenUp.add(record.allocation_id);
     if (this.#makesWay(record, state)) return;
     const isPaired = ({ replaces }: AllocationRecord) =>
       this.allocations.get(replaces?.allocation_id ?? "")?.desired === "run";
