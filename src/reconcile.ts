@@ -258,7 +258,10 @@ function replace(
     // No report follows, after which the slot would be looked at again.
     if (state.isLost(allocation.node_id)) wakeBy(plan, now);
   }
+  const stopping = mine.filter((one) => one.desired === "stop" && mayRun(one, context));
   for (const { allocation, cause } of choice.start) {
+    // Beside the one that it replaced, which is on its way out, there is to be no third.
+    if (stopping.some(({ slot }) => slot === allocation.slot)) continue;
     const to = cause === "rebalance" ? context.moves?.get(allocation.allocation_id) : undefined;
     const pinned = to === undefined ? {} : { pinned: { node_id: to, reason: "it was to move to another node" } };
     const others = context.candidates.filter(({ node_id }) => node_id !== allocation.node_id);

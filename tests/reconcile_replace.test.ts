@@ -62,6 +62,19 @@ describe("a node that is to be emptied", () => {
     expect(nodesOf(bench)).toHaveLength(6);
   });
 
+  test("has no third started beside one that has just taken a slot, before the former one is gone", () => {
+    const { bench, goal } = settled(1);
+    bench.drain(nodesOf(bench)[0] ?? "");
+    const first = bench.plan(goal);
+    bench.commit(first);
+    for (const one of first.place) bench.report(one, "running");
+    bench.commit(bench.plan(goal));
+    bench.drain(first.place[0]?.node_id ?? "");
+    expect(bench.plan(goal).place).toEqual([]);
+    bench.obey();
+    expect(bench.plan(goal).place).toHaveLength(1);
+  });
+
   test("waits for a check to say healthy", () => {
     const { bench, goal } = settled(1);
     const [old] = bench.running();
