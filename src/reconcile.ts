@@ -24,6 +24,7 @@ import {
   isStateful,
   isUp,
   MAX_BLOCKED,
+  mayRun,
   type Missing,
   mobilityOf,
   type Plan,
@@ -257,7 +258,10 @@ function replace(
     // No report follows, after which the slot would be looked at again.
     if (state.isLost(allocation.node_id)) wakeBy(plan, now);
   }
+  const stopping = mine.filter((one) => one.desired === "stop" && mayRun(one, context));
   for (const { allocation, cause } of choice.start) {
+    // Beside the one that it replaced, which is on its way out, there is to be no third.
+    if (stopping.some(({ slot }) => slot === allocation.slot)) continue;
     const to = cause === "rebalance" ? context.moves?.get(allocation.allocation_id) : undefined;
     const pinned = to === undefined ? {} : { pinned: { node_id: to, reason: "it was to move to another node" } };
     const others = context.candidates.filter(({ node_id }) => node_id !== allocation.node_id);
@@ -273,14 +277,10 @@ function replace(
 }
 
 function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine, waiting, seats }: Missing): void {
-  const { state } = context;
   const taken = new Set(live.map(({ slot }) => slot));
-  const stoppingSlots = new Set(
-    [...mine.filter(({ desired }) => desired === "stop"), ...plan.stop]
-      .filter(({ node_id }) => !state.isLost(node_id))
-      .map(({ slot }) => slot),
-  );
-  const hold = reasonsToHold(goal, { state, waiting });
+  const stopping = [...mine.filter(({ desired }) => desired === "stop"), ...plan.stop];
+  const stoppingSlots = new Set(stillThere(plan, { stopping, context }).map(({ slot }) => slot));
+  const hold = reasonsToHold(plan, { goal, context, waiting });
   let refusedAll: { reasons: string[]; size: number } | undefined;
   for (let slot = 1, missing = goal.scale - live.length; missing > 0; slot++) {
     if (taken.has(slot)) continue;
@@ -359,7 +359,7 @@ function placeOnEach(plan: Plan, { goal, context, request, live, mine, waiting, 
       .map(({ node_id, slot }) => [node_id, slot]),
   );
   const taken = new Set([...live.map(({ slot }) => slot), ...stopping.values()]);
-  const hold = reasonsToHold(goal, { state, waiting });
+  const hold = reasonsToHold(plan, { goal, context, waiting });
   for (const { node_id, node_name } of state.nodesFor(goal.rules)) {
     if (covered.has(node_id)) continue;
     const previous = stopping.get(node_id);
@@ -389,14 +389,24 @@ function placeOnEach(plan: Plan, { goal, context, request, live, mine, waiting, 
   }
 }
 
+/** Those of which something may still run; what a node that is down has to stop by itself is looked at again then. */
+function stillThere(
+  plan: Plan,
+  { stopping, context }: { stopping: readonly AllocationRecord[]; context: PlanContext },
+): AllocationRecord[] {
+  const there = stopping.filter((one) => mayRun(one, context));
+  for (const one of there) if (context.state.isLost(one.node_id)) wakeBy(plan, stoppedAloneAt(one, context.state));
+  return there;
+}
+
 const PREVIOUS_STOPS = "waiting for this slot's previous container to stop";
 
 /** Why no slot of the service may be placed at all; undefined: nothing stands in the way. */
 function reasonsToHold(
-  goal: Goal,
-  { state, waiting }: { state: ClusterState; waiting: string[] },
+  plan: Plan,
+  { goal, context, waiting }: { goal: Goal; context: PlanContext; waiting: string[] },
 ): string[] | undefined {
-  const predecessor = waitsForPredecessor(goal, state);
+  const predecessor = waitsForPredecessor(plan, { goal, context });
   if (predecessor !== undefined) return [predecessor];
   return waiting.length > 0 ? waiting : undefined;
 }
@@ -456,12 +466,16 @@ function pinOf(
 }
 
 /** What of a deleted job with the same id is still being removed on a node that can do it. */
-function waitsForPredecessor({ job_id, incarnation }: Goal, state: ClusterState): string | undefined {
+function waitsForPredecessor(
+  plan: Plan,
+  { goal: { job_id, incarnation }, context }: { goal: Goal; context: PlanContext },
+): string | undefined {
+  const { state } = context;
   for (const service_name of state.allocatedServices(job_id)) {
     const old = state
       .allocationsOf(serviceKey({ job_id, service_name }))
       .filter((allocation) => allocation.incarnation !== incarnation);
-    if (old.some(({ node_id }) => !state.isLost(node_id)))
+    if (stillThere(plan, { stopping: old, context }).length > 0)
       return "waiting for the containers of the deleted job with this id to stop";
   }
   const removal = [...state.removals.values()].find((one) => one.job_id === job_id && !state.isLost(one.node_id));

@@ -11,7 +11,7 @@ import type { AllocationRecord, NodeRecord } from "./model.ts";
 
 /**
  * How the replicas of a service can leave a node: `free`: another is started elsewhere; `tied`: with all that shares something
- * with them; `data`: without the data that they have there; `task`: by coming to their end; `global`: never to another node;
+ * with them, or because they must never run twice, one stops before the other starts; `data`: without the data that they have there; `task`: by coming to their end; `global`: never to another node;
  * `follower`: with the service that they follow.
  */
 export type Mobility = "free" | "tied" | "data" | "task" | "global" | "follower";

@@ -118,12 +118,13 @@ export function hasData({ spec, bond }: Pick<Goal, "spec" | "bond">): boolean {
 
 /** How replicas of a service can leave a node. */
 export function mobilityOf(goal: Pick<Goal, "spec" | "rules" | "bond">): Mobility {
-  const { rules, bond } = goal;
+  const { spec, rules, bond } = goal;
   if (isGlobal(rules)) return "global";
   if (bond?.follows) return "follower";
   if (isRunToEnd(rules)) return "task";
   if (hasData(goal)) return "data";
-  return bond && bond.followers.length > 0 ? "tied" : "free";
+  const isTied = (bond && bond.followers.length > 0) || spec.stop_when_isolated_ms !== undefined;
+  return isTied ? "tied" : "free";
 }
 
 /** Whether an allocation came to its end and runs no more. */
@@ -157,6 +158,11 @@ export function stoppedAloneAt({ spec_hash, node_id }: AllocationRecord, { specs
   const view = views.get(node_id);
   if (spec?.stop_when_isolated_ms === undefined || view?.state !== "down") return 0;
   return view.lastSeen + spec.stop_when_isolated_ms + spec.stop_grace_period_ms + ISOLATION_MARGIN_MS;
+}
+
+/** Whether something of a replica may still run that is to run no more: its node was not given up, or has to stop it by itself first. */
+export function mayRun(allocation: AllocationRecord, { state, now }: Pick<PlanContext, "state" | "now">): boolean {
+  return !state.isLost(allocation.node_id) || now < stoppedAloneAt(allocation, state);
 }
 
 export function block(plan: Plan, slot: number, reasons: string[]): void {

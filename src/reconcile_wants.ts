@@ -6,7 +6,7 @@
 import { serviceKey } from "./cluster_state.ts";
 import type { AllocationRecord } from "./model.ts";
 import { isGlobal } from "./model_spec.ts";
-import { hasRoom, type PlacementRequest } from "./placement.ts";
+import { hasRoom, place, type PlacementRequest } from "./placement.ts";
 import { matches } from "./placement_rules.ts";
 import { FAILURES, UNHEALTHY_MS, type Want } from "./reconcile_replace.ts";
 import {
@@ -20,15 +20,16 @@ import {
   type PlanContext,
   wakeBy,
 } from "./reconcile_goal.ts";
+import { unitOf } from "./reconcile_together.ts";
 
 /** In the order of precedence. */
 export function wantsOf(plan: Plan, situation: Missing): Want[] {
   if (situation.waiting.length > 0) {
     // What would take their place may not start yet.
-    if (leaving(situation).length > 0) plan.stuck.push(...situation.waiting);
+    if (leaving(plan, situation).length > 0) plan.stuck.push(...situation.waiting);
     return [];
   }
-  return [...outdated(situation), ...leaving(situation), ...ailing(plan, situation), ...moving(situation)];
+  return [...outdated(situation), ...leaving(plan, situation), ...ailing(plan, situation), ...moving(situation)];
 }
 
 /** Replicas of an older definition, and those on nodes that a newer document excludes; the sick ones first. */
@@ -49,15 +50,22 @@ function outdated({ goal, context, request, live, stateful, isRejoining }: Missi
 }
 
 /** Replicas whose turn it is to leave a node that is being emptied. */
-function leaving({ goal, context, live }: Missing): Want[] {
+function leaving(plan: Plan, { goal, context, request, live }: Missing): Want[] {
   const mobility = mobilityOf(goal);
   const key = serviceKey(goal);
   return live.flatMap((allocation): Want[] => {
-    const draining = context.draining?.get(allocation.node_id);
-    if (draining?.turn !== key || hasEnded(allocation, context.state)) return [];
+    const { node_id, slot } = allocation;
+    if (context.draining?.get(node_id)?.turn !== key || hasEnded(allocation, context.state)) return [];
     if (mobility === "free") return [{ allocation, cause: "drain" }];
-    // What has its data here, or another container to go with, is not to run twice.
-    return mobility === "tied" || mobility === "data" ? [{ allocation, cause: "drain", order: "stop_first" }] : [];
+    if (mobility !== "tied" && mobility !== "data") return [];
+    // What has its data here, or another container to go with, is not to run twice: it stops first, where there is room elsewhere.
+    const beside = unitOf(goal.bond?.followers ?? [], { slot, scale: goal.scale }).map(({ follower }) => follower);
+    const whole = { ...request, ...(beside.length > 0 && { beside }) };
+    const others = context.candidates.filter((one) => one.node_id !== node_id);
+    if (hasRoom(whole, others)) return [{ allocation, cause: "drain", order: "stop_first" }];
+    const placement = place(whole, others, context.random);
+    if ("reasons" in placement) plan.stuck.push(...placement.reasons);
+    return [];
   });
 }
 

@@ -109,9 +109,9 @@ export class Session {
   }
 
   /**
-   * The last time at which the master is known to have been there for this node: the last welcome, or when the last answered
-   * heartbeat was sent, since an answer may be long on its way and the master counts a node's silence from what it got. Before
-   * all that, when this process began.
+   * The last time at which the master is known to have been there for this node: when the last answered hello or heartbeat was
+   * sent, since an answer may be long on its way and the master counts a node's silence from what it got. Before all that, when
+   * this process began.
    */
   get lastHeard(): number {
     return this.#lastHeard;
@@ -197,11 +197,12 @@ export class Session {
   async #converse(address: string): Promise<boolean> {
     const { transport, clock, log, hello } = this.#options;
     let live: Live | undefined;
+    let greetedAt = clock.now();
     const ended = Promise.withResolvers<void>();
     const channel = await transport.dial(address, {
       onMessage: (text) => {
         try {
-          live = this.#receive(v.parse(masterMessage, JSON.parse(text)), { channel, live });
+          live = this.#receive(v.parse(masterMessage, JSON.parse(text)), { channel, live, greetedAt });
         } catch (error) {
           log.error("a message of the master could not be read, ending the session", { error });
           channel.close();
@@ -214,6 +215,7 @@ export class Session {
     });
     const close = () => channel.close();
     this.#abort.signal.addEventListener("abort", close, { once: true });
+    greetedAt = clock.now();
     channel.send(JSON.stringify(hello()));
     await ended.promise;
     this.#abort.signal.removeEventListener("abort", close);
@@ -223,9 +225,12 @@ export class Session {
     return true;
   }
 
-  #receive(message: MasterMessage, { channel, live }: { channel: Channel; live: Live | undefined }): Live | undefined {
+  #receive(
+    message: MasterMessage,
+    { channel, live, greetedAt }: { channel: Channel; live: Live | undefined; greetedAt: number },
+  ): Live | undefined {
     const { executor, log, onRefused, onPeers, onNetwork } = this.#options;
-    if (message.type === "welcome") return this.#begin(message, channel);
+    if (message.type === "welcome") return this.#begin(message, { channel, greetedAt });
     if (message.type === "refused") onRefused(message);
     else if (message.type === "left") this.#options.onLeft();
     else if (message.type === "peers") onPeers(message.peers);
@@ -246,8 +251,8 @@ export class Session {
     for (const earlier of live.sentAt.keys()) if (earlier <= sequence) live.sentAt.delete(earlier);
   }
 
-  #begin(welcome: Welcome, channel: Channel): Live {
-    this.#lastHeard = this.#options.clock.now();
+  #begin(welcome: Welcome, { channel, greetedAt }: { channel: Channel; greetedAt: number }): Live {
+    this.#lastHeard = Math.max(this.#lastHeard, greetedAt);
     const live: Live = {
       channel,
       welcome,

@@ -140,6 +140,11 @@ export class FakeEngine implements Engine {
     return [...this.#volumes.keys()];
   }
 
+  /** Whether it is up, answers at once, and loses nothing. */
+  get isWell(): boolean {
+    return this.#up && this.latency[1] <= 5 && Object.values(this.faults).every((chance) => chance === 0);
+  }
+
   /** The running containers of an allocation. */
   running(allocationId: string): Container[] {
     const found: Container[] = [];

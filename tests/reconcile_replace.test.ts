@@ -62,6 +62,19 @@ describe("a node that is to be emptied", () => {
     expect(nodesOf(bench)).toHaveLength(6);
   });
 
+  test("has no third started beside one that has just taken a slot, before the former one is gone", () => {
+    const { bench, goal } = settled(1);
+    bench.drain(nodesOf(bench)[0] ?? "");
+    const first = bench.plan(goal);
+    bench.commit(first);
+    for (const one of first.place) bench.report(one, "running");
+    bench.commit(bench.plan(goal));
+    bench.drain(first.place[0]?.node_id ?? "");
+    expect(bench.plan(goal).place).toEqual([]);
+    bench.obey();
+    expect(bench.plan(goal).place).toHaveLength(1);
+  });
+
   test("waits for a check to say healthy", () => {
     const { bench, goal } = settled(1);
     const [old] = bench.running();
@@ -271,6 +284,45 @@ describe("data on a lost node", () => {
     bench.now = plan.wakeAt ?? 0;
     bench.settle(goal);
     expect(nodesOf(bench)).toEqual([home === "a" ? "b" : "a"]);
+  });
+});
+
+describe("a service that must never run twice", () => {
+  const singleton = { service: { stop_when_isolated_ms: 30_000 } };
+
+  test("leaves a node by stopping first, and only where another one takes it", () => {
+    const { bench, goal } = settled(1, singleton);
+    const [old] = bench.running();
+    const others = ["a", "b", "c"].filter((one) => one !== old?.node_id);
+    for (const one of others) bench.set(one, "unready");
+    bench.drain(old?.node_id ?? "");
+    const stuck = bench.plan(goal);
+    expect([stuck.stop, stuck.place]).toEqual([[], []]);
+    expect(stuck.stuck.length).toBeGreaterThan(0);
+    for (const one of others) bench.set(one, "ready");
+    const plan = bench.plan(goal);
+    expect([plan.stop.map(({ allocation_id }) => allocation_id), plan.place]).toEqual([[old?.allocation_id ?? ""], []]);
+    bench.settle(goal);
+    expect(others).toContain(nodesOf(bench)[0] ?? "");
+  });
+
+  test("is not started elsewhere at a drain's deadline, nor anew, while its node that is down may still run it", () => {
+    for (const begin of ["deadline", "scale", "job"] as const) {
+      const { bench, goal } = settled(1, singleton);
+      const [old] = bench.running();
+      if (!old) throw new Error("nothing runs");
+      const next = begin === "job" ? { ...goal, incarnation: "next" } : goal;
+      if (begin === "scale") bench.commit(bench.plan({ ...goal, scale: 0 }));
+      if (begin === "deadline") bench.drain(old.node_id, { deadline_at: bench.now });
+      bench.set(old.node_id, "down");
+      Object.assign(bench.state.views.get(old.node_id) ?? {}, { lastSeen: bench.now });
+      const at = bench.now + 30_000 + goal.spec.stop_grace_period_ms + 2_000;
+      const plan = bench.plan(next);
+      expect([plan.place, plan.wakeAt]).toEqual([[], at]);
+      bench.commit(plan);
+      bench.now = at;
+      expect([bench.plan(next).place.length, begin]).toEqual([1, begin]);
+    }
   });
 });
 

@@ -15,6 +15,8 @@ class Node {
   readonly learnt: (NetworkMessage | DirectoryMessage)[] = [];
   sessions = 0;
   lost = 0;
+  /** How long its welcome is on its way. */
+  welcomeMs = 0;
   /** Whether the master answers heartbeats. */
   answers = true;
   overlay: NodeNetwork = { mode: "vxlan", networks: [], blocks: 1, full: false };
@@ -82,7 +84,7 @@ class Node {
     if (message.type !== "hello") return;
     const master = { node_id: "m", address: "10.0.0.1:9000" };
     const times = { heartbeat_interval_ms: INTERVAL_MS, node_timeout_ms: 15_000 };
-    this.clock.after(0, () =>
+    this.clock.after(this.welcomeMs, () =>
       this.#say({
         type: "welcome",
         cluster_id: "c",
@@ -185,4 +187,14 @@ test("Session knows when the master last was there for it: at the sending of wha
   expect(node.lost).toBe(0);
   await node.clock.advance(3 * INTERVAL_MS);
   expect(node.lost).toBe(1);
+});
+
+test("Session takes a welcome that was long on its way for no newer sign of the master than its hello was", async () => {
+  const node = new Node();
+  const begin = node.clock.now();
+  node.welcomeMs = 3_000;
+  node.answers = false;
+  await node.clock.advance(4_000);
+  expect(node.session.lost).toBeDefined();
+  expect(node.session.lastHeard).toBe(begin);
 });

@@ -13,6 +13,7 @@ import { type Log, silentLog } from "../src/log.ts";
 import { LABELS } from "../src/model.ts";
 import { type Requests, SimClient, VARIANT } from "./simulation_client.ts";
 import { type Machine, SimCluster } from "./simulation_cluster.ts";
+import { SimOperator } from "./simulation_operator.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
 
 export type Report = {
@@ -43,6 +44,8 @@ const BEGIN = 1_700_000_000_000;
 /** How often a cluster that is to settle is looked at. */
 const LOOK_INTERVAL_MS = 500;
 const ROUNDS = 60;
+/** How often the operator does something in a round. */
+const OPERATOR_SHARE = 0.3;
 const HOUR_MS = 3_600_000;
 /** Lines of the story that a failure shows. */
 const STORY_LINES = 60;
@@ -75,6 +78,7 @@ class Simulation {
   readonly #random: () => number;
   readonly #cluster: SimCluster;
   readonly #client: SimClient;
+  readonly #operator: SimOperator;
   readonly #story: string[] = [];
   #storyHash = "";
   /** Machines whose Engine may still do what it was asked for before, such as making a volume of a job that is gone by then. */
@@ -89,6 +93,15 @@ class Simulation {
     const machines = 3 + Math.floor(this.#random() * 3);
     this.#cluster = new SimCluster({ clock: this.#clock, random, machines, dir, log });
     this.#client = new SimClient(this.#cluster, { random: random("client"), say: (line) => this.#say(line) });
+    this.#operator = new SimOperator(this.#cluster, { random: random("operator"), say: (line) => this.#say(line) });
+    this.#cluster.onMasterGone = () => {
+      this.#client.masterGone();
+      this.#operator.masterGone();
+    };
+    this.#cluster.onLoad = ({ job, node }) => {
+      this.#client.compare(job);
+      this.#operator.compare(node);
+    };
     for (const { engine } of this.#cluster.machines) {
       for (const image of ["pulled:1", "pulled:2", "crashing:1", "slow:1", "ending:1", "checked:1"])
         engine.registry.set(image, "found");
@@ -106,6 +119,7 @@ class Simulation {
       this.#trouble();
       const requests = Math.floor(this.#random() * 3);
       for (let n = 0; n < requests; n++) this.#client.act();
+      if (this.#random() < OPERATOR_SHARE) this.#operator.act();
       await this.#pass(this.#pause());
     }
     await this.#heal();
@@ -151,6 +165,7 @@ class Simulation {
     // The master has twice its share: the most depends on it.
     const machine = this.#pick(toRepair) ?? this.#pick([this.#cluster.master, ...machines]);
     const { engine, name, process } = machine;
+    if (NOT_OF_MACHINES.every((one) => one !== does)) this.#cluster.touch(machine);
     switch (does) {
       case "start":
         if (!process) this.#say(`${name}: starts`);
@@ -196,7 +211,8 @@ class Simulation {
     }
   }
 
-  #engineTrouble({ engine, name }: Machine, does: EngineTrouble): void {
+  #engineTrouble(machine: Machine, does: EngineTrouble): void {
+    const { engine, name } = machine;
     this.#say(`${name}: engine: ${does}`);
     switch (does) {
       case "down":
@@ -204,7 +220,7 @@ class Simulation {
       case "up":
         return engine.comeUp();
       case "restart":
-        return this.#restart(engine);
+        return this.#restart(machine);
       case "hang":
         return engine.freeze();
       case "faults":
@@ -238,13 +254,17 @@ class Simulation {
   }
 
   /** dockerd is started anew, by live-restore with its containers; some of them end while nobody looks. */
-  #restart(engine: Machine["engine"]): void {
+  #restart(machine: Machine): void {
+    const { engine } = machine;
     engine.goDown({ containersSurvive: true });
     const backMs = 500 + this.#random() * 5_000;
     for (const { id } of engine.containers) {
       if (this.#random() < 0.3) this.#clock.after(this.#random() * backMs, () => engine.kill(id, 1));
     }
-    this.#clock.after(backMs, () => engine.comeUp());
+    this.#clock.after(backMs, () => {
+      this.#cluster.touch(machine);
+      engine.comeUp();
+    });
   }
 
   #mend(engine: Machine["engine"]): void {
@@ -285,9 +305,20 @@ class Simulation {
     for (let now = begin; now < late || lastFault === now; now = this.#clock.now()) {
       if (now > begin + SETTLE_LIMIT_MS) this.#expectSettled();
       await this.#pass(LOOK_INTERVAL_MS);
+      this.#readmit();
       if (this.#faults().length > 0) lastFault = this.#clock.now();
     }
     return lastFault - begin;
+  }
+
+  /** Nodes take work again, and what has left joins anew. */
+  #readmit(): void {
+    this.#operator.heal();
+    for (const machine of this.#cluster.machines) {
+      if (machine.process) continue;
+      this.#say(`${machine.name}: starts`);
+      this.#cluster.start(machine);
+    }
   }
 
   #expectSettled(): void {
@@ -302,12 +333,15 @@ class Simulation {
     if (!this.#client.isAnswered) return ["requests have no answer"];
     const { state } = scheduler;
     this.#client.compare([...state.jobs.values()]);
+    this.#operator.compare([...state.nodes.values()]);
     const faults = [...state.views].flatMap(([id, view]) =>
       view.state === "ready" ? [] : [`${id} is ${view.state}: ${view.reason}`],
     );
+    faults.push(...nodeFaults(state, this.#cluster.machines.length));
     for (const { allocation_id, desired, node_id } of state.allocations.values()) {
       if (desired === "stop") faults.push(`allocation ${allocation_id} on ${node_id} is still to stop`);
     }
+    faults.push(...outdated(state));
     for (const { job_id, node_id } of state.removals.values()) {
       faults.push(`volumes of job ${job_id} are still to be removed on ${node_id}`);
     }
@@ -359,12 +393,12 @@ class Simulation {
 
   /** Networks of jobs that have nothing on their node, volumes of jobs that were deleted with them. */
   #leftovers(state: ClusterState): string[] {
-    return this.#cluster.machines.flatMap(({ name, engine }) => {
+    return this.#cluster.machines.flatMap(({ name, engine, identity }) => {
       const gone = this.#late.has(name) ? [] : this.#client.withoutVolumes();
       const volumes = gone.flatMap((job) => engine.volumeNames.filter((one) => one.startsWith(`${job}_`)));
       const here = [
         ...engine.containers.map(({ labels }) => labels.get(LABELS.job)),
-        ...state.allocationsOn(name).map(({ job_id }) => job_id),
+        ...state.allocationsOn(identity.node_id).map(({ job_id }) => job_id),
       ];
       const jobs = new Set(here.map((job) => `${job}_default`));
       const networks = engine.networkNames.filter((network) => !jobs.has(network));
@@ -388,7 +422,7 @@ class Simulation {
   /** After every instant: the rules hold. */
   #check(): void {
     this.#cluster.check();
-    const broken = this.#cluster.violations[0] ?? this.#client.violations[0];
+    const broken = this.#cluster.violations[0] ?? this.#client.violations[0] ?? this.#operator.violations[0];
     if (broken !== undefined) this.#fail(broken);
   }
 
@@ -411,6 +445,35 @@ class Simulation {
   }
 }
 
+/** What of the nodes is not as it should be in the end. */
+function nodeFaults(state: ClusterState, count: number): string[] {
+  const faults = [...state.nodes.values()].flatMap(({ node_id, availability, drain }) =>
+    availability === "active" && !drain ? [] : [`${node_id} is to ${availability}`],
+  );
+  if (state.nodes.size !== count) faults.push(`there are nodes ${[...state.nodes.keys()].join()}`);
+  for (const { job_id, service_name, slot, node_id } of state.homes.values()) {
+    if (!state.nodes.has(node_id))
+      faults.push(`the data of ${job_id}/${service_name}/${slot} are on ${node_id}, which is no node`);
+  }
+  return faults;
+}
+
+/** What was restarted is of its service's last generation. */
+function outdated(state: ClusterState): string[] {
+  return [...state.allocations.values()].flatMap(({ allocation_id, job_id, service_name, generation = 0, ended }) => {
+    const service = state.liveJob(job_id)?.services.find((one) => one.service_name === service_name);
+    const isLate = !ended && service !== undefined && generation !== (service.generation ?? 0);
+    return isLate
+      ? [`allocation ${allocation_id} of ${job_id}/${service_name} is still of generation ${generation}`]
+      : [];
+  });
+}
+
+/** Troubles that leave processes and Engines as they are. */
+const NOT_OF_MACHINES: readonly (typeof TROUBLES)[number][] = [
+  ...(["isolate", "mute", "deafen", "join", "break", "slow network", "full disk"] as const),
+  ...(["container dies", "health", "clock", "registry"] as const),
+];
 const ENGINE_TROUBLES = [
   ...(["down", "up", "restart", "hang", "faults", "well", "slow"] as const),
   ...(["container dies", "health", "clock", "registry"] as const),
@@ -423,5 +486,5 @@ const TROUBLES = [
   ...(["join", "join", "join", "join", "join"] as const),
   ...(["break", "break", "slow network", "full disk"] as const),
   ...ENGINE_TROUBLES,
-  ...(["up", "up", "up", "well", "well", "well", "container dies", "container dies"] as const),
+  ...(["up", "up", "up", "well", "well", "well", "container dies", "container dies", "health"] as const),
 ] as const;

@@ -1,5 +1,5 @@
 /**
- * @module The user of the simulation: sends PUT, scale and DELETE to the master, keeps its own account of what the jobs must be
+ * @module The user of the simulation: sends PUT, scale, restart and DELETE to the master, keeps its own account of what the jobs must be
  * after each answer, and of what they may be where no answer came.
  */
 import { specHash, type WantedJob } from "../src/job_changes.ts";
@@ -24,7 +24,7 @@ type Account = {
 export type Requests = { acknowledged: number; refused: number; unanswered: number };
 
 /** What a service of each name is like; each image behaves in its own way (see `simulation.ts`). */
-export const SERVICES = ["app", "db", "side", "task", "web"] as const;
+export const SERVICES = ["app", "checked", "db", "side", "single", "task", "web"] as const;
 type ServiceName = (typeof SERVICES)[number];
 const JOBS = ["alpha", "beta", "gamma", "delta"] as const;
 const MOST_REPLICAS = 5;
@@ -46,8 +46,6 @@ export class SimClient {
     this.#cluster = cluster;
     this.#random = options.random;
     this.#say = options.say;
-    cluster.onMasterGone = () => this.#masterGone();
-    cluster.onLoad = ({ job }) => this.compare(job);
   }
 
   /** Sends one request, if a master is there to take it. */
@@ -57,7 +55,8 @@ export class SimClient {
     const jobId = this.#pick(JOBS);
     const dice = this.#random();
     if (dice < 0.5) this.#put(scheduler, jobId);
-    else if (dice < 0.8) this.#scale(scheduler, jobId);
+    else if (dice < 0.75) this.#scale(scheduler, jobId);
+    else if (dice < 0.85) this.#restart(scheduler, jobId);
     else this.#delete(scheduler, { jobId, volumes: this.#random() < 0.5 });
   }
 
@@ -140,6 +139,19 @@ export class SimClient {
     });
   }
 
+  #restart(scheduler: Scheduler, jobId: string): void {
+    const serviceName = this.#random() < 0.5 ? this.#pick(SERVICES) : undefined;
+    this.#send(jobId, {
+      text: `POST ${jobId}${serviceName === undefined ? "" : `/${serviceName}`}: restart`,
+      effect: (before) => ({ ...before }),
+      isAbsent: ({ services }) => !services || (serviceName !== undefined && !services.has(serviceName)),
+      call: () =>
+        scheduler
+          .restartJob(jobId, { ...(serviceName !== undefined && { serviceName }), pull: false, preconditions: {} })
+          .then(({ version }) => version),
+    });
+  }
+
   #delete(scheduler: Scheduler, { jobId, volumes }: { jobId: string; volumes: boolean }): void {
     this.#send(jobId, {
       text: `DELETE ${jobId}${volumes ? " with volumes" : ""}`,
@@ -155,10 +167,14 @@ export class SimClient {
       text: string;
       removesVolumes?: boolean;
       effect: (before: Known) => Known;
+      /** Whether what it is for is not there; unless said, where it would change nothing. */
+      isAbsent?: (known: Known) => boolean;
       call: () => Promise<number>;
     },
   ): void {
     const { text, effect, removesVolumes = false } = request;
+    const isAbsent =
+      request.isAbsent ?? ((known) => Bun.deepEquals(effect(known), known) || known.services === undefined);
     const account = this.#account(jobId);
     account.underWay.push(effect);
     const answered = () => {
@@ -187,9 +203,7 @@ export class SimClient {
         const code = error instanceof CacophonyError ? error.code : String(error);
         this.#say(`  refused: ${text}: ${code}`);
         // A refusal must change nothing; that there is no such job or service must be so.
-        const absent = account.maybe.some(
-          (known) => Bun.deepEquals(effect(known), known) || known.services === undefined,
-        );
+        const absent = account.maybe.some(isAbsent);
         if (code !== "store_failed" && !(code === "not_found" && absent))
           this.violations.push(`${text} failed: ${code}`);
       },
@@ -197,7 +211,7 @@ export class SimClient {
   }
 
   /** What was sent and not answered has happened or has not, in the order in which it was sent. */
-  #masterGone(): void {
+  masterGone(): void {
     for (const account of this.#accounts.values()) {
       for (const effect of account.underWay) {
         account.maybe = [...account.maybe, ...account.maybe.map(effect)];
@@ -259,6 +273,10 @@ export class SimClient {
       }
       case "side":
         return { image: this.#pick(["busybox:latest", "crashing:1"]), network_mode: "service:db" };
+      case "checked":
+        return { image: "checked:1" };
+      case "single":
+        return { image: this.#pick(["busybox:latest", "slow:1"]), stop_when_isolated_ms: 5_000 };
       case "task":
         return { image: "ending:1", restart: { condition: "no", max_attempts: 0, compose: "no" } };
       case "web": {

@@ -5,13 +5,13 @@
 import { mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { sleep } from "../src/clock.ts";
-import type { Engine } from "../src/docker.ts";
 import { Executor } from "../src/executor.ts";
 import type { Log } from "../src/log.ts";
 import { Membership } from "../src/membership.ts";
 import {
   type AllocationRecord,
   type Change,
+  type HomeRecord,
   LABELS,
   type Peer,
   type PeerInfo,
@@ -24,12 +24,13 @@ import {
 import type { ClusterState } from "../src/cluster_state.ts";
 import { sharesOf } from "../src/model_spec.ts";
 import { claimsOf } from "../src/placement.ts";
+import { isStateful, stoppedAloneAt } from "../src/reconcile_goal.ts";
 import { FAILURES } from "../src/reconcile_replace.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { Session } from "../src/session.ts";
 import { openSqliteStore, type Store, StoreError } from "../src/store.ts";
 import { idleMachine, noOverlay, unusedSealer } from "./cluster_fixture.ts";
-import { FakeEngine } from "./fake_engine.ts";
+import { scoped, SimEngine } from "./simulation_engine.ts";
 import { Life, SimNetwork } from "./simulation_process.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
 
@@ -61,7 +62,11 @@ export type Machine = {
   dataDir: string;
   engine: SimEngine;
   identity: Identity;
+  /** All ids that it ever had as a member. */
+  ids: Set<string>;
   process: Process | undefined;
+  /** When its process or its Engine last failed, or was repaired. */
+  touchedAt: number;
 };
 
 export type ClusterOptions = {
@@ -85,9 +90,13 @@ export class SimCluster {
   readonly violations: string[] = [];
   /** Allocation records as they are on the master's disk. */
   readonly allocations = new Map<string, AllocationRecord>();
+  /** What is to be stopped after how many milliseconds without a master, by definition. */
+  readonly #isolations = new Map<string, number>();
   readonly #removals = new Map<string, RemovalRecord>();
   /** Called with what a master that starts has read from its disk. */
   onLoad: (state: StoredState) => void = () => {};
+  /** Whether somebody has just asked for a node's removal, and has no answer yet. */
+  isRemoving: (nodeId: string) => boolean = () => false;
   /** Called when the master's process is gone. */
   onMasterGone: () => void = () => {};
   readonly #options: ClusterOptions;
@@ -128,6 +137,7 @@ export class SimCluster {
 
   start(machine: Machine): void {
     if (machine.process) return;
+    this.touch(machine);
     const { random, log } = this.#options;
     const life = new Life(this.#options.clock);
     const { clock } = life;
@@ -142,6 +152,7 @@ export class SimCluster {
       seenTerm: identity.seen_term,
       fetchChunk: () => Promise.reject(new Error("no files in the simulation")),
       overlay: noOverlay(),
+      isolatedSince: () => (process.session.lost ? undefined : process.session.lastHeard),
       onChange: () => process.session.notify(),
     });
     if (identity.cluster_id !== undefined) {
@@ -166,7 +177,8 @@ export class SimCluster {
       }),
       addresses: () => [this.master.address, ...identity.peers.map((peer) => peer.address)],
       onWelcome: (welcome) => welcomed(machine, { welcome, executor }),
-      onLeft: () => {},
+      onLeft: () => this.#forgetCluster(machine),
+      onLost: () => executor.noticeMaster(),
       onPeers: (peers) => void (identity.peers = peers),
       onRefused: ({ code, message }) => {
         if (code !== NODE_IN_USE) this.#fail(machine, message);
@@ -231,6 +243,7 @@ export class SimCluster {
   kill(machine: Machine, { goodbye = true } = {}): void {
     const { process } = machine;
     if (!process) return;
+    this.touch(machine);
     process.life.kill();
     void process.store?.close();
     machine.process = undefined;
@@ -250,6 +263,17 @@ export class SimCluster {
     };
     await Promise.race([parts(), sleep(this.#options.clock, STOP_TIMEOUT_MS)]);
     if (machine.process === process) this.kill(machine);
+  }
+
+  /** Its process or its Engine is not as it was. */
+  touch(machine: Machine): void {
+    machine.touchedAt = this.#options.clock.now();
+  }
+
+  /** The node has left: its process ends, and the next one joins anew. */
+  #forgetCluster(machine: Machine): void {
+    machine.identity = { node_id: `id${++this.#ids}`, seen_term: 0, peers: [] };
+    void this.stop(machine);
   }
 
   /** The machine's disk was replaced; its Docker Engine is as it was. */
@@ -280,7 +304,9 @@ export class SimCluster {
         onVolumeRemoval: (jobId) => this.#checkVolumeRemoval(name, jobId),
       }),
       identity: { ...(isMaster ? { cluster_id: CLUSTER_ID } : {}), node_id: name, seen_term: 0, peers: [] },
+      ids: new Set(isMaster ? [name] : []),
       process: undefined,
+      touchedAt: 0,
     };
   }
 
@@ -340,7 +366,9 @@ export class SimCluster {
     }
     for (const [slot, ids] of slots) {
       if (ids.length < 2) continue;
-      const replaced = ids.map((id) => this.allocations.get(id)?.replaces?.allocation_id);
+      // What is not to run twice has nothing started beside it.
+      const isAlone = ids.some((id) => this.#isolations.has(this.allocations.get(id)?.spec_hash ?? ""));
+      const replaced = isAlone ? [] : ids.map((id) => this.allocations.get(id)?.replaces?.allocation_id);
       const live = ids.filter((id) => !this.#givenUp.has(id) && !replaced.includes(id));
       if (live.length > 1) this.violations.push(`slot ${slot} runs in allocations ${live.join(" and ")}`);
     }
@@ -352,20 +380,30 @@ export class SimCluster {
     { allocationId, how, stranded }: { allocationId: string; how: string; stranded: boolean },
   ): void {
     // What joined a run of another container that is over is made anew.
-    if (!stranded && this.allocations.get(allocationId)?.desired === "run") {
+    const record = this.allocations.get(allocationId);
+    if (!stranded && record?.desired === "run" && !this.#isIsolated(node, record)) {
       this.violations.push(`${node} was told to ${how} a container of allocation ${allocationId}, which is to run`);
     }
   }
 
+  /** Whether a node has been without a master for so long that it has to stop what asks for that. */
+  #isIsolated(node: string, { spec_hash }: AllocationRecord): boolean {
+    const limitMs = this.#isolations.get(spec_hash);
+    const { session } = this.machines.find(({ name }) => name === node)?.process ?? {};
+    if (limitMs === undefined || !session || session.lost) return false;
+    return this.#options.clock.now() - session.lastHeard >= limitMs;
+  }
+
   /** Volumes go only where somebody deleted the job with them. */
   #checkVolumeRemoval(node: string, jobId: string): void {
-    const isAsked = [...this.#removals.values()].some((one) => one.job_id === jobId && one.node_id === node);
+    const { ids } = this.machines.find(({ name }) => name === node) ?? { ids: new Set<string>() };
+    const isAsked = [...this.#removals.values()].some((one) => one.job_id === jobId && ids.has(one.node_id));
     if (!isAsked) this.violations.push(`${node} removed a volume of job ${jobId}, which nobody asked for`);
   }
 
   #checkCommit(change: Change, changes: readonly Change[]): void {
     if (change.op === "delete") {
-      if (change.kind === "allocation") this.#checkGone(change.key);
+      if (change.kind === "allocation") this.#checkGone(change.key, changes);
     } else if (change.kind === "allocation") {
       const before = this.allocations.get(change.record.allocation_id);
       const partner = this.#partnerOf(change.record, changes);
@@ -392,7 +430,10 @@ export class SimCluster {
   }
 
   #written(change: Change): void {
-    if (change.op === "put" && change.kind === "allocation") {
+    if (change.op === "put" && change.kind === "spec") {
+      const { spec_hash, spec } = change.record;
+      if (spec.stop_when_isolated_ms !== undefined) this.#isolations.set(spec_hash, spec.stop_when_isolated_ms);
+    } else if (change.op === "put" && change.kind === "allocation") {
       this.allocations.set(change.record.allocation_id, change.record);
     } else if (change.op === "put" && change.kind === "removal") {
       this.#removals.set(change.record.removal_id, change.record);
@@ -400,9 +441,18 @@ export class SimCluster {
     else if (change.op === "delete" && change.kind === "removal") this.#removals.delete(change.key);
   }
 
-  #checkGone(id: string): void {
+  #checkGone(id: string, changes: readonly Change[]): void {
     const record = this.allocations.get(id);
-    const machine = this.machines.find(({ name }) => name === record?.node_id);
+    const machine = this.machines.find(({ ids }) => ids.has(record?.node_id ?? ""));
+    const hasLeft = changes.some(
+      ({ op, kind, ...one }) => op === "delete" && kind === "node" && "key" in one && one.key === record?.node_id,
+    );
+    if (record && hasLeft && this.#running().state.isDown(record.node_id)) {
+      this.#givenUp.add(id);
+      // Who removes a node by hand knows that it is off.
+      if (!this.isRemoving(record.node_id)) this.#checkAlone(record);
+      return;
+    }
     if (machine && machine.engine.running(id).length > 0) {
       this.violations.push(`allocation ${id} was taken for gone while it ran on ${machine.name}`);
     }
@@ -415,14 +465,20 @@ export class SimCluster {
     const { allocation_id: id, node_id } = record;
     const ready = state.views.get(node_id)?.state;
     if (ready !== "ready") this.violations.push(`allocation ${id} was placed on ${node_id}, which is ${ready}`);
+    const availability = state.nodes.get(node_id)?.availability;
+    if (availability !== "active")
+      this.violations.push(`allocation ${id} was placed on ${node_id}, where availability is ${availability}`);
+    this.#checkHome(record);
     for (const other of this.allocations.values()) {
       const sameSlot =
         other.job_id === record.job_id && other.service_name === record.service_name && other.slot === record.slot;
       const formerJob = other.job_id === record.job_id && other.incarnation !== record.incarnation;
       if (sameSlot || formerJob) {
         if (record.replaces?.allocation_id === other.allocation_id) continue;
-        if (state.isLost(other.node_id)) this.#givenUp.add(other.allocation_id);
-        else
+        if (state.isLost(other.node_id)) {
+          this.#givenUp.add(other.allocation_id);
+          if (sameSlot && state.isDown(other.node_id) && !other.ended) this.#checkAlone(other);
+        } else
           this.violations.push(`allocation ${id} was placed before ${other.allocation_id} of its slot or job was gone`);
       }
       const sharesPort = claims(other).some((a) => claims(record).some((b) => a.first === b.first));
@@ -432,12 +488,42 @@ export class SimCluster {
     }
   }
 
-  /** An allocation is stopped for one of six reasons: scale, its own or its partner's, definition, removal, bad health, or its node is down. */
+  /** What has its data on a node goes nowhere else, but where the operator said so. */
+  #checkHome(record: AllocationRecord): void {
+    const { state } = this.#running();
+    const home: HomeRecord | undefined = state.homeOf(record);
+    const spec = state.specs.get(record.spec_hash);
+    if (!home || home.node_id === record.node_id || !spec || !isStateful(spec)) return;
+    if (state.nodes.get(home.node_id)?.drain?.force !== true)
+      this.violations.push(
+        `allocation ${record.allocation_id} was placed on ${record.node_id}, its data are on ${home.node_id}`,
+      );
+  }
+
+  /** What a node has to stop by itself does not run there any more when it is given up, if the machine was able to do so. */
+  #checkAlone(record: AllocationRecord): void {
+    const { state } = this.#running();
+    const { allocation_id: id, node_id } = record;
+    const spec = state.specs.get(record.spec_hash);
+    const machine = this.machines.find(({ ids }) => ids.has(node_id));
+    if (spec?.stop_when_isolated_ms === undefined || !machine) return;
+    const now = this.#options.clock.now();
+    const lastSeen = state.views.get(node_id)?.lastSeen ?? now;
+    if (now < Math.floor(stoppedAloneAt(record, state)))
+      this.violations.push(`allocation ${id} was given up before ${node_id} had to have stopped it`);
+    const { process, engine, touchedAt } = machine;
+    const isWell = process && !process.life.isFrozen && engine.isWell && touchedAt < lastSeen;
+    if (isWell && engine.running(id).length > 0)
+      this.violations.push(`allocation ${id} was given up while it ran on ${node_id}, which should have stopped it`);
+  }
+
+  /** An allocation is stopped for one of seven reasons: scale, its own or its partner's, definition, a restart, removal, bad health, or its node is down. */
   #checkStop(record: AllocationRecord): void {
     const { state } = this.#running();
     const job = state.liveJob(record.job_id);
     const service = job?.services.find(({ service_name }) => service_name === record.service_name);
     if (!service || job?.incarnation !== record.incarnation || service.spec_hash !== record.spec_hash) return;
+    if ((service.generation ?? 0) !== (record.generation ?? 0)) return;
     if (state.isLost(record.node_id)) return void this.#givenUp.add(record.allocation_id);
     if (this.#makesWay(record, state)) return;
     const isPaired = ({ replaces }: AllocationRecord) =>
@@ -471,10 +557,13 @@ export class SimCluster {
     const { allocation_id: id, replaces, node_id } = record;
     const successor = [...this.allocations.values()].find((one) => one.replaces?.allocation_id === id);
     const { failures = 0, health } = state.status(record) ?? {};
+    const { availability, drain } = state.nodes.get(node_id) ?? {};
+    const spec = state.specs.get(record.spec_hash);
+    if (spec && isStateful(spec)) return availability === "drain" && drain?.force === true;
     return (
       this.allocations.get(replaces?.allocation_id ?? "")?.desired === "run" ||
       (successor !== undefined && state.status(successor)?.state === "running") ||
-      state.nodes.get(node_id)?.availability === "drain" ||
+      availability === "drain" ||
       failures >= FAILURES ||
       health === "unhealthy"
     );
@@ -485,77 +574,6 @@ export class SimCluster {
     if (!scheduler) throw new Error("only a master that runs places and stops");
     return scheduler;
   }
-}
-
-type Watchers = {
-  onEnd: (allocationId: string, how: "stop" | "remove", stranded: boolean) => void;
-  onVolumeRemoval: (jobId: string) => void;
-};
-
-/** A fake Engine that tells before it ends a container or removes a volume. */
-export class SimEngine extends FakeEngine {
-  readonly #watchers: Watchers;
-
-  constructor(options: ConstructorParameters<typeof FakeEngine>[0] & Watchers) {
-    super(options);
-    this.#watchers = options;
-  }
-
-  override stop(id: string, options: Parameters<FakeEngine["stop"]>[1]): Promise<void> {
-    this.#tell(id, "stop");
-    return super.stop(id, options);
-  }
-
-  override remove(id: string): Promise<void> {
-    this.#tell(id, "remove");
-    return super.remove(id);
-  }
-
-  override removeVolume(name: string): Promise<void> {
-    this.#watchers.onVolumeRemoval(name.split("_")[0] ?? "");
-    return super.removeVolume(name);
-  }
-
-  #tell(id: string, how: "stop" | "remove"): void {
-    const container = this.containers.find((one) => one.id === id);
-    if (container?.state !== "running") return;
-    const isStranded = this.isStranded(id) || this.#wasMadeForAnother(container.labels.get(LABELS.joined));
-    this.#watchers.onEnd(container.labels.get(LABELS.allocation) ?? "", how, isStranded);
-  }
-
-  /** A container that was started again beside a partner that was, too, is by its label still of that one's former run. */
-  #wasMadeForAnother(joined = ""): boolean {
-    return joined.split(",").some((mark) => {
-      const [id, startedAt] = mark.split("@");
-      const partner = this.containers.find((one) => one.id === id);
-      return startedAt !== undefined && String(partner?.startedAt) !== startedAt;
-    });
-  }
-}
-
-/** The Engine as one process reaches it: answers and events come in only while the process lives. */
-function scoped(engine: SimEngine, life: Life): Engine {
-  return new Proxy<Engine>(engine, {
-    get(target, key) {
-      const member: unknown = Reflect.get(target, key, target);
-      if (key === "watch") {
-        return ({ signal, onOpen, onEvent, labels }: Parameters<Engine["watch"]>[0]) =>
-          life.of(
-            engine.watch({
-              labels,
-              signal: AbortSignal.any([signal, life.ended]),
-              onOpen: () => life.enter(onOpen),
-              onEvent: (event) => life.enter(() => onEvent(event)),
-            }),
-          );
-      }
-      if (typeof member !== "function") return member;
-      return (...args: unknown[]) => {
-        const answer: unknown = Reflect.apply(member, target, args);
-        return answer instanceof Promise ? life.of(answer) : answer;
-      };
-    },
-  });
 }
 
 function peerInfo({ identity, address, isMaster, process }: Machine): PeerInfo {
@@ -571,8 +589,10 @@ function peerInfo({ identity, address, isMaster, process }: Machine): PeerInfo {
   };
 }
 
-function welcomed({ identity }: Machine, { welcome, executor }: { welcome: Welcome; executor: Executor }): void {
+function welcomed({ identity, ids }: Machine, { welcome, executor }: { welcome: Welcome; executor: Executor }): void {
   const { cluster_id, node_id, term, master, peers } = welcome;
   Object.assign(identity, { cluster_id, node_id, master, peers, seen_term: Math.max(term, identity.seen_term) });
+  ids.add(node_id);
   executor.adopt({ clusterId: cluster_id, nodeId: node_id });
+  executor.noticeMaster();
 }

@@ -1,0 +1,78 @@
+/**
+ * @module The Docker Engines of the simulation: fake ones that tell before they end something, and how one process reaches its own.
+ */
+import type { Engine } from "../src/docker.ts";
+import { LABELS } from "../src/model.ts";
+import { FakeEngine } from "./fake_engine.ts";
+import type { Life } from "./simulation_process.ts";
+
+type Watchers = {
+  onEnd: (allocationId: string, how: "stop" | "remove", stranded: boolean) => void;
+  onVolumeRemoval: (jobId: string) => void;
+};
+
+/** A fake Engine that tells before it ends a container or removes a volume. */
+export class SimEngine extends FakeEngine {
+  readonly #watchers: Watchers;
+
+  constructor(options: ConstructorParameters<typeof FakeEngine>[0] & Watchers) {
+    super(options);
+    this.#watchers = options;
+  }
+
+  override stop(id: string, options: Parameters<FakeEngine["stop"]>[1]): Promise<void> {
+    this.#tell(id, "stop");
+    return super.stop(id, options);
+  }
+
+  override remove(id: string): Promise<void> {
+    this.#tell(id, "remove");
+    return super.remove(id);
+  }
+
+  override removeVolume(name: string): Promise<void> {
+    this.#watchers.onVolumeRemoval(name.split("_")[0] ?? "");
+    return super.removeVolume(name);
+  }
+
+  #tell(id: string, how: "stop" | "remove"): void {
+    const container = this.containers.find((one) => one.id === id);
+    if (container?.state !== "running") return;
+    const isStranded = this.isStranded(id) || this.#wasMadeForAnother(container.labels.get(LABELS.joined));
+    this.#watchers.onEnd(container.labels.get(LABELS.allocation) ?? "", how, isStranded);
+  }
+
+  /** A container that was started again beside a partner that was, too, is by its label still of that one's former run. */
+  #wasMadeForAnother(joined = ""): boolean {
+    return joined.split(",").some((mark) => {
+      const [id, startedAt] = mark.split("@");
+      const partner = this.containers.find((one) => one.id === id);
+      return startedAt !== undefined && String(partner?.startedAt) !== startedAt;
+    });
+  }
+}
+
+/** The Engine as one process reaches it: answers and events come in only while the process lives. */
+export function scoped(engine: SimEngine, life: Life): Engine {
+  return new Proxy<Engine>(engine, {
+    get(target, key) {
+      const member: unknown = Reflect.get(target, key, target);
+      if (key === "watch") {
+        return ({ signal, onOpen, onEvent, labels }: Parameters<Engine["watch"]>[0]) =>
+          life.of(
+            engine.watch({
+              labels,
+              signal: AbortSignal.any([signal, life.ended]),
+              onOpen: () => life.enter(onOpen),
+              onEvent: (event) => life.enter(() => onEvent(event)),
+            }),
+          );
+      }
+      if (typeof member !== "function") return member;
+      return (...args: unknown[]) => {
+        const answer: unknown = Reflect.apply(member, target, args);
+        return answer instanceof Promise ? life.of(answer) : answer;
+      };
+    },
+  });
+}
