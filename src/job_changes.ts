@@ -124,7 +124,7 @@ export function changesForScale(
   return { job: next, changes: [{ op: "put", kind: "job", record: next }] };
 }
 
-/** Changes that delete a job; with `volumes` every node that is known gets the duty to remove the job's volumes. */
+/** Changes that delete a job; with `volumes` every node that is known, or left, gets the duty to remove the job's volumes. */
 export function changesForDelete(
   state: ClusterState,
   { jobId, volumes, newId }: { jobId: string; volumes: boolean; newId: () => string },
@@ -134,7 +134,8 @@ export function changesForDelete(
   const version = job.version + 1;
   const changes: Change[] = [{ op: "put", kind: "job", record: { state: "deleted", job_id: jobId, version } }];
   if (volumes) {
-    for (const node_id of state.nodes.keys()) {
+    // One that left still has what it had on its disk, and removes it when it comes again.
+    for (const node_id of new Set([...state.nodes.keys(), ...state.departures.keys()])) {
       changes.push({ op: "put", kind: "removal", record: { removal_id: newId(), job_id: jobId, node_id } });
     }
     for (const [key, home] of state.homes) if (home.job_id === jobId) changes.push({ op: "delete", kind: "home", key });
