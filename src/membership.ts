@@ -277,8 +277,11 @@ export class Membership {
     // A machine that comes again is whom it was, so that data on it are found; one that was removed while it was away, and does
     // not know, has to leave what it runs.
     const isDue = !isNew && !former && this.#state.departures.has(hello.node_id);
-    const departed = isNew && !former ? [...this.#state.departures.values()].find(isOnEngine) : undefined;
+    const { departures } = this.#state;
+    const departed =
+      isNew && !former ? ([...departures.values()].find(isOnEngine) ?? departures.get(hello.node_id)) : undefined;
     const node_id = former?.node_id ?? departed?.node_id ?? hello.node_id;
+    const knownEngine = engineId ?? former?.engine_id ?? departed?.engine_id;
     const now = this.#options.clock.now();
     const leave: NodeRecord["drain"] = { started_at: now, deadline_at: now, force: false, leave: true };
     const drain = isDue ? leave : former?.drain;
@@ -293,7 +296,7 @@ export class Membership {
       labels: hello.labels,
       set_labels: former?.set_labels ?? [],
       ...platformOf(hello.engine, former),
-      ...(engineId !== undefined ? { engine_id: engineId } : former?.engine_id ? { engine_id: former.engine_id } : {}),
+      ...(knownEngine !== undefined && { engine_id: knownEngine }),
       joined_at: former?.joined_at ?? this.#options.clock.now(),
     };
   }

@@ -403,8 +403,9 @@ export class Node implements LocalNode {
 
   /** What the data directory says is of no cluster any more; the machine may join again, this or another one. */
   #forgetCluster(): void {
-    const { settings } = this.#identity;
-    this.#identity = { ...newIdentity({ role: "worker", node_id: newId() }), settings };
+    const { settings, node_id } = this.#identity;
+    // It is whom it was when it joins again, also where its Docker Engine does not answer then: data on it are found.
+    this.#identity = { ...newIdentity({ role: "worker", node_id }), settings };
     this.#update({});
     this.#log.info("this node has left its cluster; 'cacophony join ADDRESS' adds it to one again");
     this.#leave();

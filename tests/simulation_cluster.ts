@@ -42,11 +42,18 @@ const STOP_TIMEOUT_MS = 1_500;
 /** Who runs the process starts it again this long after it gave up. */
 const RESTART_DELAY_MS = 3_000;
 
+/** The first assignments of a session are there after this, however slow the network is. */
+const ASSIGNMENTS_MS = 3_000;
+/** A stop that was begun is done by then: grace periods are 10 s. */
+const HALF_DONE_MS = 15_000;
+
 /** A running `cacophony` with all that it has in memory. */
 type Process = {
   life: Life;
   executor: Executor;
   session: Session;
+  /** When its last session began. */
+  welcomedAt?: number;
   scheduler?: Scheduler;
   membership?: Membership;
   store?: Store;
@@ -92,6 +99,8 @@ export class SimCluster {
   readonly allocations = new Map<string, AllocationRecord>();
   /** What is to be stopped after how many milliseconds without a master, by definition. */
   readonly #isolations = new Map<string, number>();
+  /** When a node first stopped an allocation because it had been without a master for so long. */
+  readonly #isolatedAt = new Map<string, number>();
   readonly #removals = new Map<string, RemovalRecord>();
   /** Called with what a master that starts has read from its disk. */
   onLoad: (state: StoredState) => void = () => {};
@@ -176,7 +185,10 @@ export class SimCluster {
         version: "0.0.0",
       }),
       addresses: () => [this.master.address, ...identity.peers.map((peer) => peer.address)],
-      onWelcome: (welcome) => welcomed(machine, { welcome, executor }),
+      onWelcome: (welcome) => {
+        process.welcomedAt = this.#options.clock.now();
+        welcomed(machine, { welcome, executor });
+      },
       onLeft: () => this.#forgetCluster(machine),
       onLost: () => executor.noticeMaster(),
       onPeers: (peers) => void (identity.peers = peers),
@@ -272,7 +284,7 @@ export class SimCluster {
 
   /** The node has left: its process ends, and the next one joins anew. */
   #forgetCluster(machine: Machine): void {
-    machine.identity = { node_id: `id${++this.#ids}`, seen_term: 0, peers: [] };
+    machine.identity = { node_id: machine.identity.node_id, seen_term: 0, peers: [] };
     void this.stop(machine);
   }
 
@@ -387,11 +399,16 @@ export class SimCluster {
   }
 
   /** Whether a node has been without a master for so long that it has to stop what asks for that. */
-  #isIsolated(node: string, { spec_hash }: AllocationRecord): boolean {
+  #isIsolated(node: string, { allocation_id, spec_hash }: AllocationRecord): boolean {
     const limitMs = this.#isolations.get(spec_hash);
-    const { session } = this.machines.find(({ name }) => name === node)?.process ?? {};
-    if (limitMs === undefined || !session || session.lost) return false;
-    return this.#options.clock.now() - session.lastHeard >= limitMs;
+    const { session, welcomedAt = 0 } = this.machines.find(({ name }) => name === node)?.process ?? {};
+    if (limitMs === undefined || !session) return false;
+    const now = this.#options.clock.now();
+    const key = `${node} ${allocation_id}`;
+    // What it was to stop it stops until its new assignments are there, also in a new process that finds it half done.
+    const isDue = session.lost ? now - welcomedAt < ASSIGNMENTS_MS : now - session.lastHeard >= limitMs;
+    if (isDue && !this.#isolatedAt.has(key)) this.#isolatedAt.set(key, now);
+    return isDue || now - (this.#isolatedAt.get(key) ?? -Infinity) < HALF_DONE_MS;
   }
 
   /** Volumes go only where somebody deleted the job with them. */
