@@ -259,7 +259,9 @@ function replace(
     if (state.isLost(allocation.node_id)) wakeBy(plan, now);
   }
   const stopping = mine.filter((one) => one.desired === "stop" && mayRun(one, context));
-  for (const { allocation, cause } of choice.start) {
+  const hold = choice.start.length > 0 ? waitsForPredecessor(plan, { goal, context }) : undefined;
+  if (hold !== undefined) plan.stuck.push(hold);
+  for (const { allocation, cause } of hold === undefined ? choice.start : []) {
     // Beside the one that it replaced, which is on its way out, there is to be no third.
     if (stopping.some(({ slot }) => slot === allocation.slot)) continue;
     const to = cause === "rebalance" ? context.moves?.get(allocation.allocation_id) : undefined;

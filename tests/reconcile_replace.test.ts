@@ -75,6 +75,20 @@ describe("a node that is to be emptied", () => {
     expect(bench.plan(goal).place).toHaveLength(1);
   });
 
+  test("starts nothing elsewhere before the containers of a deleted job with the same id have stopped", () => {
+    const { bench, goal } = settled(1);
+    const [one] = bench.running();
+    if (!one) throw new Error("nothing runs");
+    const former: AllocationRecord = { ...one, allocation_id: "former", incarnation: "before", service_name: "other" };
+    bench.state.apply([{ op: "put", kind: "allocation", record: { ...former, desired: "stop" } }]);
+    bench.drain(one.node_id);
+    const plan = bench.plan(goal);
+    expect([plan.place, plan.stop]).toEqual([[], []]);
+    expect(plan.stuck[0]).toContain("deleted job");
+    bench.state.apply([{ op: "delete", kind: "allocation", key: "former" }]);
+    expect(bench.plan(goal).place).toHaveLength(1);
+  });
+
   test("waits for a check to say healthy", () => {
     const { bench, goal } = settled(1);
     const [old] = bench.running();
