@@ -258,7 +258,8 @@ function replace(
     // No report follows, after which the slot would be looked at again.
     if (state.isLost(allocation.node_id)) wakeBy(plan, now);
   }
-  const stopping = mine.filter((one) => one.desired === "stop" && mayRun(one, context));
+  const leavers = [...mine.filter(({ desired }) => desired === "stop"), ...plan.stop];
+  const stopping = leavers.filter((one) => mayRun(one, context));
   const hold = choice.start.length > 0 ? waitsForPredecessor(plan, { goal, context }) : undefined;
   if (hold !== undefined) plan.stuck.push(hold);
   for (const { allocation, cause } of hold === undefined ? choice.start : []) {

@@ -89,6 +89,20 @@ describe("a node that is to be emptied", () => {
     expect(bench.plan(goal).place).toHaveLength(1);
   });
 
+  test("starts no third replica of a slot while the second stops, whose node is to be empty, too", () => {
+    const { bench, goal } = settled(1);
+    const [one] = bench.running();
+    bench.drain(one?.node_id ?? "");
+    const first = bench.plan(goal);
+    bench.commit(first);
+    bench.drain(first.place[0]?.node_id ?? "", { deadline_at: 0 });
+    const plan = bench.plan(goal);
+    expect([plan.place, plan.stop.map(({ allocation_id }) => allocation_id)]).toEqual([
+      [],
+      [first.place[0]?.allocation_id ?? ""],
+    ]);
+  });
+
   test("waits for a check to say healthy", () => {
     const { bench, goal } = settled(1);
     const [old] = bench.running();
