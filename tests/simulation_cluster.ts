@@ -558,7 +558,8 @@ export class SimCluster {
     const partner = join && this.allocations.get(join.allocation_id);
     if (join && (scale === 0 || partner?.slot !== ((record.slot - 1) % scale) + 1)) return;
     // Where others go beside a service's slots, none above the scale stays in the place of a lower one.
-    const isBeside = record.slot > service.scale && job.services.some((one) => this.#goesBeside(one, record, state));
+    const belongs = join !== undefined || job.services.some((one) => this.#goesBeside(one, record, state));
+    const isBeside = record.slot > service.scale && belongs;
     if (!isBeside && running.length <= service.scale) {
       this.violations.push(`allocation ${record.allocation_id} was stopped on ${record.node_id} for no reason`);
     }
