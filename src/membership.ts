@@ -276,10 +276,10 @@ export class Membership {
     const former = isNew ? [...this.#state.nodes.values()].find(isOnEngine) : this.#state.nodes.get(hello.node_id);
     // A machine that comes again is whom it was, so that data on it are found; one that was removed while it was away, and does
     // not know, has to leave what it runs.
-    const isDue = !isNew && !former && this.#state.departures.has(hello.node_id);
     const { departures } = this.#state;
-    const departed =
-      isNew && !former ? ([...departures.values()].find(isOnEngine) ?? departures.get(hello.node_id)) : undefined;
+    const gone = departures.get(hello.node_id);
+    const departed = former ? undefined : isNew ? ([...departures.values()].find(isOnEngine) ?? gone) : gone;
+    const isDue = !isNew && departed !== undefined;
     const node_id = former?.node_id ?? departed?.node_id ?? hello.node_id;
     const knownEngine = engineId ?? former?.engine_id ?? departed?.engine_id;
     const now = this.#options.clock.now();
