@@ -226,13 +226,20 @@ export class Executor {
       else this.#log.error("assignments lack a definition", { spec_hash: allocation.spec_hash });
     }
     this.#settleImages(assignments);
-    for (const id of this.#memories.keys()) this.#change(id, afterIsolation);
+    this.#endIsolation();
     this.#worker?.images.keepOnly(new Set(assignments.specs.map(({ spec }) => spec.image)));
     const asked = new Set(assignments.removals.map(({ removal_id }) => removal_id));
     for (const id of this.#removalsDone) if (!asked.has(id)) this.#removalsDone.delete(id);
     // At once, so that the next snapshot speaks of these assignments.
     this.#decide();
     return "accepted";
+  }
+
+  /** What was stopped for want of a master goes by the assignments again: for the next process, too, should this one end now. */
+  #endIsolation(): void {
+    const isolated = [...this.#memories].filter(([, memory]) => memory.isolated !== undefined);
+    for (const [id] of isolated) this.#change(id, afterIsolation);
+    if (isolated.length > 0) this.#counts?.save(this.#memories);
   }
 
   /** Takes in what the replicas agreed on and the logins; what another login may help is tried again at once. */
