@@ -225,7 +225,7 @@ class DockerodeEngine implements Engine {
     // The types leave out that this call takes a signal.
     const system = this.#docker as unknown as SystemCalls;
     await this.#call(PING_TIMEOUT_MS, async (abortSignal) => {
-      // Every node asks this all day, and by dockerode it takes six times the work. Which also has the words for what fails.
+      // Every node asks this all day, and by dockerode it takes several times the work. Which also has the words for what fails.
       if (this.#socketPath === undefined || !(await answersPing(this.#socketPath, abortSignal)))
         await system.ping({ abortSignal });
     });
