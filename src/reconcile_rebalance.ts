@@ -34,7 +34,14 @@ const FINE = 0.05;
 const LEAST_GAIN = 1e-9;
 
 /** A node with what may leave it, by service and definition. */
-type Spot = { candidate: Candidate; use: number; groups: Map<string, Movable[]>; isOpen: boolean; isDone: boolean };
+type Spot = {
+  candidate: Candidate;
+  use: number;
+  groups: Map<string, Movable[]>;
+  gave: boolean;
+  took: boolean;
+  isDone: boolean;
+};
 /**
  * A service: its replicas by node (`request.own`), and by group of nodes where they are spread; `extra` are those that are on a
  * node beside the first, `groups` those of each node.
@@ -99,7 +106,7 @@ function boardOf({
     .toSorted((a, b) => (a.node_id < b.node_id ? -1 : 1))
     .map((candidate): Spot => {
       const own = copyOfCandidate(candidate);
-      return { candidate: own, use: steadyUseOf(own), groups: new Map(), isOpen: false, isDone: false };
+      return { candidate: own, use: steadyUseOf(own), groups: new Map(), gave: false, took: false, isDone: false };
     });
   const board: Board = {
     spots,
@@ -203,8 +210,8 @@ function* evenOut(board: Board): Generator<Move> {
     );
     const found = fullestFirst(board, ascending);
     if (!found) return;
-    found.from.isOpen = true;
-    found.to.isOpen = true;
+    found.from.gave = true;
+    found.to.took = true;
     yield move(board, found.one, found.to);
   }
 }
@@ -238,8 +245,11 @@ function roomierThan(
   for (const to of ascending) {
     if (from.use - to.use < FINE) return undefined;
     const filled = steadyUseOf(to.candidate, demand);
-    const margin = from.isOpen || to.isOpen ? FINE : NOISE;
+    const margin = from.gave || to.took ? FINE : NOISE;
+    // What gives takes nothing, and what takes gives nothing: one of the two moves would be for nothing.
     if (
+      from.took ||
+      to.gave ||
       from.use - filled < margin ||
       filled > 1 ||
       isWorseCompany(crew, { from: allocation.node_id, to: to.candidate.node_id })

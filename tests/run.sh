@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 export PATH="$PWD/node_modules/.bin:$PATH:/usr/sbin:/sbin"
 
 # Seconds for everything, from an empty checkout to the last line; two quiet cores take less than half of it.
-limit=1200
+limit=3000
 deadline=$(($(date +%s) + limit))
 # Test runners side by side. Labs wait more than they work, and each takes ground of its own.
 runners=2
