@@ -1,5 +1,5 @@
 /** @module One service of a cluster whose nodes do at once what they are told: for tests of reconcile. */
-import { ClusterState, type ServiceKey } from "../src/cluster_state.ts";
+import { ClusterState, newView, type ServiceKey } from "../src/cluster_state.ts";
 import type { AllocationRecord, AllocationStatus, Drain } from "../src/model.ts";
 import type { ServiceSpec } from "../src/model_spec.ts";
 import { reconcileService } from "../src/reconcile.ts";
@@ -34,19 +34,12 @@ export class Bench {
     } as const;
     this.state.apply([{ op: "put", kind: "node", record: { ...record, labels: [], set_labels: [] } }]);
     this.state.views.set(node_id, {
+      ...newView(0),
       state: "ready",
       reason: "",
-      lastSeen: 0,
       connected: true,
-      version: "",
-      engine: undefined,
       resources: idleMachine(),
-      foreign: [],
-      volumes: undefined,
-      networks: undefined,
-      applied: undefined,
       reported: true,
-      statuses: new Map(),
     });
   }
 
