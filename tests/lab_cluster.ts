@@ -17,6 +17,7 @@ export type Allocation = {
   job_id: string;
   service_name: string;
   slot: number;
+  job_version: number;
   node_id: string;
   node_name: string;
   state: string;

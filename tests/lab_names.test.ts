@@ -220,8 +220,10 @@ class Ends {
   }
 
   async #watch(path: string): Promise<void> {
+    // An address that is ready now may have been so since just after the look before, however long ago that was.
+    let [lookedBefore, looked] = [Date.now() - LOOK_MS, Date.now() - LOOK_MS];
     while (!this.#isStopping) {
-      const lookedBefore = Date.now() - LOOK_MS;
+      [lookedBefore, looked] = [looked, Date.now()];
       const { replicas } = await serviceDoc(path);
       const ready = new Map(
         replicas.filter((one) => one.ready).map((one) => [one.allocation_id, one.addresses[0]?.address ?? ""]),

@@ -198,6 +198,10 @@ describe("secrets", () => {
     const changed = text.replace('"command":"sleep 86400"', '"command":"sleep 86399"');
     const answer = await cluster.put("vault", changed, { on: 2 });
     expect(answer).toMatchObject({ status: 200, body: { version: version + 1 } });
+    await waitUntil("both replicas to be of the new version", () => cluster.allocations("?job=vault"), {
+      until: (list) => list.length === 2 && list.every((one) => one.job_version === version + 1),
+      timeoutMs: 30_000,
+    });
     await shown("another-password");
     await cluster.settled("vault");
     expect((await cluster.put("stranger", text)).status).toBe(422);
