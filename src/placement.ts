@@ -53,7 +53,7 @@ import type { Resources } from "./model.ts";
 import type { PortSpec, ServiceRules, ServiceSpec } from "./model_spec.ts";
 import { asksForDevices, type Devices, lackOf, reserve, type Reserved } from "./placement_devices.ts";
 import { type NodeFacts, unmetRule } from "./placement_rules.ts";
-import { evenness, levelOf, type Load, newcomersCpus, NOISE, tightness, useOf } from "./placement_share.ts";
+import { busyFor, evenness, levelOf, type Load, newcomersCpus, NOISE, tightness, useOf } from "./placement_share.ts";
 
 export type { Load } from "./placement_share.ts";
 
@@ -179,14 +179,15 @@ function optionsOf(request: PlacementRequest, candidates: readonly Candidate[]):
   const more = demandOf(spec);
   const { cpus, memory } = reservationOf(spec);
   const packed = strategy === "binpack" || ((cpus > 0 || memory > 0) && levelOf(eligible).reserved >= SCARCE);
-  const mean = packed ? 0 : levelOf(candidates).inUse;
+  const busy = busyFor(more, candidates);
+  const mean = packed ? 0 : levelOf(candidates, busy).inUse;
   const crowd = crowding(request, { candidates, own });
   return eligible.map((candidate) => ({
     candidate,
     isAvoided: avoid?.has(candidate.node_id) === true,
     crowd: crowd(candidate),
     own: own.get(candidate.node_id) ?? 0,
-    score: packed ? tightness(candidate, more) : evenness(candidate, { more, mean }),
+    score: packed ? tightness(candidate, more) : evenness(candidate, { more, mean, busy }),
     packed,
   }));
 }
@@ -246,6 +247,7 @@ export function chooseRemovals<T extends { node_id: string; created_at: number; 
   }).toSorted((a, b) => (a.nodeId < b.nodeId ? -1 : 1));
   type Node = (typeof nodes)[number];
   const { cpus, memory } = demandOf(request.spec);
+  const busy = busyFor({ cpus, memory }, candidates);
   const removed: T[] = [];
   while (removed.length < count) {
     const own = new Map(nodes.map(({ nodeId, list }) => [nodeId, list.length]));
@@ -273,7 +275,7 @@ export function chooseRemovals<T extends { node_id: string; created_at: number; 
   function fullness({ candidate, list, all }: Node): number {
     if (!candidate) return Number.POSITIVE_INFINITY;
     const gone = all - list.length;
-    const use = useOf(candidate, { cpus: -gone * cpus, memory: -gone * memory });
+    const use = useOf(candidate, { more: { cpus: -gone * cpus, memory: -gone * memory }, busy });
     return request.strategy === "binpack" ? -use : use;
   }
 }

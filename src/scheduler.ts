@@ -348,7 +348,7 @@ export class Scheduler {
 
   /** Which replicas are worth moving; they are moved, unless it is only to be told. */
   rebalance({ dryRun }: { dryRun: boolean }): Rebalance {
-    const found = this.#moves.plan(this.#options.strategy ?? "spread");
+    const found = this.#moves.plan({ strategy: this.#options.strategy ?? "spread", now: this.#options.clock.now() });
     if (!dryRun) this.wake(this.#moves.begin(found.moves));
     return found;
   }

@@ -14,6 +14,8 @@ import type { Goals } from "./scheduler_goals.ts";
 const MOVES_AT_ONCE = 4;
 /** Moves of one rebalancing; what is left is found by the next one. */
 const MOST_MOVES = 100;
+/** What one rebalancing has moved the next one leaves alone for so long: readings and what else moved may not undo it at once. */
+const REST_MS = 600_000;
 /** By itself only so long after nodes came or went, and when nothing else is under way. */
 const SETTLE_MS = 30_000;
 
@@ -28,15 +30,16 @@ export class Moves {
     this.#goals = options.goals;
   }
 
-  /** Works out what is worth moving, now. `strategy`: of services that say nothing. */
-  plan(strategy: Strategy): Rebalance {
+  /** Works out what is worth moving, now. `strategy`: of services that say nothing. What was moved a short while ago stays. */
+  plan({ strategy, now }: { strategy: Strategy; now: number }): Rebalance {
     const movable: Movable[] = [];
     const others: AllocationRecord[] = [];
     for (const [key, allocations] of Map.groupBy(this.#state.allocations.values(), serviceKey)) {
       const goal = this.#goals.find(key);
       const isFree = goal && mobilityOf(goal) === "free" && (goal.rules.strategy ?? strategy) === "spread";
       for (const allocation of allocations) {
-        if (isFree && this.#isMovable(allocation) && isCurrent(allocation, goal))
+        const isFresh = allocation.replaces?.cause === "rebalance" && now - allocation.created_at < REST_MS;
+        if (isFree && !isFresh && this.#isMovable(allocation) && isCurrent(allocation, goal))
           movable.push({ allocation, spec: goal.spec, rules: goal.rules });
         else others.push(allocation);
       }
