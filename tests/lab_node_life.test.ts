@@ -208,7 +208,8 @@ describe("a replica that does not get well", () => {
       last_end: { exit_code: 3, log_tail: ["broken"] },
     });
     const [now] = await waitUntil("it to have ended on another node, too", () => cluster.allocations("?job=broken"), {
-      until: ([one]) => one?.node_name !== first.history[0]?.allocations[0]?.node_name && one?.restarts !== 0,
+      until: ([one]) =>
+        one !== undefined && one.node_name !== first.history[0]?.allocations[0]?.node_name && one.restarts > 0,
       timeoutMs: 30_000,
     });
     expect((now as unknown as { last_end: End }).last_end).toMatchObject({ exit_code: 3 });

@@ -198,7 +198,7 @@ describe("secrets", () => {
     const changed = text.replace('"command":"sleep 86400"', '"command":"sleep 86399"');
     const answer = await cluster.put("vault", changed, { on: 2 });
     expect(answer).toMatchObject({ status: 200, body: { version: version + 1 } });
-    await waitUntil("both replicas to be of the new version", () => cluster.allocations("?job=vault"), {
+    await waitUntil("both replicas to be of the new version", () => cluster.allocations("?job=vault&service=app"), {
       until: (list) => list.length === 2 && list.every((one) => one.job_version === version + 1),
       timeoutMs: 30_000,
     });
