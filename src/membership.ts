@@ -55,8 +55,8 @@ export type MembershipOptions = {
   massFailureHoldMs?: number;
 };
 
-export const DEFAULT_ENGINE_TIMEOUT_MS = 60_000;
-export const DEFAULT_MASS_FAILURE_HOLD_MS = 60_000;
+const DEFAULT_ENGINE_TIMEOUT_MS = 60_000;
+const DEFAULT_MASS_FAILURE_HOLD_MS = 60_000;
 
 export class Membership {
   readonly #options: MembershipOptions;

@@ -21,7 +21,7 @@ import { findPlace } from "./executor_secrets.ts";
 import type { Policy } from "./job_policy.ts";
 import { readPolicy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
-import { DEFAULT_ENGINE_TIMEOUT_MS, DEFAULT_MASS_FAILURE_HOLD_MS, Membership } from "./membership.ts";
+import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
 import { DEFAULT_NETWORK_CIDR, NODE_IN_USE, PROTOCOL_VERSION, StartError } from "./model.ts";
 import { HostMeter } from "./resources.ts";
@@ -251,8 +251,8 @@ export class Node implements LocalNode {
       self: { node_id, address: this.#advertise },
       heartbeatIntervalMs,
       nodeTimeoutMs,
-      engineTimeoutMs: settings.engine_timeout_ms ?? DEFAULT_ENGINE_TIMEOUT_MS,
-      massFailureHoldMs: settings.mass_failure_hold_ms ?? DEFAULT_MASS_FAILURE_HOLD_MS,
+      ...(settings.engine_timeout_ms !== undefined && { engineTimeoutMs: settings.engine_timeout_ms }),
+      ...(settings.mass_failure_hold_ms !== undefined && { massFailureHoldMs: settings.mass_failure_hold_ms }),
     });
     this.#membership.start();
   }

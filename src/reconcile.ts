@@ -157,8 +157,8 @@ function isOverdue(
 ): boolean {
   const draining = context.draining?.get(allocation.node_id);
   const mobility = mobilityOf(goal);
-  const isFast = mobility === "follower" || mobility === "global" || (hasData(goal) && !draining?.force);
-  if (!draining?.isOver || isFast || hasEnded(allocation, context.state)) return false;
+  const isFixed = mobility === "follower" || mobility === "global" || (hasData(goal) && !draining?.force);
+  if (!draining?.isOver || isFixed || hasEnded(allocation, context.state)) return false;
   plan.causes.set(allocation.allocation_id, "drain");
   return true;
 }

@@ -504,12 +504,10 @@ export class Scheduler {
     // Whatever a node missed reaches it now: assignments are the full set, and taking them in again changes nothing.
     for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
     const { rebalance, clock } = this.#options;
-    const isCalm = this.#moves.isCalm({ now: clock.now(), changedAt: this.#nodesChangedAt });
-    if (rebalance === "auto" && isCalm) this.rebalance({ dryRun: false });
-    void this.change(() => this.state.unused(this.#options.clock.now())).catch((error: unknown) =>
-      this.#storeFailed(error),
-    );
-    this.#fullPassTimer = this.#options.clock.after(FULL_PASS_MS, () => this.#fullPass());
+    const since = { now: clock.now(), changedAt: this.#nodesChangedAt };
+    if (rebalance === "auto" && this.#moves.isCalm(since)) this.rebalance({ dryRun: false });
+    void this.change(() => this.state.unused(clock.now())).catch((error: unknown) => this.#storeFailed(error));
+    this.#fullPassTimer = clock.after(FULL_PASS_MS, () => this.#fullPass());
   }
 
   #schedulePass(delayMs: number): void {

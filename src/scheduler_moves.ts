@@ -6,7 +6,7 @@
 import { type ClusterState, type ServiceKey, serviceKey } from "./cluster_state.ts";
 import type { AllocationRecord } from "./model.ts";
 import type { Strategy } from "./placement.ts";
-import { isCurrent, mobilityOf } from "./reconcile_goal.ts";
+import { isCurrent, isUp, mobilityOf } from "./reconcile_goal.ts";
 import { type Movable, planMoves, type Rebalance } from "./reconcile_rebalance.ts";
 import type { Goals } from "./scheduler_goals.ts";
 
@@ -51,11 +51,13 @@ export class Moves {
   begin(moves: Rebalance["moves"]): ServiceKey[] {
     this.#waiting.clear();
     for (const { allocation_id, to } of moves) this.#waiting.set(allocation_id, to);
-    return this.#keys();
+    return this.waiting();
   }
 
   /** Those whose turn it is; what is under way or can't move any more is forgotten. */
   current(): Map<string, string> {
+    // Most passes: nothing is to move, and there are many allocations.
+    if (this.#waiting.size === 0) return new Map();
     const successors = [...this.#state.allocations.values()].filter((one) => one.replaces && one.desired === "run");
     const begun = new Set(successors.map(({ replaces }) => replaces?.allocation_id ?? ""));
     const inFlight = successors.filter(
@@ -76,7 +78,10 @@ export class Moves {
 
   /** Services with moves that have not begun. */
   waiting(): ServiceKey[] {
-    return this.#keys();
+    return [...this.#waiting.keys()].flatMap((id) => {
+      const allocation = this.#state.allocations.get(id);
+      return allocation ? [serviceKey(allocation)] : [];
+    });
   }
 
   /** Whether this is a time to rebalance without being asked: all is at rest, and has been for a while. */
@@ -89,15 +94,10 @@ export class Moves {
   }
 
   #isMovable(allocation: AllocationRecord): boolean {
-    const status = this.#state.status(allocation);
-    const isUp = status?.state === "running" && (status.health ?? "healthy") === "healthy";
-    return isUp && allocation.desired === "run" && this.#state.views.get(allocation.node_id)?.state === "ready";
-  }
-
-  #keys(): ServiceKey[] {
-    return [...this.#waiting.keys()].flatMap((id) => {
-      const allocation = this.#state.allocations.get(id);
-      return allocation ? [serviceKey(allocation)] : [];
-    });
+    return (
+      isUp(this.#state.status(allocation)) &&
+      allocation.desired === "run" &&
+      this.#state.views.get(allocation.node_id)?.state === "ready"
+    );
   }
 }

@@ -6,6 +6,7 @@ import type { ClusterState } from "./cluster_state.ts";
 import type { AllocationRecord, Change, DepartureRecord, NodeRecord, PastAllocation, ReplaceCause } from "./model.ts";
 import { CacophonyError } from "./model.ts";
 import { suggest } from "./nearest.ts";
+import { isEmpty } from "./reconcile_drain.ts";
 import { stoppedAloneAt } from "./reconcile_goal.ts";
 
 /** What `PUT /cluster/node/:node_id` may ask for; what is absent stays. */
@@ -137,9 +138,8 @@ export function lostLeavers(state: ClusterState, now: number): NodeRecord[] {
 export function hasLeft(state: ClusterState, { nodeId, term }: { nodeId: string; term: number }): boolean {
   const view = state.views.get(nodeId);
   if (state.nodes.get(nodeId)?.drain?.leave !== true || !view?.connected || !view.reported) return false;
-  const isEmpty = state.allocationsOn(nodeId).every(({ ended }) => ended !== undefined);
   const isClean = ![...state.removals.values()].some(({ node_id }) => node_id === nodeId);
-  return isEmpty && isClean && view.applied?.term === term && view.statuses.size === 0;
+  return isEmpty(state, nodeId) && isClean && view.applied?.term === term && view.statuses.size === 0;
 }
 
 /** What a slot's history keeps of an allocation that is to run no more. */
