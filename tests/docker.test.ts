@@ -1,6 +1,6 @@
 /** @module The executor and its Engine adapter on a real dockerd, on a lab host of their own. */
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { systemClock } from "../src/clock.ts";
@@ -129,6 +129,23 @@ async function settled(items: readonly Item[], timeoutMs = 60_000): Promise<numb
     intervalMs: 10,
   });
   return performance.now() - start;
+}
+
+/**
+ * A dockerd 20.10 that began after a kill can hang in the removal of one container for good ("removing", seen once in many runs);
+ * only another start of it helps. Where that is all that is left to do, that is done, and where it hung is printed.
+ */
+async function restartUnlessOurs(error: unknown): Promise<void> {
+  const left = (await engine.list()).filter(({ labels }) => labels.get(LABELS.cluster) === OWNER.clusterId);
+  if (left.length === 0 || left.some(({ state }) => state !== "removing")) throw error;
+  host.dockerd.signal("SIGUSR1");
+  await Bun.sleep(1_000);
+  const stacks = [...new Bun.Glob("**/goroutine-stacks*").scanSync({ cwd: host.dir, absolute: true })];
+  for (const file of stacks) {
+    const texts = readFileSync(file, "utf8").split("\n\n");
+    console.log(texts.filter((text) => /containerRm|cleanupContainer/.test(text)).join("\n\n"));
+  }
+  await host.restartDocker();
 }
 
 function port(first: number): Partial<ServiceSpec> {
@@ -419,6 +436,8 @@ describe("Executor on a real Engine", () => {
     const shims = [...stdout.matchAll(/-id ([0-9a-f]{64})/g)].map(([, id]) => id ?? "");
     expect(shims.filter((id) => !running.has(id))).toEqual([]);
     expect(shims).toHaveLength(20);
+    assign([]);
+    await settled([], 30_000).catch(restartUnlessOurs);
   });
 
   test("runs 40 jobs, each on a network of its own, and leaves none behind", async () => {
