@@ -5,12 +5,15 @@
  */
 import type { ParseResult, Sending } from "./job_spec.ts";
 import { parseJob } from "./job_spec.ts";
+import { lengthOf, readYaml } from "./job_yaml.ts";
 import { CacophonyError } from "./model.ts";
 
 /** Bytes of a document that is read on the spot, in a few milliseconds; a thread takes some tens of them to start. */
 const SMALL_BYTES = 16 * 1024;
-/** What makes much of little: aliases, services that extend others, other files. */
-const MULTIPLIES = /[*]|extends|include/;
+/** What makes much of little: services that extend others, other files. Aliases do so, too, but are soon counted. */
+const MULTIPLIES = /extends|include/;
+/** What a document with aliases may stand for: as many values, and as much text, as a small one without them can have. */
+const SMALL_NODES = 4_000;
 /** Documents that may wait for the thread: each holds up to 8 MiB of files. */
 const MAX_WAITING = 8;
 /** The worst document that is known takes 3 s of a slow core. */
@@ -38,7 +41,11 @@ export class JobReader {
 
 function isSmall(document: Uint8Array, { files }: Sending): boolean {
   if (document.byteLength > SMALL_BYTES || (files && files.size > 0)) return false;
-  return !MULTIPLIES.test(new TextDecoder().decode(document));
+  const text = new TextDecoder().decode(document);
+  if (MULTIPLIES.test(text)) return false;
+  if (!text.includes("*")) return true;
+  const yaml = readYaml(text, SMALL_NODES);
+  return yaml.state === "parsed" ? lengthOf(yaml.root) <= SMALL_BYTES : yaml.state === "unparseable";
 }
 
 async function readApart(message: { document: Uint8Array; sending: Sending }): Promise<ParseResult> {

@@ -47,6 +47,18 @@ export function sleep(clock: Clock, delayMs: number, signal?: AbortSignal): Prom
   });
 }
 
+/** Resolves when `promise` has settled, or after `limitMs`. Never rejects. */
+export function atMost(clock: Clock, limitMs: number, promise: Promise<unknown>): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = clock.after(limitMs, resolve);
+    const done = () => {
+      timer.cancel();
+      resolve();
+    };
+    promise.then(done, done);
+  });
+}
+
 /** Bounds of an exponential backoff, in milliseconds. */
 export type Backoff = { firstMs: number; capMs: number };
 

@@ -9,7 +9,7 @@
  * a machine with too much to do, so any answer to any call (a refusal, too), and any event, is a sign of life; and an Engine that was
  * heard within the last 1.5 s is not asked. Time in which this process itself does not run counts as half a second at most.
  */
-import { backoffMs, type Clock, sleep } from "./clock.ts";
+import { atMost, backoffMs, type Clock, sleep } from "./clock.ts";
 import type { Engine, EngineEvent } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import type { Log } from "./log.ts";
@@ -205,21 +205,15 @@ export class EngineConnection {
   async #ask(signal: AbortSignal): Promise<void> {
     const { engine, clock } = this.#options;
     let outcome: { error?: unknown } | undefined;
-    const asking = new AbortController();
-    const settle = (found: { error?: unknown }) => {
-      outcome = found;
-      asking.abort();
-    };
-    signal.addEventListener("abort", () => asking.abort(), { once: true, signal: asking.signal });
-    engine.ping().then(
-      () => settle({}),
-      (error: unknown) => settle({ error }),
+    const asked = engine.ping().then(
+      () => (outcome = {}),
+      (error: unknown) => (outcome = { error }),
     );
     let answers = this.#answers;
     for (let silentMs = 0; !outcome && !signal.aborted;) {
       if (silentMs >= HANG_MS) throw noAnswer(engine);
       // oxlint-disable-next-line no-await-in-loop -- the wait is in steps
-      await sleep(clock, STEP_MS, asking.signal);
+      await atMost(clock, STEP_MS, asked);
       silentMs = this.#answers === answers ? silentMs + STEP_MS : 0;
       answers = this.#answers;
     }

@@ -67,8 +67,8 @@ const MAX_DIRECTIVES = 16;
 const YAML_TAG = "tag:yaml.org,2002:";
 const TOO_DEEP = `is nested more than ${MAX_DEPTH} levels deep`;
 
-/** Reads one YAML (or JSON) document; see YamlResult. Never throws. */
-export function readYaml(text: string): YamlResult {
+/** Reads one YAML (or JSON) document of at most `maxNodes` values; see YamlResult. Never throws. */
+export function readYaml(text: string, maxNodes = MAX_NODES): YamlResult {
   const control = NOT_YAML.exec(text);
   if (control) {
     const code = (control[0].codePointAt(0) ?? 0).toString(16).padStart(4, "0").toUpperCase();
@@ -83,7 +83,7 @@ export function readYaml(text: string): YamlResult {
     const faults = errors.slice(0, MAX_ERRORS).map((e) => ({ path: [], message: plainMessage(e), at: e.pos[0] }));
     return { state: "unparseable", faults };
   }
-  const reader = new TreeReader();
+  const reader = new TreeReader(maxNodes);
   const root = first ? reader.read(first.contents) : scalar(null, 0);
   if (!root) return { state: "refused", faults: reader.faults };
   if (second) {
@@ -94,6 +94,19 @@ export function readYaml(text: string): YamlResult {
     });
   }
   return { state: "parsed", root, faults: reader.faults };
+}
+
+/** UTF-16 units of all keys and texts in `tree`, as often as aliases repeat them. */
+export function lengthOf(tree: Tree, known = new Map<Tree, number>()): number {
+  let length = known.get(tree);
+  if (length === undefined) {
+    const sum = (total: number, value: Tree) => total + lengthOf(value, known);
+    if (tree.kind === "scalar") length = String(tree.value).length;
+    else if (tree.kind === "list") length = tree.items.reduce(sum, 0);
+    else length = [...tree.entries].reduce((total, [key, { value }]) => sum(total + key.length, value), 0);
+    known.set(tree, length);
+  }
+  return length;
 }
 
 /** The part of `root` that `path` names, where there is one. */
@@ -212,6 +225,11 @@ class TreeReader {
   readonly #open = new Set<string>();
   /** Entries that merge keys have brought: each is a copy. */
   #merged = 0;
+  readonly #maxNodes: number;
+
+  constructor(maxNodes: number) {
+    this.#maxNodes = maxNodes;
+  }
 
   /** Undefined when a limit is passed; the last fault says which. */
   read(node: unknown): Tree | undefined {
@@ -228,7 +246,7 @@ class TreeReader {
     const anchor = isMap(node) || isSeq(node) || isScalar(node) ? node.anchor : undefined;
     if (anchor !== undefined) this.#open.add(anchor);
     const tree = this.#contents(node, at, path);
-    if (tree.size > MAX_NODES) this.#limit(`stands for over ${MAX_NODES} values`, tree.at, path);
+    if (tree.size > this.#maxNodes) this.#limit(`stands for over ${this.#maxNodes} values`, tree.at, path);
     if (tree.depth > MAX_DEPTH) this.#limit(TOO_DEEP, tree.at, path);
     if (anchor !== undefined) {
       this.#open.delete(anchor);
@@ -336,8 +354,8 @@ class TreeReader {
         continue;
       }
       this.#merged += source.entries.size;
-      if (this.#merged > MAX_NODES)
-        this.#limit(`brings the document's merged keys to over ${MAX_NODES}`, source.at, path);
+      if (this.#merged > this.#maxNodes)
+        this.#limit(`brings the document's merged keys to over ${this.#maxNodes}`, source.at, path);
       for (const [key, entry] of source.entries) if (!entries.has(key)) entries.set(key, entry);
     }
   }

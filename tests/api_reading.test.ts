@@ -42,6 +42,26 @@ describe("JobReader", () => {
     expect(turns).toBeGreaterThan(20);
   });
 
+  const aliases = (of: string, count: number) => Array.from({ length: count }, () => `*${of}`).join();
+  const nested = Array.from({ length: 5 }, (_, n) => `x-${n + 1}: &a${n + 1} [${aliases(`a${n}`, 8)}]\n`).join("");
+  test.each([
+    ["on the spot", "one with aliases", "x-a: &a {image: b}\nservices: {a: {<<: *a}, b: {<<: *a, tty: true}}"],
+    [
+      "in a thread",
+      "one with a long text that aliases repeat",
+      `x-a: &a ${"text ".repeat(2_000)}\nx-b: [${aliases("a", 900)}]\n${services(1)}`,
+    ],
+    ["in a thread", "one with aliases of aliases", `x-0: &a0 [b]\n${nested}${services(1)}`],
+    ["in a thread", "one of services that extend another", `${services(200)} t: {extends: {service: s0}}\n`],
+  ])("reads %s %s", async (where, _, text) => {
+    const reading = new JobReader().read(bytes(text), sending);
+    let done = false;
+    void reading.then(() => (done = true));
+    for (let turns = 0; turns < 20; turns++) await Promise.resolve();
+    expect(done).toBe(where === "on the spot");
+    expect((await reading).ok).toBe(true);
+  });
+
   test("reads a few large documents after each other, refuses more, and small ones pass by", async () => {
     const reader = new JobReader();
     const document = bytes(services(600));

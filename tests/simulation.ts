@@ -43,7 +43,10 @@ const DISK = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
 const BEGIN = 1_700_000_000_000;
 /** How often a cluster that is to settle is looked at. */
 const LOOK_INTERVAL_MS = 500;
-const ROUNDS = 60;
+/** Most runs are short, and so are many, each with another beginning; a few go on until much has happened. */
+const ROUNDS = { short: [2, 8], long: [30, 70], longShare: 0.08 } as const;
+/** Requests before the first trouble, so that there is something to lose. */
+const FIRST_REQUESTS = 5;
 /** How often the operator does something in a round. */
 const OPERATOR_SHARE = 0.3;
 const HOUR_MS = 3_600_000;
@@ -115,7 +118,11 @@ class Simulation {
   async run(): Promise<Report> {
     for (const machine of this.#cluster.machines) this.#cluster.start(machine);
     await this.#pass(2_000);
-    for (let round = 0; round < ROUNDS; round++) {
+    for (let n = 0; n < FIRST_REQUESTS; n++) this.#client.act();
+    await this.#pass(this.#pause());
+    const [least, most] = this.#random() < ROUNDS.longShare ? ROUNDS.long : ROUNDS.short;
+    const rounds = least + Math.floor(this.#random() * (most - least + 1));
+    for (let round = 0; round < rounds; round++) {
       this.#trouble();
       const requests = Math.floor(this.#random() * 3);
       for (let n = 0; n < requests; n++) this.#client.act();
