@@ -11,7 +11,7 @@
 import { existsSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { type Clock, sleep, type Timer } from "./clock.ts";
+import { atMost, type Clock, sleep, type Timer } from "./clock.ts";
 import {
   type Action,
   afterFailure,
@@ -294,7 +294,7 @@ export class Executor {
     this.#pulled?.stop();
     for (const task of this.#tasks.values()) task.controller.abort();
     const underWay = [this.#loop, ...[...this.#tasks.values()].map(({ done }) => done)];
-    await Promise.race([Promise.all(underWay), sleep(this.#clock, STOP_MS)]);
+    await atMost(this.#clock, STOP_MS, Promise.all(underWay));
   }
 
   // ---- What Docker has ----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 /** @module The real clock's timers. */
 import { expect, test } from "bun:test";
-import { sleep, systemClock } from "../src/clock.ts";
+import { atMost, sleep, systemClock } from "../src/clock.ts";
+import { VirtualClock } from "./virtual_clock.ts";
 
 test("systemClock keeps a timer waiting that is further off than the runtime counts", async () => {
   let rang = false;
@@ -9,4 +10,18 @@ test("systemClock keeps a timer waiting that is further off than the runtime cou
   await sleep(systemClock, 50);
   month.cancel();
   expect(rang).toBe(false);
+});
+
+test.each([
+  ["resolved", 40, 40],
+  ["failed", 40, 40],
+  ["resolved", 200, 100],
+])("atMost() waits for a promise that is %s after %d ms, and ends after %d ms", async (how, afterMs, endsMs) => {
+  const clock = new VirtualClock(0);
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  clock.after(afterMs, () => (how === "resolved" ? resolve() : reject(new Error("failed"))));
+  let ended: number | undefined;
+  void atMost(clock, 100, promise).then(() => (ended = clock.now()));
+  await clock.advance(1_000);
+  expect(ended).toBe(endsMs);
 });
