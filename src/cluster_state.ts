@@ -218,11 +218,11 @@ export class ClusterState {
     return [...(this.#histories.get(key)?.values() ?? [])].toSorted((a, b) => a.slot - b.slot);
   }
 
-  /** The history of a slot with one more allocation, without the oldest where that is one too many. */
-  historyWith(of: { job_id: string; service_name: string; slot: number }, past: PastAllocation): HistoryRecord {
+  /** The history of a slot with some more allocations, without the oldest where those are too many. */
+  historyWith(of: { job_id: string; service_name: string; slot: number }, past: PastAllocation[]): HistoryRecord {
     const { job_id, service_name, slot } = of;
     const before = this.#histories.get(serviceKey(of))?.get(String(slot))?.past ?? [];
-    return { job_id, service_name, slot, past: [...before, past].slice(-MAX_PAST) };
+    return { job_id, service_name, slot, past: [...before, ...past].slice(-MAX_PAST) };
   }
 
   /** How many of a service are wanted: its scale, or one for each node that its constraints allow. */

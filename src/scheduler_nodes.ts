@@ -2,7 +2,7 @@
  * @module Changes of a node's record: its labels, its availability, and its leaving of the cluster. Works out what is to be
  * written; the Scheduler commits.
  */
-import type { ClusterState } from "./cluster_state.ts";
+import { type ClusterState, serviceKey } from "./cluster_state.ts";
 import type { AllocationRecord, Change, DepartureRecord, NodeRecord, PastAllocation, ReplaceCause } from "./model.ts";
 import { CacophonyError } from "./model.ts";
 import { suggest } from "./nearest.ts";
@@ -99,6 +99,9 @@ function drainOf(
   return { started_at, deadline_at, force, leave };
 }
 
+/** An allocation that is to run no more, and why. */
+type Ended = { allocation: AllocationRecord; cause: ReplaceCause };
+
 /** Changes that end a node's membership; what was still to run there is lost with it. Volumes that it is to remove, it removes when it is back. */
 export function departure(state: ClusterState, { node, now }: { node: NodeRecord; now: number }): Change[] {
   const { node_id, node_name, address, engine_id, drain } = node;
@@ -110,12 +113,11 @@ export function departure(state: ClusterState, { node, now }: { node: NodeRecord
       record: { node_id, node_name, address, left_at: now, ...(engine_id !== undefined && { engine_id }) },
     },
   ];
-  for (const allocation of state.allocationsOn(node_id)) {
-    // What came to its end is not to run again anywhere.
-    if (allocation.ended) continue;
-    changes.push({ op: "delete", kind: "allocation", key: allocation.allocation_id });
-    if (allocation.desired === "run") changes.push(noteOf(state, { allocation, cause: "lost", now }));
-  }
+  // What came to its end is not to run again anywhere.
+  const lost = state.allocationsOn(node_id).filter((one) => !one.ended);
+  for (const { allocation_id } of lost) changes.push({ op: "delete", kind: "allocation", key: allocation_id });
+  const ended = lost.flatMap((one): Ended[] => (one.desired === "run" ? [{ allocation: one, cause: "lost" }] : []));
+  changes.push(...notesOf(state, { ended, now }));
   return drain?.force ? [...changes, ...withoutData(state, node_id)] : changes;
 }
 
@@ -142,14 +144,19 @@ export function hasLeft(state: ClusterState, { nodeId, term }: { nodeId: string;
   return isEmpty(state, nodeId) && isClean && view.applied?.term === term && view.statuses.size === 0;
 }
 
-/** What a slot's history keeps of an allocation that is to run no more. */
-export function noteOf(
-  state: ClusterState,
-  { allocation, cause, now }: { allocation: AllocationRecord; cause: ReplaceCause; now: number },
-): Change {
+/** What the histories of slots keep of allocations that are to run no more, in this order. */
+export function notesOf(state: ClusterState, { ended, now }: { ended: readonly Ended[]; now: number }): Change[] {
+  const slots = Map.groupBy(ended, ({ allocation }) => `${serviceKey(allocation)}/${allocation.slot}`);
+  return Array.from(slots.values()).flatMap((ones): Change[] => {
+    const past = ones.map((one) => pastOf(state, one, now));
+    return ones[0] ? [{ op: "put", kind: "history", record: state.historyWith(ones[0].allocation, past) }] : [];
+  });
+}
+
+function pastOf(state: ClusterState, { allocation, cause }: Ended, now: number): PastAllocation {
   const { allocation_id, node_id, created_at } = allocation;
   const status = state.status(allocation);
-  const past: PastAllocation = {
+  return {
     allocation_id,
     node_id,
     node_name: state.nodes.get(node_id)?.node_name ?? node_id,
@@ -160,5 +167,4 @@ export function noteOf(
     ...(status?.error !== undefined && { error: status.error }),
     ...(status?.last_end && { last_end: status.last_end }),
   };
-  return { op: "put", kind: "history", record: state.historyWith(allocation, past) };
 }

@@ -2,7 +2,7 @@
 import type { ClusterState } from "./cluster_state.ts";
 import type { AllocationRecord, Change } from "./model.ts";
 import type { Plan } from "./reconcile_goal.ts";
-import { noteOf } from "./scheduler_nodes.ts";
+import { notesOf } from "./scheduler_nodes.ts";
 
 export function changesOfPlan(state: ClusterState, { plan, now }: { plan: Plan; now: number }): Change[] {
   const put = (record: AllocationRecord): Change => ({ op: "put", kind: "allocation", record });
@@ -11,12 +11,14 @@ export function changesOfPlan(state: ClusterState, { plan, now }: { plan: Plan; 
     state.nodes.has(one.node_id)
       ? put({ ...one, desired: "stop" })
       : { op: "delete", kind: "allocation", key: one.allocation_id };
+  const ended = plan.stop.flatMap((allocation) => {
+    const cause = plan.causes.get(allocation.allocation_id);
+    return cause === undefined ? [] : [{ allocation, cause }];
+  });
   return [
     ...plan.place.map(put),
-    ...plan.stop.flatMap((one) => {
-      const cause = plan.causes.get(one.allocation_id);
-      return cause === undefined ? [stop(one)] : [stop(one), noteOf(state, { allocation: one, cause, now })];
-    }),
+    ...plan.stop.map(stop),
+    ...notesOf(state, { ended, now }),
     ...plan.homes.map((record): Change => ({ op: "put", kind: "home", record })),
   ];
 }

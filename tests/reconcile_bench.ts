@@ -5,7 +5,7 @@ import type { ServiceSpec } from "../src/model_spec.ts";
 import { reconcileService } from "../src/reconcile.ts";
 import { drainings, type Mobility } from "../src/reconcile_drain.ts";
 import { type Goal, mobilityOf, type Plan } from "../src/reconcile_goal.ts";
-import { noteOf } from "../src/scheduler_nodes.ts";
+import { changesOfPlan } from "../src/scheduler_plans.ts";
 import { idleMachine, rules, seeded, spec } from "./cluster_fixture.ts";
 
 /** A cluster whose nodes do at once what they are told. */
@@ -87,18 +87,7 @@ export class Bench {
 
   /** Writes the plan down as the Scheduler would. */
   commit(plan: Plan): void {
-    const notes = plan.stop.flatMap((allocation) => {
-      const cause = plan.causes.get(allocation.allocation_id);
-      return cause === undefined ? [] : noteOf(this.state, { allocation, cause, now: this.now });
-    });
-    this.state.apply([
-      ...notes,
-      ...plan.place.map((record) => ({ op: "put", kind: "allocation", record }) as const),
-      ...plan.stop.map(
-        (record) => ({ op: "put", kind: "allocation", record: { ...record, desired: "stop" } }) as const,
-      ),
-      ...plan.homes.map((record) => ({ op: "put", kind: "home", record }) as const),
-    ]);
+    this.state.apply(changesOfPlan(this.state, { plan, now: this.now }));
   }
 
   report(allocation: AllocationRecord, state: AllocationStatus["state"], more: Partial<AllocationStatus> = {}): void {
