@@ -442,7 +442,8 @@ export const statusReport = v.object({
 });
 export type StatusReport = v.InferOutput<typeof statusReport>;
 
-export const nodeMessage = v.variant("type", [hello, heartbeat, statusReport]);
+/** The most frequent first: they are tried in turn. */
+export const nodeMessage = v.variant("type", [heartbeat, statusReport, hello]);
 export type NodeMessage = v.InferOutput<typeof nodeMessage>;
 
 /** A node's question for a secret's value. `instance` is known to the node's process and the master alone. */
@@ -465,16 +466,17 @@ export const welcome = v.object({
 });
 export type Welcome = v.InferOutput<typeof welcome>;
 
+/** The most frequent first: they are tried in turn. */
 export const masterMessage = v.variant("type", [
-  welcome,
-  v.object({ type: v.literal("refused"), code: v.string(), message: v.string() }),
-  v.object({ type: v.literal("peers"), peers: v.array(peer) }),
-  /** The node is a member no more, and nothing of the cluster's runs on it. */
-  v.object({ type: v.literal("left") }),
   v.object({ type: v.literal("ack"), sequence: count }),
   assignments,
-  networkMessage,
   directoryMessage,
+  networkMessage,
+  v.object({ type: v.literal("peers"), peers: v.array(peer) }),
+  welcome,
+  v.object({ type: v.literal("refused"), code: v.string(), message: v.string() }),
+  /** The node is a member no more, and nothing of the cluster's runs on it. */
+  v.object({ type: v.literal("left") }),
 ]);
 export type MasterMessage = v.InferOutput<typeof masterMessage>;
 

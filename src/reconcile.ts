@@ -228,6 +228,8 @@ function replace(
 ): void {
   const { goal, context, request, live, mine, successors, past } = situation;
   const { state, now } = context;
+  const wants = wantsOf(plan, situation);
+  if (wants.length === 0 && successors.length === 0) return;
   const isMoving =
     plan.place.length > 0 || mine.some(({ node_id, desired }) => desired === "stop" && !state.isLost(node_id));
   const replicaOf = (allocation: AllocationRecord): Replica => {
@@ -247,7 +249,7 @@ function replace(
   const choice = chooseReplacements({
     replicas: live.map(replicaOf),
     successors: successors.map(replicaOf),
-    wants: wantsOf(plan, situation),
+    wants,
     isMoving,
     past,
     now,
@@ -280,6 +282,7 @@ function replace(
 }
 
 function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine, waiting, seats }: Missing): void {
+  if (goal.scale <= live.length) return;
   const taken = new Set(live.map(({ slot }) => slot));
   const stopping = [...mine.filter(({ desired }) => desired === "stop"), ...plan.stop];
   const stoppingSlots = new Set(stillThere(plan, { stopping, context }).map(({ slot }) => slot));
@@ -356,6 +359,8 @@ function joinsOf(seat: Seat | undefined): Pick<AllocationRecord, "joins"> {
 function placeOnEach(plan: Plan, { goal, context, request, live, mine, waiting, seats }: Missing): void {
   const { state } = context;
   const covered = new Set(live.map(({ node_id }) => node_id));
+  const uncovered = state.nodesFor(goal.rules).filter(({ node_id }) => !covered.has(node_id));
+  if (uncovered.length === 0) return;
   const stopping = new Map(
     [...mine.filter(({ desired }) => desired === "stop"), ...plan.stop]
       .filter(({ node_id }) => !state.isLost(node_id))
@@ -363,8 +368,7 @@ function placeOnEach(plan: Plan, { goal, context, request, live, mine, waiting, 
   );
   const taken = new Set([...live.map(({ slot }) => slot), ...stopping.values()]);
   const hold = reasonsToHold(plan, { goal, context, waiting });
-  for (const { node_id, node_name } of state.nodesFor(goal.rules)) {
-    if (covered.has(node_id)) continue;
+  for (const { node_id, node_name } of uncovered) {
     const previous = stopping.get(node_id);
     if (previous !== undefined) {
       block(plan, previous, [PREVIOUS_STOPS]);

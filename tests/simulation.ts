@@ -42,11 +42,11 @@ export class SimulationError extends Error {
 const DISK = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
 const BEGIN = 1_700_000_000_000;
 /** How often a cluster that is to settle is looked at. */
-const LOOK_INTERVAL_MS = 500;
+const LOOK_INTERVAL_MS = 1_000;
 /** Most runs are short, and so are many, each with another beginning; a few go on until much has happened. */
-const ROUNDS = { short: [2, 8], long: [30, 70], longShare: 0.08 } as const;
-/** Requests before the first trouble, so that there is something to lose. */
-const FIRST_REQUESTS = 5;
+const ROUNDS = { short: [1, 3], long: [30, 60], longShare: 0.02 } as const;
+/** So many requests at most before the first trouble, so that there is something to lose. */
+const FIRST_REQUESTS = 3;
 /** How often the operator does something in a round. */
 const OPERATOR_SHARE = 0.3;
 const HOUR_MS = 3_600_000;
@@ -56,8 +56,8 @@ const STORY_LINES = 60;
 const LAST_ENDS_MS = 25_000;
 /** Backoffs end at a minute, and some trouble takes two of them. */
 const SETTLE_LIMIT_MS = 300_000;
-/** A settled cluster changes nothing for this long: two full looks and two full passes. */
-const CALM_MS = 65_000;
+/** A settled cluster changes nothing for this long: a full look and a full pass, after another of each while it settled. */
+const CALM_MS = 35_000;
 
 /**
  * Runs the simulation of one seed.
@@ -93,7 +93,7 @@ class Simulation {
     this.#seed = seed;
     const random = (part: string) => seededRandom(Number(Bun.hash(`${seed} ${part}`) & 0xffffffffn));
     this.#random = random("trouble");
-    const machines = 3 + Math.floor(this.#random() * 3);
+    const machines = 3 + Math.floor(this.#random() ** 2 * 3);
     this.#cluster = new SimCluster({ clock: this.#clock, random, machines, dir, log });
     this.#client = new SimClient(this.#cluster, { random: random("client"), say: (line) => this.#say(line) });
     this.#operator = new SimOperator(this.#cluster, { random: random("operator"), say: (line) => this.#say(line) });
@@ -118,7 +118,8 @@ class Simulation {
   async run(): Promise<Report> {
     for (const machine of this.#cluster.machines) this.#cluster.start(machine);
     await this.#pass(2_000);
-    for (let n = 0; n < FIRST_REQUESTS; n++) this.#client.act();
+    const requests = 1 + Math.floor(this.#random() * FIRST_REQUESTS);
+    for (let n = 0; n < requests; n++) this.#client.act();
     await this.#pass(this.#pause());
     const [least, most] = this.#random() < ROUNDS.longShare ? ROUNDS.long : ROUNDS.short;
     const rounds = least + Math.floor(this.#random() * (most - least + 1));
