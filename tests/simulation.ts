@@ -43,8 +43,9 @@ const DISK = existsSync("/dev/shm") ? "/dev/shm" : tmpdir();
 const BEGIN = 1_700_000_000_000;
 /** How often a cluster that is to settle is looked at. */
 const LOOK_INTERVAL_MS = 1_000;
-/** Most runs are short, and so are many, each with another beginning; a few go on until much has happened. */
-const ROUNDS = { short: [1, 3], long: [30, 60], longShare: 0.02 } as const;
+/** Most runs are short, and so are many, each with another beginning; every fiftieth seed goes on until much has happened. */
+const ROUNDS = { short: [1, 3], long: [30, 60] } as const;
+export const LONG_EVERY = 50;
 /** So many requests at most before the first trouble, so that there is something to lose. */
 const FIRST_REQUESTS = 3;
 /** How often the operator does something in a round. */
@@ -121,7 +122,7 @@ class Simulation {
     const requests = 1 + Math.floor(this.#random() * FIRST_REQUESTS);
     for (let n = 0; n < requests; n++) this.#client.act();
     await this.#pass(this.#pause());
-    const [least, most] = this.#random() < ROUNDS.longShare ? ROUNDS.long : ROUNDS.short;
+    const [least, most] = this.#seed % LONG_EVERY === 0 ? ROUNDS.long : ROUNDS.short;
     const rounds = least + Math.floor(this.#random() * (most - least + 1));
     for (let round = 0; round < rounds; round++) {
       this.#trouble();

@@ -21,23 +21,26 @@ export class SeedError extends Error {
 }
 
 /**
- * Simulates seeds from `first` on, for as long as `wants` says so of the next one; `onReport` hears of each that is done.
+ * Simulates every `step`th seed from `first` on, for as long as `wants` says so of the next one; `onReport` hears of each that is done.
  * @throws SeedError for the first failure, when all that was under way is over.
  */
 export async function simulateAll(options: {
   first: number;
+  step?: number;
   wants: (seed: number) => boolean;
   onReport: (report: Report) => void;
 }): Promise<void> {
-  const { first, wants, onReport } = options;
+  const { first, step = 1, wants, onReport } = options;
   let next = first;
   const failures: SeedError[] = [];
   const work = async () => {
     const worker = new Worker();
     try {
       while (failures.length === 0 && wants(next)) {
+        const seed = next;
+        next += step;
         // oxlint-disable-next-line no-await-in-loop -- one at a time in each process is the point
-        const outcome = await worker.simulate(next++);
+        const outcome = await worker.simulate(seed);
         if ("report" in outcome) onReport(outcome.report);
         else failures.push(new SeedError(outcome.seed, outcome.failure));
       }

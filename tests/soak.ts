@@ -5,12 +5,13 @@
  */
 import { parseArgs } from "node:util";
 import { LargeCluster } from "./simulation_large.ts";
+import { LONG_EVERY } from "./simulation.ts";
 import { SeedError, simulateAll } from "./simulation_pool.ts";
 import { soakLab } from "./soak_lab.ts";
 
 const USAGE =
-  "usage: npm run soak -- [--seeds N] [--minutes N] [--seed N]   " +
-  "(10 minutes unless it is told how many seeds; they count up from --seed, or from the time)\n" +
+  "usage: npm run soak -- [--seeds N] [--minutes N] [--seed N] [--long]   " +
+  "(10 minutes unless it is told how many seeds; they count up from --seed, or from the time; --long: only those with long runs)\n" +
   "       npm run soak -- --nodes N [--seed N]   (so many nodes that are well for an hour of virtual time)\n" +
   "       npm run soak -- --lab [--minutes N]    (as root: real hosts under load, where nothing goes wrong)";
 const DEFAULT_MINUTES = 10;
@@ -26,7 +27,9 @@ async function soak(): Promise<number> {
     console.error(USAGE);
     return 2;
   }
-  const { minutes, seeds, seed: first, nodes } = given;
+  const { minutes, seeds, nodes } = given;
+  const step = given.long ? LONG_EVERY : 1;
+  const first = Math.ceil(given.seed / step) * step;
   if (given.lab) return soakLab({ minutes });
   if (nodes !== undefined) return await quietHour(nodes, first);
   const begin = performance.now();
@@ -36,7 +39,8 @@ async function soak(): Promise<number> {
   try {
     await simulateAll({
       first,
-      wants: (seed) => seed < first + seeds && performance.now() - begin < minutes * 60_000,
+      step,
+      wants: (seed) => seed < first + seeds * step && performance.now() - begin < minutes * 60_000,
       onReport: ({ requests, commits, virtualMs, settledMs }) => {
         total.seeds++;
         total.acknowledged += requests.acknowledged;
@@ -85,21 +89,24 @@ function progress(total: Totals, elapsedMs: number): string {
   );
 }
 
-function readArguments(): { lab: boolean; minutes: number; seeds: number; seed: number; nodes?: number } | undefined {
+type Given = { lab: boolean; long: boolean; minutes: number; seeds: number; seed: number; nodes?: number };
+
+function readArguments(): Given | undefined {
   try {
     const text = { type: "string" } as const;
-    const options = { lab: { type: "boolean" }, minutes: text, seeds: text, seed: text, nodes: text } as const;
+    const flag = { type: "boolean", default: false } as const;
+    const options = { lab: flag, long: flag, minutes: text, seeds: text, seed: text, nodes: text } as const;
     const { values } = parseArgs({ args: process.argv.slice(2), options, strict: true });
     const seeds = values.seeds === undefined ? Infinity : Number(values.seeds);
     const minutes = Number(values.minutes ?? (values.seeds === undefined ? DEFAULT_MINUTES : Infinity));
     // Another run shall see other seeds.
     const seed = Number(values.seed ?? Math.floor(Date.now() / 1000));
     const isWhole = Number.isSafeInteger(seed) && (seeds === Infinity || Number.isSafeInteger(seeds));
-    const lab = values.lab === true;
+    const { lab, long } = values;
     const nodes = values.nodes === undefined ? undefined : Number(values.nodes);
     const isRight =
       minutes > 0 && seeds > 0 && isWhole && (nodes === undefined || (Number.isSafeInteger(nodes) && nodes > 0));
-    return isRight ? { lab, minutes, seeds, seed, ...(nodes !== undefined && { nodes }) } : undefined;
+    return isRight ? { lab, long, minutes, seeds, seed, ...(nodes !== undefined && { nodes }) } : undefined;
   } catch {
     return undefined;
   }
