@@ -273,8 +273,8 @@ function asResources({ memory, cpus, takenPorts }: { memory: Amount; cpus: Amoun
 
 /** Reads /proc/meminfo. */
 export function parseMeminfo(text: string): { totalBytes: number; availableBytes: number } {
-  const bytes = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+) kB`, "m").exec(text)?.[1] ?? 0) * 1024;
-  return { totalBytes: bytes("MemTotal"), availableBytes: bytes("MemAvailable") };
+  const bytes = (line: RegExp) => Number(line.exec(text)?.[1] ?? 0) * 1024;
+  return { totalBytes: bytes(/^MemTotal:\s+(\d+) kB/m), availableBytes: bytes(/^MemAvailable:\s+(\d+) kB/m) };
 }
 
 /** Reads /proc/stat: ticks of all CPUs together since boot, and how many CPUs there are. */
