@@ -274,6 +274,35 @@ describe("unequal nodes", () => {
     console.log(`28 replicas on nodes of 1, 2 and 4 GiB: ${JSON.stringify(counts)}`);
     expect(counts).toEqual({ "host-1": 4, "host-2": 8, "host-3": 16 });
   });
+
+  test("get fewer replicas where something takes more memory than it asked for", async () => {
+    const address = `${one.address}:9000`;
+    await start(one, ["--memory", "4g", "bootstrap", "--bind-addr", address]).waitFor(/this node is up/);
+    cluster = new LabCluster(lab);
+    for (const host of [two, lab.host(3)]) start(host, ["join", address, "--memory=4g"]);
+    await cluster.ready(3);
+    const fill = "dd if=/dev/zero of=/dev/shm/hog bs=1M count=2048; sleep 100000";
+    const placement = { constraints: ["node.hostname == host-1"] };
+    await cluster.put("hog", {
+      services: { a: sleeper({ command: ["sh", "-c", fill], shm_size: "3g", deploy: { placement } }) },
+    });
+    const resources = async () =>
+      Object.values((await cluster.api<Record<string, { available_memory: number }>>("/cluster/resources")).body);
+    await waitUntil("the hog to be seen", resources, {
+      until: (all) => all.some((node) => node.available_memory < 2.1 * 2 ** 30),
+      timeoutMs: 60_000,
+    });
+    const reservations = { memory: "256m", cpus: "0.001" };
+    await cluster.put("modest", {
+      services: { a: sleeper({ deploy: { replicas: 20, resources: { reservations } } }) },
+    });
+    const { services } = await cluster.settled("modest");
+    const counts = perNode(services["a"]?.allocations ?? []);
+    console.log(`20 replicas of 256 MiB beside a hog of 2 GiB on host 1, 4 GiB each: ${JSON.stringify(counts)}`);
+    // 7 GiB on three nodes: a third of that is 2.33 GiB, and the hog has 2 of it.
+    expect(counts["host-1"] ?? 0).toBeWithin(1, 3);
+    expect(Math.abs((counts["host-2"] ?? 0) - (counts["host-3"] ?? 0))).toBeLessThanOrEqual(1);
+  });
 });
 
 describe("one node", () => {
