@@ -5,13 +5,10 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { Allocation } from "./lab_cluster.ts";
 import { LabCluster, perNode, sleeper } from "./lab_cluster.ts";
-import { mustRun } from "./lab_process.ts";
+import { DEFAULT_TIMES, eachSlotOnce, run, runElsewhere } from "./lab_node_life.ts";
 import { waitUntil } from "./wait.ts";
 
 setDefaultTimeout(120_000);
-
-/** From the cut until all that was lost runs elsewhere, with the default times. */
-const REPLACED_MS = 6_000;
 
 type Waiting = { job_id: string; service_name: string; slot: number; reason: string };
 type Node = {
@@ -27,8 +24,8 @@ type Node = {
 let cluster: LabCluster;
 
 beforeAll(async () => {
-  // The lab's own times are longer; a dead engine is given up sooner, so that a test can wait for it.
-  const times = ["--heartbeat-interval", "1s", "--node-timeout", "4s", "--engine-timeout", "6s"];
+  // A dead engine is given up sooner than by default, so that a test can wait for it.
+  const times = [...DEFAULT_TIMES, "--engine-timeout", "6s"];
   cluster = await LabCluster.start({ hosts: 3, bootstrap: times });
 });
 
@@ -49,91 +46,9 @@ async function setNode(name: string, body: unknown, query = ""): Promise<{ statu
   return cluster.api<Node>(`/cluster/node/${name}${query}`, { method: "PUT", body: JSON.stringify(body) });
 }
 
-/** Waits until `count` replicas of the job run on other hosts than `host`; returns how long that took from now on. */
-async function runElsewhere(job: string, { host, count }: { host: number; count: number }): Promise<number> {
-  const begin = performance.now();
-  await waitUntil(
-    `${count} replicas of ${job} to run on other hosts than ${host}`,
-    async () => {
-      const found = await cluster.allocations(`?job=${job}`);
-      return found.filter(({ state, node_name }) => state === "running" && node_name !== `host-${host}`);
-    },
-    { until: (found: Allocation[]) => found.length >= count, timeoutMs: 30_000, intervalMs: 50 },
-  );
-  return performance.now() - begin;
-}
-
-/** Nothing runs twice: of each slot, one container in all engines together. */
-async function eachSlotOnce(job: string, slots: number): Promise<void> {
-  await waitUntil(
-    `each of ${slots} slots of ${job} to have one container`,
-    async () => {
-      const all = (await Promise.all(cluster.lab.hosts.map((host) => cluster.containers(host)))).flat();
-      const here = all.filter(({ labels }) => labels["cacophony.job"] === job);
-      return here.map(({ labels, state }) => `${labels["cacophony.service"]}/${labels["cacophony.slot"]} ${state}`);
-    },
-    { until: (found) => found.length === slots && new Set(found).size === slots, timeoutMs: 30_000 },
-  );
-}
-
-/** Puts a job of `scale` sleepers and waits until they run. */
-async function run(job: string, scale: number, more: Record<string, unknown> = {}): Promise<void> {
-  await cluster.put(job, { services: { web: sleeper({ scale, ...more }) } });
-  await cluster.settled(job);
-}
-
 describe("a machine that falls silent", () => {
-  test("is replaced within 6 s of the cut, and stops what was replaced when it is back", async () => {
-    await run("cut", 6);
-    await cluster.lab.host(3).cutOff();
-    try {
-      expect(await runElsewhere("cut", { host: 3, count: 6 })).toBeLessThan(REPLACED_MS);
-      expect((await node("host-3")).state).toBe("down");
-    } finally {
-      await cluster.lab.host(3).reconnect();
-    }
-    await cluster.ready(3);
-    await eachSlotOnce("cut", 6);
-    const { services } = await cluster.job("cut");
-    const history = (
-      services["web"] as unknown as { history: { allocations: { cause: string; node_name: string }[] }[] }
-    ).history;
-    expect(history.flatMap(({ allocations }) => allocations)).toEqual(
-      Array.from({ length: 2 }, () => expect.objectContaining({ cause: "lost", node_name: "host-3" })),
-    );
-  });
-
-  test("whose process freezes is replaced, too, and hears of it when it goes on", async () => {
-    await run("frozen", 6);
-    cluster.process(2).freeze();
-    try {
-      expect(await runElsewhere("frozen", { host: 2, count: 6 })).toBeLessThan(REPLACED_MS);
-    } finally {
-      cluster.process(2).thaw();
-    }
-    await cluster.ready(3);
-    await eachSlotOnce("frozen", 6);
-  });
-
-  test.each(["OUTPUT", "INPUT"])("whose packets get lost in one direction only (%s) is replaced", async (chain) => {
-    await run("oneway", 6);
-    const { name } = cluster.lab.host(3);
-    const rule = [chain, "-p", "tcp", "-j", "DROP"];
-    const iptables = (act: string) => mustRun(["ip", "netns", "exec", name, "iptables", "-w", act, ...rule]);
-    await iptables("-I");
-    try {
-      // What is not acknowledged is seen from the other side only after the connection has been given up.
-      const limit = chain === "OUTPUT" ? REPLACED_MS : REPLACED_MS + 4_000;
-      expect(await runElsewhere("oneway", { host: 3, count: 6 })).toBeLessThan(limit);
-    } finally {
-      await iptables("-D");
-    }
-    await cluster.ready(3);
-    await eachSlotOnce("oneway", 6);
-  });
-
   test("whose process only starts again keeps all it runs", async () => {
-    await run("restart", 6);
+    await run(cluster, "restart", 6);
     const before = await cluster.allocations("?job=restart");
     await cluster.process(3).kill();
     await waitUntil("the master to have noticed", () => node("host-3"), { until: ({ state }) => state !== "ready" });
@@ -144,7 +59,7 @@ describe("a machine that falls silent", () => {
   });
 
   test("with most others may mean that the master is cut off: nothing is given up until somebody says so", async () => {
-    await run("mass", 6);
+    await run(cluster, "mass", 6);
     const before = (await cluster.allocations("?job=mass")).map(({ allocation_id }) => allocation_id).toSorted();
     const status = async () =>
       (await cluster.api<{ mass_failure: { nodes: string[] } | null }>("/cluster/status")).body;
@@ -167,13 +82,13 @@ describe("a machine that falls silent", () => {
       for (const host of workers) await host.reconnect();
     }
     await cluster.ready(3);
-    await eachSlotOnce("mass", 6);
+    await eachSlotOnce(cluster, "mass", 6);
   });
 });
 
 describe("a Docker Engine that is no use", () => {
   test("makes its node unready with a reason, and is given up after the engine timeout", async () => {
-    await run("hung", 6);
+    await run(cluster, "hung", 6);
     cluster.lab.host(3).dockerd.freeze();
     try {
       const seen = await waitUntil("the node to be unready", () => node("host-3"), {
@@ -181,12 +96,12 @@ describe("a Docker Engine that is no use", () => {
         timeoutMs: 15_000,
       });
       expect(seen.reason).not.toBe("");
-      await runElsewhere("hung", { host: 3, count: 6 });
+      await runElsewhere(cluster, "hung", { host: 3, count: 6 });
     } finally {
       cluster.lab.host(3).dockerd.thaw();
     }
     await cluster.ready(3);
-    await eachSlotOnce("hung", 6);
+    await eachSlotOnce(cluster, "hung", 6);
   });
 });
 
@@ -236,7 +151,7 @@ describe("a replica that does not get well", () => {
 
 describe("a node whose disk is nearly full", () => {
   test("gets nothing new, says why, and keeps what it has", async () => {
-    await run("disk", 3);
+    await run(cluster, "disk", 3);
     const join = ["join", `${cluster.lab.host(1).address}:9000`];
     await cluster.process(3).stop();
     cluster.node(3, [...join, "--disk-limit", "1"]);
@@ -301,7 +216,7 @@ describe("a node that is to be emptied", () => {
   });
 
   test("may be the master, and takes nothing new while it is paused", async () => {
-    await run("master", 3);
+    await run(cluster, "master", 3);
     await setNode("host-1", { availability: "drain" });
     await waitUntil("the master to be empty", () => node("host-1"), { until: ({ drained }) => drained });
     expect(perNode(await cluster.allocations("?job=master"))).not.toHaveProperty("host-1");
@@ -313,7 +228,7 @@ describe("a node that is to be emptied", () => {
   });
 
   test("stops what found no place elsewhere when its deadline has passed", async () => {
-    await run("late", 3, { ports: ["8080:80"] });
+    await run(cluster, "late", 3, { ports: ["8080:80"] });
     await setNode("host-3", { availability: "drain", deadline: "2s" });
     await waitUntil("the node to be empty", () => node("host-3"), { until: ({ drained }) => drained });
     const { services } = await cluster.job("late");
@@ -325,7 +240,7 @@ describe("a node that is to be emptied", () => {
 
 describe("a node that leaves", () => {
   test("by its own command is empty before it goes, takes the kernel's part along, and may join again", async () => {
-    await run("leaving", 6);
+    await run(cluster, "leaving", 6);
     const host = cluster.lab.host(3);
     const { network } = (await cluster.api<{ network: { subnets: string[] } }>("/cluster/node/host-3")).body;
     const routes = async () => (await cluster.lab.host(2).run(["ip", "route", "show", "dev", "cvx"])).stdout;
@@ -349,16 +264,16 @@ describe("a node that leaves", () => {
   });
 
   test("while it is down goes at once, and leaves what it runs when it is back", async () => {
-    await run("removed", 6);
+    await run(cluster, "removed", 6);
     const host = cluster.lab.host(3);
     await host.cutOff();
     await waitUntil("the node to be down", () => node("host-3"), { until: ({ state }) => state === "down" });
     const answer = await cluster.api<Node>("/cluster/node/host-3", { method: "DELETE" });
     expect([answer.status, answer.body.state]).toEqual([200, "left"]);
-    await runElsewhere("removed", { host: 3, count: 6 });
+    await runElsewhere(cluster, "removed", { host: 3, count: 6 });
     await host.reconnect();
     expect(await cluster.process(3).exited).toBe(0);
-    await eachSlotOnce("removed", 6);
+    await eachSlotOnce(cluster, "removed", 6);
     cluster.restart(3);
     await cluster.ready(3);
   });
