@@ -71,10 +71,12 @@ test("after a minute of faults of all kinds, exactly what was acknowledged runs,
   } catch (error) {
     const master = cluster.process(1).logs();
     keepLogs();
+    const listening = await Promise.all(cluster.lab.hosts.map((host) => host.run(["ss", "-Hltnp"])));
     const lines = [
       `seed ${SEED}: ${error instanceof Error ? error.message : error}`,
       `again with: SEED=${SEED} bun test tests/lab_faults.test.ts`,
       `what happened last:\n  ${story.slice(-STORY_LINES).join("\n  ")}`,
+      ...listening.map(({ stdout }, at) => `host ${at + 1} listens on:\n${stdout}`),
       `the master's last lines:\n${tail(master, LOG_LINES)}`,
     ];
     throw new Error(lines.join("\n"), { cause: error });

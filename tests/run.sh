@@ -36,8 +36,8 @@ npm run --silent check || failed="the check of types, style or format failed, se
 # ---- Running ----------------------------------------------------------------------------------------------------------
 
 # A part is what one process of the test runner runs: each file that uses the lab, and all other files together.
-# What measures by the clock runs when nothing else does.
-alone="lab_start_time.test.ts lab_silence.test.ts"
+# What must be done within seconds runs when nothing else does.
+alone="lab_start_time.test.ts lab_silence.test.ts lab_names_changes.test.ts lab_faults.test.ts"
 labs=$(cd tests && grep -l 'from "\./lab' *.test.ts | grep -vxF "$(echo "$alone" | tr ' ' '\n')" | tr '\n' ' ')
 parts="others $labs"
 
