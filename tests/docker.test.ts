@@ -1,6 +1,6 @@
 /** @module The executor and its Engine adapter on a real dockerd, on a lab host of their own. */
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { systemClock } from "../src/clock.ts";
@@ -13,7 +13,6 @@ import { type NetworkSpec, type ServiceSpec } from "../src/model_spec.ts";
 import { HostMeter } from "../src/resources.ts";
 import { noOverlay, spec as plainSpec } from "./cluster_fixture.ts";
 import { Lab, type LabHost } from "./lab.ts";
-import { restartIfRemovalHangs } from "./lab_hung_removal.ts";
 import { waitUntil } from "./wait.ts";
 
 setDefaultTimeout(90_000);
@@ -132,10 +131,21 @@ async function settled(items: readonly Item[], timeoutMs = 60_000): Promise<numb
   return performance.now() - start;
 }
 
-/** Helps an Engine that hangs in a removal, where that is all that is left to do. */
+/**
+ * A dockerd 20.10 that began after a kill can hang in the removal of one container for good ("removing", seen once in many runs);
+ * only another start of it helps. Where that is all that is left to do, that is done, and where it hung is printed.
+ */
 async function restartUnlessOurs(error: unknown): Promise<void> {
   const left = (await engine.list()).filter(({ labels }) => labels.get(LABELS.cluster) === OWNER.clusterId);
-  if (left.some(({ state }) => state !== "removing") || !(await restartIfRemovalHangs(host))) throw error;
+  if (left.length === 0 || left.some(({ state }) => state !== "removing")) throw error;
+  host.dockerd.signal("SIGUSR1");
+  await Bun.sleep(1_000);
+  const stacks = [...new Bun.Glob("**/goroutine-stacks*").scanSync({ cwd: host.dir, absolute: true })];
+  for (const file of stacks) {
+    const texts = readFileSync(file, "utf8").split("\n\n");
+    console.log(texts.filter((text) => /containerRm|cleanupContainer/.test(text)).join("\n\n"));
+  }
+  await host.restartDocker();
 }
 
 function port(first: number): Partial<ServiceSpec> {

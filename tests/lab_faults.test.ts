@@ -13,7 +13,6 @@ import { join } from "node:path";
 import type { LabHost } from "./lab.ts";
 import { type Allocation, type JobDoc, LabCluster } from "./lab_cluster.ts";
 import { FaultClient, HOSTS, type Known, VARIANT } from "./lab_faults_client.ts";
-import { restartIfRemovalHangs } from "./lab_hung_removal.ts";
 import { tail } from "./lab_process.ts";
 import { seededRandom } from "./virtual_clock.ts";
 import { waitUntil } from "./wait.ts";
@@ -95,17 +94,11 @@ async function run(): Promise<void> {
   await heal();
   const healed = performance.now();
   const look = async () => [...client.violations, ...(await faults(client))];
-  const settled = () =>
-    waitUntil("the cluster to settle", look, {
-      // What was acknowledged and is lost does not come back.
-      until: (found) => found.length === 0 || client.violations.length > 0,
-      timeoutMs: SETTLE_LIMIT_MS,
-      intervalMs: 250,
-    });
-  await settled().catch(async (error: unknown) => {
-    const helped = await Promise.all(cluster.lab.hosts.map(restartIfRemovalHangs));
-    if (!helped.includes(true)) throw error;
-    await settled();
+  await waitUntil("the cluster to settle", look, {
+    // What was acknowledged and is lost does not come back.
+    until: (found) => found.length === 0 || client.violations.length > 0,
+    timeoutMs: SETTLE_LIMIT_MS,
+    intervalMs: 250,
   });
   expect(client.violations).toEqual([]);
   const settledMs = performance.now() - healed;
