@@ -134,6 +134,19 @@ for part in $parts $alone; do
 done
 all=$(find tests -maxdepth 1 -name '*.test.ts' | wc -l)
 [ "$files" -eq "$all" ] || failed=${failed:-"only $files of $all files were run"}
+# What failed, once more, where nobody has to look for it: what was printed since the test before it had ended.
+for part in $parts $alone; do
+  ! grep -qs '^(fail) ' "$work/$part/output" || awk -v part="$part" '
+    { lines[++n] = $0 }
+    /^\((pass|skip|todo)\) / { n = 0 }
+    /^\(fail\) / {
+      if (!seen[$0]++) {
+        print "\n==== failed in " part " ===="
+        for (i = n > 150 ? n - 149 : 1; i <= n; i++) print lines[i]
+      }
+      n = 0
+    }' "$work/$part/output"
+done
 echo
 [ -z "$failed" ] || echo "npm test: $failed" >&2
 [ "$skipped" -eq 0 ] || echo "$skipped skipped"
