@@ -5,7 +5,15 @@
 import type { ClusterState, NodeView } from "./cluster_state.ts";
 import { bySlot, labelsOf, serviceKey } from "./cluster_state.ts";
 import { imageWarnings } from "./job_images.ts";
-import type { AllocationRecord, ContainerEnd, DepartureRecord, HistoryRecord, LiveJob, NodeRecord } from "./model.ts";
+import type {
+  AllocationRecord,
+  ContainerEnd,
+  DepartureRecord,
+  HistoryRecord,
+  LiveJob,
+  NodeRecord,
+  Resources,
+} from "./model.ts";
 import { isRunToEnd } from "./model_spec.ts";
 import { type DrainWait, isEmpty } from "./reconcile_drain.ts";
 import type { Blocked } from "./reconcile_goal.ts";
@@ -225,6 +233,11 @@ export function rebalanceView(
   };
 }
 
+function lostPortsOf(resources: Resources | undefined): string {
+  const lost = resources?.lost_ports ?? [];
+  return lost.length > 0 ? `Docker holds ${lost.join(", ")} for containers that are gone: start dockerd anew` : "";
+}
+
 /** One node as a reader sees it; `waits`: what keeps it from being empty. */
 export function nodeView(node: NodeRecord, { state, waits }: { state: ClusterState; waits: readonly DrainWait[] }) {
   const view = state.views.get(node.node_id);
@@ -236,7 +249,7 @@ export function nodeView(node: NodeRecord, { state, waits }: { state: ClusterSta
     address: node.address,
     role: node.role,
     state: view?.state ?? "unready",
-    reason: view?.reason || view?.fullDisk || "",
+    reason: view?.reason || view?.fullDisk || lostPortsOf(view?.resources),
     availability: node.availability,
     /** Whether a node that is to be emptied is empty. */
     drained: drain !== undefined && isEmpty(state, node.node_id),

@@ -272,6 +272,8 @@ export const resources = v.object({
   used_cpus: v.number(),
   /** Host ports that something other than this cluster holds: `tcp/80`. */
   taken_ports: strings,
+  /** Those of them that the Engine holds for a container that is gone, until it is started anew. */
+  lost_ports: v.exactOptional(strings),
   /** UUIDs of the GPUs that the NVIDIA driver lists, in its order. */
   gpus: v.exactOptional(strings),
   /** Of the file system that Docker keeps its data on; absent: it is not of this machine. Bytes. */

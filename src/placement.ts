@@ -384,7 +384,10 @@ function takenPort(
     if (port.host_port && isTaken(port, port.host_port, { node, claims })) {
       const { first, last } = port.host_port;
       const suffix = port.protocol === "tcp" ? "" : `/${port.protocol}`;
-      return first === last ? `host port ${first}${suffix} taken` : `host ports ${first}-${last}${suffix} all taken`;
+      if (first !== last) return `host ports ${first}-${last}${suffix} all taken`;
+      const isLost = node.resources?.lost_ports?.includes(`${port.protocol}/${first}`);
+      const until = isLost ? " by Docker for a container that is gone: start dockerd anew there" : "";
+      return `host port ${first}${suffix} taken${until}`;
     }
   }
   return undefined;

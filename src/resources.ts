@@ -8,6 +8,7 @@ import { readdirSync, readFileSync, statfsSync } from "node:fs";
 import { join } from "node:path";
 import type { Clock } from "./clock.ts";
 import type { Engine } from "./docker.ts";
+import { proxiedPorts } from "./docker_proxies.ts";
 import type { Resources } from "./model.ts";
 
 /** What of Docker's the readings need: the cluster's running containers here, and published ports as `tcp/80`. */
@@ -44,6 +45,8 @@ const GPUS_INTERVAL_MS = 60_000;
 const GPUS = "driver/nvidia/gpus";
 /** A port that a container of ours gave up is still seen as listening for a moment. */
 const OWN_PORT_MS = 10_000;
+/** A container's ports are open before Docker calls it running; on a busy Engine, seconds before. */
+const LOST_PORT_MS = 20_000;
 
 type Totals = { memory: number; cpus: number };
 /** Used by the cluster's own containers: bytes and CPUs. */
@@ -61,6 +64,8 @@ export class HostMeter implements Meter {
   #ports: { at: number; listening: string[]; sockets: string } | undefined;
   #portsAskedAt = -Infinity;
   readonly #ownPorts = new Map<string, number>();
+  /** Taken ports that no container has: since when, and whether Docker holds them all the same; undefined: not looked at yet. */
+  #unowned = new Map<string, { since: number; isLost: boolean | undefined }>();
   #disk: { at: number; path: string; reading: Resources["disk"] } | undefined;
   #gpus: { at: number; ids: string[] } | undefined;
   #totals: Totals | undefined;
@@ -108,8 +113,11 @@ export class HostMeter implements Meter {
     const cpus = capped({ machine: times.cpus, used: machineCpus, own: this.#ownUse.cpus, cap: this.#cap.cpus });
     const gpus = this.#listGpus(now);
     const disk = this.#readDisk(view.dataRoot, now);
+    const takenPorts = this.#takenPorts(view, now);
+    const lostPorts = this.#lostPorts(takenPorts, view, now);
     return {
-      ...asResources({ memory, cpus, takenPorts: this.#takenPorts(view, now) }),
+      ...asResources({ memory, cpus, takenPorts }),
+      ...(lostPorts.length > 0 && { lost_ports: lostPorts }),
       ...(gpus.length > 0 && { gpus }),
       ...(disk && { disk }),
     };
@@ -168,6 +176,21 @@ export class HostMeter implements Meter {
     for (const [port, seen] of this.#ownPorts) if (now - seen > OWN_PORT_MS) this.#ownPorts.delete(port);
     const taken = new Set([...listening, ...view.otherPorts]);
     return [...taken].filter((port) => !this.#ownPorts.has(port)).sort();
+  }
+
+  #lostPorts(taken: readonly string[], { otherPorts }: MeterView, now: number): string[] {
+    const unowned = taken.filter((port) => !otherPorts.includes(port));
+    this.#unowned = new Map(
+      unowned.map((port) => [port, this.#unowned.get(port) ?? { since: now, isLost: undefined }]),
+    );
+    const due = [...this.#unowned].filter(
+      ([, { since, isLost }]) => isLost === undefined && now - since >= LOST_PORT_MS,
+    );
+    if (due.length > 0) {
+      const proxied = proxiedPorts(this.#procDir);
+      for (const [port, seen] of due) seen.isLost = proxied.has(port);
+    }
+    return unowned.filter((port) => this.#unowned.get(port)?.isLost);
   }
 
   #readPorts(now: number): { listening: string[] } {

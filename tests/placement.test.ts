@@ -178,6 +178,22 @@ describe("place()", () => {
     expect("node_id" in place(request(range(8001)), [node], seeded(1))).toBe(true);
   });
 
+  test("a port that Docker holds for a container that is gone is taken, with what helps", () => {
+    const nodes = [
+      candidate("a", { taken_ports: ["udp/53"], lost_ports: ["udp/53"] }),
+      candidate("b", { taken_ports: ["udp/53"] }),
+    ];
+    const dns = spec({
+      ports: [{ container_port: 53, protocol: "udp", host_ip: "", host_port: { first: 53, last: 53 } }],
+    });
+    expect(place(request(dns), nodes, seeded(1))).toEqual({
+      reasons: [
+        "1 node: host port 53/udp taken",
+        "1 node: host port 53/udp taken by Docker for a container that is gone: start dockerd anew there",
+      ],
+    });
+  });
+
   test("a range is used up by replicas that take one port of it each, running or not yet", () => {
     const ports = [
       { container_port: 80, protocol: "tcp" as const, host_ip: "", host_port: { first: 8000, last: 8002 } },

@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { HostMeter, parseLoadavg, parseMeminfo, parseRoutes, parseSockets, parseStat } from "../src/resources.ts";
@@ -194,6 +194,42 @@ describe("HostMeter", () => {
     expect(meter.read(NOTHING)?.taken_ports).not.toContain("tcp/80");
     await clock.advance(2_000);
     expect(meter.read(NOTHING)?.taken_ports).toContain("tcp/80");
+  });
+
+  test("finds ports that Docker holds for a container that is gone, once they had time to become a container's", async () => {
+    const process = (pid: string, { network, args }: { network: string; args: string[] }) => {
+      mkdirSync(join(procDir, pid, "ns"), { recursive: true });
+      symlinkSync(`net:[${network}]`, join(procDir, pid, "ns/net"));
+      writeFileSync(join(procDir, pid, "cmdline"), args.map((arg) => `${arg}\0`).join(""));
+    };
+    const proxy = (port: number) => [
+      "/usr/bin/docker-proxy",
+      "-proto",
+      "tcp",
+      "-host-ip",
+      "0.0.0.0",
+      "-host-port",
+      `${port}`,
+    ];
+    process("self", { network: "1", args: ["cacophony"] });
+    process("7", { network: "1", args: proxy(80) });
+    process("8", { network: "2", args: proxy(22) }); // another machine's, seen from its host
+    process("9", { network: "1", args: proxy(443) });
+    process("10", { network: "1", args: ["nginx", "-host-port", "22"] });
+    const { clock, meter } = world();
+    const others = { ...NOTHING, otherPorts: ["tcp/443"] };
+    expect(meter.read(others)?.lost_ports).toBeUndefined();
+    await clock.advance(19_000);
+    expect(meter.read(others)?.lost_ports).toBeUndefined();
+    await clock.advance(1_000);
+    expect(meter.read(others)).toMatchObject({
+      lost_ports: ["tcp/80"],
+      taken_ports: ["tcp/22", "tcp/443", "tcp/80", "udp/53"],
+    });
+    await clock.advance(1_000);
+    const found = meter.read({ ...others, ownPorts: ["tcp/80"] });
+    for (const pid of ["self", "7", "8", "9", "10"]) rmSync(join(procDir, pid), { recursive: true });
+    expect(found?.lost_ports).toBeUndefined();
   });
 
   test("looks for ports again when sockets came or went, and else every 30 s", async () => {
