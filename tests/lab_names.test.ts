@@ -212,10 +212,10 @@ class Ends {
     await this.#watching;
   }
 
-  /** Rounds that named a replica more than `GONE_MS` after its end was known. */
+  /** Rounds that named a replica more than `GONE_MS` after its end was known; a round has its answer at some time between `at` and `done`. */
   stale(rounds: readonly Seen[]): Seen[] {
     return this.seen.flatMap(({ address, from, until }) =>
-      rounds.filter((one) => one.addresses.includes(address) && one.at > from + GONE_MS && one.at < until),
+      rounds.filter((one) => one.addresses.includes(address) && one.at > from + GONE_MS && one.done < until),
     );
   }
 
