@@ -16,6 +16,7 @@ import { type LogLine, logLines } from "./docker_logs.ts";
 import { asPath, authOf, type RegistryLogin, splitImage } from "./docker_images.ts";
 import { type DevicesInfo, type EngineDevices, engineDevices } from "./docker_devices.ts";
 import { type Bridge, bridgeOf, publishedPorts } from "./docker_ports.ts";
+import { type Read, readPlainly } from "./docker_read.ts";
 import { endStrays } from "./docker_strays.ts";
 import { StartError } from "./model.ts";
 import { type Platform, platformOf } from "./placement_platform.ts";
@@ -223,17 +224,16 @@ class DockerodeEngine implements Engine {
 
   async ping(): Promise<void> {
     // The types leave out that this call takes a signal.
-    const system = this.#docker as unknown as SystemCalls;
-    await this.#call(PING_TIMEOUT_MS, async (abortSignal) => {
-      // Every node asks this all day, and by dockerode it takes several times the work. Which also has the words for what fails.
-      if (this.#socketPath === undefined || !(await answersPing(this.#socketPath, abortSignal)))
-        await system.ping({ abortSignal });
-    });
+    const otherwise = (abortSignal: AbortSignal) => (this.#docker as unknown as SystemCalls).ping({ abortSignal });
+    await this.#call(PING_TIMEOUT_MS, (signal) => this.#read("/_ping", { signal, otherwise }));
   }
 
   async list(): Promise<Container[]> {
-    const all = await this.#call(READ_TIMEOUT_MS, (abortSignal) =>
-      this.#docker.listContainers({ all: true, abortSignal }),
+    const all = await this.#call(READ_TIMEOUT_MS, (signal) =>
+      this.#read("/containers/json?all=true", {
+        signal,
+        otherwise: (abortSignal) => this.#docker.listContainers({ all: true, abortSignal }),
+      }),
     );
     return all.map((entry) => ({
       id: entry.Id,
@@ -255,15 +255,19 @@ class DockerodeEngine implements Engine {
   }
 
   async inspect(idOrName: string): Promise<Container | undefined> {
-    const found = await this.#find((abortSignal) =>
-      this.#docker.getContainer(encodeURIComponent(idOrName)).inspect({ abortSignal }),
+    const container = encodeURIComponent(idOrName);
+    const found = await this.#find((signal) =>
+      this.#read(`/containers/${container}/json`, {
+        signal,
+        otherwise: (abortSignal) => this.#docker.getContainer(container).inspect({ abortSignal }),
+      }),
     );
     if (!found) return undefined;
     const { State: state } = found;
     const ports = Object.entries(found.NetworkSettings.Ports ?? {}).flatMap(([key, bindings]) =>
       (bindings ?? []).map((binding) => ({ key, ip: binding.HostIp, port: Number(binding.HostPort) })),
     );
-    const container: Container = {
+    const seen: Container = {
       id: found.Id,
       name: containerName(found.Name),
       labels: asMap(found.Config.Labels),
@@ -280,12 +284,12 @@ class DockerodeEngine implements Engine {
     };
     const startedAt = time(state.StartedAt);
     const finishedAt = time(state.FinishedAt);
-    if (startedAt !== undefined) container.startedAt = startedAt;
-    if (finishedAt !== undefined) container.finishedAt = finishedAt;
-    if (state.Error) container.error = state.Error;
-    if (state.OOMKilled) Object.assign(container, { oomKilled: true, memoryLimit: found.HostConfig.Memory ?? 0 });
-    if (found.Config.Tty) container.tty = true;
-    return container;
+    if (startedAt !== undefined) seen.startedAt = startedAt;
+    if (finishedAt !== undefined) seen.finishedAt = finishedAt;
+    if (state.Error) seen.error = state.Error;
+    if (state.OOMKilled) Object.assign(seen, { oomKilled: true, memoryLimit: found.HostConfig.Memory ?? 0 });
+    if (found.Config.Tty) seen.tty = true;
+    return seen;
   }
 
   async create(name: string, body: CreateBody, { platform }: { platform?: string | undefined } = {}): Promise<string> {
@@ -355,7 +359,10 @@ class DockerodeEngine implements Engine {
   }
 
   async image(name: string): Promise<EngineImage | undefined> {
-    const found = await this.#find(() => this.#docker.getImage(asPath(name)).inspect());
+    const path = asPath(name);
+    const found = await this.#find((signal) =>
+      this.#read(`/images/${path}/json`, { signal, otherwise: () => this.#docker.getImage(path).inspect() }),
+    );
     if (!found) return undefined;
     // The types leave it out (Engine API: ImageInspect.Metadata.LastTagTime).
     const { Metadata: metadata } = found as { Metadata?: { LastTagTime?: string } };
@@ -421,7 +428,9 @@ class DockerodeEngine implements Engine {
   }
 
   async networks(): Promise<EngineNetwork[]> {
-    const all = await this.#call(READ_TIMEOUT_MS, (abortSignal) => this.#docker.listNetworks({ abortSignal }));
+    const all = await this.#call(READ_TIMEOUT_MS, (signal) =>
+      this.#read("/networks", { signal, otherwise: (abortSignal) => this.#docker.listNetworks({ abortSignal }) }),
+    );
     return all.map(
       ({ Id: id, Name: name, Driver: driver, Internal: internal, Options: options = {}, Labels, IPAM }) => {
         const subnets = (IPAM?.Config ?? []).flatMap(({ Subnet }) => (Subnet ? [Subnet] : []));
@@ -538,6 +547,11 @@ class DockerodeEngine implements Engine {
     });
   }
 
+  /** What is asked often: by dockerode it takes several times the work. Which also has the words for what fails. */
+  async #read<T>(path: string, { signal, otherwise }: Read<T>): Promise<T> {
+    return (await readPlainly<T>(this.#socketPath, { path, signal })) ?? otherwise(signal);
+  }
+
   /** Makes one request; settles within `timeoutMs` or when `signal` aborts, whatever Docker and dockerode do. */
   async #call<T>(timeoutMs: number, run: (signal: AbortSignal) => Promise<T>, signal?: AbortSignal): Promise<T> {
     const controller = new AbortController();
@@ -567,16 +581,6 @@ class DockerodeEngine implements Engine {
     if (cause instanceof EngineError) return cause;
     const { statusCode } = cause as { statusCode?: number };
     return statusCode === undefined ? unavailableError(this.host, cause) : apiError(statusCode, cause as Error);
-  }
-}
-
-async function answersPing(unix: string, signal: AbortSignal): Promise<boolean> {
-  try {
-    const response = await fetch("http://docker/_ping", { unix, signal });
-    await response.arrayBuffer();
-    return response.ok;
-  } catch {
-    return false;
   }
 }
 

@@ -100,7 +100,7 @@ export class Worker {
       const need = () => ({ image, policy, platform, ...settled() });
       const id = await this.#starts.run(async () => {
         throwIfAborted(signal);
-        const found = await this.images.usable(need(), { pulled });
+        const [found] = await Promise.all([this.images.usable(need(), { pulled }), this.#ensureNetworks(wanted)]);
         if (!found) return undefined;
         at("starting");
         return this.#createAndStart(wanted, { signal, image: found, joined });
@@ -158,7 +158,6 @@ export class Worker {
     const { allocation, spec } = wanted;
     const { job_id: jobId } = allocation;
     const addresses = await this.#overlay.addresses();
-    if (!spec.network_mode) await this.#ensureNetworks(jobId, { spec, addresses });
     // An earlier version of Cacophony wrote secrets there, too: those are taken out.
     if (spec.files || hasSecrets(spec)) await this.#files.ensure(jobId, spec);
     if (hasSecrets(spec)) await this.secrets.ensure(spec);
@@ -201,10 +200,9 @@ export class Worker {
     );
   }
 
-  async #ensureNetworks(
-    jobId: string,
-    { spec, addresses: { pools, mtu } }: { spec: ServiceSpec; addresses: LocalAddresses },
-  ): Promise<void> {
+  async #ensureNetworks({ allocation: { job_id: jobId }, spec }: Wanted): Promise<void> {
+    if (spec.network_mode) return;
+    const { pools, mtu } = await this.#overlay.addresses();
     const from = { pools, ...(mtu !== undefined && { mtu }) };
     try {
       if (!spec.networks) await this.networks.ensure(jobId, from);
