@@ -21,7 +21,7 @@ import type {
   Peer,
   StatusReport,
 } from "./model.ts";
-import { NODE_IN_USE, nodeMessage, PROTOCOL_VERSION } from "./model.ts";
+import { nodeMessage, type PassingRefusal, PROTOCOL_VERSION } from "./model.ts";
 import type { NodeNetwork } from "./model_network.ts";
 import type { Scheduler } from "./scheduler.ts";
 import { lostLeavers } from "./scheduler_nodes.ts";
@@ -187,8 +187,9 @@ export class Membership {
 
   /** A message of a connected node. Messages of a link that was replaced are dropped. */
   #receive(nodeId: string, { link, message }: { link: NodeLink; message: NodeMessage }): void {
+    if (this.#links.get(nodeId) !== link) return;
     const view = this.#state.views.get(nodeId);
-    if (!view || this.#links.get(nodeId) !== link) return;
+    if (!view) return link.close(); // It was removed while its Docker Engine was dead.
     view.lastSeen = this.#options.clock.now();
     this.#silence.forget(nodeId);
     if (message.type === "heartbeat") this.#heartbeat(nodeId, { view, link, heartbeat: message });
@@ -246,13 +247,25 @@ export class Membership {
     if (this.#isHeldByAnother(hello)) {
       const node = this.#state.nodes.get(hello.node_id);
       return {
-        code: NODE_IN_USE,
+        code: "node_in_use" satisfies PassingRefusal,
         message: `another process at ${node?.address} is node ${node?.node_name} (${hello.node_id}) already: two processes share a data directory or its copy; stop one of them`,
+      };
+    }
+    if (hello.engine.state !== "ready" && this.#isDeparted(hello)) {
+      return {
+        code: "node_removed" satisfies PassingRefusal,
+        message:
+          "this node was removed from the cluster; it stops what it runs, and ends, when its Docker Engine answers",
       };
     }
     const holder = hello.engine.engine_id === undefined ? undefined : this.#holderOf(hello.engine.engine_id);
     if (holder && holder.node_id !== hello.node_id) return engineInUse(holder);
     return undefined;
+  }
+
+  /** Whether the node is a member no more, and does not know. */
+  #isDeparted({ cluster_id, node_id }: Hello): boolean {
+    return cluster_id !== undefined && this.#state.departures.has(node_id) && !this.#state.nodes.has(node_id);
   }
 
   /** Whether another process that speaks regularly is this node. A link that went silent may be of a machine that is gone. */

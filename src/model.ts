@@ -391,8 +391,16 @@ export const assignments = v.object({
 });
 export type Assignments = v.InferOutput<typeof assignments>;
 
-/** Code of the one refusal that passes by itself: another process is that node, as far as the master knows. */
-export const NODE_IN_USE = "node_in_use";
+/**
+ * Codes of the refusals that pass by themselves: another process is that node, as far as the master knows; the node was removed
+ * while its Docker Engine was dead, and can leave what it runs when that is back.
+ */
+export const PASSING_REFUSALS = ["node_in_use", "node_removed"] as const;
+export type PassingRefusal = (typeof PASSING_REFUSALS)[number];
+
+export function isPassing(code: string): code is PassingRefusal {
+  return (PASSING_REFUSALS as readonly string[]).includes(code);
+}
 
 export const hello = v.object({
   type: v.literal("hello"),

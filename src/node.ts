@@ -23,7 +23,7 @@ import { readPolicy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
-import { DEFAULT_NETWORK_CIDR, NODE_IN_USE, PROTOCOL_VERSION, StartError } from "./model.ts";
+import { DEFAULT_NETWORK_CIDR, isPassing, PROTOCOL_VERSION, StartError } from "./model.ts";
 import { HostMeter } from "./resources.ts";
 import { Overlay } from "./overlay.ts";
 import { OverlayKernel } from "./overlay_kernel.ts";
@@ -337,7 +337,7 @@ export class Node implements LocalNode {
       onLost: () => executor.noticeMaster(),
       onRefused: ({ code, message }) => {
         // A machine that was reset comes back before the master has noticed that it was gone: it waits.
-        if (code === NODE_IN_USE) this.#log.warn("the master refused this node for now", { reason: message });
+        if (isPassing(code)) this.#log.warn("the master refused this node for now", { reason: message });
         else this.#fail(new StartError(`the master refused this node: ${message}`));
       },
     });

@@ -12,7 +12,7 @@ import { serviceKey } from "./cluster_state.ts";
 import type { AllocationRecord } from "./model.ts";
 import { isGlobal } from "./model_spec.ts";
 import type { PlacementRequest } from "./placement.ts";
-import { chooseRemovals, place } from "./placement.ts";
+import { chooseRemovals, hasRoom, place } from "./placement.ts";
 import {
   block,
   emptyPlan,
@@ -275,10 +275,20 @@ function replace(
     if ("node_id" in placement) {
       const { slot } = allocation;
       accept(plan, { goal, slot, node_id: placement.node_id, stateful: false, context, replaces });
+    } else if (cause === "drain" && !isMoving && isKeptByPorts(request, others)) {
+      // Waiting would be of no use: who empties a node wants it empty, and the slot says what keeps it from running.
+      plan.stop.push(allocation);
+      plan.causes.set(allocation.allocation_id, cause);
     } else if (cause === "drain") plan.stuck.push(...placement.reasons);
     else plan.unmovable.push(allocation.allocation_id);
   }
   if (choice.wakeAt !== undefined) wakeBy(plan, choice.wakeAt);
+}
+
+/** Whether some node would take the replica if its fixed host ports were free there. */
+function isKeptByPorts(request: PlacementRequest, candidates: Parameters<typeof hasRoom>[1]): boolean {
+  const { spec } = request;
+  return spec.ports.length > 0 && hasRoom({ ...request, spec: { ...spec, ports: [] } }, candidates);
 }
 
 function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine, waiting, seats }: Missing): void {

@@ -83,8 +83,9 @@ export function changesForLeave(
     drain: drainOf(found, { wish, now, leave: true }),
   };
   const put: Change = { op: "put", kind: "node", record: node };
-  if (!state.isDown(found.node_id)) return { node, changes: [put], isGone: false };
-  return { node, changes: departure(state, { node, now }), isGone: true };
+  const isGone = state.isDown(found.node_id) || isLostLeaver(state, { node: found, now });
+  if (!isGone) return { node, changes: [put], isGone };
+  return { node, changes: departure(state, { node, now }), isGone };
 }
 
 function drainOf(
@@ -129,11 +130,15 @@ export function withoutData(state: ClusterState, nodeId: string): Change[] {
 
 /** Nodes that were to leave and are lost; not while something may still run there that must never run twice. */
 export function lostLeavers(state: ClusterState, now: number): NodeRecord[] {
-  return [...state.nodes.values()].filter(({ node_id, drain }) => {
-    const view = state.views.get(node_id);
-    if (!drain?.leave || !view?.lost || view.state !== "down") return false;
-    return state.allocationsOn(node_id).every((one) => one.ended !== undefined || stoppedAloneAt(one, state) <= now);
-  });
+  return [...state.nodes.values()].filter((node) => isLostLeaver(state, { node, now }));
+}
+
+function isLostLeaver(
+  state: ClusterState,
+  { node: { node_id, drain }, now }: { node: NodeRecord; now: number },
+): boolean {
+  if (!drain?.leave || !state.views.get(node_id)?.lost) return false;
+  return state.allocationsOn(node_id).every((one) => one.ended !== undefined || stoppedAloneAt(one, state) <= now);
 }
 
 /** Whether nothing of the cluster's is on a node that is to leave, as it has told since it knows that. */

@@ -228,13 +228,23 @@ describe("a node that is to be emptied", () => {
   });
 
   test("stops what found no place elsewhere when its deadline has passed", async () => {
-    await run(cluster, "late", 3, { ports: ["8080:80"] });
+    await run(cluster, "late", 3, { deploy: { placement: { max_replicas_per_node: 1 } } });
     await setNode("host-3", { availability: "drain", deadline: "2s" });
     await waitUntil("the node to be empty", () => node("host-3"), { until: ({ drained }) => drained });
     const { services } = await cluster.job("late");
-    expect(services["web"]?.blocked[0]?.reasons.join()).toContain("host port 8080 taken");
+    expect(services["web"]?.blocked[0]?.reasons.join()).toContain("has max_replicas_per_node (1)");
     await setNode("host-3", { availability: "active" });
     await cluster.settled("late");
+  });
+
+  test("stops first what nothing but its host port keeps from other nodes, and says so", async () => {
+    await run(cluster, "port", 3, { ports: ["8080:80"] });
+    await setNode("host-3", { availability: "drain" });
+    await waitUntil("the node to be empty", () => node("host-3"), { until: ({ drained }) => drained });
+    const { services } = await cluster.job("port");
+    expect(services["web"]?.blocked[0]?.reasons.join()).toContain("2 nodes: host port 8080 taken");
+    await setNode("host-3", { availability: "active" });
+    await cluster.settled("port");
   });
 });
 
@@ -274,6 +284,28 @@ describe("a node that leaves", () => {
     await host.reconnect();
     expect(await cluster.process(3).exited).toBe(0);
     await eachSlotOnce(cluster, "removed", 6);
+    cluster.restart(3);
+    await cluster.ready(3);
+  });
+
+  test("while its Docker Engine hangs is out when that is given up, and leaves what it runs when it is back", async () => {
+    await run(cluster, "hanging", 6);
+    const host = cluster.lab.host(3);
+    host.dockerd.freeze();
+    try {
+      const answer = await cluster.api<Node>("/cluster/node/host-3", { method: "DELETE" });
+      expect([answer.status, answer.body.state]).toEqual([202, "ready"]);
+      await waitUntil("the node to be gone", () => cluster.nodes(), {
+        until: (nodes) => nodes.length === 2,
+        timeoutMs: 30_000,
+      });
+      await runElsewhere(cluster, "hanging", { host: 3, count: 6 });
+      expect(cluster.process(3).running).toBe(true);
+    } finally {
+      host.dockerd.thaw();
+    }
+    expect(await cluster.process(3).exited).toBe(0);
+    await eachSlotOnce(cluster, "hanging", 6);
     cluster.restart(3);
     await cluster.ready(3);
   });

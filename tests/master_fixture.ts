@@ -127,6 +127,8 @@ export class Peer {
   engineFault: string | undefined;
   /** What it removed of the volumes of deleted jobs. */
   removalsDone: string[] = [];
+  /** Whether the master has not closed its connection. */
+  isConnected = false;
   /** The cluster that it believes to belong to. */
   clusterId: string | undefined;
 
@@ -165,7 +167,13 @@ export class Peer {
   async dial(): Promise<void> {
     const { membership, clock } = this.#master;
     this.heard = [];
-    this.#handlers = membership.accept({ send: (text) => this.#hear(JSON.parse(text)), close: () => {} });
+    const close = () => {
+      this.isConnected = false;
+      queueMicrotask(() => handlers.onClose());
+    };
+    const handlers = membership.accept({ send: (text) => this.#hear(JSON.parse(text)), close });
+    this.#handlers = handlers;
+    this.isConnected = true;
     this.#say({
       type: "hello",
       protocol: PROTOCOL_VERSION,

@@ -7,11 +7,15 @@ import { ENGINE_TIMEOUT_MS, HEARTBEAT_MS, HOLD_MS, Master, NODE_TIMEOUT_MS, Peer
 const WEB = { image: "busybox" };
 const DATA = { image: "busybox", volumes: ["data:/data"] };
 
-/** Lets time pass while these nodes go on reporting what they are assigned. */
-async function pass(master: Master, { ms, peers }: { ms: number; peers: readonly Peer[] }): Promise<void> {
+/** Lets time pass while these nodes go on reporting what they are assigned; `dead`: one that can't, since its Engine is dead. */
+async function pass(
+  master: Master,
+  { ms, peers, dead }: { ms: number; peers: readonly Peer[]; dead?: Peer },
+): Promise<void> {
   for (let passed = 0; passed < ms; passed += HEARTBEAT_MS) {
     await master.clock.advance(HEARTBEAT_MS);
     for (const peer of peers) await peer.report();
+    await dead?.beat();
   }
 }
 
@@ -119,10 +123,10 @@ describe("a node whose Docker Engine is dead", () => {
     two.engineFault = "Docker does not answer";
     await pass(master, { ms: HEARTBEAT_MS, peers });
     expect([stateOf(master, "n2"), nodesOf(master)]).toEqual(["unready", ["n1", "n2"]]);
-    await pass(master, { ms: ENGINE_TIMEOUT_MS + HEARTBEAT_MS, peers: [one] });
-    for (let n = 0; n < 3; n++) await two.beat();
-    await pass(master, { ms: 2 * HEARTBEAT_MS, peers });
-    expect(nodesOf(master)).toEqual(["n1", "n1"]);
+    await pass(master, { ms: ENGINE_TIMEOUT_MS - 2 * HEARTBEAT_MS, peers: [one], dead: two });
+    expect([stateOf(master, "n2"), nodesOf(master)]).toEqual(["unready", ["n1", "n2"]]);
+    await pass(master, { ms: 4 * HEARTBEAT_MS, peers: [one], dead: two });
+    expect([stateOf(master, "n2"), nodesOf(master)]).toEqual(["unready", ["n1", "n1"]]);
     two.engineFault = undefined;
     await pass(master, { ms: 2 * HEARTBEAT_MS, peers });
     expect(two.assigned).toEqual([]);
@@ -202,6 +206,30 @@ describe("a node that leaves", () => {
     const back = await Peer.join(master, Number(home.slice(1)));
     await pass(master, { ms: HEARTBEAT_MS, peers: [...others, back] });
     expect(nodesOf(master)).toEqual([home]);
+  });
+
+  test("and has a dead Docker Engine is out when that is given up; when it is back, the node leaves what it runs", async () => {
+    const { master, peers } = await cluster(2);
+    const [one, two] = peers as [Peer, Peer];
+    two.clusterId = "c";
+    await master.put("shop", { web: { ...WEB, scale: 2 } });
+    for (const peer of peers) await peer.report();
+    two.engineFault = "Docker does not answer";
+    await pass(master, { ms: 2 * HEARTBEAT_MS, peers: [one], dead: two });
+    expect((await master.scheduler.removeNode("n2", {})).isGone).toBe(false);
+    await pass(master, { ms: ENGINE_TIMEOUT_MS - 4 * HEARTBEAT_MS, peers: [one], dead: two });
+    expect([master.scheduler.state.nodes.has("n2"), two.isConnected]).toEqual([true, true]);
+    await pass(master, { ms: 6 * HEARTBEAT_MS, peers: [one], dead: two });
+    expect([master.scheduler.state.nodes.has("n2"), two.isConnected]).toEqual([false, false]);
+    expect(nodesOf(master)).toEqual(["n1", "n1"]);
+    await two.dial();
+    expect(two.heard.at(-1)).toMatchObject({ type: "refused", code: "node_removed" });
+    two.engineFault = undefined;
+    await two.dial();
+    await two.report();
+    await two.report();
+    expect(two.heard.at(-1)).toEqual({ type: "left" });
+    expect(master.scheduler.state.nodes.has("n2")).toBe(false);
   });
 
   test("by force leaves its data behind", async () => {
@@ -329,8 +357,8 @@ describe("a node that is emptied", () => {
 
   test("lets the next service go first where one finds no place, and stops that one at the deadline", async () => {
     const { master, peers } = await cluster(2);
-    const fixed = { ...WEB, scale: 2, ports: ["8080:80"] };
-    await master.put("shop", { api: fixed, web: { ...WEB, scale: 2 } });
+    const large = { ...WEB, scale: 2, deploy: { resources: { reservations: { memory: "5g" } } } };
+    await master.put("shop", { api: large, web: { ...WEB, scale: 2 } });
     for (const peer of peers) await peer.report();
     const deadlineMs = 10 * HEARTBEAT_MS;
     await master.scheduler.putNode("n2", { availability: "drain", deadlineMs });
@@ -338,15 +366,15 @@ describe("a node that is emptied", () => {
     const here = () => allocations(master).filter(({ node_id }) => node_id === "n2");
     expect(here().map(({ service_name }) => service_name)).toEqual(["api"]);
     const node = master.scheduler.state.nodes.get("n2");
-    expect(node && master.scheduler.drainWaits(node)[0]?.reason).toContain("host port 8080 taken");
+    expect(node && master.scheduler.drainWaits(node)[0]?.reason).toContain("reservation of 5 GiB memory does not fit");
     await pass(master, { ms: 7 * HEARTBEAT_MS, peers });
     expect(here()).toEqual([]);
   });
 
   test("lets what finds a place go though several others find none", async () => {
     const { master, peers } = await cluster(2);
-    const fixed = (port: number) => ({ ...WEB, scale: 2, ports: [`${port}:80`] });
-    await master.put("shop", { api: fixed(8080), docs: fixed(8081), web: { ...WEB, scale: 12 } });
+    const asks = (reservations: object) => ({ ...WEB, scale: 2, deploy: { resources: { reservations } } });
+    await master.put("shop", { api: asks({ memory: "5g" }), docs: asks({ cpus: "1.5" }), web: { ...WEB, scale: 12 } });
     for (const peer of peers) await peer.report();
     await master.scheduler.putNode("n2", { availability: "drain" });
     await pass(master, { ms: 8 * HEARTBEAT_MS, peers });
@@ -355,9 +383,39 @@ describe("a node that is emptied", () => {
     const node = master.scheduler.state.nodes.get("n2");
     const reasons = (node ? master.scheduler.drainWaits(node) : []).map(({ reason }) => reason);
     expect(reasons).toEqual([
-      expect.stringContaining("host port 8080 taken"),
-      expect.stringContaining("host port 8081 taken"),
+      expect.stringContaining("reservation of 5 GiB memory does not fit"),
+      expect.stringContaining("reservation of 1.5 CPU does not fit"),
     ]);
+  });
+
+  test("loses at once what nothing but a fixed host port keeps from other nodes, and its slot says so", async () => {
+    const { master, peers } = await cluster(2);
+    const fixed = (port: number) => ({ ...WEB, scale: 2, ports: [`${port}:80`] });
+    await master.put("shop", { api: fixed(8080), docs: fixed(8081) });
+    for (const peer of peers) await peer.report();
+    await master.scheduler.putNode("n2", { availability: "drain" });
+    await pass(master, { ms: 8 * HEARTBEAT_MS, peers });
+    expect(nodesOf(master)).toEqual(["n1", "n1"]);
+    for (const [key, port] of [
+      ["shop/api", 8080],
+      ["shop/docs", 8081],
+    ] as const)
+      expect(master.scheduler.blockedOf(key)[0]?.reasons).toContain(`1 node: host port ${port} taken`);
+    await master.scheduler.putNode("n2", { availability: "active" });
+    await pass(master, { ms: 2 * HEARTBEAT_MS, peers });
+    expect(nodesOf(master)).toEqual(["n1", "n1", "n2", "n2"]);
+  });
+
+  test("loses what has a fixed host port only when another is up, where some node has that port free", async () => {
+    const { master, peers } = await cluster(3);
+    await master.put("shop", { api: { ...WEB, scale: 2, ports: ["8080:80"] } });
+    for (const peer of peers) await peer.report();
+    const [first = ""] = nodesOf(master);
+    await master.scheduler.putNode(first, { availability: "drain" });
+    await master.clock.advance(20);
+    expect(allocations(master).map(({ desired }) => desired)).toEqual(["run", "run", "run"]);
+    await pass(master, { ms: 4 * HEARTBEAT_MS, peers });
+    expect(nodesOf(master)).toEqual(["n1", "n2", "n3"].filter((id) => id !== first));
   });
 
   test("loses what runs on each node as soon as all else has left", async () => {

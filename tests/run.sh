@@ -8,8 +8,8 @@ export PATH="$PWD/node_modules/.bin:$PATH:/usr/sbin:/sbin"
 # Seconds for everything, from an empty checkout to the last line; two quiet cores take less than half of it.
 limit=3000
 deadline=$(($(date +%s) + limit))
-# Test runners side by side. Labs wait more than they work, and each takes ground of its own.
-runners=2
+# Labs side by side: they wait more than they work, and each takes ground of its own.
+labs_at_once=2
 
 if [ "$(id -u)" -ne 0 ]; then
   echo "npm test: the tests make network namespaces and start Docker Engines of their own: run it as root" >&2
@@ -39,7 +39,7 @@ npm run --silent check || failed="the check of types, style or format failed, se
 # What must be done within seconds runs when nothing else does.
 alone="lab_start_time.test.ts lab_silence.test.ts lab_names_changes.test.ts lab_faults.test.ts"
 labs=$(cd tests && grep -l 'from "\./lab' *.test.ts | grep -vxF "$(echo "$alone" | tr ' ' '\n')" | tr '\n' ' ')
-parts="others $labs"
+parts="others $labs $alone"
 
 files_of() {
   [ "$1" = others ] || {
@@ -95,16 +95,21 @@ await_end() {
 pids=
 told="it was told to end"
 trap 'failed=$told; kill -TERM $pids 2>/dev/null || true' INT TERM
-for _ in $(seq "$runners"); do
-  run_parts $parts &
-  pids="$pids $!"
-done
-for pid in $pids; do await_end "$pid"; done
-if [ "$failed" != "$told" ]; then
-  run_parts $alone &
-  pids=$!
-  await_end "$pids"
-fi
+# One group after the other: parts, and how many of them at once. The others have both cores to themselves, too.
+run_group() {
+  runners=$1
+  shift
+  [ "$failed" != "$told" ] || return 0
+  pids=
+  for _ in $(seq "$runners"); do
+    run_parts "$@" &
+    pids="$pids $!"
+  done
+  for pid in $pids; do await_end "$pid"; done
+}
+run_group 1 others
+run_group "$labs_at_once" $labs
+run_group 1 $alone
 
 # ---- What came of it --------------------------------------------------------------------------------------------------
 
@@ -114,7 +119,7 @@ skipped=0
 files=0
 # Number before a word on a line of its own, at the end of a part's output.
 count() { tail -n 20 "$work/$part/output" | sed -n "s/^ *\([0-9][0-9]*\) $1\$/\1/p" | tail -n 1 | grep . || echo 0; }
-for part in $parts $alone; do
+for part in $parts; do
   status=$(cat "$work/$part/status" 2>/dev/null || echo none)
   [ "$status" != none ] || continue
   part_passed=$(count pass)
@@ -135,7 +140,7 @@ done
 all=$(find tests -maxdepth 1 -name '*.test.ts' | wc -l)
 [ "$files" -eq "$all" ] || failed=${failed:-"only $files of $all files were run"}
 # What failed, once more, where nobody has to look for it: what was printed since the test before it had ended.
-for part in $parts $alone; do
+for part in $parts; do
   ! grep -qs '^(fail) ' "$work/$part/output" || awk -v part="$part" '
     { lines[++n] = $0 }
     /^\((pass|skip|todo)\) / { n = 0 }

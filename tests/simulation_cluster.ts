@@ -12,6 +12,7 @@ import {
   type AllocationRecord,
   type Change,
   type HomeRecord,
+  isPassing,
   LABELS,
   type Peer,
   type PeerInfo,
@@ -19,7 +20,6 @@ import {
   type RemovalRecord,
   type StoredState,
   type Welcome,
-  NODE_IN_USE,
 } from "../src/model.ts";
 import type { ClusterState } from "../src/cluster_state.ts";
 import { sharesOf } from "../src/model_spec.ts";
@@ -193,7 +193,7 @@ export class SimCluster {
       onLost: () => executor.noticeMaster(),
       onPeers: (peers) => void (identity.peers = peers),
       onRefused: ({ code, message }) => {
-        if (code !== NODE_IN_USE) this.#fail(machine, message);
+        if (!isPassing(code)) this.#fail(machine, message);
       },
     });
     const process: Process = { life, executor, session };
