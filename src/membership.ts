@@ -9,6 +9,7 @@ import { newView, type NodeView } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
 import { messageWriter, PeerNews } from "./membership_peers.ts";
+import { engineInUse, type Refusal, refusalOf } from "./membership_refusals.ts";
 import { type Hold, Silence } from "./membership_silence.ts";
 import type {
   Change,
@@ -21,7 +22,7 @@ import type {
   Peer,
   StatusReport,
 } from "./model.ts";
-import { nodeMessage, type PassingRefusal, PROTOCOL_VERSION } from "./model.ts";
+import { nodeMessage } from "./model.ts";
 import type { NodeNetwork } from "./model_network.ts";
 import type { Scheduler } from "./scheduler.ts";
 import { lostLeavers } from "./scheduler_nodes.ts";
@@ -230,42 +231,11 @@ export class Membership {
     return true;
   }
 
-  #refusalOf(hello: Hello): { code: string; message: string } | undefined {
-    const { cluster_id } = this.#options.scheduler.cluster;
-    if (hello.protocol !== PROTOCOL_VERSION) {
-      return {
-        code: "protocol",
-        message: `the cluster speaks protocol ${PROTOCOL_VERSION}, this node ${hello.protocol}: run the same version of cacophony on both`,
-      };
-    }
-    if (hello.cluster_id !== undefined && hello.cluster_id !== cluster_id) {
-      return {
-        code: "other_cluster",
-        message: `this node belongs to cluster ${hello.cluster_id}, not to ${cluster_id}`,
-      };
-    }
-    if (this.#isHeldByAnother(hello)) {
-      const node = this.#state.nodes.get(hello.node_id);
-      return {
-        code: "node_in_use" satisfies PassingRefusal,
-        message: `another process at ${node?.address} is node ${node?.node_name} (${hello.node_id}) already: two processes share a data directory or its copy; stop one of them`,
-      };
-    }
-    if (hello.engine.state !== "ready" && this.#isDeparted(hello)) {
-      return {
-        code: "node_removed" satisfies PassingRefusal,
-        message:
-          "this node was removed from the cluster; it stops what it runs, and ends, when its Docker Engine answers",
-      };
-    }
-    const holder = hello.engine.engine_id === undefined ? undefined : this.#holderOf(hello.engine.engine_id);
-    if (holder && holder.node_id !== hello.node_id) return engineInUse(holder);
-    return undefined;
-  }
-
-  /** Whether the node is a member no more, and does not know. */
-  #isDeparted({ cluster_id, node_id }: Hello): boolean {
-    return cluster_id !== undefined && this.#state.departures.has(node_id) && !this.#state.nodes.has(node_id);
+  #refusalOf(hello: Hello): Refusal | undefined {
+    const { engine_id } = hello.engine;
+    const holder = engine_id === undefined ? undefined : this.#holderOf(engine_id);
+    const clusterId = this.#options.scheduler.cluster.cluster_id;
+    return refusalOf(hello, { clusterId, state: this.#state, isHeld: this.#isHeldByAnother(hello), holder });
   }
 
   /** Whether another process that speaks regularly is this node. A link that went silent may be of a machine that is gone. */
@@ -616,13 +586,6 @@ export class Membership {
 function platformOf(engine: EngineStatus | undefined, former: NodeRecord | undefined): Pick<NodeRecord, "platform"> {
   const platform = engine?.state === "ready" ? engine.platform : former?.platform;
   return platform ? { platform } : {};
-}
-
-function engineInUse(holder: NodeRecord): { code: string; message: string } {
-  return {
-    code: "engine_in_use",
-    message: `this Docker Engine is in use by node ${holder.node_name} (${holder.node_id}) at ${holder.address}: one node per engine`,
-  };
 }
 
 function sameRecord(a: NodeRecord, b: NodeRecord | undefined): boolean {

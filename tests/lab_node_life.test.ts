@@ -296,7 +296,7 @@ describe("a node that leaves", () => {
       const answer = await cluster.api<Node>("/cluster/node/host-3", { method: "DELETE" });
       expect([answer.status, answer.body.state]).toEqual([202, "ready"]);
       await waitUntil("the node to be gone", () => cluster.nodes(), {
-        until: (nodes) => nodes.length === 2,
+        until: (nodes) => nodes.some(({ node_name, state }) => node_name === "host-3" && state === "left"),
         timeoutMs: 30_000,
       });
       await runElsewhere(cluster, "hanging", { host: 3, count: 6 });
