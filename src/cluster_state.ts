@@ -305,7 +305,8 @@ export class ClusterState {
   devicesOn(nodeId: string): { kind: string; total: number | undefined; reserved: number }[] {
     const view = this.views.get(nodeId);
     const { reservedDevices } = this.#load(nodeId);
-    return [...devicesOf(view?.engine, view?.resources)].map(([kind, { count }]) => ({
+    const devices = [...devicesOf(view?.engine, view?.resources)].sort(([a], [b]) => (a < b ? -1 : 1));
+    return devices.map(([kind, { count }]) => ({
       kind,
       total: Number.isFinite(count) ? count : undefined,
       reserved: reservedDevices.get(kind)?.count ?? 0,

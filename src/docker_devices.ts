@@ -31,5 +31,8 @@ export function engineDevices({ GenericResources, Runtimes, DiscoveredDevices }:
   const hasGpus =
     Object.hasOwn(Runtimes ?? {}, "nvidia") ||
     (DiscoveredDevices ?? []).some(({ ID: id = "" }) => id.startsWith("nvidia.com/gpu="));
-  return { genericResources: [...found.values()], hasGpus };
+  // An Engine answers each time in another order.
+  for (const { ids } of found.values()) ids?.sort();
+  const genericResources = [...found.values()].sort((a, b) => (a.kind < b.kind ? -1 : 1));
+  return { genericResources, hasGpus };
 }

@@ -64,13 +64,15 @@ describe("engineDevices()", () => {
       ],
       Runtimes: { runc: {}, nvidia: {} },
     };
-    expect(engineDevices(info)).toEqual({
+    const seen = {
       genericResources: [
         { kind: "SSD", count: 3 },
         { kind: "gpu", count: 2, ids: UUIDS },
       ],
       hasGpus: true,
-    });
+    };
+    expect(engineDevices(info)).toEqual(seen);
+    expect(engineDevices({ ...info, GenericResources: info.GenericResources.toReversed() })).toEqual(seen);
     expect(engineDevices({ GenericResources: null, Runtimes: { runc: {} } })).toEqual({
       genericResources: [],
       hasGpus: false,
