@@ -8,8 +8,6 @@ export PATH="$PWD/node_modules/.bin:$PATH:/usr/sbin:/sbin"
 # Seconds for everything, from an empty checkout to the last line; two quiet cores take less than half of it.
 limit=3000
 deadline=$(($(date +%s) + limit))
-# Labs side by side: they wait more than they work, and each takes ground of its own.
-labs_at_once=2
 
 if [ "$(id -u)" -ne 0 ]; then
   echo "npm test: the tests make network namespaces and start Docker Engines of their own: run it as root" >&2
@@ -35,11 +33,10 @@ npm run --silent check || failed="the check of types, style or format failed, se
 
 # ---- Running ----------------------------------------------------------------------------------------------------------
 
-# A part is what one process of the test runner runs: each file that uses the lab, and all other files together.
-# What must be done within seconds runs when nothing else does.
-alone="lab_start_time.test.ts lab_silence.test.ts lab_names_changes.test.ts lab_faults.test.ts"
-labs=$(cd tests && grep -l 'from "\./lab' *.test.ts | grep -vxF "$(echo "$alone" | tr ' ' '\n')" | tr '\n' ' ')
-parts="others $labs $alone"
+# A part is what one process of the test runner runs: each file that uses the lab, and all other files together. One after the
+# other, since much in the lab has to be done within seconds.
+labs=$(cd tests && grep -l 'from "\./lab' *.test.ts | tr '\n' ' ')
+parts="others $labs"
 
 files_of() {
   [ "$1" = others ] || {
@@ -47,23 +44,7 @@ files_of() {
     return
   }
   for file in tests/*.test.ts; do
-    case " $labs $alone " in *" ${file#tests/} "*) ;; *) echo "./$file" ;; esac
-  done
-}
-
-# One of the runners: takes part after part of those given that none has taken yet. Told to end by SIGTERM, it tells its part, upon which a
-# running lab removes itself, and waits for that.
-run_parts() {
-  child=
-  stopped=
-  trap 'stopped=yes; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true' TERM
-  for part in "$@"; do
-    [ -z "$stopped" ] || return 0
-    mkdir "$work/$part" 2>/dev/null || continue
-    began=$(date +%s)
-    run_part "$part"
-    # Whole outputs, one after the other, are easier to read than two at once.
-    flock "$work/lock" sh -c 'echo; echo "==== $1, $2 s ===="; cat "$3"' sh "$part" $(($(date +%s) - began)) "$work/$part/output"
+    case " $labs " in *" ${file#tests/} "*) ;; *) echo "./$file" ;; esac
   done
 }
 
@@ -92,24 +73,19 @@ await_end() {
   done
 }
 
-pids=
+# Told to end by SIGTERM, it tells its part, upon which a running lab removes itself, and waits for that.
+child=
 told="it was told to end"
-trap 'failed=$told; kill -TERM $pids 2>/dev/null || true' INT TERM
-# One group after the other: parts, and how many of them at once. The others have both cores to themselves, too.
-run_group() {
-  runners=$1
-  shift
-  [ "$failed" != "$told" ] || return 0
-  pids=
-  for _ in $(seq "$runners"); do
-    run_parts "$@" &
-    pids="$pids $!"
-  done
-  for pid in $pids; do await_end "$pid"; done
-}
-run_group 1 others
-run_group "$labs_at_once" $labs
-run_group 1 $alone
+trap 'failed=$told; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true' INT TERM
+for part in $parts; do
+  [ "$failed" != "$told" ] || break
+  mkdir "$work/$part"
+  began=$(date +%s)
+  run_part "$part"
+  echo
+  echo "==== $part, $(($(date +%s) - began)) s ===="
+  cat "$work/$part/output"
+done
 
 # ---- What came of it --------------------------------------------------------------------------------------------------
 
