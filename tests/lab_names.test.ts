@@ -195,6 +195,8 @@ class Ends {
   readonly seen: { allocation: string; address: string; from: number; until: number }[] = [];
   /** Addresses by allocation. */
   #ready = new Map<string, string>();
+  /** When the last look that was answered began: what came after it is not known yet. */
+  #knownUntil = 0;
   readonly #watching: Promise<void>;
   #isStopping = false;
 
@@ -215,7 +217,10 @@ class Ends {
   /** Rounds that named a replica more than `GONE_MS` after its end was known; a round has its answer at some time between `at` and `done`. */
   stale(rounds: readonly Seen[]): Seen[] {
     return this.seen.flatMap(({ address, from, until }) =>
-      rounds.filter((one) => one.addresses.includes(address) && one.at > from + GONE_MS && one.done < until),
+      rounds.filter(
+        (one) =>
+          one.addresses.includes(address) && one.at > from + GONE_MS && one.done < Math.min(until, this.#knownUntil),
+      ),
     );
   }
 
@@ -234,6 +239,7 @@ class Ends {
       const addresses = new Set(ready.values());
       for (const one of this.seen) if (addresses.has(one.address)) one.until = Math.min(one.until, lookedBefore);
       this.#ready = ready;
+      this.#knownUntil = looked;
       await Bun.sleep(LOOK_MS);
     }
   }
