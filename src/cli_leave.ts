@@ -31,6 +31,8 @@ type NodeAnswer = v.InferOutput<typeof nodeAnswer>;
 const refusal = v.object({ error: v.object({ message: v.string() }) });
 
 const LOOK_MS = 500;
+/** A node that has left forgets its cluster at once, unless its Docker Engine is dead. */
+const END_MS = 5_000;
 const REQUEST_TIMEOUT_MS = 15_000;
 /** Replicas that are named one by one. */
 const MOST_NAMED = 5;
@@ -66,7 +68,14 @@ export async function leave({ dataDir, force, deadline, print }: LeaveOptions): 
       throw error;
     });
   }
-  print("this node has left its cluster; 'cacophony join ADDRESS' adds the machine to one again");
+  const isMember = () => identityIn(dataDir)?.cluster_id !== undefined;
+  // oxlint-disable-next-line no-await-in-loop -- looks again until it is over
+  for (let waited = 0; isMember() && waited < END_MS; waited += LOOK_MS) await Bun.sleep(LOOK_MS);
+  print(
+    isMember()
+      ? "this node has left its cluster; its process stops what it runs, and ends, when its Docker Engine answers"
+      : "this node has left its cluster; 'cacophony join ADDRESS' adds the machine to one again",
+  );
   return 0;
 }
 

@@ -16,7 +16,7 @@ import { type LogLine, logLines } from "./docker_logs.ts";
 import { asPath, authOf, type RegistryLogin, splitImage } from "./docker_images.ts";
 import { type DevicesInfo, type EngineDevices, engineDevices } from "./docker_devices.ts";
 import { type Bridge, bridgeOf, publishedPorts } from "./docker_ports.ts";
-import { type Read, readPlainly } from "./docker_read.ts";
+import { type Read, read } from "./docker_read.ts";
 import { endStrays } from "./docker_strays.ts";
 import { StartError } from "./model.ts";
 import { type Platform, platformOf } from "./placement_platform.ts";
@@ -548,8 +548,8 @@ class DockerodeEngine implements Engine {
   }
 
   /** What is asked often: by dockerode it takes several times the work. Which also has the words for what fails. */
-  async #read<T>(path: string, { signal, otherwise }: Read<T>): Promise<T> {
-    return (await readPlainly<T>(this.#socketPath, { path, signal })) ?? otherwise(signal);
+  #read<T>(path: string, more: Omit<Read<T>, "path">): Promise<T> {
+    return read(this.#socketPath, { path, ...more });
   }
 
   /** Makes one request; settles within `timeoutMs` or when `signal` aborts, whatever Docker and dockerode do. */

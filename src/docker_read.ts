@@ -4,14 +4,21 @@
  */
 
 /** `otherwise` asks by dockerode. */
-export type Read<T> = { signal: AbortSignal; otherwise: (signal: AbortSignal) => Promise<T> };
+export type Read<T> = { path: string; signal: AbortSignal; otherwise: (signal: AbortSignal) => Promise<T> };
 
-/** What the Engine on that socket answers to a GET; undefined for anything but a success, and where there is no such socket. */
-export async function readPlainly<T>(
-  unix: string | undefined,
+/** What the Engine answers to a GET; `unix` undefined: it is not on such a socket, and dockerode asks. */
+export async function read<T>(unix: string | undefined, { path, signal, otherwise }: Read<T>): Promise<T> {
+  const answer = unix === undefined ? undefined : await readPlainly<T>(unix, { path, signal });
+  // Asked with a signal that has aborted before, dockerode would wait for an answer all the same.
+  signal.throwIfAborted();
+  return answer ?? otherwise(signal);
+}
+
+/** Undefined for anything but a success. */
+async function readPlainly<T>(
+  unix: string,
   { path, signal }: { path: string; signal: AbortSignal },
 ): Promise<T | undefined> {
-  if (unix === undefined) return undefined;
   try {
     const response = await fetch(`http://docker${path}`, { unix, signal });
     const text = await response.text();

@@ -28,7 +28,7 @@ export function heartbeatOf(parts: HeartbeatParts): Omit<Heartbeat, "type" | "se
   const running = [...parts.own].filter(({ state }) => state === "running");
   const resources = parts.meter.read({
     containers: running.map(({ id }) => id),
-    ownPorts: published(running),
+    ownPorts: published([...parts.own].filter(({ state }) => state === "running" || state === "paused")),
     otherPorts: published(others),
     dataRoot,
   });

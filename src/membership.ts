@@ -203,7 +203,11 @@ export class Membership {
     this.#links.delete(nodeId);
     this.#options.scheduler.detach(nodeId);
     const view = this.#state.views.get(nodeId);
-    if (!view) return;
+    if (!view) {
+      this.#instances.delete(nodeId);
+      this.#engineDownSince.delete(nodeId);
+      return;
+    }
     view.connected = false;
     this.#judge(nodeId, view);
     this.#options.log.warn("a node's session ended", {

@@ -275,7 +275,7 @@ function replace(
     if ("node_id" in placement) {
       const { slot } = allocation;
       accept(plan, { goal, slot, node_id: placement.node_id, stateful: false, context, replaces });
-    } else if (cause === "drain" && !isMoving && isKeptByPorts(request, others)) {
+    } else if (cause === "drain" && !isMoving && isKeptByPorts(request, { candidates: others, state })) {
       // Waiting would be of no use: who empties a node wants it empty, and the slot says what keeps it from running.
       plan.stop.push(allocation);
       plan.causes.set(allocation.allocation_id, cause);
@@ -285,10 +285,21 @@ function replace(
   if (choice.wakeAt !== undefined) wakeBy(plan, choice.wakeAt);
 }
 
-/** Whether some node would take the replica if its fixed host ports were free there. */
-function isKeptByPorts(request: PlacementRequest, candidates: Parameters<typeof hasRoom>[1]): boolean {
+/**
+ * Whether some node would take the replica if its fixed host ports were free there, and none is about to: by being ready again, or
+ * when what stops there is gone.
+ */
+function isKeptByPorts(
+  request: PlacementRequest,
+  { candidates, state }: { candidates: PlanContext["candidates"]; state: ClusterState },
+): boolean {
   const { spec } = request;
-  return spec.ports.length > 0 && hasRoom({ ...request, spec: { ...spec, ports: [] } }, candidates);
+  if (spec.ports.length === 0 || !hasRoom({ ...request, spec: { ...spec, ports: [] } }, candidates)) return false;
+  return !candidates.some(({ node_id }) => {
+    const isUnready = state.views.get(node_id)?.state !== "ready" && !state.isLost(node_id);
+    const isActive = state.nodes.get(node_id)?.availability === "active";
+    return isActive && (isUnready || state.allocationsOn(node_id).some(({ desired }) => desired === "stop"));
+  });
 }
 
 function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine, waiting, seats }: Missing): void {

@@ -45,8 +45,8 @@ const GPUS_INTERVAL_MS = 60_000;
 const GPUS = "driver/nvidia/gpus";
 /** A port that a container of ours gave up is still seen as listening for a moment. */
 const OWN_PORT_MS = 10_000;
-/** A container's ports are open before Docker calls it running; on a busy Engine, seconds before. */
-const LOST_PORT_MS = 20_000;
+/** Containers that are not the cluster's are looked for every 30 s, and a look takes its time on a busy Engine. */
+const LOST_PORT_MS = 40_000;
 
 type Totals = { memory: number; cpus: number };
 /** Used by the cluster's own containers: bytes and CPUs. */

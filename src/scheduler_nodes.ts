@@ -128,7 +128,7 @@ export function withoutData(state: ClusterState, nodeId: string): Change[] {
   return homes.map(([key]) => ({ op: "delete", kind: "home", key }));
 }
 
-/** Nodes that were to leave and are lost; not while something may still run there that must never run twice. */
+/** Nodes that were to leave and are lost; of one that is down, not while something may still run there that must never run twice. */
 export function lostLeavers(state: ClusterState, now: number): NodeRecord[] {
   return [...state.nodes.values()].filter((node) => isLostLeaver(state, { node, now }));
 }

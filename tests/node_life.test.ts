@@ -406,6 +406,20 @@ describe("a node that is emptied", () => {
     expect(nodesOf(master)).toEqual(["n1", "n1", "n2", "n2"]);
   });
 
+  test("waits with what has a fixed host port for a node that may be ready again in a moment", async () => {
+    const { master, peers } = await cluster(2);
+    await master.put("shop", { api: { ...WEB, scale: 2, ports: ["8080:80"] } });
+    for (const peer of peers) await peer.report();
+    const three = await Peer.join(master, 3);
+    await three.hangUp();
+    await master.scheduler.putNode("n2", { availability: "drain" });
+    await pass(master, { ms: 2 * HEARTBEAT_MS, peers });
+    expect([stateOf(master, "n3"), nodesOf(master)]).toEqual(["unready", ["n1", "n2"]]);
+    await three.dial();
+    await pass(master, { ms: 2 * HEARTBEAT_MS, peers: [...peers, three] });
+    expect(nodesOf(master)).toEqual(["n1", "n3"]);
+  });
+
   test("loses what has a fixed host port only when another is up, where some node has that port free", async () => {
     const { master, peers } = await cluster(3);
     await master.put("shop", { api: { ...WEB, scale: 2, ports: ["8080:80"] } });

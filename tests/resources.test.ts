@@ -219,7 +219,7 @@ describe("HostMeter", () => {
     const { clock, meter } = world();
     const others = { ...NOTHING, otherPorts: ["tcp/443"] };
     expect(meter.read(others)?.lost_ports).toBeUndefined();
-    await clock.advance(19_000);
+    await clock.advance(39_000);
     expect(meter.read(others)?.lost_ports).toBeUndefined();
     await clock.advance(1_000);
     expect(meter.read(others)).toMatchObject({
