@@ -413,10 +413,11 @@ describe("Executor on a real Engine", () => {
   test("settles without a double after dockerd was killed in the middle of a rollout", async () => {
     const items = Array.from({ length: 20 }, (_, n) => ({ id: `survivor${n}`, job: `job${n % 4}` }));
     assign(items);
-    await waitUntil("half of them to run", () => {
+    const halfRuns = () => {
       const running = executor.snapshot()?.allocations.filter(({ state }) => state === "running");
       return (running?.length ?? 0) >= 10;
-    });
+    };
+    await waitUntil("half of them to run", halfRuns, { timeoutMs: 60_000 });
     await host.killDocker();
     const reason = await waitUntil("the executor to notice", () => {
       const status = executor.engineStatus();
