@@ -6,38 +6,34 @@
  * (seen with 20.10; moby issues 25981 and 36591). Docker's API knows nothing of it, so the proxies are found by their command
  * line. An Engine with `userland-proxy: false` has none, nor has one on another machine.
  */
-import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { readlinkSync } from "node:fs";
 import { basename, join } from "node:path";
+import { numbers, text } from "./docker_strays.ts";
 
 /** The host ports that docker-proxy processes of this network namespace listen on, as `tcp/80`. */
 export function proxiedPorts(procDir: string): Set<string> {
-  const here = networkOf(procDir, "self");
+  const here = networkOf(join(procDir, "self"));
   const ports = new Set<string>();
-  for (const pid of readdirSync(procDir).filter((name) => /^\d+$/.test(name))) {
-    const port = proxiedPort(join(procDir, pid, "cmdline"));
-    if (port !== undefined && networkOf(procDir, pid) === here) ports.add(port);
+  for (const pid of numbers(procDir)) {
+    const dir = join(procDir, String(pid));
+    const port = proxiedPort(dir);
+    if (port !== undefined && networkOf(dir) === here) ports.add(port);
   }
   return ports;
 }
 
 /** dockerd starts it as `docker-proxy -proto tcp -host-ip 0.0.0.0 -host-port 80 -container-ip 172.18.0.2 -container-port 80`. */
-function proxiedPort(cmdlineFile: string): string | undefined {
-  let cmdline: string;
-  try {
-    cmdline = readFileSync(cmdlineFile, "utf8");
-  } catch {
-    return undefined; // It ended meanwhile.
-  }
-  const [program = "", ...args] = cmdline.split("\0");
+function proxiedPort(processDir: string): string | undefined {
+  const [program = "", ...args] = text(join(processDir, "cmdline")).split("\0");
   if (basename(program) !== "docker-proxy") return undefined;
   const after = (option: string) => args[args.indexOf(option) + 1];
   return `${after("-proto")}/${after("-host-port")}`;
 }
 
-function networkOf(procDir: string, process: string): string | undefined {
+function networkOf(processDir: string): string | undefined {
   try {
-    return readlinkSync(join(procDir, process, "ns/net"));
+    return readlinkSync(join(processDir, "ns/net"));
   } catch {
-    return undefined;
+    return undefined; // It has ended meanwhile.
   }
 }

@@ -43,7 +43,8 @@ function end(pid: number): void {
   }
 }
 
-function numbers(dir: string): number[] {
+/** The entries of a directory that are numbers, as processes are under /proc; none where it cannot be read. */
+export function numbers(dir: string): number[] {
   try {
     return readdirSync(dir).map(Number).filter(Number.isInteger);
   } catch {
@@ -52,7 +53,7 @@ function numbers(dir: string): number[] {
 }
 
 /** The content of a file; empty where the process has ended meanwhile. */
-function text(path: string): string {
+export function text(path: string): string {
   try {
     return readFileSync(path, "utf8");
   } catch {

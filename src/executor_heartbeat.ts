@@ -25,10 +25,11 @@ export type HeartbeatParts = {
 
 export function heartbeatOf(parts: HeartbeatParts): Omit<Heartbeat, "type" | "sequence"> {
   const { others, dataRoot, volumes, networks, noSecrets } = parts;
-  const running = [...parts.own].filter(({ state }) => state === "running");
+  const own = [...parts.own];
+  const running = own.filter(({ state }) => state === "running");
   const resources = parts.meter.read({
     containers: running.map(({ id }) => id),
-    ownPorts: published([...parts.own].filter(({ state }) => state === "running" || state === "paused")),
+    ownPorts: published(own.filter(({ state }) => state === "running" || state === "paused")),
     otherPorts: published(others),
     dataRoot,
   });
