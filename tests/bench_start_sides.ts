@@ -32,6 +32,7 @@ export class CacophonyStart implements StartSide {
   readonly #lab: Lab;
   readonly #side: CacophonySide;
   readonly #image: string;
+  #removedAt = 0;
 
   constructor(lab: Lab, image: string) {
     this.#lab = lab;
@@ -56,16 +57,25 @@ export class CacophonyStart implements StartSide {
   }
 
   async remove(): Promise<void> {
+    this.#removedAt = Date.now();
     await this.#ask(`/cluster/job/${NAME}`, { method: "DELETE" });
   }
 
-  /** Each node removes its network when the last container is gone. */
+  /**
+   * Each node removes its network when the last container is gone, and the engine is at it for some 150 ms after the network has
+   * left its list: as long, Swarm's are gone for seconds and the floor's have been waited for.
+   */
   async tidy(): Promise<void> {
+    const network = `${NAME}_default`;
+    const filters = encodeURIComponent(JSON.stringify({ type: ["network"], network: [network] }));
     for (const host of this.#lab.hosts)
-      await waitUntil(
-        "the job's network to be gone",
-        async () => !(await networkNames(host)).includes(`${NAME}_default`),
-      );
+      await waitUntil("the engine to be done with the job's network", async () => {
+        if ((await networkNames(host)).includes(network)) return false;
+        const span = `since=${this.#removedAt / 1000}&until=${Date.now() / 1000}`;
+        const events = await (await must(await host.engine(`/events?${span}&filters=${filters}`))).text();
+        // One that had no container of the job had no network either.
+        return events === "" || events.includes('"Action":"destroy"');
+      });
   }
 
   stop(): Promise<void> {
