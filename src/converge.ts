@@ -154,8 +154,9 @@ export function converge(view: View): Decision {
     const partners = joinNow(view.joins?.get(id) ?? [], containersOf);
     const next = decide({ id, wanted, containers, memory, partners }, view);
     const isDue = next !== undefined && next.at <= view.now;
-    if (isDue && next.action.type === "remove" && wanted !== "stop" && next.action.container === containers[0])
-      memory = { ...memory, spared: runOf(next.action.container) };
+    // One that was only listed has no run to name: what an earlier process spared stays spared.
+    const target = isDue && next.action.type === "remove" && wanted !== "stop" ? next.action.container : undefined;
+    if (target?.startedAt !== undefined && target === containers[0]) memory = { ...memory, spared: runOf(target) };
     decision.memories.set(id, memory);
     const status = statusOf({ id, wanted, container: containers[0], memory, partners });
     if (next?.action.type === "start" && !isDue) status.next_start_at = Math.ceil(next.at);

@@ -10,7 +10,7 @@
 import { networkName } from "./container_options.ts";
 import type { Engine, EngineNetwork, NewNetwork } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
-import type { Bridge } from "./docker_ports.ts";
+import { type Bridge, bridgeOf } from "./docker_ports.ts";
 import { Refusal } from "./executor_words.ts";
 import { LABELS } from "./model.ts";
 import { type NetworkSpec } from "./model_spec.ts";
@@ -220,8 +220,10 @@ export class JobNetworks {
           if (mtu !== undefined) made.driverOpts[MTU_OPTION] ??= String(mtu);
           nameGateway(made, free);
         }
-        await this.#engine.createNetwork(made);
-        await this.#list();
+        const id = await this.#engine.createNetwork(made);
+        // Where Docker chose the subnet, or a plugin did, only Docker can tell.
+        if (subnet === undefined) await this.#list();
+        else this.#learnMade(made, { id, jobId, subnet });
         return;
       } catch (error) {
         if (!(error instanceof EngineError)) throw error;
@@ -254,6 +256,17 @@ export class JobNetworks {
       this.#learn(networks);
     }
     return networks;
+  }
+
+  /** What was just made needs no second look, which would make the first container wait. */
+  #learnMade(made: NewNetwork, { id, jobId, subnet }: { id: string; jobId: string; subnet: string }): void {
+    // What was asked before may not know of it.
+    this.#learnt = ++this.#asked;
+    const { name, driver, internal, driverOpts: options, labels } = made;
+    const bridge = bridgeOf({ id, driver, internal, options, subnets: [subnet] });
+    this.#names = new Set([...this.#names, name]);
+    this.#known.set(name, { id, jobId, definition: labels[LABELS.definition], ...bridge });
+    this.#onChange();
   }
 
   #learn(networks: readonly EngineNetwork[]): void {

@@ -87,6 +87,15 @@ describe("without a master", () => {
     }
   });
 
+  test("what the process before had begun to stop is no end either, though it is only listed at first", () => {
+    const { memory } = look();
+    const { startedAt: _startedAt, exitCode: _exitCode, finishedAt: _finishedAt, ...listed } = container("exited");
+    const found = look({ assigned: undefined, containers: [listed], known: memory });
+    expect(short(found.actions)).toEqual(["remove c"]);
+    const inspected = look({ assigned: undefined, containers: [container("exited")], known: found.memory });
+    expect(inspected.status?.failures ?? inspected.status?.last_end).toBeUndefined();
+  });
+
   test("what was stopped waits for assignments, not for a session alone", () => {
     const { memory } = look();
     const open = { containers: [], isolatedSince: undefined };
