@@ -101,8 +101,10 @@ export class Overlay implements ExecutorOverlay {
   #fullAt = 0;
   #applying = false;
   #again = false;
-  /** Whether something is new that the kernel is not known to follow yet; without, only what others took away is made good. */
-  #isNews = false;
+  /** How often the bridges have changed, and after which of these changes the kernel was last set up in full. */
+  #told = 0;
+  #connected = 0;
+  #pass: Promise<void> = Promise.resolve();
   #timer: Timer | undefined;
   #saveTimer: Timer | undefined;
   #stopped = false;
@@ -167,13 +169,16 @@ export class Overlay implements ExecutorOverlay {
     const sorted = bridges.toSorted((one, other) => (one.network < other.network ? -1 : 1));
     if (Bun.deepEquals(sorted, this.#bridges)) return;
     this.#bridges = sorted;
+    this.#told++;
     this.#apply();
     this.#options.onChange();
   }
 
   async connected(): Promise<void> {
-    // A look that finds all as it should be is no reason to wait.
-    if (this.#isNews && this.#applying) await this.#work;
+    const told = this.#told;
+    // What is looked at or done for other reasons is no reason to wait.
+    // oxlint-disable-next-line no-await-in-loop -- one pass after the other is made, until one began late enough
+    while (this.#applying && this.#connected < told) await this.#pass;
   }
 
   noticeFull(): void {
@@ -275,9 +280,8 @@ export class Overlay implements ExecutorOverlay {
   }
 
   /** Brings the kernel up to date soon; one attempt at a time. */
-  #apply({ isRepair = false } = {}): void {
+  #apply(): void {
     this.#again = true;
-    if (!isRepair) this.#isNews = true;
     if (this.#applying || this.#stopped || !this.#network) return;
     this.#applying = true;
     this.#timer?.cancel();
@@ -287,23 +291,29 @@ export class Overlay implements ExecutorOverlay {
   }
 
   async #run(): Promise<void> {
-    const { clock, log } = this.#options;
+    const { clock } = this.#options;
     while (this.#again && !this.#stopped) {
       this.#again = false;
-      try {
-        // oxlint-disable-next-line no-await-in-loop -- the kernel is brought to the newest state, one after the other
-        await this.#applyOnce();
-      } catch (error) {
-        log.warn("the cluster's network could not be set up here, trying again", { error });
-        this.#failures++;
-        // Containers are not to wait for ever for what may never be.
-        if (!this.#state && this.#failures >= MAX_FAILURES)
-          this.#enter({ mode: "none", reason: `the cluster's network could not be set up: ${describeError(error)}` });
-      }
+      this.#pass = this.#applyOrNote();
+      // oxlint-disable-next-line no-await-in-loop -- the kernel is brought to the newest state, one after the other
+      await this.#pass;
     }
     if (this.#stopped) return;
-    this.#isNews = this.#failures > 0;
-    this.#timer = clock.after(this.#failures > 0 ? RETRY_MS : REPAIR_MS, () => this.#apply({ isRepair: true }));
+    this.#timer = clock.after(this.#failures > 0 ? RETRY_MS : REPAIR_MS, () => this.#apply());
+  }
+
+  async #applyOrNote(): Promise<void> {
+    const told = this.#told;
+    try {
+      await this.#applyOnce();
+      this.#connected = told;
+    } catch (error) {
+      this.#options.log.warn("the cluster's network could not be set up here, trying again", { error });
+      this.#failures++;
+      // Containers are not to wait for ever for what may never be.
+      if (!this.#state && this.#failures >= MAX_FAILURES)
+        this.#enter({ mode: "none", reason: `the cluster's network could not be set up: ${describeError(error)}` });
+    }
   }
 
   async #applyOnce(): Promise<void> {
