@@ -198,7 +198,11 @@ export class Directory {
       ...(isIn ? wanted : { ...wanted, mode: "none", reason }),
       self,
       peers: peers.filter(({ node_id }) => node_id !== nodeId),
-      networks: own.map(({ network: name }) => ({ network: name, subnets: elsewhere(name) })),
+      // Those that are on other nodes, too: the others are no news to the node.
+      networks: own.flatMap(({ network: name }) => {
+        const subnets = elsewhere(name);
+        return subnets.length > 0 ? [{ network: name, subnets }] : [];
+      }),
       ...(unknown.length > 0 && { unknown: [...unknown] }),
     };
   }
