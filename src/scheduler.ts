@@ -45,7 +45,7 @@ import { StoreError } from "./store.ts";
 
 /** A full look at every service: a slow safety net, and when unused specs are collected. */
 const FULL_PASS_MS = 30_000;
-/** Passes are this far apart at least, so that a burst of reports is one pass. */
+/** Passes are this far apart at least, so that a burst of reports is two passes. */
 const PASS_DELAY_MS = 5;
 /** After the Store failed, a pass is tried again so much later. */
 const STORE_RETRY_MS = 1_000;
@@ -92,6 +92,7 @@ export class Scheduler {
   #term = 0;
   #revision = 0;
   #passTimer: Timer | undefined;
+  #passedAt = -Infinity;
   #fullPassTimer: Timer | undefined;
   #stopped = false;
 
@@ -269,7 +270,7 @@ export class Scheduler {
       this.wake(this.state.allocatedServices(jobId).map((service_name) => serviceKey({ job_id: jobId, service_name })));
       // Every node has volumes to remove, but only once the pass has stopped the job's allocations.
       for (const nodeId of this.#senders.keys()) this.#untold.add(nodeId);
-      this.#schedulePass(PASS_DELAY_MS);
+      this.#schedulePass();
       return version;
     });
   }
@@ -420,7 +421,7 @@ export class Scheduler {
     const all = [...keys];
     for (const key of all) this.#dirty.add(key);
     this.directory.touch(all);
-    if (this.#dirty.size > 0) this.#schedulePass(PASS_DELAY_MS);
+    if (this.#dirty.size > 0) this.#schedulePass();
   }
 
   /** Room may have appeared: services with blocked slots are looked at again. */
@@ -510,10 +511,12 @@ export class Scheduler {
     this.#fullPassTimer = clock.after(FULL_PASS_MS, () => this.#fullPass());
   }
 
-  #schedulePass(delayMs: number): void {
+  #schedulePass(delayMs = this.#passedAt + PASS_DELAY_MS - this.#options.clock.now()): void {
     if (this.#passTimer || this.#stopped) return;
-    this.#passTimer = this.#options.clock.after(delayMs, () => {
+    const { clock } = this.#options;
+    this.#passTimer = clock.after(Math.max(0, delayMs), () => {
       this.#passTimer = undefined;
+      this.#passedAt = clock.now();
       void this.#exclusive(() => this.#pass()).catch((error: unknown) => {
         this.#storeFailed(error);
         this.#schedulePass(STORE_RETRY_MS);
