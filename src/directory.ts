@@ -77,7 +77,7 @@ export class Directory {
   /** Something about these services, or their replicas, may have changed. */
   touch(keys: Iterable<ServiceKey>): void {
     for (const key of keys) this.#dirty.add(key);
-    this.#schedule();
+    if (this.#dirty.size > 0) this.#schedule();
   }
 
   /** A node's addresses or networks changed. */

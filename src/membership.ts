@@ -32,8 +32,10 @@ import type { Channel } from "./transport.ts";
 /** One open connection of a node. */
 type NodeLink = { send(message: MasterMessage): void; close(): void };
 
-/** Looks at everybody's silence in a heartbeat's interval: a node that is gone is noticed that much late. */
+/** Looks at everybody's silence in a heartbeat's interval: a node that is gone is noticed that much late. One while all is well. */
 const SWEEPS_PER_HEARTBEAT = 4;
+/** Who was heard of within so many heartbeats is not called silent before another one has passed. */
+const RECENT_HEARTBEATS = 1.25;
 /** Heartbeats after which a connected node that says nothing is not ready. */
 const SILENT_HEARTBEATS = 2.5;
 /** A node's block of the cluster's range: 256 addresses. */
@@ -74,9 +76,11 @@ export class Membership {
   /** Lost nodes whose leaving is being written down. */
   readonly #removing = new Set<string>();
   #sweepTimer: Timer | undefined;
-  #sweptAt = 0;
-  #sweeps = 0;
+  #sweepDueAt = 0;
   #roomChanged = false;
+  /** When those that found no room were told last that there may be some, and whether there were any. */
+  #toldOfRoomAt = 0;
+  #isRoomWanted = false;
 
   constructor(options: MembershipOptions) {
     this.#options = options;
@@ -108,7 +112,7 @@ export class Membership {
   start(): void {
     for (const nodeId of this.#state.nodes.keys()) this.#state.views.set(nodeId, newView(this.#options.clock.now()));
     this.#peerNews.start();
-    this.#sweptAt = this.#options.clock.now();
+    this.#sweepDueAt = this.#options.clock.now();
     this.#sweep();
   }
 
@@ -457,11 +461,11 @@ export class Membership {
 
   #sweep(): void {
     const { clock, scheduler, heartbeatIntervalMs, self } = this.#options;
-    const everyMs = heartbeatIntervalMs / SWEEPS_PER_HEARTBEAT;
+    const stepMs = heartbeatIntervalMs / SWEEPS_PER_HEARTBEAT;
     const now = clock.now();
     // A master that stood still (suspended, or busy) heard nobody meanwhile: that time is not the nodes' silence.
-    const deafMs = now - this.#sweptAt - everyMs;
-    if (deafMs > everyMs) {
+    const deafMs = now - this.#sweepDueAt;
+    if (deafMs > stepMs) {
       // Nobody was heard in the future: what arrived since the pause ended counts as it is.
       const later = (at: number) => Math.min(now, at + deafMs);
       for (const view of this.#state.views.values()) {
@@ -470,7 +474,6 @@ export class Membership {
       }
       for (const [id, at] of this.#engineDownSince) this.#engineDownSince.set(id, later(at));
     }
-    this.#sweptAt = now;
     const wasHeld = this.hold !== undefined;
     this.#silence.judge(
       Array.from(this.#state.views, ([node_id, { lastSeen, isHeard = false, engine }]) => {
@@ -482,11 +485,22 @@ export class Membership {
     for (const [nodeId, view] of this.#state.views) this.#judge(nodeId, view);
     this.#removeLost(now);
     for (const [nodeId, removalsDone] of this.#unconfirmed) this.#confirm(nodeId, removalsDone);
-    if (this.#roomChanged && ++this.#sweeps % (SWEEPS_PER_HEARTBEAT / 2) === 0) {
-      scheduler.wakeBlocked();
+    if (this.#roomChanged && now - this.#toldOfRoomAt > 1.5 * stepMs) {
+      this.#isRoomWanted = scheduler.wakeBlocked();
       this.#roomChanged = false;
+      this.#toldOfRoomAt = now;
     }
-    this.#sweepTimer = clock.after(everyMs, () => this.#sweep());
+    const nextMs = this.#isCalm(now) ? heartbeatIntervalMs : stepMs;
+    this.#sweepDueAt = now + nextMs;
+    this.#sweepTimer = clock.after(nextMs, () => this.#sweep());
+  }
+
+  /** Whether nothing can be due for a heartbeat's interval, unless somebody says so. */
+  #isCalm(now: number): boolean {
+    if (this.#isRoomWanted || this.hold || this.#unconfirmed.size > 0) return false;
+    const recentMs = RECENT_HEARTBEATS * this.#options.heartbeatIntervalMs;
+    const views = [...this.#state.views.values()];
+    return views.every(({ state, lastSeen }) => state === "ready" && now - lastSeen <= recentMs);
   }
 
   #tellHold(wasHeld: boolean): void {

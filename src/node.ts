@@ -33,7 +33,7 @@ import { Sealer, SealError } from "./seal.ts";
 import { Session } from "./session.ts";
 import { openSqliteStore } from "./store.ts";
 import type { Listener, Transport } from "./transport.ts";
-import { fetchChunk, fetchSecret, listen, localAddressTowards, networkTransport } from "./transport.ts";
+import { dialSelf, fetchChunk, fetchSecret, listen, localAddressTowards, networkTransport } from "./transport.ts";
 
 export type StartOptions = {
   /** `resume`: whatever the data directory says. */
@@ -371,10 +371,15 @@ export class Node implements LocalNode {
     return formatAddress({ host, port: this.#bind.port });
   }
 
-  /** The master is a node like any other; it reaches itself by its own listener, whatever address others see. */
+  /** The master is a node like any other; it reaches itself within its process, whatever address others see. */
   #selfTransport(): Transport {
-    const address = this.#selfAddress();
-    return { askPeer: async () => this.peerInfo(), dial: (_, handlers) => networkTransport.dial(address, handlers) };
+    return {
+      askPeer: async () => this.peerInfo(),
+      dial: async (_, handlers) => {
+        if (!this.#membership) throw new Error("this node's master has not started");
+        return dialSelf((channel) => this.#membership!.accept(channel), handlers);
+      },
+    };
   }
 
   #hello(executor: Executor): Hello {

@@ -424,9 +424,11 @@ export class Scheduler {
     if (this.#dirty.size > 0) this.#schedulePass();
   }
 
-  /** Room may have appeared: services with blocked slots are looked at again. */
-  wakeBlocked(): void {
-    this.wake([...this.#blocked.keys(), ...this.#drains.retry()]);
+  /** Room may have appeared: services with blocked slots are looked at again. Returns whether there are any. */
+  wakeBlocked(): boolean {
+    const blocked = [...this.#blocked.keys(), ...this.#drains.retry()];
+    this.wake(blocked);
+    return blocked.length > 0;
   }
 
   /** A node came, went or changed: looks again at what it has, at what is to be on each node, and at what found no place. */

@@ -146,6 +146,26 @@ export const networkTransport: Transport = {
   },
 };
 
+/**
+ * A session of the master's process with itself, which needs no socket: what one end sends, the other gets soon after, in order, and
+ * what was sent before the end comes before it.
+ */
+export function dialSelf(accept: SessionHandler, { onMessage, onClose }: ReturnType<SessionHandler>): Channel {
+  let isOpen = true;
+  const soon = (work: () => void) => {
+    if (isOpen) queueMicrotask(work);
+  };
+  const close = () => {
+    soon(() => {
+      master.onClose();
+      onClose();
+    });
+    isOpen = false;
+  };
+  const master = accept({ send: (text) => soon(() => onMessage(text)), close });
+  return { send: (text) => soon(() => master.onMessage(text)), close };
+}
+
 /** A chunk of a sent file, from the master at `address`. */
 export async function fetchChunk(address: string, chunkHash: string): Promise<Uint8Array> {
   const response = await fetch(`http://${address}${CHUNK_PATH}/${chunkHash}`, {

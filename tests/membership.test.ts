@@ -157,6 +157,33 @@ test("Membership takes a time in which the master itself stood still for nobody'
   expect(state()).toBe("down");
 });
 
+test("Membership notices a silent node a quarter of a heartbeat late at the most, whenever it fell silent", async () => {
+  for (let offset = 0; offset < 2_000; offset += 170) {
+    const master = await new Master().start();
+    const worker = new Peer(master);
+    worker.hello("worker");
+    await master.clock.advance(10);
+    const state = () => master.scheduler.state.views.get("worker")?.state;
+    for (let beat = 0; beat < 5; beat++) {
+      worker.report();
+      await master.clock.advance(2_000);
+      expect(state()).toBe("ready");
+    }
+    await master.clock.advance(offset);
+    worker.report();
+    await master.clock.advance(5_000);
+    expect(state()).toBe("ready");
+    await master.clock.advance(501);
+    expect(state()).toBe("unready");
+    await master.clock.advance(15_000 - 5_501);
+    expect(state()).toBe("unready");
+    await master.clock.advance(501);
+    expect(state()).toBe("down");
+    master.membership.stop();
+    await master.scheduler.stop();
+  }
+});
+
 test("Membership refuses a second process that claims to be a node, until the first one is silent", async () => {
   const master = await new Master().start();
   const first = new Peer(master);
