@@ -35,15 +35,16 @@
  * is a large part of a small one. Once all have one, nodes that are equal as far as readings can tell (machines that hold as many, and have
  * room for as many, within 15 %) take turns, so that equal nodes get equal numbers; others get theirs in proportion to what they have free.
  *
- * **Tightness** decides with `strategy: binpack`, and also once 70 % of the eligible nodes is reserved: from there on even nodes would
+ * **Tightness** decides with `strategy: binpack`, and also once 70 % of the nodes that may run it is reserved: from there on even nodes would
  * have no room for a large replica anywhere, although a third of the cluster is free. `asked` is the replica's dominant share, and
  * skew the difference between the node's planned shares of CPU and memory, of which the larger can't be filled with what is left:
  *
  *     tightness(n) = planned share after - 0.7 * skew after - (skew after - skew before) / asked
  *
- * A node that would be in use beyond its capacity comes last. Also with `binpack` a node without one of the service comes first: the
- * replicas of a service should not fail together, and a mix of services leaves less of either resource over. A replica that
- * reserves nothing is never refused, so no room is kept by it: it is spread. Ties go to the node with fewer allocations, then by chance.
+ * A node that would be in use beyond its capacity comes last. Up to those 70 % a node without one of the
+ * service comes first with `binpack`, too: the replicas of a service should not fail together, and a mix of services leaves less of
+ * either resource over. From there on room is what `binpack` was asked for. A replica that reserves nothing is never refused, so no room is
+ * kept by it: it is spread. Ties go to the node with fewer allocations, then by chance.
  * How this compares with other schedulers' rules: `npm run bench -- placement`.
  *
  * Scaling down undoes it: from the group with the most, from a node that has several, from the fullest (with `binpack` the
@@ -64,7 +65,7 @@ export const DEFAULT_MEMORY = 64 * 2 ** 20;
 /** Containers of one job on one node: a /26 network has 64 addresses less network, gateway and broadcast. */
 export const MAX_JOB_CONTAINERS = 61;
 
-/** Share of the eligible nodes that is reserved from which on room for large replicas is worth more than evenness. */
+/** Share of the permitted nodes that is reserved from which on room is worth more than evenness, or with `binpack` than company. */
 const SCARCE = 0.7;
 
 const NO_GROUPS: readonly number[] = [];
@@ -163,6 +164,7 @@ type Option = {
   candidate: Candidate;
   isAvoided: boolean;
   crowd: readonly number[];
+  /** Replicas of the service there; 0 where that does not matter. */
   own: number;
   score: number;
   /** Whether the score is one of tightness. */
@@ -175,10 +177,18 @@ type Peer = { size: number; weight: number };
 /** The eligible nodes with what speaks for each. */
 function optionsOf(request: PlacementRequest, candidates: readonly Candidate[]): Option[] {
   const { spec, own, avoid, strategy } = request;
-  const eligible = candidates.filter((candidate) => isEligible(request, candidate));
+  const eligible: Candidate[] = [];
+  const permitted: Candidate[] = [];
+  for (const candidate of candidates) {
+    if (isEligible(request, candidate)) eligible.push(candidate);
+    else if (!isPermitted(request, candidate)) continue;
+    permitted.push(candidate);
+  }
   const more = demandOf(spec);
   const { cpus, memory } = reservationOf(spec);
-  const packed = strategy === "binpack" || ((cpus > 0 || memory > 0) && levelOf(eligible).reserved >= SCARCE);
+  const isScarce = (cpus > 0 || memory > 0) && levelOf(permitted).reserved >= SCARCE;
+  const packed = strategy === "binpack" || isScarce;
+  const isApart = strategy !== "binpack" || !isScarce;
   const busy = busyFor(more, candidates);
   const mean = packed ? 0 : levelOf(candidates, busy).inUse;
   const crowd = crowding(request, { candidates, own });
@@ -186,10 +196,15 @@ function optionsOf(request: PlacementRequest, candidates: readonly Candidate[]):
     candidate,
     isAvoided: avoid?.has(candidate.node_id) === true,
     crowd: crowd(candidate),
-    own: own.get(candidate.node_id) ?? 0,
+    own: isApart ? (own.get(candidate.node_id) ?? 0) : 0,
     score: packed ? tightness(candidate, more) : evenness(candidate, { more, mean, busy }),
     packed,
   }));
+}
+
+/** Whether the node may run the service, whatever it has free. */
+function isPermitted({ job_id, spec, rules }: PlacementRequest, node: Candidate): boolean {
+  return unmetRule({ job_id, spec, constraints: rules.constraints }, node) === undefined;
 }
 
 /** What comes before the score. */

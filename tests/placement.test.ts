@@ -105,6 +105,21 @@ describe("place()", () => {
     expect(spread(packed(), { nodes, count: 2 })).not.toContainValue(2);
   });
 
+  test("with binpack keeps the replicas apart until 70 % of the nodes that may run it is reserved, then fills gaps", () => {
+    const nodes = ["a", "b", "c", "other"].map((name) => candidate(name, { cpus: 10 }));
+    const constraint = { key: "node.name", operator: "!=", value: "other" } as const;
+    const asked = { strategy: "binpack", rules: rules({ constraints: [constraint] }) } as const;
+    const three = () => spread(request(spec({ reservations: { cpus: 0.5 } }), asked), { nodes, count: 3 });
+    reserve(nodes[0]!, 7);
+    reserve(nodes[1]!, 7);
+    reserve(nodes[2]!, 5);
+    expect(three()).toEqual({ a: 1, b: 1, c: 1 });
+    reserve(nodes[2]!, 1);
+    const packed = Object.entries(three());
+    expect(packed).toHaveLength(1);
+    expect(packed[0]).toEqual([expect.stringMatching(/^[ab]$/), 3]);
+  });
+
   test("with binpack is not drawn to other work, and puts nothing where it would not fit beside it", () => {
     const nodes = [candidate("busy", { available_memory: 32 * 2 ** 20 }), candidate("idle"), candidate("begun")];
     reserve(nodes[2]!, 0.5);
