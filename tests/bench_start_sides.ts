@@ -189,9 +189,13 @@ export class RawStart implements StartSide {
 
   async tidy(): Promise<void> {
     await this.#each(async (host) => {
-      const { network } = this.#recordingOf(host);
-      if ((await networkNames(host)).includes(String(network["Name"])))
-        await request(host, { method: "DELETE", path: `/networks/${String(network["Name"])}` });
+      const name = String(this.#recordingOf(host).network["Name"]);
+      // Docker may count a container among those on it for a moment after that one was removed.
+      await waitUntil("the engine to let go of the network", async () => {
+        if ((await networkNames(host)).includes(name))
+          await request(host, { method: "DELETE", path: `/networks/${name}` });
+        return true;
+      });
     });
   }
 
