@@ -253,8 +253,11 @@ function decide(subject: Subject, view: View): { action: Action; at: number } | 
   if (partners) {
     if ("missing" in partners) return undefined;
     const isOutdated = container && container.labels.get(LABELS.joined) !== partners.label;
-    if (isOutdated && !isFinal(container, memory))
-      return container.state === "removing" ? undefined : remove(container);
+    if (isOutdated && !isFinal(container, memory)) {
+      // Of one that was only listed nobody knows yet how its run ended, or which run it is that ends here.
+      const isKnown = container.startedAt !== undefined || container.state === "created";
+      return container.state === "removing" || !isKnown ? undefined : remove(container);
+    }
   }
   return !container || isEnded(container, memory) ? start(memory.startAt) : undefined;
 }

@@ -59,7 +59,7 @@ export interface ExecutorOverlay {
   setBridges(bridges: readonly LocalNetwork[]): void;
   /** Resolves when a running replica that is out of names may be stopped. */
   drain(allocationId: string, options: DrainOptions): Promise<void>;
-  /** Resolves once the bridges that were told of last are connected, or that has failed. */
+  /** Resolves once the bridges that were told of last are connected to what is known of other nodes, or that has failed. */
   connected(): Promise<void>;
   /** The pools have no room for a further network. */
   noticeFull(): void;
@@ -80,9 +80,10 @@ export class JobNetworks {
   readonly #work = new Map<string, Promise<unknown>>();
   /** Subnets of networks that are just being made. */
   readonly #reserved = new Set<string>();
-  /** Numbers of the last question what networks there are, and of the last one whose answer was learnt from. */
+  /** Numbers of the last question what networks there are, of the last one whose answer was learnt from, and of a making. */
   #asked = 0;
   #learnt = 0;
+  #madeAt = 0;
   readonly #onChange: () => void;
   readonly #internalReaches: () => boolean;
 
@@ -251,6 +252,8 @@ export class JobNetworks {
   async #list(): Promise<EngineNetwork[]> {
     const asked = ++this.#asked;
     const networks = await this.#engine.networks();
+    // Nobody else has asked for all since.
+    if (asked < this.#madeAt) return this.#list();
     if (asked > this.#learnt) {
       this.#learnt = asked;
       this.#learn(networks);
@@ -261,7 +264,7 @@ export class JobNetworks {
   /** What was just made needs no second look, which would make the first container wait. */
   #learnMade(made: NewNetwork, { id, jobId, subnet }: { id: string; jobId: string; subnet: string }): void {
     // What was asked before may not know of it.
-    this.#learnt = ++this.#asked;
+    this.#madeAt = ++this.#asked;
     const { name, driver, internal, driverOpts: options, labels } = made;
     const bridge = bridgeOf({ id, driver, internal, options, subnets: [subnet] });
     this.#names = new Set([...this.#names, name]);

@@ -76,6 +76,7 @@ export class Membership {
   /** Lost nodes whose leaving is being written down. */
   readonly #removing = new Set<string>();
   #sweepTimer: Timer | undefined;
+  #sweptAt = 0;
   #sweepDueAt = 0;
   #roomChanged = false;
   /** When those that found no room were told last that there may be some, and whether there were any. */
@@ -464,8 +465,9 @@ export class Membership {
     const stepMs = heartbeatIntervalMs / SWEEPS_PER_HEARTBEAT;
     const now = clock.now();
     // A master that stood still (suspended, or busy) heard nobody meanwhile: that time is not the nodes' silence.
-    const deafMs = now - this.#sweepDueAt;
-    if (deafMs > stepMs) {
+    if (now - this.#sweepDueAt > stepMs) {
+      // It may have begun right after the last sweep.
+      const deafMs = now - this.#sweptAt - stepMs;
       // Nobody was heard in the future: what arrived since the pause ended counts as it is.
       const later = (at: number) => Math.min(now, at + deafMs);
       for (const view of this.#state.views.values()) {
@@ -474,6 +476,7 @@ export class Membership {
       }
       for (const [id, at] of this.#engineDownSince) this.#engineDownSince.set(id, later(at));
     }
+    this.#sweptAt = now;
     const wasHeld = this.hold !== undefined;
     this.#silence.judge(
       Array.from(this.#state.views, ([node_id, { lastSeen, isHeard = false, engine }]) => {

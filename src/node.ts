@@ -161,8 +161,9 @@ export class Node implements LocalNode {
   /** Stops within 2 s; containers keep running. */
   async stop(): Promise<void> {
     const parts = async () => {
-      await this.#session?.stop();
+      // First, so that the end of the master's own session is no news to it.
       this.#membership?.stop();
+      await this.#session?.stop();
       await Promise.all([this.#executor?.stop(), this.#listener?.stop(), this.#overlay?.stop(), this.#dns?.stop()]);
       await this.#scheduler?.stop();
     };

@@ -101,7 +101,7 @@ export class Overlay implements ExecutorOverlay {
   #fullAt = 0;
   #applying = false;
   #again = false;
-  /** How often the bridges have changed, and after which of these changes the kernel was last set up in full. */
+  /** How often bridges or other nodes have changed, and after which of these changes the kernel was last set up in full. */
   #told = 0;
   #connected = 0;
   #pass: Promise<void> = Promise.resolve();
@@ -144,6 +144,7 @@ export class Overlay implements ExecutorOverlay {
     if (message.type === "network") {
       if (message.self.subnets.length > (this.#network?.self.subnets.length ?? 0)) this.#fullAt = 0;
       this.#settle(completed(message, this.#network));
+      this.#told++;
       this.#apply();
     } else {
       this.#direct(message);

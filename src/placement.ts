@@ -47,8 +47,8 @@
  * kept by it: it is spread. Ties go to the node with fewer allocations, then by chance.
  * How this compares with other schedulers' rules: `npm run bench -- placement`.
  *
- * Scaling down undoes it: from the group with the most, from a node that has several, from the fullest (with `binpack` the
- * emptiest), nodes that count as equal in turns.
+ * Scaling down undoes it, but for where `binpack` filled gaps: from the group with the most, from a node that has several, from the
+ * fullest (with `binpack` the emptiest), nodes that count as equal in turns.
  */
 import type { Resources } from "./model.ts";
 import type { PortSpec, ServiceRules, ServiceSpec } from "./model_spec.ts";

@@ -157,6 +157,29 @@ test("Membership takes a time in which the master itself stood still for nobody'
   expect(state()).toBe("down");
 });
 
+test("Membership counts none of a pause of the master as silence, wherever between two looks it began", async () => {
+  for (let offset = 0; offset < 2_000; offset += 170) {
+    const master = await new Master().start();
+    const worker = new Peer(master);
+    worker.hello("worker");
+    await master.clock.advance(10);
+    worker.report();
+    await master.clock.advance(offset);
+    for (let beat = 0; beat < 5; beat++) {
+      await master.clock.advance(2_000);
+      worker.report();
+    }
+    const state = () => master.scheduler.state.views.get("worker")?.state;
+    master.clock.stall(60_000);
+    await master.clock.advance(15_000 - 510);
+    expect(state()).toBe("unready");
+    await master.clock.advance(1_100);
+    expect(state()).toBe("down");
+    master.membership.stop();
+    await master.scheduler.stop();
+  }
+});
+
 test("Membership notices a silent node a quarter of a heartbeat late at the most, whenever it fell silent", async () => {
   for (let offset = 0; offset < 2_000; offset += 170) {
     const master = await new Master().start();

@@ -575,6 +575,12 @@ describe("converge() of containers that share something", () => {
       ["remove c-app"],
     ],
     [
+      "is not made anew before it was looked at itself",
+      [x, container("app", "exited", { joined: "old@5", startedAt: undefined, exitCode: undefined } as object)],
+      {},
+      [],
+    ],
+    [
       "stays, for volumes, when the other runs anew",
       [x, container("app", "running", { joined: "c-x" })],
       { running: false },
