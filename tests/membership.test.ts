@@ -142,13 +142,18 @@ test("Membership tells a node that comes before the master's own where the maste
   expect(worker.heard.find(({ type }) => type === "welcome")).toMatchObject({ master: SELF });
 });
 
-test("Membership takes a time in which the master itself stood still for nobody's silence", async () => {
+/** A worker that has reported, and what the master takes it for. */
+async function withWorker() {
   const master = await new Master().start();
   const worker = new Peer(master);
   worker.hello("worker");
   await master.clock.advance(10);
   worker.report();
-  const state = () => master.scheduler.state.views.get("worker")?.state;
+  return { master, worker, state: () => master.scheduler.state.views.get("worker")?.state };
+}
+
+test("Membership takes a time in which the master itself stood still for nobody's silence", async () => {
+  const { master, state } = await withWorker();
   expect(state()).toBe("ready");
   master.clock.stall(60_000);
   await master.clock.advance(1_000);
@@ -159,17 +164,12 @@ test("Membership takes a time in which the master itself stood still for nobody'
 
 test("Membership counts none of a pause of the master as silence, wherever between two looks it began", async () => {
   for (let offset = 0; offset < 2_000; offset += 170) {
-    const master = await new Master().start();
-    const worker = new Peer(master);
-    worker.hello("worker");
-    await master.clock.advance(10);
-    worker.report();
+    const { master, worker, state } = await withWorker();
     await master.clock.advance(offset);
     for (let beat = 0; beat < 5; beat++) {
       await master.clock.advance(2_000);
       worker.report();
     }
-    const state = () => master.scheduler.state.views.get("worker")?.state;
     master.clock.stall(60_000);
     await master.clock.advance(15_000 - 510);
     expect(state()).toBe("unready");
@@ -182,15 +182,11 @@ test("Membership counts none of a pause of the master as silence, wherever betwe
 
 test("Membership notices a silent node a quarter of a heartbeat late at the most, whenever it fell silent", async () => {
   for (let offset = 0; offset < 2_000; offset += 170) {
-    const master = await new Master().start();
-    const worker = new Peer(master);
-    worker.hello("worker");
-    await master.clock.advance(10);
-    const state = () => master.scheduler.state.views.get("worker")?.state;
+    const { master, worker, state } = await withWorker();
     for (let beat = 0; beat < 5; beat++) {
-      worker.report();
       await master.clock.advance(2_000);
       expect(state()).toBe("ready");
+      worker.report();
     }
     await master.clock.advance(offset);
     worker.report();
