@@ -162,46 +162,39 @@ test("Membership takes a time in which the master itself stood still for nobody'
   expect(state()).toBe("down");
 });
 
-test("Membership counts none of a pause of the master as silence, wherever between two looks it began", async () => {
-  for (let offset = 0; offset < 2_000; offset += 170) {
-    const { master, worker, state } = await withWorker();
-    await master.clock.advance(offset);
-    for (let beat = 0; beat < 5; beat++) {
-      await master.clock.advance(2_000);
-      worker.report();
+/** For each of several moments between two looks of the master: a worker that has reported just then, after it had done so regularly. */
+test.each(Array.from({ length: 12 }, (_, n) => n * 170))(
+  "Membership counts its own pause for nothing and silence from the last word on, heard %s ms after a look",
+  async (offset) => {
+    for (const what of ["paused", "silent"] as const) {
+      const { master, worker, state } = await withWorker();
+      await master.clock.advance(offset);
+      for (let beat = 0; beat < 5; beat++) {
+        await master.clock.advance(2_000);
+        worker.report();
+      }
+      if (what === "paused") {
+        // None of a pause of the master's is silence of the worker.
+        master.clock.stall(60_000);
+        await master.clock.advance(15_000 - 510);
+        expect(state()).toBe("unready");
+        await master.clock.advance(1_100);
+      } else {
+        // Silence is noticed a quarter of a heartbeat late at the most.
+        await master.clock.advance(5_000);
+        expect(state()).toBe("ready");
+        await master.clock.advance(501);
+        expect(state()).toBe("unready");
+        await master.clock.advance(15_000 - 5_501);
+        expect(state()).toBe("unready");
+        await master.clock.advance(501);
+      }
+      expect(state()).toBe("down");
+      master.membership.stop();
+      await master.scheduler.stop();
     }
-    master.clock.stall(60_000);
-    await master.clock.advance(15_000 - 510);
-    expect(state()).toBe("unready");
-    await master.clock.advance(1_100);
-    expect(state()).toBe("down");
-    master.membership.stop();
-    await master.scheduler.stop();
-  }
-});
-
-test("Membership notices a silent node a quarter of a heartbeat late at the most, whenever it fell silent", async () => {
-  for (let offset = 0; offset < 2_000; offset += 170) {
-    const { master, worker, state } = await withWorker();
-    for (let beat = 0; beat < 5; beat++) {
-      await master.clock.advance(2_000);
-      expect(state()).toBe("ready");
-      worker.report();
-    }
-    await master.clock.advance(offset);
-    worker.report();
-    await master.clock.advance(5_000);
-    expect(state()).toBe("ready");
-    await master.clock.advance(501);
-    expect(state()).toBe("unready");
-    await master.clock.advance(15_000 - 5_501);
-    expect(state()).toBe("unready");
-    await master.clock.advance(501);
-    expect(state()).toBe("down");
-    master.membership.stop();
-    await master.scheduler.stop();
-  }
-});
+  },
+);
 
 test("Membership refuses a second process that claims to be a node, until the first one is silent", async () => {
   const master = await new Master().start();
