@@ -252,7 +252,7 @@ export class JobNetworks {
   async #list(): Promise<EngineNetwork[]> {
     const asked = ++this.#asked;
     const networks = await this.#engine.networks();
-    // Nobody else has asked for all since.
+    // Unlike a question, a making brings no answer that has all the others.
     if (asked < this.#madeAt) return this.#list();
     if (asked > this.#learnt) {
       this.#learnt = asked;

@@ -200,7 +200,7 @@ describe("a node in the cluster's network", () => {
     expect(machine.applied.length).toBe(before + 1);
   });
 
-  test("has containers wait for bridges that are new, and not for a look that finds all as it should be", async () => {
+  test("has containers wait for bridges and other nodes that are new, and not for a look that finds all as it should be", async () => {
     const gates = [Promise.withResolvers<void>()];
     const apply = async (): Promise<OverlayState> => {
       await gates.at(-1)?.promise;
@@ -222,6 +222,13 @@ describe("a node in the cluster's network", () => {
     expect(await isPending(machine, second)).toBe(true);
     gates.at(-1)?.resolve();
     expect(await isPending(machine, second)).toBe(false);
+    // What a container asks of another node in its first moment is to get there.
+    gates.push(Promise.withResolvers<void>());
+    machine.overlay.receive(network());
+    const third = machine.overlay.connected();
+    expect(await isPending(machine, third)).toBe(true);
+    gates.at(-1)?.resolve();
+    expect(await isPending(machine, third)).toBe(false);
   });
 
   test("takes its network away when it stops with nothing running, and only then", async () => {
