@@ -94,6 +94,8 @@ export class Overlay implements ExecutorOverlay {
   #chooseAt = Infinity;
   /** Attempts that the kernel refused, in a row. */
   #failures = 0;
+  /** When the kernel is to be looked at again. */
+  #lookAt = 0;
   #problems = "";
   /** What `#reachable` depends on, as it was last. */
   #reach = "";
@@ -300,7 +302,9 @@ export class Overlay implements ExecutorOverlay {
       await this.#pass;
     }
     if (this.#stopped) return;
-    this.#timer = clock.after(this.#failures > 0 ? RETRY_MS : REPAIR_MS, () => this.#apply());
+    const lookIn = this.#lookAt - clock.now();
+    const waitMs = this.#failures > 0 ? RETRY_MS : lookIn > 0 ? lookIn : REPAIR_MS;
+    this.#timer = clock.after(waitMs, () => this.#apply());
   }
 
   async #applyOrNote(): Promise<void> {
@@ -318,7 +322,7 @@ export class Overlay implements ExecutorOverlay {
   }
 
   async #applyOnce(): Promise<void> {
-    const { kernel, serveNames, log } = this.#options;
+    const { kernel, serveNames, clock, log } = this.#options;
     const network = this.#network;
     if (!network) return;
     const wanted = await this.#choose(network);
@@ -330,8 +334,11 @@ export class Overlay implements ExecutorOverlay {
     // The kernel is as the last process left it, and so are the containers that ask for names.
     if (!this.#bridges) return serveNames([own]);
     const { cidr, self, peers } = network;
-    const done = await kernel.apply({ link: this.#link(network, wanted), cidr, self, peers, bridges });
+    const now = clock.now();
+    const overlay = { link: this.#link(network, wanted), cidr, self, peers, bridges };
+    const done = await kernel.apply(overlay, { look: now >= this.#lookAt });
     this.#failures = 0;
+    if (done.looked) this.#lookAt = now + REPAIR_MS;
     if (this.#stopped) return;
     if (done.refused !== undefined) return this.#enter({ mode: "none", reason: done.refused });
     this.#mtu = done.mtu;

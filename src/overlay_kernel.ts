@@ -2,19 +2,35 @@
  * @module The cluster's network as this machine's kernel has it: looks, changes what differs from the plan, removes. By `ip`,
  * `bridge`, `iptables` and, for WireGuard, `wg`; what is to be there is `overlay_plan.ts`'s to say.
  *
- * Each call begins with a look, and nothing is kept from call to call: killed at any moment, the next call makes good what is
- * missing, as it does when somebody else removed a piece. So `apply` on each change, and now and then without one.
+ * What is to be done follows from a look, never from what was done before: killed at any moment, the next process makes good what
+ * is missing, as the next look does when somebody else removed a piece. So `apply` on each change, and now and then with a look.
  */
 import type { Log } from "./log.ts";
 import { CommandError, commandRunner, type CommandRunner } from "./overlay_kernel_command.ts";
 import { observeAddresses, observeOverlay } from "./overlay_kernel_observe.ts";
-import { OVERLAY_PORT, overlayChanges, overlayRemoval, planOverlay } from "./overlay_plan.ts";
-import type { Overlay, OverlayMode, OverlayStep } from "./overlay_plan.ts";
+import {
+  expectedChanges,
+  isFirewall,
+  type ObservedOverlay,
+  type Overlay,
+  OVERLAY_PORT,
+  overlayAfter,
+  overlayChanges,
+  type OverlayChanges,
+  type OverlayMode,
+  type OverlayPlan,
+  overlayRemoval,
+  type OverlayStep,
+  planOverlay,
+} from "./overlay_plan.ts";
 
 /** Device and chain that are made and removed again to see whether that works. */
 const PROBE = { device: "cvx-probe", vxlanId: 0xffffff, chain: "CACOPHONY-PROBE" };
 /** Table of an Engine with `"firewall-backend": "nftables"` (29 and later); what it drops, iptables can't accept. */
 const DOCKER_NFT_TABLE = "table ip docker-bridges";
+
+/** A comment behind the rules: what comes to it has committed them. */
+const COMMITTED = "# Cacophony's rules are committed";
 
 export type OverlayState = {
   /** Commands that were needed; none when all was as it should be. */
@@ -25,6 +41,8 @@ export type OverlayState = {
   refused?: string;
   /** Largest packet that passes between nodes whole; job networks should have it. Undefined if the node is not connected. */
   mtu: number | undefined;
+  /** Whether the kernel was looked at. */
+  looked: boolean;
 };
 
 export type OverlayKernelOptions = {
@@ -41,6 +59,8 @@ export class OverlayKernel {
   readonly #log: Log;
   readonly #commands: CommandRunner;
   #turn: Promise<unknown> = Promise.resolve();
+  /** What the last call left; undefined where only a look can tell. */
+  #last: ObservedOverlay | undefined;
 
   constructor({ log, ...where }: OverlayKernelOptions) {
     this.#log = log;
@@ -62,36 +82,78 @@ export class OverlayKernel {
   }
 
   /**
-   * Makes the kernel have what the plan says, and nothing else of ours.
+   * Makes the kernel have what the plan says, and nothing else of ours. Without `look` it goes by what the last call left where
+   * that is known and only the firewall is to change: a look takes as long as the change itself.
    * @throws {CommandError} if a command fails; the others were done, but for a firewall that fails: then nothing was.
    */
-  apply(overlay: Overlay): Promise<OverlayState> {
+  apply(overlay: Overlay, { look = true } = {}): Promise<OverlayState> {
     return this.#inTurn(async () => {
       const plan = planOverlay(overlay);
-      const { steps, problems, mtu, refused } = overlayChanges(plan, await observeOverlay(this.#commands));
-      await this.#do(steps);
-      return { changed: steps.flatMap(inLines), problems, mtu, ...(refused !== undefined && { refused }) };
+      const last = this.#last;
+      this.#last = undefined;
+      if (!look && last) {
+        const changes = expectedChanges(plan, last);
+        const isDone = changes && (await this.#try(changes.steps));
+        if (isDone) return this.#done(plan, { changes, observed: last, looked: false });
+      }
+      const observed = await observeOverlay(this.#commands);
+      const changes = overlayChanges(plan, observed);
+      await this.#do(changes.steps);
+      return this.#done(plan, { changes, observed, looked: true });
     });
   }
 
   /** Removes all that `apply` made for the node. @throws {CommandError} */
   remove(nodeId: string): Promise<void> {
-    return this.#inTurn(async () => this.#do(overlayRemoval(nodeId, await observeOverlay(this.#commands))));
+    return this.#inTurn(async () => {
+      this.#last = undefined;
+      await this.#do(overlayRemoval(nodeId, await observeOverlay(this.#commands)));
+    });
+  }
+
+  #done(
+    plan: OverlayPlan,
+    { changes, observed, looked }: { changes: OverlayChanges; observed: ObservedOverlay; looked: boolean },
+  ): OverlayState {
+    const { steps, problems, mtu, refused } = changes;
+    this.#last = refused === undefined ? overlayAfter(plan, { steps, observed }) : undefined;
+    return { changed: steps.flatMap(inLines), problems, mtu, looked, ...(refused !== undefined && { refused }) };
+  }
+
+  /** Whether the steps could be done; if not, the kernel is not as it was. */
+  async #try(steps: readonly OverlayStep[]): Promise<boolean> {
+    try {
+      await this.#do(steps);
+      return true;
+    } catch (error) {
+      this.#log.debug("the firewall is not as it was left, looking", { error });
+      return false;
+    }
   }
 
   async #do(steps: readonly OverlayStep[]): Promise<void> {
     const errors: unknown[] = [];
     for (const step of steps) {
       try {
-        await this.#commands.run(step.argv, step);
+        if (isFirewall(step)) await this.#restore(step);
+        else await this.#commands.run(step.argv, step);
       } catch (error) {
         // Without its rules the device would let everybody through.
-        if (step.argv[0] === "iptables-restore") throw error;
+        if (isFirewall(step)) throw error;
         errors.push(error);
       }
     }
     if (steps.length > 0) this.#log.debug("changed the kernel's network", { commands: steps.flatMap(inLines).length });
     if (errors.length > 0) throw errors[0];
+  }
+
+  /**
+   * The rules are in force 10 to 30 ms before `iptables-restore` ends, for the kernel cleans up when the command closes its socket.
+   * Told to be verbose it repeats comments as it comes to them, once they fill what it writes at a time, which is 4 KiB.
+   */
+  async #restore({ argv, input = "" }: OverlayStep): Promise<void> {
+    const comments = `${COMMITTED}\n`.repeat(Math.ceil(5_000 / COMMITTED.length));
+    await this.#commands.run([...argv, "--verbose"], { input: input + comments, until: COMMITTED });
   }
 
   #inTurn<T>(work: () => Promise<T>): Promise<T> {

@@ -22,10 +22,11 @@ export class CommandError extends Error {
 
 export interface CommandRunner {
   /**
-   * Runs `argv` to its end, gives it `input`, and returns what it wrote to standard output.
+   * Runs `argv` to its end, gives it `input`, and returns what it wrote to standard output; with `until` as soon as that has
+   * this text.
    * @throws {CommandError}
    */
-  run(argv: readonly string[], options?: { input?: string }): Promise<string>;
+  run(argv: readonly string[], options?: { input?: string; until?: string }): Promise<string>;
 }
 
 /** Runs commands found in `searchPath` (as in PATH) or in the system's own places; `enter` is put in front of each. */
@@ -39,12 +40,12 @@ export function commandRunner({
   timeoutMs?: number;
 }): CommandRunner {
   const path = [searchPath, SYSTEM_PATH].filter((part) => part !== "").join(":");
-  return { run: (argv, { input = "" } = {}) => run(argv, { input, path, enter, timeoutMs }) };
+  return { run: (argv, { input = "", until } = {}) => run(argv, { input, until, path, enter, timeoutMs }) };
 }
 
-type Run = { input: string; path: string; enter: readonly string[]; timeoutMs: number };
+type Run = { input: string; until: string | undefined; path: string; enter: readonly string[]; timeoutMs: number };
 
-async function run(argv: readonly string[], { input, path, enter, timeoutMs }: Run): Promise<string> {
+async function run(argv: readonly string[], { input, until, path, enter, timeoutMs }: Run): Promise<string> {
   const [name = "", ...args] = argv;
   const program = Bun.which(name, { PATH: path });
   if (program === null) throw new CommandError("missing", `the command ${name} is not installed on this machine`);
@@ -57,9 +58,14 @@ async function run(argv: readonly string[], { input, path, enter, timeoutMs }: R
     timeout: timeoutMs,
     killSignal: "SIGKILL",
   });
-  const output = Promise.all([child.stdout.text(), child.stderr.text()]);
+  const seen = Promise.withResolvers<string>();
+  const output = Promise.all([
+    until === undefined ? child.stdout.text() : textOf(child.stdout, { until, onSeen: seen.resolve }),
+    child.stderr.text(),
+  ]);
   output.catch(() => {});
-  const exitCode = await child.exited;
+  const exitCode = await Promise.race([child.exited, seen.promise]);
+  if (typeof exitCode === "string") return exitCode;
   const command = `"${argv.join(" ")}"`;
   // What it wrote is not waited for: a child of its own may live on and keep its output open.
   if (child.signalCode === "SIGKILL") throw new CommandError("timeout", `${command} did not end in ${timeoutMs} ms`);
@@ -69,4 +75,17 @@ async function run(argv: readonly string[], { input, path, enter, timeoutMs }: R
     throw new CommandError("failed", `${command} failed (exit code ${exitCode}): ${said}`, stderr);
   }
   return stdout;
+}
+
+async function textOf(
+  stream: ReadableStream<Uint8Array>,
+  { until, onSeen }: { until: string; onSeen: (text: string) => void },
+): Promise<string> {
+  const decoder = new TextDecoder();
+  let text = "";
+  for await (const bytes of stream) {
+    text += decoder.decode(bytes, { stream: true });
+    if (text.includes(until)) onSeen(text);
+  }
+  return text;
 }

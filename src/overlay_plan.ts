@@ -12,7 +12,15 @@
  */
 import { isIPv4 } from "node:net";
 import type { NetworkPeer } from "./model_network.ts";
-import { changedRules, removedRules, wantedRules, type FirewallBridge, type Tables } from "./overlay_plan_firewall.ts";
+import {
+  changedRules,
+  removedRules,
+  rulesAfter,
+  rulesBesideDocker,
+  wantedRules,
+  type FirewallBridge,
+  type Tables,
+} from "./overlay_plan_firewall.ts";
 import { contains, firstAddress } from "./subnet.ts";
 
 export type OverlayMode = "vxlan" | "wireguard";
@@ -275,6 +283,26 @@ export function overlayChanges(plan: OverlayPlan, observed: ObservedOverlay): Ov
   };
 }
 
+/**
+ * The same without a look at the kernel, from what it had last and what Docker does for new networks; undefined where more than
+ * the firewall may have to change.
+ */
+export function expectedChanges(plan: OverlayPlan, last: ObservedOverlay): OverlayChanges | undefined {
+  const isNew = (bridge: string) => !last.forwarding.has(bridge);
+  const isForwarding = last.forwarding.get("default") ?? true;
+  if (plan.crossed.some(isNew) || (!isForwarding && plan.bridges.some(isNew))) return undefined;
+  const changes = overlayChanges(plan, { ...last, tables: rulesBesideDocker(plan.rules, last.tables) });
+  return changes.refused === undefined && changes.steps.every(isFirewall) ? changes : undefined;
+}
+
+/** What the kernel has after those steps; undefined where that takes a look. */
+export function overlayAfter(
+  plan: OverlayPlan,
+  { steps, observed }: { steps: readonly OverlayStep[]; observed: ObservedOverlay },
+): ObservedOverlay | undefined {
+  return steps.every(isFirewall) ? { ...observed, tables: rulesAfter(plan.rules, observed.tables) } : undefined;
+}
+
 /** The commands that remove all that `overlayChanges` made for the node; none if the device is another node's. */
 export function overlayRemoval(nodeId: string, observed: ObservedOverlay): OverlayStep[] {
   if (refusal(OWNER_PREFIX + nodeId, observed) !== undefined) return [];
@@ -298,6 +326,11 @@ const IP_BATCH = ["ip", "-force", "-batch", "-"];
 const BRIDGE_BATCH = ["bridge", "-force", "-batch", "-"];
 /** `wg` opens its file by name, which a socket as standard input refuses; a pipe does not. */
 const WIREGUARD_SYNC = (device: string) => ["sh", "-c", `cat | wg syncconf ${device} /dev/stdin`];
+
+/** Whether the step changes rules; nothing else may be done without it. */
+export function isFirewall({ argv }: OverlayStep): boolean {
+  return argv === RESTORE;
+}
 
 function asBatch(lines: readonly string[]): string {
   return lines.map((line) => `${line}\n`).join("");

@@ -209,6 +209,25 @@ export function changedRules(wanted: Tables, observed: Tables): string {
     .join("");
 }
 
+/** What `observed` becomes by the input that `changedRules` gives for it. */
+export function rulesAfter(wanted: Tables, observed: Tables): Tables {
+  const changed = [...wanted].map(([table, chains]): [string, ReadonlyMap<string, readonly string[]>] => {
+    const others = withJumps(observed.get(table) ?? new Map(), wantedJumps(table, observed));
+    return [table, new Map([...others, ...chains])];
+  });
+  return new Map([...observed, ...changed]);
+}
+
+/** What `observed` becomes when Docker makes the networks whose chains it lacks: their masquerading comes before our jump. */
+export function rulesBesideDocker(wanted: Tables, observed: Tables): Tables {
+  const there = observed.get("filter");
+  const isNew = [...(wanted.get("filter")?.keys() ?? [])].some((chain) => !there?.has(chain));
+  const nat = observed.get("nat");
+  if (!isNew || !nat) return observed;
+  const rules = ["-j MASQUERADE", ...(nat.get("POSTROUTING") ?? [])];
+  return new Map([...observed, ["nat", new Map([...nat, ["POSTROUTING", rules]])]]);
+}
+
 /** Input for `iptables-restore --noflush` that removes all rules of ours; empty if there are none. */
 export function removedRules(observed: Tables): string {
   return [...observed.keys()].map((table) => changedTable(table, { chains: new Map(), observed, jumps: [] })).join("");
@@ -233,16 +252,30 @@ function changedTable(
 
 /** Puts each jump in the first place of its chain, once, and takes away all others to chains of ours. */
 function movedJumps(there: ReadonlyMap<string, readonly string[]>, jumps: readonly Jump[]): string[] {
-  const isOurs = (rule: string) => rule.includes(` -j ${PREFIX}`) || rule.startsWith(`-j ${PREFIX}`);
-  const chains = new Set([...there.keys(), ...jumps.map(({ chain }) => chain)]);
-  return [...chains].flatMap((chain) => {
-    if (chain.startsWith(PREFIX)) return [];
+  return [...withJumps(there, jumps)].flatMap(([chain, wanted]) => {
     const rules = there.get(chain) ?? [];
-    const wanted = jumps.filter((jump) => jump.chain === chain).map(({ to }) => `-j ${to}`);
-    const ours = rules.filter(isOurs);
-    if (isSame(ours, wanted) && isSame(rules.slice(0, wanted.length), wanted)) return [];
-    return [...ours.map((rule) => `-D ${chain} ${rule}`), ...wanted.map((rule) => `-I ${chain} 1 ${rule}`)];
+    if (isSame(rules, wanted)) return [];
+    const own = jumps.filter((jump) => jump.chain === chain).map(({ to }) => `-j ${to}`);
+    return [
+      ...rules.filter(isOurs).map((rule) => `-D ${chain} ${rule}`),
+      ...own.map((rule) => `-I ${chain} 1 ${rule}`),
+    ];
   });
+}
+
+/** The machine's own chains with the jumps in their first places, and nowhere else. */
+function withJumps(there: ReadonlyMap<string, readonly string[]>, jumps: readonly Jump[]): Map<string, string[]> {
+  const chains = new Set([...there.keys(), ...jumps.map(({ chain }) => chain)]);
+  const wanted = (chain: string) => jumps.filter((jump) => jump.chain === chain).map(({ to }) => `-j ${to}`);
+  return new Map(
+    [...chains]
+      .filter((chain) => !chain.startsWith(PREFIX))
+      .map((chain) => [chain, [...wanted(chain), ...(there.get(chain) ?? []).filter((rule) => !isOurs(rule))]]),
+  );
+}
+
+function isOurs(rule: string): boolean {
+  return rule.includes(` -j ${PREFIX}`) || rule.startsWith(`-j ${PREFIX}`);
 }
 
 function isSame(one: readonly string[] | undefined, other: readonly string[]): boolean {

@@ -23,6 +23,8 @@ class Machine {
   readonly clock = new VirtualClock();
   readonly dataDir = mkdtempSync(join(root, "node-"));
   readonly applied: KernelOverlay[] = [];
+  /** Whether each time the kernel was to be looked at. */
+  readonly looks: boolean[] = [];
   readonly removed: string[] = [];
   /** Whose address was tried, in order. */
   readonly asked: string[] = [];
@@ -71,12 +73,13 @@ class Machine {
           this.asked.push(underlay);
           return this.unsupported;
         },
-        apply: async (overlay): Promise<OverlayState> => {
+        apply: async (overlay, { look = true } = {}): Promise<OverlayState> => {
           if (this.fault) throw this.fault;
           this.applied.push(overlay);
+          this.looks.push(look);
           if (this.refused !== undefined)
-            return { changed: [], problems: [this.refused], mtu: undefined, refused: this.refused };
-          return { changed: [], problems: [], mtu: 1_450 };
+            return { changed: [], problems: [this.refused], mtu: undefined, looked: look, refused: this.refused };
+          return { changed: [], problems: [], mtu: 1_450, looked: look };
         },
         remove: async (nodeId) => void this.removed.push(nodeId),
       },
@@ -200,11 +203,22 @@ describe("a node in the cluster's network", () => {
     expect(machine.applied.length).toBe(before + 1);
   });
 
+  test("has it done so however often networks come and go meanwhile, for which no look is needed", async () => {
+    const machine = await connected();
+    const before = machine.looks.length;
+    for (let count = 0; count < 11; count++) {
+      machine.overlay.setBridges(count % 2 ? [BRIDGE] : []);
+      await machine.clock.advance(1_000);
+    }
+    expect(machine.looks.slice(before).filter((look) => look)).toHaveLength(2);
+    expect(machine.looks.length - before).toBe(13);
+  });
+
   test("has containers wait for bridges and other nodes that are new, and not for a look that finds all as it should be", async () => {
     const gates = [Promise.withResolvers<void>()];
     const apply = async (): Promise<OverlayState> => {
       await gates.at(-1)?.promise;
-      return { changed: [], problems: [], mtu: 1_450 };
+      return { changed: [], problems: [], mtu: 1_450, looked: true };
     };
     const machine = new Machine({ kernel: { supported: async () => undefined, apply, remove: async () => {} } });
     machine.overlay.setBridges([BRIDGE]);

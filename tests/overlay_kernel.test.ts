@@ -124,9 +124,78 @@ describe("apply()", () => {
       "iptables-restore": "echo 'Another app is currently holding the xtables lock' >&2; exit 4",
     };
     await expect(kernel(other).apply(overlay)).rejects.toThrow(
-      '"iptables-restore --noflush -w 5" failed (exit code 4): Another app is currently holding the xtables lock',
+      '"iptables-restore --noflush -w 5 --verbose" failed (exit code 4): Another app is currently holding the xtables lock',
     );
     expect(readFileSync(record, "utf8")).not.toContain("-batch");
+  });
+
+  test("goes on once the rules are committed, which iptables-restore says before it ends", async () => {
+    const record = join(dir, "rules");
+    // As the real one: comments come out again when 4 KiB of them are together.
+    const slow = kernel({ "iptables-restore": `cat >${record}; grep '^#' ${record} | head -c 4096; exec sleep 3` });
+    const startedAt = performance.now();
+    expect((await slow.apply(overlay)).changed).toContain("iptables-restore --noflush -w 5");
+    expect(performance.now() - startedAt).toBeLessThan(2_000);
+    expect(readFileSync(record, "utf8")).toMatch(/COMMIT\n# [^*]+$/);
+  });
+
+  test("changes rules without a look where it knows what is there, and looks when they turn out to be different", async () => {
+    const place = mkdtempSync(join(dir, "machine-"));
+    const path = (name: string) => join(place, name);
+    const link = { ifname: "cvx", flags: ["UP"], mtu: 1450, address: "0e:cf:0a:d5:01:01", ifalias: "cacophony:n1" };
+    const vxlan = { id: 0xcac0, port: 9001, local: "10.77.0.1", learning: false };
+    const answers = [
+      [{ ...link, linkinfo: { info_data: vxlan } }],
+      [],
+      [
+        ...(JSON.parse(ADDRESSES) as unknown[]),
+        { ifname: "cvx", mtu: 1450, addr_info: [{ local: "10.213.1.1", prefixlen: 32 }] },
+      ],
+      [
+        { type: "unreachable", dst: "10.213.0.0/16", protocol: "213" },
+        { dst: "10.213.2.0/24", gateway: "10.213.2.1", dev: "cvx", protocol: "213", prefsrc: "10.213.1.1" },
+      ],
+      [{ interface: "cvx" }, { interface: "default" }],
+      [{ dst: "10.213.2.1", dev: "cvx", lladdr: "0e:cf:0a:d5:02:01" }],
+    ];
+    writeFileSync(path("answers"), `${answers.map((one) => JSON.stringify(one)).join("\n")}\n`);
+    const machine = kernel({
+      ip: `cat >/dev/null; echo "ip $*" >>${path("log")}; cat ${path("answers")}`,
+      bridge: `echo '[{"mac":"0e:cf:0a:d5:02:01","dst":"10.77.0.2"}]'`,
+      "iptables-restore": `cat >>${path("log")}; if [ -e ${path("broken")} ]; then rm ${path("broken")}; exit 1; fi`,
+    });
+    const log = () => {
+      const text = readFileSync(path("log"), "utf8");
+      writeFileSync(path("log"), "");
+      return text;
+    };
+    const isLook = (text: string) => text.includes("ip -d -j");
+    const withBridges = (...names: string[]): Overlay => ({
+      ...overlay,
+      bridges: names.map((name, index) => ({
+        network: name,
+        device: `br-${name}`,
+        subnet: `10.213.1.${(index + 1) * 64}/26`,
+        remote: [],
+        guests: [],
+        travellers: [],
+        internal: false,
+      })),
+    });
+    expect(await machine.apply(overlay, { look: false })).toMatchObject({ looked: true });
+    expect(isLook(log())).toBe(true);
+    expect(await machine.apply(withBridges("a"), { look: false })).toMatchObject({ looked: false, mtu: 1450 });
+    const text = log();
+    expect(isLook(text)).toBe(false);
+    expect(text).toContain("-A CACOPHONY-DNS -s 10.213.1.64/26 -i br-a -j ACCEPT\n");
+    // Docker's masquerading of the new network is before it by now.
+    expect(text).toContain("-I POSTROUTING 1 -j CACOPHONY-NAT\n");
+    expect(await machine.apply(withBridges("a"), { look: false })).toMatchObject({ looked: false, changed: [] });
+    expect(log()).toBe("");
+    writeFileSync(path("broken"), "");
+    expect(await machine.apply(withBridges("a", "b"), { look: false })).toMatchObject({ looked: true });
+    expect(isLook(log())).toBe(true);
+    expect(await machine.apply(withBridges("a", "b"))).toMatchObject({ looked: true });
   });
 
   test("gives wg its keys through a pipe, and shows them nowhere", async () => {

@@ -2,7 +2,14 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import type { NetworkPeer } from "../src/model_network.ts";
-import { OVERLAY_PORT, overlayChanges, overlayRemoval, planOverlay } from "../src/overlay_plan.ts";
+import {
+  expectedChanges,
+  OVERLAY_PORT,
+  overlayAfter,
+  overlayChanges,
+  overlayRemoval,
+  planOverlay,
+} from "../src/overlay_plan.ts";
 import type { ObservedOverlay, Overlay, OverlayStep } from "../src/overlay_plan.ts";
 import { NAMES_PORT, parseTables } from "../src/overlay_plan_firewall.ts";
 import { bareKernel, ModelKernel, verdict, type Packet } from "./overlay_model.ts";
@@ -489,6 +496,51 @@ describe("the model of a kernel", () => {
         expect(kernel.ours()).toEqual(settled(wanted).ours());
       }),
     );
+  });
+
+  test("reaches the same without a look, as networks come and go, wherever that is tried", () => {
+    const changed = fc.record({ cluster: clusters, isMoved: seldom(fc.constant(true)) });
+    let tried = 0;
+    fc.assert(
+      fc.property(clusters, fc.array(changed, { minLength: 1, maxLength: 4 }), (first, others) => {
+        const kernel = settled(first);
+        let last: ObservedOverlay | undefined = kernel.state;
+        let before = first;
+        for (const { cluster, isMoved } of others) {
+          const wanted = isMoved ? cluster : { ...cluster, peers: before.peers };
+          const devices = new Set(before.bridges.map(({ device }) => device));
+          for (const { device, subnet, internal } of wanted.bridges)
+            if (!devices.has(device) && !internal)
+              kernel.damage(`*nat\n-I POSTROUTING 1 -s ${subnet} ! -o ${device} -j MASQUERADE\nCOMMIT`);
+          const plan = planOverlay(wanted);
+          const expected: ReturnType<typeof overlayChanges> | undefined = last && expectedChanges(plan, last);
+          if (expected) tried++;
+          const observed: ObservedOverlay = expected && last ? last : kernel.state;
+          const { steps } = expected ?? overlayChanges(plan, observed);
+          kernel.run(steps);
+          expect(changes(wanted, kernel.state).steps).toEqual([]);
+          last = overlayAfter(plan, { steps, observed });
+          before = wanted;
+        }
+      }),
+    );
+    expect(tried).toBeGreaterThan(20);
+  });
+
+  test("is looked at where a new bridge may need more than rules", () => {
+    const { state } = settled(overlay());
+    const travellers = [{ address: "10.213.1.130", remote: ["10.213.2.64/26"] }];
+    const plain = planOverlay(overlay({ bridges: [bridge("a")] }));
+    const crossed = planOverlay(overlay({ bridges: [{ ...bridge("a"), travellers }] }));
+    const closed = { ...state, forwarding: new Map([...state.forwarding, ["default", false]]) };
+    const moved = planOverlay(overlay({ peers: [peer(2), peer(3)], bridges: [bridge("a")] }));
+    expect(expectedChanges(plain, state)?.steps.map(({ argv }) => argv[0])).toEqual(["iptables-restore"]);
+    for (const [plan, last] of [
+      [crossed, state],
+      [plain, closed],
+      [moved, state],
+    ] as const)
+      expect(expectedChanges(plan, last)).toBeUndefined();
   });
 
   test("has nothing of ours left after the removal", () => {
