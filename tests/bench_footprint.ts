@@ -17,6 +17,8 @@ const CONTAINERS = 100;
 const CONTAINERS_OF_JOB = 50;
 /** What began with the start, or with the last container, is over by then. */
 const CALM_MS = 15_000;
+/** And then, too, what the runtime does at first: it compiles what is used often, and looks at its heap each second. */
+const WARM_MS = 40_000;
 const SPAN_MS = 20_000;
 /** Ticks of a second in /proc, for programs always 100 (proc(5)). */
 const TICKS = 100;
@@ -50,16 +52,19 @@ async function nodes(): Promise<void> {
     await master.waitFor(/this node is up/);
     const worker = lab.host(2).cacophony(["join", address]);
     await cluster.ready(2);
-    const idle = await uses([master, worker]);
+    const young = await uses([master, worker], CALM_MS);
+    const idle = await uses([master, worker], WARM_MS);
     for (let job = 0; job < CONTAINERS / CONTAINERS_OF_JOB; job++) {
       const scale = CONTAINERS_OF_JOB * lab.hosts.length;
       await cluster.put(`job-${job}`, { services: { app: sleeper({ scale }) } });
       await cluster.settled(`job-${job}`, { timeoutMs: 300_000 });
     }
-    const full = await uses([master, worker]);
+    const full = await uses([master, worker], CALM_MS);
     print([
+      ["master, idle, first minute", young[0]],
       ["master, idle", idle[0]],
       [`master, ${CONTAINERS} containers`, full[0]],
+      ["worker, idle, first minute", young[1]],
       ["worker, idle", idle[1]],
       [`worker, ${CONTAINERS} containers`, full[1]],
     ]);
@@ -69,9 +74,9 @@ async function nodes(): Promise<void> {
 }
 
 /** What each takes when nothing is asked of it; at the same time for all. */
-async function uses(processes: readonly LabProcess[]): Promise<Use[]> {
-  console.error(`bench: nothing happens for ${(CALM_MS + SPAN_MS) / 1000} s`);
-  await Bun.sleep(CALM_MS);
+async function uses(processes: readonly LabProcess[], calmMs: number): Promise<Use[]> {
+  console.error(`bench: nothing happens for ${(calmMs + SPAN_MS) / 1000} s`);
+  await Bun.sleep(calmMs);
   const before = processes.map(({ pid }) => ({ ...ticks(pid), at: performance.now() }));
   await Bun.sleep(SPAN_MS);
   return processes.map((one, n) => {
