@@ -94,7 +94,7 @@ export class Overlay implements ExecutorOverlay {
   #chooseAt = Infinity;
   /** Attempts that the kernel refused, in a row. */
   #failures = 0;
-  /** When the kernel is to be looked at again. */
+  /** When the next pass has to look at the kernel. */
   #lookAt = 0;
   #problems = "";
   /** What `#reachable` depends on, as it was last. */
@@ -288,29 +288,32 @@ export class Overlay implements ExecutorOverlay {
     if (this.#applying || this.#stopped || !this.#network) return;
     this.#applying = true;
     this.#timer?.cancel();
-    this.#work = this.#run().finally(() => {
-      this.#applying = false;
-    });
+    this.#work = this.#run();
   }
 
   async #run(): Promise<void> {
     const { clock } = this.#options;
-    while (this.#again && !this.#stopped) {
-      this.#again = false;
-      this.#pass = this.#applyOrNote();
-      // oxlint-disable-next-line no-await-in-loop -- the kernel is brought to the newest state, one after the other
-      await this.#pass;
+    try {
+      while (this.#again && !this.#stopped) {
+        this.#again = false;
+        this.#pass = this.#applyOrNote();
+        // oxlint-disable-next-line no-await-in-loop -- the kernel is brought to the newest state, one after the other
+        await this.#pass;
+      }
+    } finally {
+      this.#applying = false;
     }
     if (this.#stopped) return;
-    const lookIn = this.#lookAt - clock.now();
-    const waitMs = this.#failures > 0 ? RETRY_MS : lookIn > 0 ? lookIn : REPAIR_MS;
+    const waitMs = this.#failures > 0 ? RETRY_MS : Math.max(0, this.#lookAt - clock.now());
     this.#timer = clock.after(waitMs, () => this.#apply());
   }
 
   async #applyOrNote(): Promise<void> {
+    const { clock } = this.#options;
     const told = this.#told;
+    const look = clock.now() >= this.#lookAt;
     try {
-      await this.#applyOnce();
+      await this.#applyOnce(look);
       this.#connected = told;
     } catch (error) {
       this.#options.log.warn("the cluster's network could not be set up here, trying again", { error });
@@ -319,10 +322,11 @@ export class Overlay implements ExecutorOverlay {
       if (!this.#state && this.#failures >= MAX_FAILURES)
         this.#enter({ mode: "none", reason: `the cluster's network could not be set up: ${describeError(error)}` });
     }
+    if (look) this.#lookAt = clock.now() + REPAIR_MS;
   }
 
-  async #applyOnce(): Promise<void> {
-    const { kernel, serveNames, clock, log } = this.#options;
+  async #applyOnce(look: boolean): Promise<void> {
+    const { kernel, serveNames, log } = this.#options;
     const network = this.#network;
     if (!network) return;
     const wanted = await this.#choose(network);
@@ -334,11 +338,8 @@ export class Overlay implements ExecutorOverlay {
     // The kernel is as the last process left it, and so are the containers that ask for names.
     if (!this.#bridges) return serveNames([own]);
     const { cidr, self, peers } = network;
-    const now = clock.now();
-    const overlay = { link: this.#link(network, wanted), cidr, self, peers, bridges };
-    const done = await kernel.apply(overlay, { look: now >= this.#lookAt });
+    const done = await kernel.apply({ link: this.#link(network, wanted), cidr, self, peers, bridges }, { look });
     this.#failures = 0;
-    if (done.looked) this.#lookAt = now + REPAIR_MS;
     if (this.#stopped) return;
     if (done.refused !== undefined) return this.#enter({ mode: "none", reason: done.refused });
     this.#mtu = done.mtu;

@@ -2,8 +2,9 @@
  * @module The cluster's network as this machine's kernel has it: looks, changes what differs from the plan, removes. By `ip`,
  * `bridge`, `iptables` and, for WireGuard, `wg`; what is to be there is `overlay_plan.ts`'s to say.
  *
- * What is to be done follows from a look, never from what was done before: killed at any moment, the next process makes good what
- * is missing, as the next look does when somebody else removed a piece. So `apply` on each change, and now and then with a look.
+ * What is to be done follows from a look, or between two looks from what the last call left. A new process begins with a look:
+ * killed at any moment, the next one makes good what is missing, as the next look does when somebody else removed a piece. So
+ * `apply` on each change, and now and then with a look.
  */
 import type { Log } from "./log.ts";
 import { CommandError, commandRunner, type CommandRunner } from "./overlay_kernel_command.ts";
@@ -41,8 +42,6 @@ export type OverlayState = {
   refused?: string;
   /** Largest packet that passes between nodes whole; job networks should have it. Undefined if the node is not connected. */
   mtu: number | undefined;
-  /** Whether the kernel was looked at. */
-  looked: boolean;
 };
 
 export type OverlayKernelOptions = {
@@ -84,7 +83,7 @@ export class OverlayKernel {
   /**
    * Makes the kernel have what the plan says, and nothing else of ours. Without `look` it goes by what the last call left where
    * that is known and only the firewall is to change: a look takes as long as the change itself.
-   * @throws {CommandError} if a command fails; the others were done, but for a firewall that fails: then nothing was.
+   * @throws {CommandError} if a command fails; the others were done, but for a firewall that fails: then none after it was.
    */
   apply(overlay: Overlay, { look = true } = {}): Promise<OverlayState> {
     return this.#inTurn(async () => {
@@ -94,12 +93,12 @@ export class OverlayKernel {
       if (!look && last) {
         const changes = expectedChanges(plan, last);
         const isDone = changes && (await this.#try(changes.steps));
-        if (isDone) return this.#done(plan, { changes, observed: last, looked: false });
+        if (isDone) return this.#done(plan, { changes, observed: last });
       }
       const observed = await observeOverlay(this.#commands);
       const changes = overlayChanges(plan, observed);
       await this.#do(changes.steps);
-      return this.#done(plan, { changes, observed, looked: true });
+      return this.#done(plan, { changes, observed });
     });
   }
 
@@ -113,20 +112,22 @@ export class OverlayKernel {
 
   #done(
     plan: OverlayPlan,
-    { changes, observed, looked }: { changes: OverlayChanges; observed: ObservedOverlay; looked: boolean },
+    { changes, observed }: { changes: OverlayChanges; observed: ObservedOverlay },
   ): OverlayState {
     const { steps, problems, mtu, refused } = changes;
     this.#last = refused === undefined ? overlayAfter(plan, { steps, observed }) : undefined;
-    return { changed: steps.flatMap(inLines), problems, mtu, looked, ...(refused !== undefined && { refused }) };
+    return { changed: steps.flatMap(inLines), problems, mtu, ...(refused !== undefined && { refused }) };
   }
 
-  /** Whether the steps could be done; if not, the kernel is not as it was. */
+  /** Whether the steps could be done; they can't where the firewall is not as it was left. @throws {CommandError} */
   async #try(steps: readonly OverlayStep[]): Promise<boolean> {
     try {
       await this.#do(steps);
       return true;
     } catch (error) {
-      this.#log.debug("the firewall is not as it was left, looking", { error });
+      // What waited in vain would only wait once more.
+      if (!(error instanceof CommandError) || error.code !== "failed") throw error;
+      this.#log.debug("the firewall could not be changed as expected, looking", { error });
       return false;
     }
   }

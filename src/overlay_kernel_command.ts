@@ -1,4 +1,4 @@
-/** @module Commands that the kernel's network is seen and changed by: run to their end, with a timeout, and errors that name them. */
+/** @module Commands that the kernel's network is seen and changed by: run with a timeout, and errors that name them. */
 
 /** What a command may take, in milliseconds: most take some ten, and `iptables-restore` waits 5 s for its lock. */
 const TIMEOUT_MS = 15_000;
@@ -23,7 +23,7 @@ export class CommandError extends Error {
 export interface CommandRunner {
   /**
    * Runs `argv` to its end, gives it `input`, and returns what it wrote to standard output; with `until` as soon as that has
-   * this text.
+   * this text, and however the command ends then.
    * @throws {CommandError}
    */
   run(argv: readonly string[], options?: { input?: string; until?: string }): Promise<string>;
@@ -64,8 +64,9 @@ async function run(argv: readonly string[], { input, until, path, enter, timeout
     child.stderr.text(),
   ]);
   output.catch(() => {});
-  const exitCode = await Promise.race([child.exited, seen.promise]);
-  if (typeof exitCode === "string") return exitCode;
+  const early = await Promise.race([seen.promise, child.exited.then(() => undefined)]);
+  if (early !== undefined) return early;
+  const { exitCode } = child;
   const command = `"${argv.join(" ")}"`;
   // What it wrote is not waited for: a child of its own may live on and keep its output open.
   if (child.signalCode === "SIGKILL") throw new CommandError("timeout", `${command} did not end in ${timeoutMs} ms`);

@@ -1,6 +1,7 @@
 /**
  * @module What the kernel of a node must have for the cluster's network, worked out from what the node knows, and the
- * commands that lead there from what it has. Pure: `planOverlay`, then `overlayChanges` with what `overlay_kernel.ts` saw;
+ * commands that lead there from what it has. Pure: `planOverlay`, then `overlayChanges` with what `overlay_kernel.ts` saw, or
+ * `expectedChanges` with what its last call left, by `overlayAfter`;
  * the packets' rules are in `overlay_plan_firewall.ts`.
  *
  * One device leads to all other nodes: a VXLAN device with fixed entries in place of learning and flooding, or a WireGuard
@@ -14,6 +15,7 @@ import { isIPv4 } from "node:net";
 import type { NetworkPeer } from "./model_network.ts";
 import {
   changedRules,
+  hasBridge,
   removedRules,
   rulesAfter,
   rulesBesideDocker,
@@ -288,9 +290,11 @@ export function overlayChanges(plan: OverlayPlan, observed: ObservedOverlay): Ov
  * the firewall may have to change.
  */
 export function expectedChanges(plan: OverlayPlan, last: ObservedOverlay): OverlayChanges | undefined {
-  const isNew = (bridge: string) => !last.forwarding.has(bridge);
+  // One that was made without a look, or went and came again, may forward and filter as nobody has seen.
+  const isNew = (bridge: string) => !last.forwarding.has(bridge) || !hasBridge(last.tables, bridge);
   const isForwarding = last.forwarding.get("default") ?? true;
   if (plan.crossed.some(isNew) || (!isForwarding && plan.bridges.some(isNew))) return undefined;
+  if (!last.addresses.some(({ address }) => address === plan.underlay)) return undefined;
   const changes = overlayChanges(plan, { ...last, tables: rulesBesideDocker(plan.rules, last.tables) });
   return changes.refused === undefined && changes.steps.every(isFirewall) ? changes : undefined;
 }

@@ -218,10 +218,19 @@ export function rulesAfter(wanted: Tables, observed: Tables): Tables {
   return new Map([...observed, ...changed]);
 }
 
-/** What `observed` becomes when Docker makes the networks whose chains it lacks: their masquerading comes before our jump. */
+/** Whether there are chains for the bridge. */
+export function hasBridge(observed: Tables, device: string): boolean {
+  return observed.get("filter")?.has(`${PREFIX}I-${device}`) ?? false;
+}
+
+/** What `observed` becomes when Docker makes the networks that it has no rules for: their masquerading comes before our jump. */
 export function rulesBesideDocker(wanted: Tables, observed: Tables): Tables {
-  const there = observed.get("filter");
-  const isNew = [...(wanted.get("filter")?.keys() ?? [])].some((chain) => !there?.has(chain));
+  const there = observed.get("filter")?.get(CHAINS.dns) ?? [];
+  // Where it has a rule for each network.
+  const isNew = wanted
+    .get("filter")
+    ?.get(CHAINS.dns)
+    ?.some((rule) => !there.includes(rule));
   const nat = observed.get("nat");
   if (!isNew || !nat) return observed;
   const rules = ["-j MASQUERADE", ...(nat.get("POSTROUTING") ?? [])];
@@ -255,10 +264,9 @@ function movedJumps(there: ReadonlyMap<string, readonly string[]>, jumps: readon
   return [...withJumps(there, jumps)].flatMap(([chain, wanted]) => {
     const rules = there.get(chain) ?? [];
     if (isSame(rules, wanted)) return [];
-    const own = jumps.filter((jump) => jump.chain === chain).map(({ to }) => `-j ${to}`);
     return [
       ...rules.filter(isOurs).map((rule) => `-D ${chain} ${rule}`),
-      ...own.map((rule) => `-I ${chain} 1 ${rule}`),
+      ...wanted.filter(isOurs).map((rule) => `-I ${chain} 1 ${rule}`),
     ];
   });
 }
@@ -266,11 +274,10 @@ function movedJumps(there: ReadonlyMap<string, readonly string[]>, jumps: readon
 /** The machine's own chains with the jumps in their first places, and nowhere else. */
 function withJumps(there: ReadonlyMap<string, readonly string[]>, jumps: readonly Jump[]): Map<string, string[]> {
   const chains = new Set([...there.keys(), ...jumps.map(({ chain }) => chain)]);
-  const wanted = (chain: string) => jumps.filter((jump) => jump.chain === chain).map(({ to }) => `-j ${to}`);
+  const own = (chain: string) => jumps.filter((jump) => jump.chain === chain).map(({ to }) => `-j ${to}`);
+  const others = (chain: string) => (there.get(chain) ?? []).filter((rule) => !isOurs(rule));
   return new Map(
-    [...chains]
-      .filter((chain) => !chain.startsWith(PREFIX))
-      .map((chain) => [chain, [...wanted(chain), ...(there.get(chain) ?? []).filter((rule) => !isOurs(rule))]]),
+    [...chains].filter((chain) => !chain.startsWith(PREFIX)).map((chain) => [chain, [...own(chain), ...others(chain)]]),
   );
 }
 

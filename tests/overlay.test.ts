@@ -78,8 +78,8 @@ class Machine {
           this.applied.push(overlay);
           this.looks.push(look);
           if (this.refused !== undefined)
-            return { changed: [], problems: [this.refused], mtu: undefined, looked: look, refused: this.refused };
-          return { changed: [], problems: [], mtu: 1_450, looked: look };
+            return { changed: [], problems: [this.refused], mtu: undefined, refused: this.refused };
+          return { changed: [], problems: [], mtu: 1_450 };
         },
         remove: async (nodeId) => void this.removed.push(nodeId),
       },
@@ -214,11 +214,50 @@ describe("a node in the cluster's network", () => {
     expect(machine.looks.length - before).toBe(13);
   });
 
+  test("has it done so also where networks come while that is due, and 5 s after a look that took long", async () => {
+    const looks: number[] = [];
+    let takes = 30;
+    const apply = async (_: unknown, { look = true } = {}): Promise<OverlayState> => {
+      if (look) looks.push(machine.clock.now() - begun);
+      await new Promise<void>((resolve) => void machine.clock.after(takes, resolve));
+      return { changed: [], problems: [], mtu: 1_450 };
+    };
+    const machine = new Machine({ kernel: { supported: async () => undefined, apply, remove: async () => {} } });
+    const begun = machine.clock.now();
+    machine.overlay.setBridges([BRIDGE]);
+    machine.overlay.receive(network());
+    await machine.clock.advance(5_010);
+    machine.overlay.setBridges([]);
+    await machine.clock.advance(40);
+    expect(looks).toEqual([0, 5_040]);
+    takes = 4_000;
+    await machine.clock.advance(20_000);
+    expect(looks).toEqual([0, 5_040, 10_070, 19_070]);
+  });
+
+  test.each([0, 1, 2, 3, 4, 5, 6, 7, 8])("has no change lost that comes %i turns after a pass", async (turns) => {
+    const seen: number[] = [];
+    const apply = async ({ bridges }: KernelOverlay): Promise<OverlayState> => {
+      seen.push(bridges.length);
+      if (seen.length === 1) void later();
+      return { changed: [], problems: [], mtu: 1_450 };
+    };
+    const later = async () => {
+      for (let turn = 0; turn < turns; turn++) await Promise.resolve();
+      machine.overlay.setBridges([]);
+    };
+    const machine = new Machine({ kernel: { supported: async () => undefined, apply, remove: async () => {} } });
+    machine.overlay.setBridges([BRIDGE]);
+    machine.overlay.receive(network());
+    await machine.clock.advance(10);
+    expect(seen).toEqual([1, 0]);
+  });
+
   test("has containers wait for bridges and other nodes that are new, and not for a look that finds all as it should be", async () => {
     const gates = [Promise.withResolvers<void>()];
     const apply = async (): Promise<OverlayState> => {
       await gates.at(-1)?.promise;
-      return { changed: [], problems: [], mtu: 1_450, looked: true };
+      return { changed: [], problems: [], mtu: 1_450 };
     };
     const machine = new Machine({ kernel: { supported: async () => undefined, apply, remove: async () => {} } });
     machine.overlay.setBridges([BRIDGE]);

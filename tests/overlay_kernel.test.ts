@@ -182,20 +182,21 @@ describe("apply()", () => {
         internal: false,
       })),
     });
-    expect(await machine.apply(overlay, { look: false })).toMatchObject({ looked: true });
+    await machine.apply(overlay, { look: false });
     expect(isLook(log())).toBe(true);
-    expect(await machine.apply(withBridges("a"), { look: false })).toMatchObject({ looked: false, mtu: 1450 });
+    expect(await machine.apply(withBridges("a"), { look: false })).toMatchObject({ mtu: 1450 });
     const text = log();
     expect(isLook(text)).toBe(false);
     expect(text).toContain("-A CACOPHONY-DNS -s 10.213.1.64/26 -i br-a -j ACCEPT\n");
     // Docker's masquerading of the new network is before it by now.
     expect(text).toContain("-I POSTROUTING 1 -j CACOPHONY-NAT\n");
-    expect(await machine.apply(withBridges("a"), { look: false })).toMatchObject({ looked: false, changed: [] });
+    expect(await machine.apply(withBridges("a"), { look: false })).toMatchObject({ changed: [] });
     expect(log()).toBe("");
     writeFileSync(path("broken"), "");
-    expect(await machine.apply(withBridges("a", "b"), { look: false })).toMatchObject({ looked: true });
+    await machine.apply(withBridges("a", "b"), { look: false });
     expect(isLook(log())).toBe(true);
-    expect(await machine.apply(withBridges("a", "b"))).toMatchObject({ looked: true });
+    await machine.apply(withBridges("a", "b"));
+    expect(isLook(log())).toBe(true);
   });
 
   test("gives wg its keys through a pipe, and shows them nowhere", async () => {

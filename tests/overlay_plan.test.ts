@@ -534,13 +534,28 @@ describe("the model of a kernel", () => {
     const crossed = planOverlay(overlay({ bridges: [{ ...bridge("a"), travellers }] }));
     const closed = { ...state, forwarding: new Map([...state.forwarding, ["default", false]]) };
     const moved = planOverlay(overlay({ peers: [peer(2), peer(3)], bridges: [bridge("a")] }));
+    // It was there under that name, has gone, and is back.
+    const before = {
+      ...state,
+      forwarding: new Map([...state.forwarding, ["br-a", true]]),
+      pathFilters: new Map([["br-a", "loose"]]),
+    };
+    const elsewhere = planOverlay(overlay({ self: { ...peer(1), underlay: "10.77.0.99" } }));
     expect(expectedChanges(plain, state)?.steps.map(({ argv }) => argv[0])).toEqual(["iptables-restore"]);
     for (const [plan, last] of [
       [crossed, state],
+      [crossed, before],
+      [elsewhere, state],
       [plain, closed],
       [moved, state],
     ] as const)
       expect(expectedChanges(plan, last)).toBeUndefined();
+  });
+
+  test("has the jump moved for a network that took the place of one with the same bridge", () => {
+    const { state } = settled(overlay({ bridges: [bridge("a")] }));
+    const plan = planOverlay(overlay({ bridges: [bridge("a", { slot: 2 })] }));
+    expect(lines(expectedChanges(plan, state)?.steps ?? [])).toContain("-I POSTROUTING 1 -j CACOPHONY-NAT");
   });
 
   test("has nothing of ours left after the removal", () => {
