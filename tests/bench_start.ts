@@ -6,7 +6,9 @@
  *
  * The clock starts before the request, and stops with the last container's own StartedAt, or the engine's note of its removal.
  */
+import { readdirSync, readFileSync, statSync } from "node:fs";
 import { cpus } from "node:os";
+import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { median } from "./bench_process.ts";
 import {
@@ -20,6 +22,7 @@ import {
   SwarmStart,
 } from "./bench_start_sides.ts";
 import { Lab, type LabHost } from "./lab.ts";
+import { tail } from "./lab_process.ts";
 import { waitUntil } from "./wait.ts";
 
 const HOSTS = 3;
@@ -27,9 +30,13 @@ const DEFAULT_RUNS = 3;
 /** Starts of the floor on one engine at once, of which the best counts. */
 const RAW_AT_ONCE = [2, 4, 8, 16];
 /** One replica takes so little that a run does it more often. */
-const SINGLES = 3;
+const SINGLES = 9;
 /** Looks at the engines take some of their time, which the floor, not looked at before it is done, would be spared. */
 const PACE = { timeoutMs: 180_000, intervalMs: 1_000 };
+
+/** Of each host, when a wait was in vain: dockerd's and the node's. */
+const LOGS = 2;
+const LOG_LINES = 30;
 
 const ROWS = {
   one: "1 replica",
@@ -62,13 +69,28 @@ export async function benchStart(args: readonly string[]): Promise<void> {
         const times = side && found.get(side);
         if (!times) continue;
         console.error(`bench: ${side.name}, ${run + 1} of ${runs}`);
-        await new Bench(lab, side).run(times);
+        await new Bench(lab, side).run(times).catch(async (error: unknown) => {
+          for (const host of lab.hosts) console.error(await remains(host));
+          throw error;
+        });
       }
     }
     print(sides, { found, runs, best });
   } finally {
     await lab.stop();
   }
+}
+
+/** What a host's engine has, and the ends of its logs: where something was waited for in vain, for the lab takes them along. */
+async function remains(host: LabHost): Promise<string> {
+  const containers = await host.docker("ps", "-a", "--format", "{{.Names}}: {{.Status}}").catch(String);
+  const names = readdirSync(host.dir).filter((name) => name.endsWith(".log"));
+  const logs = names.map((name) => ({ name, path: join(host.dir, name) }));
+  const ends = logs
+    .toSorted((one, other) => statSync(one.path).mtimeMs - statSync(other.path).mtimeMs)
+    .slice(-LOGS)
+    .map(({ name, path }) => `${name}:\n${tail(readFileSync(path, "utf8"), LOG_LINES)}`);
+  return [`bench: host ${host.number} has`, containers, ...ends].join("\n");
 }
 
 function readRuns(args: readonly string[]): number {
