@@ -13,7 +13,7 @@ import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node
 import { join, resolve } from "node:path";
 import { command, isRunning, LabProcess, mustRun, tail, type CommandResult, type Env } from "./lab_process.ts";
 import { killHost, leaveGround, takeGround, type Ground } from "./lab_ground.ts";
-import { waitUntil } from "./wait.ts";
+import { setPace, waitUntil } from "./wait.ts";
 
 const REPOSITORY = resolve(import.meta.dir, "..");
 const API_PORT = 9000;
@@ -316,6 +316,13 @@ export class LabHost {
       env: this.#env(),
       input: { file: await this.#options.busyboxTar() },
     });
+  }
+
+  /** Runs a container of `image` to its end and remembers how long that took; see `paced`. */
+  async measurePace(image: string): Promise<void> {
+    const startedAt = performance.now();
+    await this.docker("run", "--rm", image, "true");
+    setPace(performance.now() - startedAt);
   }
 
   // ---- The machine as a whole ---------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
  */
 import { Lab, type LabHost } from "./lab.ts";
 import type { Env, LabProcess } from "./lab_process.ts";
-import { waitUntil } from "./wait.ts";
+import { paced, waitUntil } from "./wait.ts";
 
 /** Short times for tests, by option as an operator would set them. */
 const TIMES: Env = {
@@ -68,6 +68,7 @@ export class LabCluster {
     const cluster = new LabCluster(lab);
     try {
       await Promise.all(lab.hosts.map((host) => host.importImage("busybox")));
+      await lab.host(1).measurePace("busybox");
       await cluster.form(nodes, { bootstrap, join });
     } catch (error) {
       await lab.stop();
@@ -155,17 +156,17 @@ export class LabCluster {
       async () => Promise.all(started.map(async (number) => (await this.lab.host(number).fetch("/readyz")).status)),
       {
         until: (statuses) => statuses.every((status) => status === 200),
-        timeoutMs: 20_000,
+        timeoutMs: paced(20_000),
       },
     );
     return waitUntil(`${count} nodes to be ready`, () => this.nodes(), {
       until: (nodes) => nodes.filter(({ state }) => state === "ready").length === count,
-      timeoutMs: 20_000,
+      timeoutMs: paced(20_000),
     });
   }
 
   /** Waits until each service of the job runs exactly its scale and nothing of it is on its way out. */
-  async settled(jobId: string, { timeoutMs = 60_000 }: { timeoutMs?: number } = {}): Promise<JobDoc> {
+  async settled(jobId: string, { timeoutMs = paced(60_000) }: { timeoutMs?: number } = {}): Promise<JobDoc> {
     return waitUntil(`job ${jobId} to run as it should`, () => this.job(jobId), {
       until: ({ services }) =>
         Object.values(services ?? { none: undefined }).every((service) => {
@@ -223,7 +224,10 @@ export class LabCluster {
           odd: found.filter(({ state }) => state !== "running"),
         };
       },
-      { until: ({ wanted, running, odd }) => odd.length === 0 && Bun.deepEquals(wanted, running), timeoutMs: 30_000 },
+      {
+        until: ({ wanted, running, odd }) => odd.length === 0 && Bun.deepEquals(wanted, running),
+        timeoutMs: paced(30_000),
+      },
     );
   }
 
@@ -235,7 +239,7 @@ export class LabCluster {
     await waitUntil(
       "all containers to be gone",
       async () => (await Promise.all(this.lab.hosts.map((host) => this.containers(host)))).flat(),
-      { until: (list) => list.length === 0, timeoutMs: 30_000 },
+      { until: (list) => list.length === 0, timeoutMs: paced(30_000) },
     );
   }
 }

@@ -9,9 +9,10 @@ import { join } from "node:path";
 import { differences, type JsonObject } from "./compose_compare.ts";
 import { Lab, type LabHost } from "./lab.ts";
 import { LabCluster } from "./lab_cluster.ts";
-import { waitUntil } from "./wait.ts";
+import { paced, waitUntil } from "./wait.ts";
 
-setDefaultTimeout(120_000);
+// Some 40 containers start at once, and the first document waits for its own among them.
+setDefaultTimeout(420_000);
 
 const ROOT = join(import.meta.dir, "real");
 const MiB = 1024 * 1024;
@@ -483,6 +484,7 @@ afterAll(async () => {
 /** An image that stays up, with the programs that health checks ask. */
 async function makeImage(): Promise<void> {
   await host.importImage("busybox");
+  await host.measurePace("busybox");
   const script =
     'cd /bin; text=$1; shift; for name; do printf %s "$text" >$name; chmod 755 $name; text="#!/bin/sh"; done';
   const groups = "printf 'dialout:x:20:\\nvideo:x:44:\\n' >>/etc/group";
@@ -570,7 +572,10 @@ async function upAndRunning(name: string): Promise<void> {
       isUp: counts[ends.includes(service) ? "exited" : "running"] === (replicas[service] ?? 1),
       seen: [service, counts, ...allocations.flatMap(({ error }) => error ?? [])],
     }));
-  await waitUntil(`job ${name} to run`, look, { until: (all) => all.every(({ isUp }) => isUp), timeoutMs: 30_000 });
+  await waitUntil(`job ${name} to run`, look, {
+    until: (all) => all.every(({ isUp }) => isUp),
+    timeoutMs: paced(60_000),
+  });
 }
 
 function placed(expected: JsonObject, name: string): JsonObject {
@@ -605,7 +610,7 @@ describe("documents in the style of real ones", () => {
       await waitUntil(
         `${service} to see what it should`,
         () => host.docker("exec", "-u", "0", id, "sh", "-c", [...pings, script].join("\n")),
-        { until: (output) => output === says, timeoutMs: 30_000 },
+        { until: (output) => output === says, timeoutMs: paced(30_000) },
       );
     }
   });

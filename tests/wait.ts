@@ -2,6 +2,22 @@
  * @module Waiting in tests: for a condition, with a deadline, never for luck.
  */
 
+/** A container's start on a quick machine, in milliseconds, by `docker run`: waits are written down for such a one. */
+const QUICK_START_MS = 600;
+/** A machine slower than this by more is not waited for. */
+const MAX_PACE = 6;
+let pace = 1;
+
+/** Says how long a container took to start here, so that waits for many of them give a slow machine its time. */
+export function setPace(startMs: number): void {
+  pace = Math.min(MAX_PACE, Math.max(1, startMs / QUICK_START_MS));
+}
+
+/** `ms` of a quick machine on this one. For a test's own beginnings, where the product promises no time. */
+export function paced(ms: number): number {
+  return ms * pace;
+}
+
 export interface WaitOptions<T> {
   /** When the probe's value counts as reached; default: when it is truthy. */
   until?: (seen: T) => boolean;
