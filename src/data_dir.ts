@@ -18,6 +18,7 @@ import {
 import { join } from "node:path";
 import * as v from "valibot";
 import { peer, StartError } from "./model.ts";
+import { lenient, list, MAX_NODES } from "./model_bounds.ts";
 import { networkMode } from "./model_network.ts";
 
 /** What a node was last started with; an option that is not given again stays as it was. */
@@ -62,8 +63,9 @@ const identity = v.object({
   has_state: v.boolean(),
   /** Newest term of a master that this node took assignments of. */
   seen_term: v.number(),
-  master: v.exactOptional(peer),
-  peers: v.array(peer),
+  // Learnt again at the next welcome: what an earlier version took for an address is no reason not to start.
+  master: v.exactOptional(lenient(peer, "master")),
+  peers: list(peer, { max: MAX_NODES, what: "peers" }),
   settings,
 });
 export type Identity = v.InferOutput<typeof identity>;

@@ -6,6 +6,7 @@
 import type { Clock, Timer } from "./clock.ts";
 import { bySlot, type ClusterState, type ServiceKey, parseServiceKey, serviceKey } from "./cluster_state.ts";
 import { exposedPorts, networkName } from "./container_options.ts";
+import { freeBlock } from "./directory_blocks.ts";
 import type { AllocationRecord } from "./model.ts";
 import type { ServiceSpec } from "./model_spec.ts";
 import type {
@@ -16,6 +17,7 @@ import type {
   NetworkPeer,
   ServiceEntry,
 } from "./model_network.ts";
+import { contains } from "./subnet.ts";
 
 /** Changes of this span are one message: a name is to be known within milliseconds of its replica's start. */
 const FLUSH_DELAY_MS = 5;
@@ -32,7 +34,7 @@ type Send = (message: NetworkMessage | DirectoryMessage) => void;
 /** Subnets of each network, by the node that has them. */
 type Places = ReadonlyMap<string, readonly { node_id: string; subnet: string }[]>;
 /** What goes into the messages of all nodes, worked out once for them; nodes in their order. */
-type Overview = { places: Places; peers: readonly NetworkPeer[]; unknown: readonly string[] };
+type Overview = { places: Places; peers: readonly NetworkPeer[]; unknown: readonly string[]; hasRoom: boolean };
 type Link = { send: Send; sentNetwork: string };
 
 export class Directory {
@@ -67,6 +69,13 @@ export class Directory {
       services: Array.from(this.#entries.values(), ({ entry }) => entry),
       gone: [],
     });
+    this.touchNetworks();
+  }
+
+  /** The node has got its first block, or there is none left: it hears of that at once, and the others soon. */
+  introduce(nodeId: string): void {
+    const link = this.#links.get(nodeId);
+    if (link) this.#sendNetwork(nodeId, { link, overview: this.#overview() });
     this.touchNetworks();
   }
 
@@ -143,12 +152,15 @@ export class Directory {
   }
 
   #overview(): Overview {
-    const { state } = this.#options;
-    const ids = [...state.nodes.keys()].toSorted();
+    const { state, network } = this.#options;
+    // Who has no block yet has no networks either, and nothing to do with those of others.
+    const all = [...state.nodes.values()].filter(({ subnets }) => subnets !== undefined);
+    const ids = all.map(({ node_id }) => node_id).toSorted();
     return {
       places: this.#places(ids),
       peers: ids.flatMap((id) => this.#peer(id) ?? []),
       unknown: ids.filter((id) => !state.views.get(id)?.overlay && !state.isDown(id)),
+      hasRoom: all.length < state.nodes.size && freeBlock(state, network().cidr) !== undefined,
     };
   }
 
@@ -157,7 +169,10 @@ export class Directory {
     const { state } = this.#options;
     const places = new Map<string, { node_id: string; subnet: string }[]>();
     for (const node_id of ids) {
+      const { subnets = [] } = state.nodes.get(node_id) ?? {};
       for (const { network, subnet } of state.views.get(node_id)?.overlay?.networks ?? []) {
+        // What a node says becomes rules on others, so it is about its own addresses and no others.
+        if (!subnets.some((block) => contains(block, subnet))) continue;
         const known = places.get(network);
         if (known) known.push({ node_id, subnet });
         else places.set(network, [{ node_id, subnet }]);
@@ -175,10 +190,12 @@ export class Directory {
     link.send(message);
   }
 
-  #networkOf(nodeId: string, { places, peers, unknown: all }: Overview): NetworkMessage | undefined {
+  #networkOf(nodeId: string, { places, peers, unknown: all, hasRoom }: Overview): NetworkMessage | undefined {
     const { state, network } = this.#options;
     const node = state.nodes.get(nodeId);
     if (!node) return undefined;
+    // It gets a block when it is ready; without a message it starts nothing until then.
+    if (!node.subnets && hasRoom) return undefined;
     const { underlay = "", subnets = [] } = node;
     const key = state.views.get(nodeId)?.overlay?.public_key;
     const self = { node_id: nodeId, underlay, subnets, ...(key !== undefined && { public_key: key }) };
@@ -251,7 +268,24 @@ export class Directory {
     if (!status?.addresses || status.addresses.length === 0) return undefined;
     const isUp = status.state === "running" && (status.health ?? "healthy") === "healthy";
     const ready = isUp && desired === "run" && !state.isDown(node_id);
-    return { allocation_id, slot, node_id, ready, addresses: status.addresses };
+    return { allocation_id, slot, node_id, ready, addresses: this.#own(node_id, status.addresses) };
+  }
+
+  /**
+   * A replica's addresses, of the cluster's range those in its node's blocks: where it has several, each lets the others through on
+   * other nodes. A node without the network takes addresses from anywhere in the range; of those one is told, which does nothing.
+   */
+  #own(nodeId: string, addresses: Endpoint["addresses"]): Endpoint["addresses"] {
+    const { state, network } = this.#options;
+    if (addresses.length < 2) return addresses;
+    const range = network().cidr;
+    const { subnets = [] } = state.nodes.get(nodeId) ?? {};
+    const isForeign = (address: string) =>
+      contains(range, address) && !subnets.some((block) => contains(block, address));
+    const kept = addresses.filter(({ address }) => !isForeign(address));
+    const isNone = !kept.some(({ address }) => contains(range, address));
+    const first = isNone && addresses.find(({ address }) => isForeign(address));
+    return first ? addresses.filter((one) => one === first || kept.includes(one)) : kept;
   }
 }
 

@@ -3,16 +3,17 @@
  * each node last reported. Owns the `NodeView`s; tells the Scheduler which services to look at again. The node's side is
  * `session.ts`.
  */
-import * as v from "valibot";
 import type { Clock, Timer } from "./clock.ts";
 import { newView, type NodeView } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
+import { Newcomers } from "./membership_newcomers.ts";
 import { messageWriter, PeerNews } from "./membership_peers.ts";
+import { platformOf } from "./membership_records.ts";
 import { engineInUse, type Refusal, refusalOf } from "./membership_refusals.ts";
+import { ownNetworks, readNodeMessage, ReportFaults } from "./membership_reports.ts";
 import { type Hold, Silence } from "./membership_silence.ts";
 import type {
-  Change,
   EngineStatus,
   Heartbeat,
   Hello,
@@ -22,11 +23,11 @@ import type {
   Peer,
   StatusReport,
 } from "./model.ts";
-import { nodeMessage } from "./model.ts";
+import { MAX_BLOCKS, MAX_CONTAINERS } from "./model_bounds.ts";
 import type { NodeNetwork } from "./model_network.ts";
 import type { Scheduler } from "./scheduler.ts";
 import { lostLeavers } from "./scheduler_nodes.ts";
-import { freeSubnet } from "./subnet.ts";
+import { freeBlock } from "./directory_blocks.ts";
 import type { Channel } from "./transport.ts";
 
 /** One open connection of a node. */
@@ -38,8 +39,6 @@ const SWEEPS_PER_HEARTBEAT = 4;
 const RECENT_HEARTBEATS = 1.25;
 /** Heartbeats after which a connected node that says nothing is not ready. */
 const SILENT_HEARTBEATS = 2.5;
-/** A node's block of the cluster's range: 256 addresses. */
-const BLOCK_BITS = 24;
 /** A connection that does not say who it is by then is closed. */
 const HELLO_TIMEOUT_MS = 5_000;
 
@@ -75,6 +74,8 @@ export class Membership {
   readonly #write = messageWriter();
   /** Lost nodes whose leaving is being written down. */
   readonly #removing = new Set<string>();
+  readonly #newcomers: Newcomers;
+  readonly #faults: ReportFaults;
   #sweepTimer: Timer | undefined;
   #sweptAt = 0;
   #sweepDueAt = 0;
@@ -85,6 +86,17 @@ export class Membership {
 
   constructor(options: MembershipOptions) {
     this.#options = options;
+    this.#newcomers = new Newcomers({
+      ...options,
+      selfId: options.self.node_id,
+      onSettled: (nodeId) => {
+        this.#peerNews.notice();
+        this.#judgeNode(nodeId);
+      },
+      onForgotten: (nodeId) => this.#forget(nodeId),
+      writeFailed: (error) => this.#writeFailed(error),
+    });
+    this.#faults = new ReportFaults(options.log);
     const { nodeTimeoutMs, heartbeatIntervalMs, massFailureHoldMs: holdMs = DEFAULT_MASS_FAILURE_HOLD_MS } = options;
     this.#peerNews = new PeerNews({
       ...options,
@@ -138,19 +150,20 @@ export class Membership {
     const timeout = this.#options.clock.after(HELLO_TIMEOUT_MS, () => channel.close());
     return {
       onMessage: (text) => {
-        const parsed = v.safeParse(nodeMessage, parseJson(text));
-        if (!parsed.success) {
-          this.#options.log.warn("closed a session with an unreadable message", {
-            node: nodeId,
-            issue: parsed.issues[0].message,
-          });
+        const read = readNodeMessage(text, { isHello: nodeId === undefined });
+        if (!read.ok) {
+          this.#options.log.warn("closed a session with an unreadable message", { node: nodeId, fault: read.fault });
+          const message = `the master cannot read what this node says of itself: ${read.fault}`;
+          if (nodeId === undefined && !connecting) link.send({ type: "refused", code: "bad_hello", message });
           return channel.close();
         }
-        if (nodeId !== undefined) return this.#receive(nodeId, { link, message: parsed.output });
-        if (parsed.output.type !== "hello" || connecting) return channel.close();
+        const { output: message, leftOut } = read;
+        if (nodeId !== undefined) return this.#receive(nodeId, { link, message, leftOut });
+        if (message.type !== "hello" || connecting) return channel.close();
         connecting = true;
         timeout.cancel();
-        this.#connect(parsed.output, link).then(
+        this.#faults.tell(message.node_id, leftOut);
+        this.#connect(message, link).then(
           (id) => {
             nodeId = id;
             if (id !== undefined && closed) this.#disconnect(id, link);
@@ -175,25 +188,26 @@ export class Membership {
    */
   async #connect(hello: Hello, link: NodeLink): Promise<string | undefined> {
     if (this.#refuses(hello, link)) return undefined;
-    let record: NodeRecord | undefined;
-    await this.#options.scheduler.change(() => {
-      const next = this.#recordFor(hello);
-      record = next;
-      const put: Change[] = sameRecord(next, this.#state.nodes.get(next.node_id))
-        ? []
-        : [{ op: "put", kind: "node", record: next }];
-      const isBack = this.#state.departures.has(next.node_id) && !next.drain?.leave;
-      return isBack ? [...put, { op: "delete", kind: "departure", key: next.node_id }] : put;
-    });
+    const record = await this.#newcomers.record(hello);
+    if (!record) {
+      // Without a refusal: a node takes most of those for final, and this one may come in when it tries again.
+      this.#options.log.warn("too many new nodes at once: this one has to try again", { address: hello.address });
+      link.close();
+      return undefined;
+    }
     // Asked again: another node on the same engine may have come in while this one's record was being stored.
-    if (!record || this.#refuses(hello, link)) return undefined;
+    if (this.#refuses(hello, link)) return undefined;
     this.#open(record, { hello, link });
     return record.node_id;
   }
 
   /** A message of a connected node. Messages of a link that was replaced are dropped. */
-  #receive(nodeId: string, { link, message }: { link: NodeLink; message: NodeMessage }): void {
+  #receive(
+    nodeId: string,
+    { link, message, leftOut }: { link: NodeLink; message: NodeMessage; leftOut: string[] },
+  ): void {
     if (this.#links.get(nodeId) !== link) return;
+    this.#faults.tell(nodeId, leftOut);
     const view = this.#state.views.get(nodeId);
     if (!view) return link.close(); // It was removed while its Docker Engine was dead.
     view.lastSeen = this.#options.clock.now();
@@ -260,65 +274,6 @@ export class Membership {
     return [...this.#state.nodes.values()].find((node) => node.engine_id === engineId && this.#links.has(node.node_id));
   }
 
-  #recordFor(hello: Hello): NodeRecord {
-    const engineId = hello.engine.engine_id;
-    // A node that lost its data directory joins anew; its Docker Engine tells who it was, and with its id it gets its containers back.
-    const isOnEngine = (node: { engine_id?: string }) => engineId !== undefined && node.engine_id === engineId;
-    const isNew = hello.cluster_id === undefined;
-    const former = isNew ? [...this.#state.nodes.values()].find(isOnEngine) : this.#state.nodes.get(hello.node_id);
-    // A machine that comes again is whom it was, so that data on it are found; one that was removed while it was away, and does
-    // not know, has to leave what it runs.
-    const { departures } = this.#state;
-    const gone = departures.get(hello.node_id);
-    const departed = former ? undefined : isNew ? ([...departures.values()].find(isOnEngine) ?? gone) : gone;
-    const isDue = !isNew && departed !== undefined;
-    const node_id = former?.node_id ?? departed?.node_id ?? hello.node_id;
-    const knownEngine = engineId ?? former?.engine_id ?? departed?.engine_id;
-    const now = this.#options.clock.now();
-    const leave: NodeRecord["drain"] = { started_at: now, deadline_at: now, force: false, leave: true };
-    const drain = isDue ? leave : former?.drain;
-    return {
-      node_id,
-      node_name: this.#freeName(hello.node_name, node_id),
-      address: hello.address,
-      role: node_id === this.#options.self.node_id ? "master" : "worker",
-      availability: isDue ? "drain" : (former?.availability ?? "active"),
-      ...(drain && { drain }),
-      ...this.#networkFor(hello, former),
-      labels: hello.labels,
-      set_labels: former?.set_labels ?? [],
-      ...platformOf(hello.engine, former),
-      ...(knownEngine !== undefined && { engine_id: knownEngine }),
-      joined_at: former?.joined_at ?? this.#options.clock.now(),
-    };
-  }
-
-  /** Its place in the cluster's network: a node keeps its first block while it is a member. */
-  #networkFor(hello: Hello, former: NodeRecord | undefined): Pick<NodeRecord, "underlay" | "subnets"> {
-    // A name that could not be looked up this time leads where it led before.
-    const underlay = hello.underlay ?? (hello.address === former?.address ? former.underlay : undefined);
-    const subnets = former?.subnets ?? this.#moreBlocks([]);
-    return { ...(underlay === undefined ? {} : { underlay }), ...(subnets ? { subnets } : {}) };
-  }
-
-  /** These blocks and a further one; undefined when the cluster's range has none left. */
-  #moreBlocks(own: readonly string[]): string[] | undefined {
-    const { network_cidr } = this.#options.scheduler.cluster;
-    const taken = [...this.#state.nodes.values()].flatMap(({ subnets = [] }) => subnets);
-    const block = freeSubnet(network_cidr, { taken: [...taken, ...own], bits: BLOCK_BITS });
-    return block === undefined ? undefined : [...own, block];
-  }
-
-  /** Names need not be unique: a second equal one gets a suffix, and keeps it while the first is there. */
-  #freeName(wanted: string, nodeId: string): string {
-    const taken = new Set(
-      [...this.#state.nodes.values()].filter((node) => node.node_id !== nodeId).map((node) => node.node_name),
-    );
-    let name = wanted;
-    for (let n = 2; taken.has(name); n++) name = `${wanted}-${n}`;
-    return name;
-  }
-
   #open(record: NodeRecord, { hello, link }: { hello: Hello; link: NodeLink }): void {
     const { scheduler, log, clock, self, heartbeatIntervalMs, nodeTimeoutMs } = this.#options;
     const nodeId = record.node_id;
@@ -330,6 +285,7 @@ export class Membership {
     this.#state.views.set(nodeId, view);
     Object.assign(view, { connected: true, isHeard: true, lastSeen: clock.now(), version: hello.version });
     this.#silence.forget(nodeId);
+    this.#newcomers.begin(nodeId);
     this.#noteEngine(nodeId, { view, engine: hello.engine });
     // Of an earlier session: kept for readers, but nothing is concluded from them until the node has reported in full.
     Object.assign(view, { reported: false, applied: undefined });
@@ -351,7 +307,9 @@ export class Membership {
   }
 
   #peers(): Peer[] {
-    return [...this.#state.nodes.values()].map(({ node_id, address }) => ({ node_id, address }));
+    // Where to look for a master: strangers say nothing about that.
+    const members = [...this.#state.nodes.values()].filter(({ never_ready }) => never_ready === undefined);
+    return members.map(({ node_id, address }) => ({ node_id, address }));
   }
 
   // ---- Reports --------------------------------------------------------------------------------------------------------
@@ -369,7 +327,7 @@ export class Membership {
     view.noSecrets = heartbeat.no_secrets;
     view.fullDisk = heartbeat.full_disk;
     this.#roomChanged = true;
-    this.#overlay(nodeId, { view, overlay: heartbeat.overlay });
+    this.#overlay(nodeId, { view, told: heartbeat.overlay });
     this.#judge(nodeId, view);
     const engineId = heartbeat.engine.engine_id;
     const record = this.#state.nodes.get(nodeId);
@@ -391,10 +349,12 @@ export class Membership {
       .catch((error: unknown) => this.#writeFailed(error));
   }
 
-  #overlay(nodeId: string, { view, overlay }: { view: NodeView; overlay: NodeNetwork | undefined }): void {
+  #overlay(nodeId: string, { view, told }: { view: NodeView; told: NodeNetwork | undefined }): void {
     const { scheduler, log } = this.#options;
     // A process that has just started does not know yet; what its kernel has is what the last one told.
-    if (!overlay) return;
+    if (!told) return;
+    const { overlay, faults } = ownNetworks(told, this.#state.nodes.get(nodeId) ?? {});
+    this.#faults.tell(nodeId, faults);
     if (!Bun.deepEquals(view.overlay, overlay)) scheduler.directory.touchNetworks();
     view.overlay = overlay;
     if (!overlay.full) return;
@@ -402,8 +362,11 @@ export class Membership {
       const record = this.#state.nodes.get(nodeId);
       // A node that has not heard of its latest block yet may have room in that.
       const isCurrent = record?.subnets?.length === overlay.blocks;
-      const subnets = record && isCurrent ? this.#moreBlocks(record.subnets ?? []) : undefined;
-      if (!record || !subnets) return [];
+      const { subnets: own = [] } = record ?? {};
+      const block =
+        isCurrent && own.length < MAX_BLOCKS ? freeBlock(this.#state, scheduler.cluster.network_cidr) : undefined;
+      if (!record || block === undefined) return [];
+      const subnets = [...own, block];
       log.info("a node gets a further block of addresses", { node: nodeId, subnets });
       return [{ op: "put", kind: "node", record: { ...record, subnets } } as const];
     };
@@ -420,7 +383,9 @@ export class Membership {
       view.statuses.clear();
       view.reported = true;
     }
-    for (const status of report.allocations) view.statuses.set(status.allocation_id, status);
+    for (const status of report.allocations)
+      if (view.statuses.size < MAX_CONTAINERS || view.statuses.has(status.allocation_id))
+        view.statuses.set(status.allocation_id, status);
     for (const id of report.gone) view.statuses.delete(id);
     this.#noteHealth(view);
     if (report.applied) view.applied = report.applied;
@@ -429,8 +394,9 @@ export class Membership {
     const records = [...changed].flatMap((id) => this.#state.allocations.get(id) ?? []);
     this.#options.scheduler.wake(records.map(serviceKey));
     this.#confirm(nodeId, report.removals_done);
+    const isOwn = (id: string) => this.#state.allocations.get(id)?.node_id === nodeId;
     const found = report.allocations.flatMap(({ allocation_id, resolved_digest: digest }) =>
-      digest === undefined ? [] : [{ allocation_id, digest }],
+      digest === undefined || !isOwn(allocation_id) ? [] : [{ allocation_id, digest }],
     );
     // Where this fails, the node goes on with the digest that it found.
     this.#options.scheduler.settleDigests(found).catch((error: unknown) => this.#writeFailed(error));
@@ -441,7 +407,7 @@ export class Membership {
     const { scheduler } = this.#options;
     this.#unconfirmed.delete(nodeId);
     const confirm = async () => {
-      const done = removalsDone.filter((id) => this.#state.removals.has(id));
+      const done = removalsDone.filter((id) => this.#state.removals.get(id)?.node_id === nodeId);
       await scheduler.change(() => done.map((key) => ({ op: "delete", kind: "removal", key })));
       if (done.length > 0) scheduler.wakeBlocked();
       await scheduler.recordEnds(nodeId);
@@ -480,13 +446,16 @@ export class Membership {
     const wasHeld = this.hold !== undefined;
     this.#silence.judge(
       Array.from(this.#state.views, ([node_id, { lastSeen, isHeard = false, engine }]) => {
-        return { node_id, lastSeen, isHeard, wasReady: engine?.state !== "unready", isSelf: node_id === self.node_id };
+        const isNew = this.#state.nodes.get(node_id)?.never_ready === true;
+        const wasReady = engine?.state !== "unready" && !isNew;
+        return { node_id, lastSeen, isHeard, wasReady, isNew, isSelf: node_id === self.node_id };
       }),
       now,
     );
     this.#tellHold(wasHeld);
     for (const [nodeId, view] of this.#state.views) this.#judge(nodeId, view);
     this.#removeLost(now);
+    this.#newcomers.forgetStrangers();
     for (const [nodeId, removalsDone] of this.#unconfirmed) this.#confirm(nodeId, removalsDone);
     if (this.#roomChanged && now - this.#toldOfRoomAt > 1.5 * stepMs) {
       this.#isRoomWanted = scheduler.wakeBlocked();
@@ -551,6 +520,15 @@ export class Membership {
     }
   }
 
+  /** What is known beside the record of a node that never was ready. */
+  #forget(nodeId: string): void {
+    this.#options.log.info("forgot a node that never was ready", { node: nodeId });
+    this.#links.get(nodeId)?.close();
+    for (const known of [this.#links, this.#instances, this.#engineDownSince]) known.delete(nodeId);
+    this.#silence.forget(nodeId);
+    this.#faults.forget(nodeId);
+  }
+
   #verdict(nodeId: string, view: NodeView): { state: NodeView["state"]; reason: string } {
     const { clock, heartbeatIntervalMs } = this.#options;
     const silentMs = clock.now() - view.lastSeen;
@@ -564,6 +542,7 @@ export class Membership {
     if (view.engine?.state === "unready") return { state: "unready", reason: view.engine.reason };
     if (!view.resources) return { state: "unready", reason: "no reading of its resources yet" };
     if (!view.reported) return { state: "unready", reason: "has not reported its containers yet" };
+    if (!this.#newcomers.isSettled(nodeId)) return { state: "unready", reason: "gets its block of addresses" };
     return { state: "ready", reason: "" };
   }
 
@@ -597,28 +576,9 @@ export class Membership {
     this.#links.delete(nodeId);
     this.#instances.delete(nodeId);
     this.#silence.forget(nodeId);
+    this.#faults.forget(nodeId);
     this.#options.scheduler.detach(nodeId);
     link?.close();
     this.#peerNews.notice();
-  }
-}
-
-/** The platform as the Engine tells it, or as it was known before. */
-function platformOf(engine: EngineStatus | undefined, former: NodeRecord | undefined): Pick<NodeRecord, "platform"> {
-  const platform = engine?.state === "ready" ? engine.platform : former?.platform;
-  return platform ? { platform } : {};
-}
-
-function sameRecord(a: NodeRecord, b: NodeRecord | undefined): boolean {
-  return (
-    b !== undefined && Object.entries(a).every(([key, value]) => Bun.deepEquals(value, b[key as keyof NodeRecord]))
-  );
-}
-
-function parseJson(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
   }
 }

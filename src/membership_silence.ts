@@ -16,6 +16,8 @@ export type Heard = {
   isHeard: boolean;
   /** Whether it could work when it was last heard of. */
   wasReady: boolean;
+  /** It was never ready: one that anybody may have invented says nothing about the network. */
+  isNew?: boolean;
   /** The master's own node, which says nothing about the network. */
   isSelf: boolean;
 };
@@ -73,7 +75,8 @@ export class Silence {
     for (const nodeId of [...this.#lost, ...this.#held]) if (!members.has(nodeId)) this.forget(nodeId);
     const others = nodes.filter(({ isSelf }) => !isSelf);
     // A master that has just started knows little: it waits once for most nodes, and twice where even those are missing.
-    const haveReported = nodes.filter(({ isHeard }) => isHeard).length * 2 > nodes.length;
+    const proven = nodes.filter(({ isNew }) => !isNew);
+    const haveReported = proven.filter(({ isHeard }) => isHeard).length * 2 > proven.length;
     const limitMs = (isHeard: boolean) => (isHeard || haveReported ? nodeTimeoutMs : 2 * nodeTimeoutMs);
     const isSilent = ({ lastSeen }: Heard) => now - lastSeen > suspectMs;
     for (const node of nodes) {

@@ -8,7 +8,8 @@
  * a JavaScript object is no safe place for it.
  */
 import * as v from "valibot";
-import { directoryMessage, networkMessage, networkMode, nodeNetwork } from "./model_network.ts";
+import * as b from "./model_bounds.ts";
+import { directoryMessage, networkAddress, networkMessage, networkMode, nodeNetwork } from "./model_network.ts";
 import { count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
 
 /** Version of the node-to-master protocol; a node with another one is refused with both numbers. */
@@ -160,8 +161,10 @@ export const nodeRecord = v.object({
   engine_id: v.exactOptional(v.string()),
   /** IPv4 address that packets between containers of different nodes travel to. */
   underlay: v.exactOptional(v.string()),
-  /** Blocks of the cluster's range (CIDR) that are this node's for as long as it is a member. */
+  /** Blocks of the cluster's range (CIDR) that are this node's for as long as it is a member. Absent: it gets one when it is ready. */
   subnets: v.exactOptional(strings),
+  /** It has said hello and was never ready. Absent: it was, or its record is older than this mark. */
+  never_ready: v.exactOptional(v.literal(true)),
   joined_at: count,
 });
 export type NodeRecord = v.InferOutput<typeof nodeRecord>;
@@ -265,38 +268,50 @@ export function keyOf(change: Change): string {
 
 /** What a machine has, as the cluster may use it. Bytes and CPUs. */
 export const resources = v.object({
-  total_memory: count,
-  used_memory: count,
-  available_memory: count,
-  cpus: v.number(),
-  used_cpus: v.number(),
+  total_memory: b.safeCount,
+  used_memory: b.safeCount,
+  available_memory: b.safeCount,
+  /** Above 0: shares are told by it. */
+  cpus: v.pipe(b.cpus, v.gtValue(0)),
+  used_cpus: b.cpus,
   /** Host ports that something other than this cluster holds: `tcp/80`. */
-  taken_ports: strings,
+  taken_ports: b.list(b.takenPort, { max: b.MAX_TAKEN_PORTS, what: "taken_ports" }),
   /** Those of them that the Engine holds for a container that is gone, until it is started anew. */
-  lost_ports: v.exactOptional(strings),
+  lost_ports: v.exactOptional(b.list(b.takenPort, { max: b.MAX_TAKEN_PORTS, what: "lost_ports" })),
   /** UUIDs of the GPUs that the NVIDIA driver lists, in its order. */
-  gpus: v.exactOptional(strings),
+  gpus: v.exactOptional(b.list(b.name, { max: b.MAX_SEVERAL, what: "gpus" })),
   /** Of the file system that Docker keeps its data on; absent: it is not of this machine. Bytes. */
-  disk: v.exactOptional(v.object({ total: count, available: count })),
+  disk: v.exactOptional(v.object({ total: b.safeCount, available: b.safeCount })),
 });
 export type Resources = v.InferOutput<typeof resources>;
 
 export const publishedPort = v.object({
   container_port: port,
   protocol: v.picklist(["tcp", "udp", "sctp"]),
-  host_ip: v.string(),
+  host_ip: b.hostIp,
   host_port: port,
 });
 export type PublishedPort = v.InferOutput<typeof publishedPort>;
 
 /** How far a pull is, as far as Docker tells: the sizes of layers become known one after the other. */
 export const pullProgress = v.object({
-  layers_done: count,
-  layers_total: count,
-  bytes_done: count,
-  bytes_total: count,
+  layers_done: b.safeCount,
+  layers_total: b.safeCount,
+  bytes_done: b.safeCount,
+  bytes_total: b.safeCount,
 });
 export type PullProgress = v.InferOutput<typeof pullProgress>;
+
+/** A `containerEnd` as a node tells it, which histories keep. */
+const reportedEnd = v.object({
+  exit_code: v.exactOptional(b.safeNumber),
+  signal: v.exactOptional(b.line(b.MAX_WORD)),
+  oom_killed: v.boolean(),
+  error: v.exactOptional(b.text(b.MAX_ERROR_CHARS)),
+  started_at: v.exactOptional(b.safeCount),
+  finished_at: v.exactOptional(b.safeCount),
+  log_tail: b.list(b.line(b.MAX_LINE), { max: b.MAX_TAIL_LINES, what: "log_tail" }),
+});
 
 /**
  * An allocation as its node sees it. `exited`: the container ended and either starts again after a backoff (`final` false)
@@ -304,59 +319,73 @@ export type PullProgress = v.InferOutput<typeof pullProgress>;
  * Times are milliseconds since 1970.
  */
 export const allocationStatus = v.object({
-  allocation_id: v.string(),
+  allocation_id: b.id,
   state: v.picklist(["pending", "pulling", "starting", "running", "exited", "failed", "stopping"]),
   final: v.boolean(),
-  container_id: v.exactOptional(v.string()),
+  container_id: v.exactOptional(b.name),
   /** What Docker's health check says of a running container; absent: it has none. */
   health: v.exactOptional(v.picklist(["starting", "healthy", "unhealthy"])),
-  ports: v.array(publishedPort),
+  ports: b.list(publishedPort, { max: b.MAX_TAKEN_PORTS, what: "ports" }),
   /** IPv4 addresses on the networks of its job, while it runs. */
-  addresses: v.exactOptional(v.array(v.object({ network: v.string(), address: v.string() }))),
-  restarts: count,
-  exit_code: v.exactOptional(v.number()),
-  error: v.exactOptional(v.string()),
+  addresses: v.exactOptional(b.list(networkAddress, { max: b.MAX_SEVERAL, what: "addresses" })),
+  restarts: b.safeCount,
+  exit_code: v.exactOptional(b.safeNumber),
+  error: v.exactOptional(b.text(b.MAX_ERROR_CHARS)),
   /** Ends and refused starts in a row, since it last ran soundly. Absent: 0. */
-  failures: v.exactOptional(count),
+  failures: v.exactOptional(b.safeCount),
   /** When it is started next, while it waits for that. */
-  next_start_at: v.exactOptional(count),
+  next_start_at: v.exactOptional(b.safeCount),
   /** How its last run ended, whether it runs again or not. */
-  last_end: v.exactOptional(containerEnd),
+  last_end: v.exactOptional(reportedEnd),
   /** While its image is pulled. */
   pull: v.exactOptional(pullProgress),
   /** Id of the image that its container was made of, and the digest it has in its registry, where one is known. */
-  image_id: v.exactOptional(v.string()),
-  image_digest: v.exactOptional(v.string()),
+  image_id: v.exactOptional(b.name),
+  image_digest: v.exactOptional(b.name),
   /** The digest that this node found its image's tag to stand for: a proposal, for all replicas are to run the same. */
-  resolved_digest: v.exactOptional(v.string()),
-  started_at: v.exactOptional(count),
-  finished_at: v.exactOptional(count),
+  resolved_digest: v.exactOptional(b.lenient(b.digest, "resolved_digest")),
+  started_at: v.exactOptional(b.safeCount),
+  finished_at: v.exactOptional(b.safeCount),
 });
 export type AllocationStatus = v.InferOutput<typeof allocationStatus>;
+
+const genericResource = v.object({
+  kind: b.name,
+  count: b.safeCount,
+  ids: v.exactOptional(b.list(b.name, { max: b.MAX_SEVERAL, what: "ids" })),
+});
 
 /** The Docker Engine beside a node, as the node last saw it. */
 export const engineStatus = v.variant("state", [
   v.object({
     state: v.literal("ready"),
-    engine_id: v.string(),
-    docker_version: v.string(),
-    api_version: v.string(),
-    platform,
+    engine_id: b.line(b.MAX_WORD),
+    docker_version: b.line(b.MAX_WORD),
+    api_version: b.line(b.MAX_WORD),
+    platform: v.object({ os: b.line(b.MAX_WORD), arch: b.line(b.MAX_WORD) }),
     /** What the operator named (dockerd's `node-generic-resources`); `ids` where each has a name of its own. */
-    generic_resources: v.exactOptional(v.array(v.object({ kind: v.string(), count, ids: v.exactOptional(strings) }))),
+    generic_resources: v.exactOptional(b.list(genericResource, { max: b.MAX_SEVERAL, what: "generic_resources" })),
     /** Whether it can hand out NVIDIA GPUs, if there are any. */
     has_gpus: v.exactOptional(v.boolean()),
   }),
-  v.object({ state: v.literal("unready"), reason: v.string(), engine_id: v.exactOptional(v.string()) }),
+  v.object({
+    state: v.literal("unready"),
+    reason: b.text(b.MAX_ERROR_CHARS),
+    engine_id: v.exactOptional(b.line(b.MAX_WORD)),
+  }),
 ]);
 export type EngineStatus = v.InferOutput<typeof engineStatus>;
 
 /** A container that carries the label of a cluster which this node does not belong to. Listed, never touched. */
-export const foreignContainer = v.object({ container_id: v.string(), name: v.string(), cluster_id: v.string() });
+export const foreignContainer = v.object({
+  container_id: b.line(b.MAX_WORD),
+  name: b.line(b.MAX_NAME),
+  cluster_id: b.line(b.MAX_WORD),
+});
 export type ForeignContainer = v.InferOutput<typeof foreignContainer>;
 
 /** Position in the order of assignments: a higher term wins, then a higher revision. */
-export const order = v.object({ term: count, revision: count });
+export const order = v.object({ term: b.safeCount, revision: b.safeCount });
 export type Order = v.InferOutput<typeof order>;
 
 /** Whether `a` comes before `b`. */
@@ -368,8 +397,8 @@ export function isOlder(a: Order, b: Order): boolean {
 
 /** `digest`: what is pulled where the image is absent. `refresh`: what is on the node must be that digest, too. */
 export const assignedImage = v.object({
-  allocation_id: v.string(),
-  digest: v.exactOptional(v.string()),
+  allocation_id: b.id,
+  digest: v.exactOptional(b.digest),
   refresh: v.boolean(),
 });
 export type AssignedImage = v.InferOutput<typeof assignedImage>;
@@ -377,17 +406,36 @@ export type AssignedImage = v.InferOutput<typeof assignedImage>;
 export const clusterLogin = v.object({ host: v.string(), username: v.string(), password: v.string() });
 export type ClusterLogin = v.InferOutput<typeof clusterLogin>;
 
-/** All that one node must run: the full set, never a difference. What is not in it is stopped and removed. */
+const ids = { allocation_id: b.id, job_id: b.id, node_id: b.id };
+
+/** A definition that a node may go by: what it names on the node's disk and at the master are names, and lead nowhere else. */
+const assignedSpec = v.pipe(
+  specRecord,
+  v.check(({ spec }) => {
+    const files = spec.files ?? [];
+    const secrets = spec.mounts.flatMap((mount) => (mount.type === "secret" ? [mount.secret_id] : []));
+    const isHash = (text: string) => v.is(b.sha256, text);
+    return (
+      files.every(({ path, chunks }) => b.isPlainPath(path) && chunks.every(isHash)) &&
+      secrets.every((secret) => v.is(b.id, secret))
+    );
+  }, "names a file, a part of one, or a secret by what is not a name"),
+);
+
+/**
+ * All that one node must run: the full set, never a difference. What is not in it is stopped and removed, so it is taken in
+ * whole or not at all.
+ */
 export const assignments = v.object({
   type: v.literal("assignments"),
   order,
-  specs: v.array(specRecord),
-  allocations: v.array(allocationRecord),
-  removals: v.array(removalRecord),
+  specs: b.wholeList(assignedSpec, b.MAX_CONTAINERS),
+  allocations: b.wholeList(v.object({ ...allocationRecord.entries, ...ids }), b.MAX_CONTAINERS),
+  removals: b.wholeList(v.object({ ...removalRecord.entries, removal_id: b.id, job_id: b.id }), b.MAX_SERVICES),
   /** What is settled about the images of allocations; an allocation without an entry may run what is on the node. */
-  images: v.exactOptional(v.array(assignedImage)),
+  images: v.exactOptional(b.wholeList(assignedImage, b.MAX_CONTAINERS)),
   /** For the registries of the images above only. */
-  logins: v.exactOptional(v.array(clusterLogin)),
+  logins: v.exactOptional(b.wholeList(clusterLogin, b.MAX_SEVERAL)),
 });
 export type Assignments = v.InferOutput<typeof assignments>;
 
@@ -404,38 +452,38 @@ export function isPassing(code: string): code is PassingRefusal {
 
 export const hello = v.object({
   type: v.literal("hello"),
-  protocol: v.number(),
+  protocol: b.safeNumber,
   /** Absent on a first join: the master hands it out, and with it maybe another node id. */
-  cluster_id: v.exactOptional(v.string()),
-  node_id: v.string(),
+  cluster_id: v.exactOptional(b.id),
+  node_id: b.id,
   /** Differs for each process: two that claim one node id (a copied data directory) must not both be it. */
-  instance: v.string(),
-  node_name: v.string(),
-  address: v.string(),
+  instance: b.id,
+  node_name: v.pipe(b.line(b.MAX_NODE_NAME), v.minLength(1)),
+  address: b.hostPort,
   /** IPv4 address that packets between containers of different nodes travel to; absent: it has none. */
-  underlay: v.exactOptional(v.string()),
-  labels: pairs,
+  underlay: v.exactOptional(b.ipv4),
+  labels: b.nodeLabels,
   engine: engineStatus,
-  version: v.string(),
+  version: b.line(b.MAX_WORD),
 });
 export type Hello = v.InferOutput<typeof hello>;
 
 export const heartbeat = v.object({
   type: v.literal("heartbeat"),
-  sequence: count,
-  resources: v.exactOptional(resources),
+  sequence: b.safeCount,
+  resources: v.exactOptional(b.lenient(resources, "resources")),
   engine: engineStatus,
   /** Names of all volumes on the node; absent while they are not known, or when they are too many to tell. */
-  volumes: v.exactOptional(strings),
+  volumes: v.exactOptional(b.list(b.name, { max: b.MAX_NAMES, what: "volumes" })),
   /** How the node takes part in the cluster's network. */
-  overlay: v.exactOptional(nodeNetwork),
+  overlay: v.exactOptional(b.lenient(nodeNetwork, "overlay")),
   /** Names of all Docker networks on the node; absent as `volumes`. */
-  networks: v.exactOptional(strings),
+  networks: v.exactOptional(b.list(b.name, { max: b.MAX_NAMES, what: "networks" })),
   /** Why the node can't hold secrets; absent: it can. */
-  no_secrets: v.exactOptional(v.string()),
+  no_secrets: v.exactOptional(b.text(b.MAX_ERROR_CHARS)),
   /** Why the node's disk takes no new containers; absent: it does. */
-  full_disk: v.exactOptional(v.string()),
-  foreign: v.array(foreignContainer),
+  full_disk: v.exactOptional(b.text(b.MAX_ERROR_CHARS)),
+  foreign: b.list(foreignContainer, { max: b.MAX_CONTAINERS, what: "foreign" }),
 });
 export type Heartbeat = v.InferOutput<typeof heartbeat>;
 
@@ -446,9 +494,9 @@ export const statusReport = v.object({
   /** The newest assignments taken in; absent before the first. A stopped allocation is gone when it is not reported and
    * the report's order is not older than the assignments that stopped it. */
   applied: v.exactOptional(order),
-  allocations: v.array(allocationStatus),
-  gone: strings,
-  removals_done: strings,
+  allocations: b.list(allocationStatus, { max: b.MAX_CONTAINERS, what: "allocations" }),
+  gone: b.list(b.id, { max: b.MAX_SERVICES, what: "gone" }),
+  removals_done: b.list(b.id, { max: b.MAX_SERVICES, what: "removals_done" }),
 });
 export type StatusReport = v.InferOutput<typeof statusReport>;
 
@@ -457,34 +505,36 @@ export const nodeMessage = v.variant("type", [heartbeat, statusReport, hello]);
 export type NodeMessage = v.InferOutput<typeof nodeMessage>;
 
 /** A node's question for a secret's value. `instance` is known to the node's process and the master alone. */
-export const secretRequest = v.object({ node_id: v.string(), instance: v.string(), secret_id: v.string() });
+export const secretRequest = v.object({ node_id: b.id, instance: b.id, secret_id: b.id });
 export type SecretRequest = v.InferOutput<typeof secretRequest>;
 
-export const peer = v.object({ node_id: v.string(), address: v.string() });
+/** A node and where it is reached. */
+export const peer = v.object({ node_id: b.id, address: b.hostPort });
 export type Peer = v.InferOutput<typeof peer>;
+const peers = b.list(peer, { max: b.MAX_NODES, what: "peers" });
 
 export const welcome = v.object({
   type: v.literal("welcome"),
-  cluster_id: v.string(),
-  node_id: v.string(),
-  node_name: v.string(),
-  term: count,
+  cluster_id: b.id,
+  node_id: b.id,
+  node_name: b.line(b.MAX_NAME),
+  term: b.safeCount,
   master: peer,
-  peers: v.array(peer),
-  heartbeat_interval_ms: count,
-  node_timeout_ms: count,
+  peers,
+  heartbeat_interval_ms: b.interval,
+  node_timeout_ms: b.interval,
 });
 export type Welcome = v.InferOutput<typeof welcome>;
 
 /** The most frequent first: they are tried in turn. */
 export const masterMessage = v.variant("type", [
-  v.object({ type: v.literal("ack"), sequence: count }),
+  v.object({ type: v.literal("ack"), sequence: b.safeCount }),
   assignments,
   directoryMessage,
   networkMessage,
-  v.object({ type: v.literal("peers"), peers: v.array(peer) }),
+  v.object({ type: v.literal("peers"), peers }),
   welcome,
-  v.object({ type: v.literal("refused"), code: v.string(), message: v.string() }),
+  v.object({ type: v.literal("refused"), code: b.line(b.MAX_WORD), message: b.text(b.MAX_ERROR_CHARS) }),
   /** The node is a member no more, and nothing of the cluster's runs on it. */
   v.object({ type: v.literal("left") }),
 ]);
@@ -492,12 +542,12 @@ export type MasterMessage = v.InferOutput<typeof masterMessage>;
 
 /** What `GET /internal/peer` answers on every node: whom it belongs to and where it knows the master. */
 export const peerInfo = v.object({
-  cluster_id: v.exactOptional(v.string()),
-  node_id: v.string(),
-  protocol: v.number(),
-  version: v.string(),
+  cluster_id: v.exactOptional(b.id),
+  node_id: b.id,
+  protocol: b.safeNumber,
+  version: b.line(b.MAX_WORD),
   master: v.exactOptional(peer),
-  peers: v.array(peer),
+  peers,
 });
 export type PeerInfo = v.InferOutput<typeof peerInfo>;
 

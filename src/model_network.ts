@@ -4,46 +4,54 @@
  * has for it, which is the same on every node.
  */
 import * as v from "valibot";
-import { count, entryPort, port, strings } from "./model_spec.ts";
+import * as b from "./model_bounds.ts";
+import { entryPort, port } from "./model_spec.ts";
+
+/** A container's address on one of its networks. */
+export const networkAddress = v.object({ network: b.name, address: b.ipv4 });
 
 /** A node as the cluster's network reaches it. */
 export const networkPeer = v.object({
-  node_id: v.string(),
-  /** IPv4 address of the machine, which packets between nodes travel by. */
-  underlay: v.string(),
+  node_id: b.id,
+  /** IPv4 address of the machine, which packets between nodes travel by; empty: it has none. */
+  underlay: v.union([v.literal(""), b.ipv4]),
   /** Blocks of the cluster's range that are this node's (CIDR); the first address of the first one is the node's own. */
-  subnets: strings,
+  subnets: b.wholeList(b.cidr, b.MAX_BLOCKS),
   /** For WireGuard. */
-  public_key: v.exactOptional(v.string()),
+  public_key: v.exactOptional(b.lenient(b.wireguardKey, "public_key")),
 });
 export type NetworkPeer = v.InferOutput<typeof networkPeer>;
 
 /** One replica with an address. */
 export const endpoint = v.object({
-  allocation_id: v.string(),
-  slot: count,
-  node_id: v.string(),
+  allocation_id: b.id,
+  slot: b.safeCount,
+  node_id: b.id,
   /** Running, healthy where there is a check, and not about to stop: names and entries lead to it. */
   ready: v.boolean(),
   /** This master has not heard of it from its node yet: what was known of it still holds. */
   unknown: v.exactOptional(v.literal(true)),
   /** Its IPv4 address on each of its networks. */
-  addresses: v.array(v.object({ network: v.string(), address: v.string() })),
+  addresses: b.list(networkAddress, { max: b.MAX_SEVERAL, what: "addresses" }),
 });
 export type Endpoint = v.InferOutput<typeof endpoint>;
 
 /** A service as names and entries know it. */
 export const serviceEntry = v.object({
-  job_id: v.string(),
-  service_name: v.string(),
+  job_id: b.id,
+  service_name: b.name,
   /** Further names on each of its networks. */
-  aliases: v.array(v.object({ network: v.string(), names: strings })),
+  aliases: b.list(v.object({ network: b.name, names: b.list(b.name, { max: b.MAX_SEVERAL, what: "names" }) }), {
+    max: b.MAX_SEVERAL,
+    what: "aliases",
+  }),
   /** Ports of its containers that the document tells of, for SRV; `name` where it gives one. */
-  ports: v.array(
-    v.object({ container_port: port, protocol: v.picklist(["tcp", "udp", "sctp"]), name: v.exactOptional(v.string()) }),
+  ports: b.list(
+    v.object({ container_port: port, protocol: v.picklist(["tcp", "udp", "sctp"]), name: v.exactOptional(b.name) }),
+    { max: b.MAX_SEVERAL, what: "ports" },
   ),
-  entries: v.array(entryPort),
-  endpoints: v.array(endpoint),
+  entries: b.list(entryPort, { max: b.MAX_TAKEN_PORTS, what: "entries" }),
+  endpoints: b.list(endpoint, { max: b.MAX_ENDPOINTS, what: "endpoints" }),
 });
 export type ServiceEntry = v.InferOutput<typeof serviceEntry>;
 
@@ -57,16 +65,21 @@ export const nodeNetwork = v.object({
   /** `none`: its containers reach, and are reached from, this node only. */
   mode: networkMode,
   /** Why the node does not do what the cluster asks for. */
-  reason: v.exactOptional(v.string()),
+  reason: v.exactOptional(b.text(b.MAX_ERROR_CHARS)),
   /** The networks of jobs that it has, with their subnets out of its blocks. */
-  networks: v.array(v.object({ network: v.string(), subnet: v.string() })),
+  networks: b.list(v.object({ network: b.name, subnet: b.cidr }), { max: b.MAX_SEVERAL, what: "overlay.networks" }),
   /** How many blocks it knows to be its own, and whether they have no room for a further network. */
-  blocks: count,
+  blocks: b.safeCount,
   full: v.boolean(),
   /** For WireGuard. */
-  public_key: v.exactOptional(v.string()),
+  public_key: v.exactOptional(b.lenient(b.wireguardKey, "overlay.public_key")),
   /** Entries that are not open here, and why. */
-  entry_faults: v.exactOptional(v.array(v.object({ port, protocol: v.picklist(["tcp", "udp"]), reason: v.string() }))),
+  entry_faults: v.exactOptional(
+    b.list(v.object({ port, protocol: v.picklist(["tcp", "udp"]), reason: b.text(b.MAX_ERROR_CHARS) }), {
+      max: b.MAX_SEVERAL,
+      what: "overlay.entry_faults",
+    }),
+  ),
 });
 export type NodeNetwork = v.InferOutput<typeof nodeNetwork>;
 
@@ -75,15 +88,18 @@ export const networkMessage = v.object({
   type: v.literal("network"),
   mode: networkMode,
   /** Why this node is left out of it. */
-  reason: v.exactOptional(v.string()),
+  reason: v.exactOptional(b.text(b.MAX_ERROR_CHARS)),
   /** The cluster's range, which all blocks are out of. */
-  cidr: v.string(),
+  cidr: b.cidr,
   self: networkPeer,
-  peers: v.array(networkPeer),
+  peers: b.list(networkPeer, { max: b.MAX_NODES, what: "peers" }),
   /** The networks that this node shares with others, with their subnets there. */
-  networks: v.array(v.object({ network: v.string(), subnets: strings })),
+  networks: b.list(
+    v.object({ network: b.name, subnets: b.list(b.cidr, { max: b.MAX_NODES, what: "networks.subnets" }) }),
+    { max: b.MAX_SEVERAL, what: "networks" },
+  ),
   /** Nodes that this master has not heard of yet: what was known of their networks and keys still holds. */
-  unknown: v.exactOptional(strings),
+  unknown: v.exactOptional(b.list(b.id, { max: b.MAX_NODES, what: "unknown" })),
 });
 export type NetworkMessage = v.InferOutput<typeof networkMessage>;
 
@@ -91,7 +107,7 @@ export type NetworkMessage = v.InferOutput<typeof networkMessage>;
 export const directoryMessage = v.object({
   type: v.literal("directory"),
   full: v.boolean(),
-  services: v.array(serviceEntry),
-  gone: v.array(v.object({ job_id: v.string(), service_name: v.string() })),
+  services: b.list(serviceEntry, { max: b.MAX_SERVICES, what: "services" }),
+  gone: b.list(v.object({ job_id: b.id, service_name: b.name }), { max: b.MAX_SERVICES, what: "gone" }),
 });
 export type DirectoryMessage = v.InferOutput<typeof directoryMessage>;

@@ -28,6 +28,18 @@ export function contains(range: string, text: string): boolean {
   return inner.first >= outer.first && inner.first + inner.size <= outer.first + outer.size;
 }
 
+/** Whether the text is an IPv4 address as it is written: no zeros in front, nothing beside it. */
+export function isAddress(text: string): boolean {
+  const address = parseAddress(text);
+  return address !== undefined && formatAddress(address) === text;
+}
+
+/** Whether the text is an IPv4 subnet by its first address: `10.213.4.0/26`, and not `10.213.4.9/26`. */
+export function isSubnet(text: string): boolean {
+  const range = parseRange(text);
+  return range !== undefined && text === `${formatAddress(range.first)}/${32 - Math.log2(range.size)}`;
+}
+
 /** The first address of a subnet that a machine can have: `10.213.4.1` of `10.213.4.0/24`. */
 export function firstAddress(subnet: string): string | undefined {
   const range = parseRange(subnet);

@@ -4,11 +4,15 @@ import { parseJob } from "../src/job_spec.ts";
 import { Master, NODE_TIMEOUT_MS, Peer } from "./master_fixture.ts";
 
 const WEB = { image: "busybox" };
+/** 32 bytes in base64, as a WireGuard key is. */
+const KEY = `${"A".repeat(43)}=`;
 
 describe("services in the directory", () => {
   test("come before all assignments when a node's session begins", async () => {
     const master = await Master.start();
     const peer = await Peer.join(master, 1);
+    await peer.hangUp();
+    await peer.dial();
     const types = peer.heard.map(({ type }) => type).filter((type) => type !== "ack" && type !== "peers");
     expect(types.slice(0, 4)).toEqual(["welcome", "network", "directory", "assignments"]);
   });
@@ -224,7 +228,7 @@ describe("nodes in the cluster's network", () => {
     one.overlay = { ...one.overlay!, networks: [{ network: "a", subnet: "10.213.0.64/26" }] };
     two.overlay = {
       ...two.overlay!,
-      public_key: "key",
+      public_key: KEY,
       networks: [
         { network: "a", subnet: "10.213.1.64/26" },
         { network: "b", subnet: "10.213.1.128/26" },
@@ -232,7 +236,7 @@ describe("nodes in the cluster's network", () => {
     };
     for (const peer of [one, two]) await peer.beat();
     expect(one.network).toMatchObject({
-      peers: [{ ...peerOf(2), public_key: "key" }],
+      peers: [{ ...peerOf(2), public_key: KEY }],
       networks: [{ network: "a", subnets: ["10.213.1.64/26"] }],
     });
     expect(one.network).not.toHaveProperty("unknown");

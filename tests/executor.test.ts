@@ -192,7 +192,7 @@ describe("Executor", () => {
     await node.until(() => (node.status("a")?.pull?.bytes_done ?? 0) >= 500);
     expect(node.status("a")).toMatchObject({ state: "pulling", pull: { layers_total: 1, bytes_total: 1000 } });
     await node.until(() => node.isSettled(["a"]));
-    expect(node.status("a")).toMatchObject({ image_id: "id of sha256:x:1", image_digest: "sha256:x:1" });
+    expect(node.status("a")).toMatchObject({ image_id: "id of sha256:x-1", image_digest: "sha256:x-1" });
     expect(node.status("a")?.pull).toBeUndefined();
   });
 
@@ -201,7 +201,7 @@ describe("Executor", () => {
     node.engine.registry.set("x:1", "found");
     const item = ids(["a"], { spec: { image: "x:1" } });
     node.assign(item);
-    await node.until(() => node.status("a")?.resolved_digest === "sha256:x:1");
+    await node.until(() => node.status("a")?.resolved_digest === "sha256:x-1");
     await node.clock.advance(1_000);
     expect(node.engine.calls.get("pull")).toBeUndefined();
     node.assign(item, { images: [{ allocation_id: "a", digest: "sha256:other", refresh: false }] });

@@ -98,7 +98,7 @@ class Node {
   }
 }
 
-const APP = ["app:1", "app@sha256:app:1"];
+const APP = ["app:1", "app@sha256:app-1"];
 
 test("an image that was pulled here goes with its names when nothing used it for the time that was told", async () => {
   const node = new Node();
@@ -131,10 +131,10 @@ test("an image that was here before, or that has got another name since, is not 
   node.engine.images.add("app:2");
   await node.run({ a: "app:1", b: "app:2", c: "busybox:latest" });
   node.engine.images.add("mine:1");
-  node.engine.digests.set("mine:1", "sha256:app:1");
+  node.engine.digests.set("mine:1", "sha256:app-1");
   await node.run({});
   await node.hours(30);
-  expect(node.images).toEqual(["app:1", "app:2", "app@sha256:app:1", "busybox:latest", "mine:1"]);
+  expect(node.images).toEqual(["app:1", "app:2", "app@sha256:app-1", "busybox:latest", "mine:1"]);
 });
 
 test("an image that somebody else's container is made of stays until that is gone", async () => {
@@ -170,9 +170,9 @@ test("a version that its tag has left stays while it is settled, and goes withou
   node.engine.registryDigests.set("app:1", "sha256:new");
   const settled = [{ allocation_id: "b", digest: "sha256:new", refresh: true }];
   await node.run({ b: "app:1" }, settled);
-  const both = ["app:1", "app@sha256:app:1", "app@sha256:new", "busybox:latest"];
+  const both = ["app:1", "app@sha256:app-1", "app@sha256:new", "busybox:latest"];
   expect(node.images).toEqual(both);
-  await node.run({ c: "app:1" }, [{ allocation_id: "c", digest: "sha256:app:1", refresh: false }]);
+  await node.run({ c: "app:1" }, [{ allocation_id: "c", digest: "sha256:app-1", refresh: false }]);
   await node.hours(30);
   expect(node.images).toEqual(both);
   await node.run({ d: "app:1" });
@@ -197,7 +197,7 @@ test("a process that is killed remembers what it pulled, and a damaged list mean
   await node.run({ a: "app:1" });
   const path = join(node.dataDir, "images.json");
   const list = readFileSync(path, "utf8");
-  expect(JSON.parse(list)).toEqual({ engine_id: "ENGINE", images: [{ id: "id of sha256:app:1", names: APP }] });
+  expect(JSON.parse(list)).toEqual({ engine_id: "ENGINE", images: [{ id: "id of sha256:app-1", names: APP }] });
   writeFileSync(path, list.slice(0, -3));
   await node.restart({ gc: true });
   await node.run({});
@@ -218,7 +218,7 @@ test("what was pulled into another engine is not looked for in this one", async 
   await node.run({ b: "app:2" });
   expect(JSON.parse(readFileSync(path, "utf8"))).toEqual({
     engine_id: "ENGINE",
-    images: [{ id: "id of sha256:app:2", names: ["app:2", "app@sha256:app:2"] }],
+    images: [{ id: "id of sha256:app-2", names: ["app:2", "app@sha256:app-2"] }],
   });
 });
 

@@ -121,7 +121,7 @@ describe("a pull policy", () => {
     const node = new Node();
     node.engine.registry.set("app:1", "found");
     node.engine.images.add("app:1");
-    node.engine.digests.set("app:1", "sha256:app:1");
+    node.engine.digests.set("app:1", "sha256:app-1");
     expect(await node.make({ image: "app:1", policy: "daily" })).toBe("pulled");
     expect(await node.make({ image: "app:1", policy: "daily" })).toBe("used");
     await node.clock.advance(25 * HOUR_MS);

@@ -431,9 +431,9 @@ export class FakeEngine implements Engine {
     this.logins.push(login);
     switch (this.registry.get(image)) {
       case "found":
-        return this.registryDigests.get(image) ?? `sha256:${image}`;
+        return this.registryDigests.get(image) ?? digestOf(image);
       case "denied":
-        if (login) return `sha256:${image}`;
+        if (login) return digestOf(image);
         throw new EngineError("denied", "no basic auth credentials");
       case "unreachable":
         throw new EngineError("unreachable_registry", "dial tcp 10.0.0.9:5000: connect: connection refused");
@@ -657,6 +657,11 @@ export class FakeEngine implements Engine {
   #newId(kind: string): string {
     return `${this.engineId.toLowerCase()}-${kind}-${++this.#ids}`;
   }
+}
+
+/** What the registry has for a tag that no test says more of. */
+function digestOf(image: string): string {
+  return `sha256:${image.replaceAll(/[^a-zA-Z0-9]/g, "-")}`;
 }
 
 function repositoryOf(image: string): string {

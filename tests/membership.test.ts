@@ -149,6 +149,7 @@ async function withWorker() {
   worker.hello("worker");
   await master.clock.advance(10);
   worker.report();
+  await master.clock.advance(0);
   return { master, worker, state: () => master.scheduler.state.views.get("worker")?.state };
 }
 

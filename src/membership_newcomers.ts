@@ -1,0 +1,123 @@
+/**
+ * @module The first and, if nothing comes of it, the last of a new node: taken in where there are not too many, given its block of
+ * addresses when it is ready, and forgotten where it never is. Owns what is under way of that; Membership owns the rest.
+ */
+import type { Clock } from "./clock.ts";
+import { Admission, strangers } from "./membership_admission.ts";
+import { isSettled, knownAs, recordFor, sameRecord, settledRecord } from "./membership_records.ts";
+import type { Change, Hello, NodeRecord } from "./model.ts";
+import type { Scheduler } from "./scheduler.ts";
+
+export type NewcomersOptions = {
+  scheduler: Scheduler;
+  clock: Clock;
+  selfId: string;
+  /** A node has its block, or there is none left. */
+  onSettled: (nodeId: string) => void;
+  /** A node's record is gone. */
+  onForgotten: (nodeId: string) => void;
+  writeFailed: (error: unknown) => void;
+};
+
+export class Newcomers {
+  readonly #options: NewcomersOptions;
+  readonly #admission: Admission;
+  /** Nodes that are ready for the first time, and nodes that are being forgotten, while that is written down. */
+  readonly #settling = new Set<string>();
+  readonly #forgetting = new Set<string>();
+  /** Nodes that the cluster's range had no block left for in this session. */
+  readonly #blockless = new Set<string>();
+
+  constructor(options: NewcomersOptions) {
+    this.#options = options;
+    this.#admission = new Admission(options.clock.now());
+  }
+
+  /** Writes down who said hello; undefined where that is one new node too many for now. */
+  async record(hello: Hello): Promise<NodeRecord | undefined> {
+    const { scheduler, clock, selfId } = this.#options;
+    const { state } = scheduler;
+    let record: NodeRecord | undefined;
+    let forgotten: string[] = [];
+    await scheduler.change(() => {
+      const now = clock.now();
+      const known = knownAs(hello, state);
+      const next = recordFor(hello, { known, state, selfId, now });
+      const isNew = next.never_ready === true && !known.former;
+      const { leaving, isFull } = strangers(state, { now, isOneMore: isNew });
+      if (isNew && next.role !== "master" && (isFull || !this.#admission.takes(now))) return [];
+      record = next;
+      forgotten = isNew ? leaving : [];
+      const changes: Change[] = forgotten.map((key) => ({ op: "delete", kind: "node", key }));
+      if (!sameRecord(next, state.nodes.get(next.node_id))) changes.push({ op: "put", kind: "node", record: next });
+      const isBack = state.departures.has(next.node_id) && !next.drain?.leave;
+      return isBack ? [...changes, { op: "delete", kind: "departure", key: next.node_id }] : changes;
+    });
+    for (const nodeId of forgotten) this.#drop(nodeId);
+    return record;
+  }
+
+  /** The node begins a session. */
+  begin(nodeId: string): void {
+    this.#blockless.delete(nodeId);
+  }
+
+  /**
+   * Whether a node that could work has what it needs for that: a block of addresses, if there is one left. A new node gets it now,
+   * and is told of it before it is ready, so that it knows where its containers' networks go before it has any.
+   */
+  isSettled(nodeId: string): boolean {
+    const record = this.#options.scheduler.state.nodes.get(nodeId);
+    if (!record || isSettled(record) || this.#blockless.has(nodeId)) return true;
+    if (!this.#settling.has(nodeId)) void this.#settle(nodeId);
+    return false;
+  }
+
+  async #settle(nodeId: string): Promise<void> {
+    const { scheduler, onSettled, writeFailed } = this.#options;
+    const { state } = scheduler;
+    this.#settling.add(nodeId);
+    try {
+      await scheduler.change(() => {
+        const record = state.nodes.get(nodeId);
+        const next = record && settledRecord(record, { state, range: scheduler.cluster.network_cidr });
+        if (next && !next.subnets) this.#blockless.add(nodeId);
+        return next && !sameRecord(next, record) ? [{ op: "put", kind: "node", record: next }] : [];
+      });
+    } catch (error) {
+      return writeFailed(error);
+    } finally {
+      this.#settling.delete(nodeId);
+    }
+    scheduler.directory.introduce(nodeId);
+    onSettled(nodeId);
+  }
+
+  /** Forgets the nodes whose time has come. */
+  forgetStrangers(): void {
+    const { scheduler, clock, writeFailed } = this.#options;
+    const due = () => strangers(scheduler.state, { now: clock.now() }).leaving;
+    for (const nodeId of due()) {
+      if (this.#forgetting.has(nodeId)) continue;
+      this.#forgetting.add(nodeId);
+      // Asked again when it is written: it may be back by then.
+      const forgotten = scheduler.change(() =>
+        due().includes(nodeId) ? [{ op: "delete", kind: "node", key: nodeId }] : [],
+      );
+      void forgotten
+        .then(() => this.#drop(nodeId))
+        .catch(writeFailed)
+        .finally(() => this.#forgetting.delete(nodeId));
+    }
+  }
+
+  #drop(nodeId: string): void {
+    const { scheduler, onForgotten } = this.#options;
+    if (scheduler.state.nodes.has(nodeId)) return;
+    scheduler.state.views.delete(nodeId);
+    this.#blockless.delete(nodeId);
+    onForgotten(nodeId);
+    scheduler.directory.touchNetworks();
+    scheduler.wakeForNode(nodeId);
+  }
+}
