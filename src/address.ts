@@ -11,7 +11,7 @@ export type Address = { host: string; port: number };
  * @throws StartError naming `what` (the option) and the text when it is none.
  */
 export function parseAddress(text: string, what: string): Address {
-  const match = /^(?:\[([0-9a-fA-F:.%]+)\]|([^:/\s[\]]+))(?::(\d{1,5}))?$/.exec(text);
+  const match = /^(?:\[([0-9a-fA-F:.%]+)\]|([\p{L}\p{N}._-]+))(?::(\d{1,5}))?$/u.exec(text);
   const host = match?.[1] ?? match?.[2];
   const port = match?.[3] === undefined ? DEFAULT_PORT : Number(match[3]);
   const badNumbers = host !== undefined && /^[\d.]+$/.test(host) && isIP(host) === 0;

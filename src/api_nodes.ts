@@ -6,13 +6,10 @@ import { departureView, nodesView, nodeView } from "./cluster_views.ts";
 import { readDuration, Refusal } from "./job_grammar.ts";
 import type { NodeRecord } from "./model.ts";
 import { CacophonyError } from "./model.ts";
+import { MAX_LABEL_VALUE, MAX_LABELS } from "./model_bounds.ts";
 import type { Scheduler } from "./scheduler.ts";
 import { findDeparture, findNode, type NodeWish } from "./scheduler_nodes.ts";
 
-/** Labels of a node: more than anybody gives, few enough to look at for each placement. */
-const MAX_LABELS = 100;
-/** Characters of a label's value. */
-const MAX_VALUE = 1000;
 const LABEL = /^[^\s=]{1,200}$/;
 const NANOSECONDS_PER_MS = 1e6;
 const EXAMPLE = '{"labels": {"zone": "a"}} or {"availability": "drain", "deadline": "10m"}';
@@ -121,7 +118,7 @@ export function nodeRoutes({ scheduler, only }: NodeRoutesOptions): Hono {
 function faultOf(name: string, value: unknown): string | undefined {
   if (!LABEL.test(name)) return "a label's name has 1 to 200 characters, no spaces and no '='";
   if (typeof value !== "string") return "must be a text in quotes";
-  return value.length > MAX_VALUE ? `is over ${MAX_VALUE} characters long` : undefined;
+  return value.length > MAX_LABEL_VALUE ? `is over ${MAX_LABEL_VALUE} characters long` : undefined;
 }
 
 function isObject(value: unknown): boolean {

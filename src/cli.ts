@@ -14,10 +14,12 @@ import { readBytes, readDuration, Refusal } from "./job_grammar.ts";
 import type { LogFormat, LogLevel } from "./log.ts";
 import { LOG_LEVELS, openLog } from "./log.ts";
 import { StartError } from "./model.ts";
+import { cut, labelFault, MAX_LABELS, MAX_LABELS_CHARS } from "./model_bounds.ts";
 import type { NetworkMode } from "./model_network.ts";
 import { nearest } from "./nearest.ts";
 import type { StartOptions } from "./node.ts";
 import type { Strategy } from "./placement.ts";
+import { isSubnet } from "./subnet.ts";
 import { Node } from "./node.ts";
 import { COMMIT, VERSION } from "./version.ts";
 
@@ -311,7 +313,7 @@ function readSettings(given: Given): Settings {
     parseAddress((settings.advertise_addr = given["advertise-addr"]), "--advertise-addr");
   if (given["docker-host"] !== undefined) settings.docker_host = readDockerHost(given["docker-host"], "--docker-host");
   if (given["node-name"] !== undefined) settings.node_name = readNodeName(given["node-name"]);
-  if (given.labels.length > 0) settings.labels = given.labels.map(readLabel);
+  if (given.labels.length > 0) settings.labels = readLabels(given.labels);
   if (given.memory !== undefined) settings.memory_bytes = positive(readBytes(given.memory), { what: "--memory" });
   if (given.cpus !== undefined) settings.cpus = readCpus(given.cpus);
   if (given.network !== undefined) settings.network = readNetworkMode(given.network);
@@ -362,10 +364,26 @@ function readPercent(text: string, what: string): number {
   throw new StartError(`${what} '${text}' is no share: write whole percent from 1 to 100, as 90, or none`);
 }
 
+function readLabels(texts: readonly string[]): [string, string][] {
+  if (texts.length > MAX_LABELS)
+    throw new StartError(`--label is given ${texts.length} times: a node has at most ${MAX_LABELS} labels`);
+  const size = texts.join("").length;
+  if (size > MAX_LABELS_CHARS)
+    throw new StartError(
+      `the labels of --label have ${size} characters in all: a node's have at most ${MAX_LABELS_CHARS}; put long texts elsewhere`,
+    );
+  return texts.map(readLabel);
+}
+
 function readLabel(text: string): [string, string] {
   const equals = text.indexOf("=");
-  if (equals < 1) throw new StartError(`--label '${text}' is no label: write KEY=VALUE, as zone=a`);
-  return [text.slice(0, equals), text.slice(equals + 1)];
+  const shown = cut(text, 100);
+  if (equals < 1) throw new StartError(`--label '${shown}' is no label: write KEY=VALUE, as zone=a`);
+  const [key, value] = [text.slice(0, equals), text.slice(equals + 1)];
+  const fault = labelFault(key, value);
+  if (fault !== undefined)
+    throw new StartError(`--label '${shown}' has ${key.length} and ${value.length} characters: ${fault}`);
+  return [key, value];
 }
 
 function readNodeName(text: string): string {
@@ -387,10 +405,8 @@ function readNetworkMode(text: string): NetworkMode {
 
 /** An IPv4 range with room for at least one node's /24. */
 function readRange(text: string): string {
-  const match = /^(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})\/(\d{1,2})$/.exec(text);
-  const [bytes, prefix] = [match?.slice(1, 5).map(Number) ?? [], Number(match?.[5])];
-  const bits = bytes.reduce((sum, byte) => sum * 256 + byte, 0);
-  if (!match || bytes.some((byte) => byte > 255) || prefix < 8 || prefix > 24 || bits % 2 ** (32 - prefix) !== 0) {
+  const prefix = Number(text.split("/")[1]);
+  if (!isSubnet(text) || prefix < 8 || prefix > 24) {
     throw new StartError(
       `--network-cidr '${text}' is no usable range: write an IPv4 network of /8 to /24, as 10.213.0.0/16`,
     );

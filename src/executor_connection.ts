@@ -14,6 +14,7 @@ import type { Engine, EngineEvent } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import type { Log } from "./log.ts";
 import type { EngineStatus } from "./model.ts";
+import { cut, MAX_ERROR_CHARS } from "./model_bounds.ts";
 
 /** Events can get lost; this is how long that can matter. */
 const LOOK_INTERVAL_MS = 30_000;
@@ -235,7 +236,7 @@ export class EngineConnection {
   }
 
   #lose(error: unknown): void {
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = cut(error instanceof Error ? error.message : String(error), MAX_ERROR_CHARS);
     this.#setStatus({ state: "unready", reason, ...(this.#engineId !== undefined && { engine_id: this.#engineId }) });
   }
 

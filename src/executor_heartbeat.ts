@@ -5,10 +5,8 @@
 import type { Container } from "./converge.ts";
 import type { DiskLimit } from "./executor_disk.ts";
 import { type EngineStatus, type Heartbeat, LABELS } from "./model.ts";
+import { MAX_NAMES } from "./model_bounds.ts";
 import type { Meter } from "./resources.ts";
-
-/** Volumes, or networks, that a heartbeat names: about 100 KB of text. A node with more is taken to have what it is asked for. */
-const MAX_NAMES = 2_000;
 
 export type HeartbeatParts = {
   meter: Meter;

@@ -20,6 +20,7 @@ import { Slots } from "./executor_slots.ts";
 import { ensureVolumes } from "./executor_volumes.ts";
 import { inWords, portInUse, Refusal } from "./executor_words.ts";
 import { type AllocationRecord, LABELS } from "./model.ts";
+import { cut, MAX_ERROR_CHARS } from "./model_bounds.ts";
 import { type ServiceSpec } from "./model_spec.ts";
 
 /**
@@ -153,7 +154,8 @@ export class Worker {
     if (cause instanceof EngineError && cause.code === "port_in_use") {
       return { error: portInUse(cause.port, await this.#holderOf(cause.port)), retryAt, unsure, cause };
     }
-    return { error: inWords(cause, { image }), retryAt, unsure, cause };
+    // Docker may quote all that it was sent.
+    return { error: cut(inWords(cause, { image }), MAX_ERROR_CHARS), retryAt, unsure, cause };
   }
 
   async #createAndStart(

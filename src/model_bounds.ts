@@ -100,7 +100,8 @@ export const hostPort = v.pipe(
 );
 
 function isHostPort(text: string): boolean {
-  const [, ipv6, host, port] = /^(?:\[([0-9a-fA-F:.]+)\]|([\p{L}\p{N}._-]+)):([0-9]{1,5})$/u.exec(text) ?? [];
+  const [, ipv6, host, port] =
+    /^(?:\[([0-9a-fA-F:.]+(?:%[0-9a-zA-Z]+)?)\]|([\p{L}\p{N}._-]+)):([0-9]{1,5})$/u.exec(text) ?? [];
   return (host !== undefined || isIP(ipv6 ?? "") === 6) && Number(port) >= 1 && Number(port) <= 65_535;
 }
 

@@ -33,6 +33,7 @@ import {
 import { type NameAnswer, type NameQuestion, Names } from "./names.ts";
 import type { OverlayKernel } from "./overlay_kernel.ts";
 import type { Overlay as KernelOverlay } from "./overlay_plan.ts";
+import { addressesInBlocks, checkedNetwork } from "./overlay_plan_checks.ts";
 import { connectionsWith } from "./overlay_sockets.ts";
 import { contains, firstAddress, withoutFirst } from "./subnet.ts";
 
@@ -63,6 +64,8 @@ const RETRY_MS = 1_000;
 const MAX_FAILURES = 5;
 /** What keeps this machine out of the network may pass: an address that comes late, a lock that somebody held. */
 const CHOOSE_AGAIN_MS = 10_000;
+/** Sentences about one message of the master that the log has. */
+const MAX_FAULTS = 5;
 /** The directory is written so much later than it changed: it is for a process that starts without a master. */
 const SAVE_DELAY_MS = 1_000;
 
@@ -97,6 +100,8 @@ export class Overlay implements ExecutorOverlay {
   /** When the next pass has to look at the kernel. */
   #lookAt = 0;
   #problems = "";
+  /** What the master's last message was not believed in. */
+  #faults = "";
   /** What `#reachable` depends on, as it was last. */
   #reach = "";
   #mtu: number | undefined;
@@ -145,7 +150,7 @@ export class Overlay implements ExecutorOverlay {
   receive(message: NetworkMessage | DirectoryMessage): void {
     if (message.type === "network") {
       if (message.self.subnets.length > (this.#network?.self.subnets.length ?? 0)) this.#fullAt = 0;
-      this.#settle(completed(message, this.#network));
+      this.#settle(completed(this.#checked(message), this.#network));
       this.#told++;
       this.#apply();
     } else {
@@ -241,6 +246,16 @@ export class Overlay implements ExecutorOverlay {
       ...(publicKey !== undefined && { public_key: publicKey }),
       ...(faults.length > 0 && { entry_faults: faults }),
     };
+  }
+
+  /** The message as far as it can be true. */
+  #checked(message: NetworkMessage): NetworkMessage {
+    const { network, faults } = checkedNetwork(message);
+    const text = faults.slice(0, MAX_FAULTS).join("; ");
+    if (text !== this.#faults && text !== "")
+      this.#options.log.warn("left out a part of what the master says of the cluster's network", { faults: text });
+    this.#faults = text;
+    return network;
   }
 
   /** Takes in where this node is in the cluster's network. */
@@ -482,7 +497,7 @@ export class Overlay implements ExecutorOverlay {
     try {
       const { network, services } = v.parse(kept, JSON.parse(readFileSync(path, "utf8")));
       for (const entry of services) this.#put(entry);
-      if (network) this.#settle(network);
+      if (network) this.#settle(this.#checked(network));
       this.#apply();
     } catch (error) {
       const isAbsent = error instanceof Error && "code" in error && error.code === "ENOENT";
@@ -511,7 +526,9 @@ export class Overlay implements ExecutorOverlay {
 /** Addresses of containers on several networks, by the network on whose bridge they count; see `FirewallBridge`. */
 type Crossings = { guests: string[]; travellers: { address: string; network: string }[] };
 
-function crossingsOf(services: Iterable<ServiceEntry>, { cidr, self }: NetworkMessage): Map<string, Crossings> {
+function crossingsOf(services: Iterable<ServiceEntry>, { self, peers }: NetworkMessage): Map<string, Crossings> {
+  const blocks = new Map([self, ...peers].map(({ node_id, subnets }) => [node_id, subnets]));
+  const blocksOf = (nodeId: string) => blocks.get(nodeId) ?? [];
   const all = new Map<string, Crossings>();
   const at = (network: string) => {
     const found = all.get(network) ?? { guests: [], travellers: [] };
@@ -522,7 +539,7 @@ function crossingsOf(services: Iterable<ServiceEntry>, { cidr, self }: NetworkMe
     for (const { node_id, addresses } of endpoints) {
       // Most are on one network, and this is looked at with each change of the directory.
       if (addresses.length < 2) continue;
-      const own = addresses.filter(({ address }) => contains(cidr, address));
+      const own = addressesInBlocks({ node_id, addresses }, blocksOf);
       if (own.length < 2) continue;
       for (const { network } of own) {
         const others = own.filter((one) => one.network !== network);

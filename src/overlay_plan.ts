@@ -15,6 +15,7 @@ import { isIPv4 } from "node:net";
 import type { NetworkPeer } from "./model_network.ts";
 import {
   changedRules,
+  oneLine,
   hasBridge,
   removedRules,
   rulesAfter,
@@ -337,7 +338,7 @@ export function isFirewall({ argv }: OverlayStep): boolean {
 }
 
 function asBatch(lines: readonly string[]): string {
-  return lines.map((line) => `${line}\n`).join("");
+  return lines.map((line) => `${oneLine(line)}\n`).join("");
 }
 
 /** Why the device, which has a name of ours, must be left alone; undefined if it is the node's or not there. */
@@ -488,7 +489,7 @@ function wireguardText({ port, privateKey, peers }: WireguardConfig): string {
     .toSorted(([one], [other]) => (one < other ? -1 : 1))
     .map(
       ([key, { endpoint, allowed }]) =>
-        `[Peer]\nPublicKey = ${key}\nEndpoint = ${endpoint}\nAllowedIPs = ${allowed.toSorted().join(", ")}\n`,
+        `[Peer]\nPublicKey = ${oneLine(key)}\nEndpoint = ${oneLine(endpoint)}\nAllowedIPs = ${oneLine(allowed.toSorted().join(", "))}\n`,
     );
   return [`[Interface]\nPrivateKey = ${privateKey}\nListenPort = ${port}\n`, ...sections].join("\n");
 }

@@ -256,7 +256,17 @@ function changedTable(
     ...changed.flatMap(([chain, rules]) => rules.map((rule) => `-A ${chain} ${rule}`)),
     ...stale.map((chain) => `-X ${chain}`),
   ];
-  return lines.length === 0 ? "" : `*${table}\n${lines.join("\n")}\nCOMMIT\n`;
+  return lines.length === 0 ? "" : `*${table}\n${lines.map(oneLine).join("\n")}\nCOMMIT\n`;
+}
+
+/**
+ * A line of a command's input as it is. All that goes into one was parsed at a door; this is for what no door was thought of.
+ * @throws Error if it would be more than one line.
+ */
+export function oneLine(line: string): string {
+  // oxlint-disable-next-line no-control-regex -- they are what is looked for
+  if (!/[\u0000-\u001f\u007f]/.test(line)) return line;
+  throw new Error(`a line for the kernel's network has control characters in it: ${JSON.stringify(line)}`);
 }
 
 /** Puts each jump in the first place of its chain, once, and takes away all others to chains of ours. */

@@ -3,7 +3,6 @@
  * sends heartbeats and status changes up and hands assignments down. Reconnects for ever with backoff. The transport is handed
  * in; the master's side is `membership.ts`.
  */
-import * as v from "valibot";
 import type { Clock, Timer } from "./clock.ts";
 import { backoffMs, sleep } from "./clock.ts";
 import type { Log } from "./log.ts";
@@ -20,8 +19,8 @@ import type {
   PeerInfo,
   Welcome,
 } from "./model.ts";
-import { masterMessage } from "./model.ts";
 import type { DirectoryMessage, NetworkMessage } from "./model_network.ts";
+import { MasterMessages } from "./session_messages.ts";
 import type { Channel, Transport } from "./transport.ts";
 
 /** What the session needs of the executor beside it. */
@@ -88,6 +87,7 @@ type Live = {
 export class Session {
   readonly #options: SessionOptions;
   readonly #abort = new AbortController();
+  readonly #messages: MasterMessages;
   #master: Peer | undefined;
   #live: Live | undefined;
   #lastHeard: number;
@@ -95,6 +95,7 @@ export class Session {
 
   constructor(options: SessionOptions) {
     this.#options = options;
+    this.#messages = new MasterMessages(options.log);
     this.#lastHeard = options.clock.now();
   }
 
@@ -202,7 +203,7 @@ export class Session {
     const channel = await transport.dial(address, {
       onMessage: (text) => {
         try {
-          live = this.#receive(v.parse(masterMessage, JSON.parse(text)), { channel, live, greetedAt });
+          live = this.#receive(this.#messages.read(text), { channel, live, greetedAt });
         } catch (error) {
           log.error("a message of the master could not be read, ending the session", { error });
           channel.close();

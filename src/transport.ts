@@ -23,6 +23,8 @@ const MAX_MESSAGE_BYTES = 64 * 2 ** 20;
 /** A chunk of a sent file is a quarter of a mebibyte; a line that does not carry it in this time is no better than none. */
 const CHUNK_TIMEOUT_MS = 10_000;
 const MAX_CHUNK_BYTES = 2 ** 20;
+/** What a node says of itself names all nodes of its cluster: 10,000 of them are 1 MB. */
+const MAX_PEER_BYTES = 16 * 2 ** 20;
 /** Seconds without a byte after which an HTTP connection is closed; sessions have heartbeats. */
 const IDLE_TIMEOUT_S = 60;
 
@@ -124,7 +126,8 @@ export const networkTransport: Transport = {
   async askPeer(address) {
     const response = await fetch(`http://${address}${PEER_PATH}`, { signal: AbortSignal.timeout(REACH_TIMEOUT_MS) });
     if (!response.ok) throw new Error(`${address} answered ${response.status}: is it a Cacophony node?`);
-    return v.parse(peerInfo, await response.json());
+    const answer = await readUpTo(MAX_PEER_BYTES, { response, address });
+    return v.parse(peerInfo, JSON.parse(new TextDecoder().decode(answer)));
   },
   dial(address, { onMessage, onClose }) {
     return new Promise((resolve, reject) => {
