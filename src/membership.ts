@@ -308,7 +308,9 @@ export class Membership {
 
   #peers(): Peer[] {
     // Where to look for a master: strangers say nothing about that.
-    const members = [...this.#state.nodes.values()].filter(({ never_ready }) => never_ready === undefined);
+    const members = [...this.#state.nodes.values()].filter(
+      (node) => node.never_ready === undefined || node.role === "master",
+    );
     return members.map(({ node_id, address }) => ({ node_id, address }));
   }
 

@@ -32,8 +32,10 @@ const JITTER = 0.1;
 const NETWORK_MS: Span = [1, 50];
 /** How exactly times are taken. */
 const LOOK_MS = 20;
-/** 10 s. */
-const JOIN_LOOKS = 500;
+/** 200 s: a thousand new nodes are not taken in at once. */
+const JOIN_LOOKS = 10_000;
+/** When a node tries again that was not taken in. */
+const RETRY_MS: Span = [1_000, 3_000];
 /** Nodes join so many milliseconds apart. */
 const JOIN_MS = 5;
 const BEGIN = 1_700_000_000_000;
@@ -181,6 +183,7 @@ export class LightNode {
   /** When the last message of each way arrives. */
   #arrivals = { up: 0, down: 0 };
   #isCut = false;
+  #isWelcome = false;
   #sequence = 0;
   #intervalMs = 0;
   readonly #reported = new Set<string>();
@@ -208,7 +211,11 @@ export class LightNode {
     const { name } = this;
     this.#up = this.#options.membership.accept({
       send: (text) => this.#travel("down", () => this.#hear(text)),
-      close: () => (this.#up = undefined),
+      close: () => {
+        this.#up = undefined;
+        // The master takes in so many new nodes at once, and those above have to try again.
+        if (!this.#isWelcome && !this.#isCut) this.#options.clock.after(this.#within(RETRY_MS), () => this.connect());
+      },
     });
     this.#say({
       type: "hello",
@@ -233,6 +240,7 @@ export class LightNode {
     if (!/^{"type":"(welcome|assignments)"/.test(text)) return;
     const message = JSON.parse(text) as MasterMessage;
     if (message.type === "welcome") {
+      this.#isWelcome = true;
       this.#intervalMs = message.heartbeat_interval_ms;
       this.#report({ full: true, ids: [] });
       this.#beat();
