@@ -228,6 +228,12 @@ export class Peer {
     await this.#master.clock.advance(20);
   }
 
+  /** Says these statuses, whoever runs them. */
+  async tell(allocations: readonly AllocationStatus[]): Promise<void> {
+    this.#say({ type: "status", full: false, allocations, gone: [], removals_done: [] });
+    await this.#master.clock.advance(20);
+  }
+
   /** What a node says by itself: that it has taken in its assignments, and which of the others' containers are gone by that. */
   async obey(): Promise<void> {
     const known = this.heard.filter((message) => message.type === "assignments");

@@ -603,3 +603,50 @@ describe("drain()", () => {
     expect(await waited(machine, 10_000, executor.signal)).toBe(200);
   });
 });
+
+describe("a node that is told lies (point 4)", () => {
+  test("lets through the subnets and replicas of other nodes' own blocks, and says once what it left out", async () => {
+    const told: unknown[] = [];
+    const machine = new Machine({ log: { ...silentLog, warn: (_, fields) => void told.push(fields?.["faults"]) } });
+    const other: LocalNetwork = { ...BRIDGE, network: "back", device: "br-2", subnet: "10.213.1.128/26" };
+    machine.overlay.setBridges([BRIDGE, other]);
+    const subnets = ["10.213.2.64/26", "10.213.9.0/26", "10.213.0.0/16"];
+    for (let n = 0; n < 3; n++) machine.overlay.receive(network({ networks: [{ network: DEFAULT, subnets }] }));
+    const addresses = (...texts: string[]) =>
+      texts.map((address, n) => ({ network: [DEFAULT, "back"][n] ?? "x", address }));
+    machine.overlay.receive(
+      directory([
+        service([
+          { ...endpoint("a", ""), addresses: addresses("10.213.2.70", "10.213.2.130") },
+          { ...endpoint("b", ""), addresses: addresses("10.213.2.71", "10.213.9.9") },
+          { ...endpoint("c", "", { node_id: "nobody" }), addresses: addresses("10.213.2.72", "10.213.2.132") },
+          { ...endpoint("d", "", { node_id: "n1" }), addresses: addresses("10.213.1.70", "10.213.2.133") },
+        ]),
+      ]),
+    );
+    await machine.clock.advance(10);
+    const bridges = machine.applied.at(-1)?.bridges ?? [];
+    expect(bridges.map(({ network: name, remote, guests, travellers }) => [name, remote, guests, travellers])).toEqual([
+      ["back", [], ["10.213.2.70"], []],
+      [DEFAULT, ["10.213.2.64/26"], ["10.213.2.130"], []],
+    ]);
+    expect(told).toEqual(["network shop_default has subnets in no other node's blocks: 10.213.9.0/26, 10.213.0.0/16"]);
+  });
+
+  test("does not believe its own file more than its master", async () => {
+    const machine = await connected();
+    const path = join(machine.dataDir, "network.json");
+    const subnet = "10.213.2.64/26\n-A INPUT -j ACCEPT";
+    writeFileSync(
+      path,
+      JSON.stringify({
+        network: network({ networks: [{ network: DEFAULT, subnets: [subnet, "10.213.9.0/26"] }] }),
+        services: [],
+      }),
+    );
+    machine.restart();
+    machine.overlay.setBridges([BRIDGE]);
+    await machine.clock.advance(10);
+    expect(machine.bridges).toEqual([{ network: DEFAULT, remote: [] }]);
+  });
+});
