@@ -57,6 +57,16 @@ describe("a worker that reports subnets (point 4)", () => {
     expect(liar.isConnected).toBe(true);
   });
 
+  test("is checked once more when others are told, by the blocks that it has then", async () => {
+    const { master, one } = await withLiar();
+    const view = master.scheduler.state.views.get("n3");
+    if (!view) throw new Error("n3 is a member");
+    view.overlay = lies([{ network: "a", subnet: "10.213.9.0/26" }]);
+    master.scheduler.directory.touchNetworks();
+    await master.clock.advance(100);
+    expect(one.network?.networks).toEqual([{ network: "a", subnets: ["10.213.1.64/26"] }]);
+  });
+
   test("of a block that was given back is not believed by the master, however it came to know it", async () => {
     const { overlay, faults } = ownNetworks(lies([{ network: "a", subnet: "10.213.9.0/26" }]), {
       subnets: ["10.213.2.0/24"],
