@@ -126,6 +126,21 @@ describe("invented nodes (point 5)", () => {
     expect(ids(master)).not.toContain("burst0-0");
   });
 
+  test("count for nothing when services are placed", async () => {
+    const master = await Master.start();
+    const one = await Peer.join(master, 1);
+    await invent(master, 20);
+    await master.put("shop", {
+      web: { image: "busybox", deploy: { mode: "global" } },
+      gpu: { image: "busybox", ports: ["80:80"], scale: 2 },
+    });
+    await one.report();
+    const { scheduler } = master;
+    const web = scheduler.state.liveJob("shop")?.services.find(({ service_name }) => service_name === "web");
+    expect(web && scheduler.state.scaleOf(web)).toBe(1);
+    expect(scheduler.blockedOf("shop/gpu")).toEqual([{ slot: 2, reasons: [expect.stringMatching(/^1 node: /)] }]);
+  });
+
   test("that fall silent together are no sign that the master is cut off", async () => {
     const master = await Master.start();
     const peers = [await Peer.join(master, 1), await Peer.join(master, 2), await Peer.join(master, 3)];
