@@ -82,6 +82,11 @@ export const name = v.pipe(
 export const ipv4 = v.pipe(v.string(), v.check(isAddress, "is not an IPv4 address, as 10.213.4.9"));
 /** An IPv4 subnet by its first address: `10.213.4.0/26`. */
 export const cidr = v.pipe(v.string(), v.check(isSubnet, "is not an IPv4 subnet, as 10.213.4.0/26"));
+/** The range that a cluster's addresses are out of, as `--network-cidr` takes it: never so large that it is everybody's. */
+export const range = v.pipe(
+  cidr,
+  v.check((subnet) => Number(subnet.split("/")[1]) >= 8, "is larger than a /8: no range of a cluster"),
+);
 /** An address of a machine that a port is published on; empty: all of them. */
 export const hostIp = v.pipe(
   v.string(),

@@ -90,7 +90,7 @@ export const networkMessage = v.object({
   /** Why this node is left out of it. */
   reason: v.exactOptional(b.text(b.MAX_ERROR_CHARS)),
   /** The cluster's range, which all blocks are out of. */
-  cidr: b.cidr,
+  cidr: b.range,
   self: networkPeer,
   peers: b.list(networkPeer, { max: b.MAX_NODES, what: "peers" }),
   /** The networks that this node shares with others, with their subnets there. */
