@@ -285,6 +285,7 @@ export class Membership {
       availability: isDue ? "drain" : (former?.availability ?? "active"),
       ...(drain && { drain }),
       ...this.#networkFor(hello, former),
+      ...(hello.api_addresses && { api_addresses: hello.api_addresses }),
       labels: hello.labels,
       set_labels: former?.set_labels ?? [],
       ...platformOf(hello.engine, former),
@@ -351,7 +352,9 @@ export class Membership {
   }
 
   #peers(): Peer[] {
-    return [...this.#state.nodes.values()].map(({ node_id, address }) => ({ node_id, address }));
+    return [...this.#state.nodes.values()].map(({ node_id, address, api_addresses }) => {
+      return { node_id, address, ...(api_addresses && { api_addresses }) };
+    });
   }
 
   // ---- Reports --------------------------------------------------------------------------------------------------------

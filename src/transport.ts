@@ -56,7 +56,14 @@ export function listen(
   {
     fetch,
     session,
-  }: { fetch: (request: Request) => Response | Promise<Response>; session: () => SessionHandler | undefined },
+    isOpenTo = () => true,
+  }: {
+    /** Answers a request; `remote`: the IP address of the other end. */
+    fetch: (request: Request, origin: { remote?: string }) => Response | Promise<Response>;
+    session: () => SessionHandler | undefined;
+    /** Whether a session may come from this address. */
+    isOpenTo?: (remote: string) => boolean;
+  },
 ): Listener {
   try {
     const server = Bun.serve<SocketData>({
@@ -69,8 +76,12 @@ export function listen(
       reusePort: false,
       async fetch(request, self) {
         const url = URL.parse(request.url);
-        if (!url) return fetch(withoutBadHost(request));
-        if (url.pathname !== SESSION_PATH) return fetch(request);
+        const remote = self.requestIP(request)?.address;
+        const origin = remote === undefined ? {} : { remote };
+        if (!url) return fetch(withoutBadHost(request), origin);
+        if (url.pathname !== SESSION_PATH) return fetch(request, origin);
+        if (remote !== undefined && !isOpenTo(remote))
+          return new Response("a session is not for containers of jobs\n", { status: 403 });
         // Nodes are no browsers and send no Origin; a web page must not become a node through its reader's browser.
         if (request.headers.has("origin")) return new Response("a session is not for web pages\n", { status: 403 });
         if (!session()) return new Response("this node is not the master\n", { status: 421 });
