@@ -72,6 +72,20 @@ async function formCluster(mode: string): Promise<void> {
   await cluster.ready(2);
 }
 
+/** A bridge of the operator's whose name means something else to iptables, or to its input. */
+const ODD_BRIDGES = ["br-+", 'q"x'];
+
+/** Runs a command where no iptables works, as on a machine without it. */
+const withoutIptables = (argv: readonly string[]) => [
+  "unshare",
+  "-m",
+  "sh",
+  "-c",
+  'for name in iptables-save ip6tables-save; do mount --bind /bin/false "$(readlink -f "$(command -v $name)")"; done; exec "$@"',
+  "sh",
+  ...argv,
+];
+
 /** One replica on each node. */
 const everywhere = (more: Record<string, unknown> = {}) => sleeper({ deploy: { mode: "global" }, ...more });
 
@@ -161,6 +175,39 @@ describe.each([["vxlan"], ["none"]])("with --network %s", (mode) => {
     await host.docker("rm", "-f", "operator", "later");
   });
 
+  test("no container starts on a network whose bridge no rule can name, and the rules of all others hold", async () => {
+    const host = lab.host(1);
+    for (const [index, bridge] of ODD_BRIDGES.entries()) {
+      const name = `odd-${index}`;
+      await host.docker("network", "create", "-o", `com.docker.network.bridge.name=${bridge}`, name);
+      const service = sleeper({
+        networks: ["odd"],
+        deploy: { placement: { constraints: ["node.hostname == host-1"] } },
+      });
+      const document = { services: { app: service }, networks: { odd: { external: true, name } } };
+      expect((await cluster.put(name, document)).status).toBe(201);
+      await waitUntil(
+        "the start to be refused",
+        async () => (await cluster.job(name)).services["app"]?.allocations[0]?.error,
+        {
+          until: (error) =>
+            error?.includes(JSON.stringify(bridge)) === true && error.includes("firewall rules cannot hold"),
+        },
+      );
+    }
+    await start("beside", { services: { app: everywhere() } });
+    const said = await asks("app", [host.address]);
+    expect(said.filter((line) => line === `${host.address} refused`).length).toBeGreaterThanOrEqual(2);
+    if (mode === "vxlan") {
+      // Names and packets pass between nodes, so the rules are in force.
+      const pings = await cluster.ask(
+        "app",
+        "ping -c 1 -w 10 1.app.beside >/dev/null && ping -c 1 -w 10 2.app.beside >/dev/null && echo both",
+      );
+      expect(pings.filter(({ text }) => text === "both").length).toBeGreaterThanOrEqual(2);
+    }
+  });
+
   test("x-cacophony.api opens the API of the container's own node, and no more of it than it says", async () => {
     const put =
       "printf 'PUT /cluster/job/made HTTP/1.0\\r\\nContent-Length: 43\\r\\n\\r\\nservices: {app: {image: busybox, scale: 0}}'";
@@ -204,4 +251,37 @@ describe.each([["vxlan"], ["none"]])("with --network %s", (mode) => {
       others.flatMap((address) => [`${address} forbidden`, `${address} refused`]).toSorted(),
     );
   });
+});
+
+test("where iptables does not work the API itself refuses containers of jobs, and nobody else", async () => {
+  lab = await Lab.start({ hosts: 1 });
+  try {
+    cluster = new LabCluster(lab);
+    const host = lab.host(1);
+    await host.importImage("busybox");
+    const node = cluster.node(1, ["bootstrap", "--bind-addr", "0.0.0.0:9000"], { within: withoutIptables });
+    await node.waitFor(/this node is up/);
+    await cluster.ready(1);
+    await start("attack", {
+      services: {
+        own: sleeper(),
+        shared: sleeper({ network_mode: "bridge" }),
+        reader: sleeper({ "x-cacophony": { api: "read" } }),
+      },
+    });
+    await host.docker("run", "-d", "--name", "operator", "busybox", "sleep", "86400");
+    const addresses = [host.address, "172.30.1.1"];
+    for (const service of ["own", "shared", "reader"])
+      expect(await asks(service, addresses)).toEqual(addresses.map((address) => `${address} forbidden`));
+    const say = async (path: string) => {
+      const request = `printf 'GET ${path} HTTP/1.0\\r\\n\\r\\n' | nc -w 3 ${host.address} 9000`;
+      return (await cluster.ask("reader", request))[0]?.text;
+    };
+    expect(await say("/cluster/service")).toContain("HTTP/1.1 200");
+    expect(await say("/internal/session")).toContain("403");
+    expect(await host.docker("exec", "operator", "sh", "-c", `${ASK}\nask 172.30.1.1`)).toBe("172.30.1.1 reached");
+    expect(node.logs()).toContain("this node's API refuses containers by itself");
+  } finally {
+    await lab.stop();
+  }
 });
