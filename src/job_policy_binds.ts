@@ -26,7 +26,8 @@ export function bindsInsideOthers(
   for (const place of places) {
     open = open.filter(({ folder }) => place.folder.startsWith(folder));
     const { mount } = place;
-    const outer = mount && open.find((one) => one.mount !== undefined || one.folder !== place.folder);
+    const isOther = (one: Place) => (one.mount ? one.mount !== mount : one.folder !== place.folder);
+    const outer = mount && open.find(isOther);
     if (mount && outer && !found.has(mount)) {
       const isVersion = outer.mount === undefined;
       const whose = `${isVersion ? "the present version's service" : "the service"} ${outer.owner}`;
