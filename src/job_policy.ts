@@ -16,7 +16,6 @@ import { bindsInsideOthers } from "./job_policy_binds.ts";
 import {
   cut,
   folderOf,
-  isBelow,
   type JudgedService,
   type Leaf,
   leafPathsOf,
@@ -28,7 +27,7 @@ import {
   writtenName,
 } from "./job_policy_leaves.ts";
 import { namesOfOthers } from "./job_policy_names.ts";
-import { refusedKeys, refusedPath, refusedValue } from "./job_policy_restricted.ts";
+import { isJudged, refusedKeys, refusedPath, refusedValue } from "./job_policy_restricted.ts";
 import { CREDENTIAL_SPEC, type Detail, type ServiceSpec, serviceSpec } from "./model_spec.ts";
 import { StartError } from "./model.ts";
 import { nearest } from "./nearest.ts";
@@ -57,15 +56,16 @@ const rule = v.pipe(
     "a rule names keys, binds or images",
   ),
 );
-const policy = v.pipe(
+const policySchema = v.pipe(
   v.strictObject({
     profile: v.exactOptional(v.picklist(["restricted"], "the only profile is restricted")),
     rules: v.exactOptional(v.array(rule)),
   }),
   v.check(({ profile, rules }) => (profile ?? rules) !== undefined, "it has neither profile nor rules"),
 );
-type Rule = v.InferOutput<typeof rule>;
-export type Policy = v.InferOutput<typeof policy>;
+/** `folders`: its `binds`, as `folderOf` writes them. */
+type ReadyRule = v.InferOutput<typeof rule> & { folders: string[] };
+export type Policy = v.InferOutput<typeof policySchema>;
 
 /** @throws StartError naming the place of the first fault. */
 export function readPolicy(text: string, { path }: { path: string }): Policy {
@@ -80,7 +80,7 @@ export function readPolicy(text: string, { path }: { path: string }): Policy {
       },
     );
   }
-  const result = v.safeParse(policy, found);
+  const result = v.safeParse(policySchema, found);
   if (result.success) return result.output;
   const [issue] = result.issues;
   throw new StartError(`the policy ${path} is not usable: ${v.getDotPath(issue) ?? "the file"}: ${issue.message}`);
@@ -96,29 +96,32 @@ export type Asking = {
 };
 
 /** What the policy forbids of a document, each with the name of the rule or profile. */
-export function forbiddenBy({ profile, rules = [] }: Policy, asking: Asking): Detail[] {
+export function forbiddenBy(policy: Policy, asking: Asking): Detail[] {
+  const { profile, rules = [] } = policy;
   const document: unknown = JSON.parse(asking.document);
-  const asks = asksOf(asking, document);
-  const byRules = asks.flatMap((ask): Detail[] => {
-    const decisive = rules.find((one) => ask.matched(one) !== undefined);
-    if (decisive?.effect === "allow") return [];
-    if (decisive) {
+  const found = new Map<string, Detail>();
+  const add = (path: string, message: string) => found.set(`${path} ${message}`, { path, message });
+  for (const { path, what, reason } of profile ? [...refusedKeys(document), ...refusedNames(asking)] : [])
+    add(path, byProfile(what, reason));
+  const ready = rules.map((one) => ({ ...one, folders: one.binds.map(folderOf) }));
+  for (const ask of asksOf(policy, { ...asking, parsed: document })) {
+    if (found.size > MAX_REFUSALS) break;
+    const decisive = ready.find((one) => ask.matched(one) !== undefined);
+    const reason = profile && !decisive ? ask.refusal() : undefined;
+    if (decisive?.effect === "deny") {
       const what = ask.matched(decisive) ?? ask.what;
-      return [
-        { path: ask.path, message: `${what} is forbidden by the rule '${decisive.name}' of this cluster's policy` },
-      ];
-    }
-    const reason = profile && ask.refusal();
-    return reason === undefined ? [] : [{ path: ask.path, message: byProfile(ask.what, reason) }];
-  });
-  const byProfileAlone = profile ? [...refusedKeys(document), ...refusedNames(asking)] : [];
-  const all = [
-    ...byProfileAlone.map(({ path, what, reason }) => ({ path, message: byProfile(what, reason) })),
-    ...byRules,
-  ];
-  const once = [...new Map(all.map((detail) => [`${detail.path} ${detail.message}`, detail])).values()];
-  if (once.length <= MAX_REFUSALS) return once;
-  return [...once.slice(0, MAX_REFUSALS), { path: "", message: `more is forbidden than these ${MAX_REFUSALS} things` }];
+      add(ask.path, `${what} is forbidden by the rule '${decisive.name}' of this cluster's policy`);
+    } else if (reason !== undefined) add(ask.path, byProfile(ask.what, reason));
+  }
+  if (found.size <= MAX_REFUSALS) return [...found.values()];
+  const more = { path: "", message: `more is forbidden than these ${MAX_REFUSALS} things` };
+  return [...[...found.values()].slice(0, MAX_REFUSALS), more];
+}
+
+/** Tells the paths of leaves that some rule speaks of. */
+function spokenOf(rules: Policy["rules"] = []): (path: string) => boolean {
+  const spoken = new Set(rules.flatMap(({ keys }) => keys.map((key) => key.split("=", 1)[0] ?? "")));
+  return (path) => spoken.size > 0 && namesOf(path).some((name) => spoken.has(name));
 }
 
 function byProfile(what: string, reason: string): string {
@@ -139,24 +142,31 @@ type Ask = {
   path: string;
   what: string;
   /** What a rule that speaks of it calls it. */
-  matched: (rule: Rule) => string | undefined;
+  matched: (rule: ReadyRule) => string | undefined;
   /** Why the profile refuses it. */
   refusal: () => string | undefined;
 };
 
-function asksOf(asking: Asking, document: unknown): Ask[] {
-  const { services, servicesOf, jobId } = asking;
+/** What a rule may decide about or the profile refuses: there is far more in a document than that. */
+function* asksOf(
+  { profile, rules }: Policy,
+  { services, servicesOf, jobId, parsed }: Asking & { parsed: unknown },
+): Generator<Ask> {
   const inside = bindsInsideOthers(services, servicesOf?.(jobId) ?? []);
-  const files = placesOfFiles(document);
-  return services.flatMap(({ service_name, spec, rules = {} }) => {
+  const files = placesOfFiles(parsed);
+  const isSpoken = spokenOf(rules);
+  const isWanted = (path: string) => isSpoken(path) || (profile !== undefined && isJudged(path));
+  for (const { service_name, spec, rules: ownRules = {} } of services) {
     const place = `services.${service_name}`;
-    const leaves = [...leavesOf(spec), ...leavesOf(rules, { path: "rules" })];
-    return [
-      imageAsk(spec, place),
-      ...spec.mounts.flatMap((mount) => bindAsks(mount, { spec, place, inside: inside.get(mount), files })),
-      ...leaves.map((leaf) => valueAsk(leaf, { place, jobId })),
-    ];
-  });
+    yield imageAsk(spec, place);
+    for (const mount of spec.mounts) yield* bindAsks(mount, { spec, place, inside: inside.get(mount), files });
+    for (const [value, path] of [[spec, ""] as const, [ownRules, "rules"] as const]) {
+      for (const leaf of leavesOf(value, { path, isWanted })) {
+        const refusal = profile && refusedValue(leaf, { jobId });
+        if (refusal !== undefined || isSpoken(leaf.path)) yield valueAsk(leaf, { place, jobId, refusal });
+      }
+    }
+  }
 }
 
 function imageAsk({ image }: ServiceSpec, place: string): Ask {
@@ -188,18 +198,21 @@ function bindAsks(
       : ((isFile ? files.get(source) : undefined) ?? `${place}.volumes`);
   const asks = pathsOf(mount).map((source): Ask => {
     const what = `the path ${shownPath(source)}`;
+    const folder = folderOf(source);
     return {
       path: path(source),
       what,
-      matched: ({ effect, binds }) =>
-        binds.some((one) => isBelow(source, one) || (effect === "deny" && isBelow(one, source))) ? what : undefined,
+      matched: ({ effect, folders }) =>
+        folders.some((one) => folder.startsWith(one) || (effect === "deny" && one.startsWith(folder)))
+          ? what
+          : undefined,
       refusal: () => refusedPath(source, { mount, spec }),
     };
   });
   if (!inside) return asks;
   const what = `the path ${shownPath(inside.path)}`;
-  const isNamed = ({ effect, binds }: Rule) =>
-    effect === "allow" && binds.some((one) => folderOf(one) === folderOf(inside.path));
+  const folder = folderOf(inside.path);
+  const isNamed = ({ effect, folders }: ReadyRule) => effect === "allow" && folders.includes(folder);
   asks.push({
     path: path(inside.path),
     what,
@@ -234,7 +247,10 @@ function memberOf(value: unknown, key: string): unknown {
   return membersOf(value).find(([name]) => name === key)?.[1];
 }
 
-function valueAsk(leaf: Leaf, { place, jobId }: { place: string; jobId: string }): Ask {
+function valueAsk(
+  leaf: Leaf,
+  { place, jobId, refusal }: { place: string; jobId: string; refusal: string | undefined },
+): Ask {
   const names = namesOf(leaf.path);
   const written = writtenName(leaf.path);
   const text = textOf(leaf, jobId);
@@ -251,7 +267,7 @@ function valueAsk(leaf: Leaf, { place, jobId }: { place: string; jobId: string }
       if (found === undefined) return undefined;
       return found === leaf.path || found === written || found.includes("=") ? what : found;
     },
-    refusal: () => refusedValue(leaf, { jobId }),
+    refusal: () => refusal,
   };
 }
 

@@ -17,23 +17,25 @@ export type JudgedService = { service_name: string; spec: ServiceSpec; rules?: S
  */
 export type Leaf = { path: string; text: string; name?: string; parents: readonly object[] };
 
-/** The leaves of a spec; what is off or empty asks for nothing and has none. */
-export function leavesOf(
+type Around = Pick<Leaf, "path" | "parents"> & { isWanted: (path: string) => boolean };
+
+/** The leaves of a spec at wanted paths; what is off or empty asks for nothing and has none. */
+export function* leavesOf(
   value: unknown,
-  { path = "", parents = [] }: Partial<Pick<Leaf, "path" | "parents">> = {},
-): Leaf[] {
-  if (value === undefined || value === null || value === false) return [];
+  { path = "", parents = [], isWanted = () => true }: Partial<Around> = {},
+): Generator<Leaf> {
+  if (value === undefined || value === null || value === false) return;
   if (Array.isArray(value)) {
-    return value.flatMap((item: unknown) =>
-      isPair(item)
-        ? { path, text: `${item[0]}=${item[1]}`, name: item[0], parents }
-        : leavesOf(item, { path, parents }),
-    );
-  }
-  if (typeof value !== "object") return [{ path, text: value === true ? "" : String(value), parents }];
-  return Object.entries(value).flatMap(([key, member]) =>
-    leavesOf(member, { path: path === "" ? key : `${path}.${key}`, parents: [...parents, value] }),
-  );
+    const isPlain = typeof value[0] !== "object" || isPair(value[0]);
+    if (isPlain && !isWanted(path)) return;
+    for (const item of value as unknown[]) {
+      if (isPair(item)) yield { path, text: `${item[0]}=${item[1]}`, name: item[0], parents };
+      else yield* leavesOf(item, { path, parents, isWanted });
+    }
+  } else if (typeof value === "object") {
+    for (const [key, member] of Object.entries(value))
+      yield* leavesOf(member, { path: path === "" ? key : `${path}.${key}`, parents: [...parents, value], isWanted });
+  } else if (isWanted(path)) yield { path, text: value === true ? "" : String(value), parents };
 }
 
 function isPair(item: unknown): item is [string, string] {
@@ -156,11 +158,6 @@ const PROJECT = "\0";
 export function folderOf(path: string): string {
   const clean = posix.normalize(path.startsWith("/") ? path : `${PROJECT}/${path}`);
   return clean.endsWith("/") ? clean : `${clean}/`;
-}
-
-/** Whether `path` is `above` or lies below it. */
-export function isBelow(path: string, above: string): boolean {
-  return folderOf(path).startsWith(folderOf(above));
 }
 
 /** A path as messages show it. */

@@ -12,7 +12,7 @@
  */
 import { networkName, volumeName } from "./container_options.ts";
 import { OWN_DIRECTORY } from "./job_files.ts";
-import { isBelow, type Leaf } from "./job_policy_leaves.ts";
+import { folderOf, type Leaf } from "./job_policy_leaves.ts";
 import { MARK_KEY } from "./job_secrets.ts";
 import {
   IFNAME,
@@ -282,12 +282,19 @@ export const JUDGED: ReadonlyMap<string, Judge> = new Map<string, Judge>([
   ["networks.driver_opts", named(new Set([IFNAME]), "it may change settings of the node's network; leave it out")],
 ]);
 
+/** Whether the profile may refuse values at this path. */
+export function isJudged(path: string): boolean {
+  return JUDGED.has(path) || !ALLOWED.has(path);
+}
+
 /** Why the profile refuses a value of a spec. */
 export function refusedValue(leaf: Leaf, about: { jobId: string }): string | undefined {
   const judge = JUDGED.get(leaf.path);
   if (judge) return judge(leaf, about);
   return ALLOWED.has(leaf.path) ? undefined : NO_DECISION;
 }
+
+const OWN_FOLDER = folderOf(OWN_DIRECTORY);
 
 /** Why the profile refuses a path that a mount shows. */
 export function refusedPath(
@@ -299,10 +306,11 @@ export function refusedPath(
     return isOwn ? "it is the node's; use a named volume, or a path that begins with ./" : OPTIONS;
   }
   const { read_only: isRead } = mount as Extract<MountSpec, { type: "bind" }>;
-  if (isBelow(OWN_DIRECTORY, path) && !isRead)
+  const folder = folderOf(path);
+  if (OWN_FOLDER.startsWith(folder) && !isRead)
     return `it shows ${OWN_DIRECTORY}, where the node keeps files of its own; bind a directory in it, or make it read_only`;
   const isMade = isRead && (spec.files ?? []).some((file) => file.path === path);
-  if (isBelow(path, OWN_DIRECTORY) && !isMade)
+  if (folder.startsWith(OWN_FOLDER) && !isMade)
     return `it shows ${OWN_DIRECTORY}, where the node keeps files of its own; choose another directory`;
   return undefined;
 }
@@ -345,7 +353,8 @@ function label({ name = "" }: Leaf): string | undefined {
 
 /** The kernel's own trees: what hides parts of them hides what protects the node. */
 function systemPath(target: string): string | undefined {
-  const isSystem = ["/proc", "/sys"].some((path) => isBelow(target, path));
+  const folder = folderOf(target);
+  const isSystem = folder.startsWith("/proc/") || folder.startsWith("/sys/");
   return isSystem ? "it would cover what the kernel shows there; choose another path" : undefined;
 }
 

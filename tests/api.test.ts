@@ -407,17 +407,21 @@ describe("scaling and deleting", () => {
   });
 });
 
+function withPolicy(text: string): Hono {
+  const policy = readPolicy(text, { path: "/policy" });
+  return createApi({
+    local: localNode("master"),
+    scheduler: () => scheduler,
+    dataDir: "/var/lib/cacophony",
+    policy: () => policy,
+    log: silentLog,
+  });
+}
+
 describe("a policy", () => {
   test("refuses what it forbids with the rule's name, dry or not, and changes nothing", async () => {
     const text = "rules: [{name: nothing privileged, effect: deny, keys: [privileged]}]";
-    const policy = readPolicy(text, { path: "/policy" });
-    const strict = createApi({
-      local: localNode("master"),
-      scheduler: () => scheduler,
-      dataDir: "/var/lib/cacophony",
-      policy: () => policy,
-      log: silentLog,
-    });
+    const strict = withPolicy(text);
     const body = "services: {a: {image: b, privileged: true}, c: {image: d}}";
     for (const query of ["", "?dry_run=true"]) {
       const answer = await strict.request(`/cluster/job/strict${query}`, { method: "PUT", body });
@@ -437,14 +441,7 @@ describe("a policy", () => {
 
 describe("point 2: the profile restricted", () => {
   test("refuses at each PUT what the document and the job's present version show, and leaves jobs that run alone", async () => {
-    const policy = readPolicy("profile: restricted", { path: "/policy" });
-    const strict = createApi({
-      local: localNode("master"),
-      scheduler: () => scheduler,
-      dataDir: "/var/lib/cacophony",
-      policy: () => policy,
-      log: silentLog,
-    });
+    const strict = withPolicy("profile: restricted");
     const put = async (path: string, body: string) => {
       const answer = await strict.request(path, { method: "PUT", body });
       const { error } = (await answer.json()) as Partial<ErrorDoc>;
