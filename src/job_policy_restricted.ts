@@ -150,7 +150,7 @@ function isNothing(value: unknown): boolean {
 
 /** Members of a spec that say nothing of the node, or that are judged with another of their object. */
 export const ALLOWED: ReadonlySet<string> = words(`
-  image entrypoint command environment user working_dir hostname domainname stop_signal stop_grace_period_ms stop_timeout_s
+  image entrypoint command environment user hostname domainname stop_signal stop_grace_period_ms stop_timeout_s
   stop_when_isolated_ms platform pull_policy tty stdin_open read_only init expose mac_address network_aliases dns dns_opt dns_search
   extra_hosts cap_drop group_add shm_size_bytes memswap_limit_bytes mem_swappiness cpu_count cpu_percent cpu_period cpu_quota
   cpu_shares cpuset ulimits.soft ulimits.hard volumes_from.service_name volumes_from.access
@@ -195,6 +195,9 @@ const LOG_OPTIONS = words(
   "max-size max-file compress mode max-buffer-size labels labels-regex env env-regex tag cache-disabled cache-max-file cache-max-size cache-compress",
 );
 const ULIMITS = words("as core cpu data fsize locks memlock msgqueue nofile nproc rss rttime sigpending stack");
+const TMPFS_OPTIONS = words(
+  "size mode uid gid nr_inodes nr_blocks mpol rw ro exec noexec suid nosuid dev nodev atime noatime relatime diratime nodiratime",
+);
 const NETWORK_OPTIONS = words("com.docker.network.driver.mtu com.docker.network.bridge.enable_icc");
 /** Of Docker's (docs.docker.com, "Docker object labels": reserved) and of ours. */
 const RESERVED_LABELS = ["cacophony.", "com.docker.", "io.docker.", "org.dockerproject."];
@@ -250,7 +253,8 @@ export const JUDGED: ReadonlyMap<string, Judge> = new Map<string, Judge>([
   ["mounts.labels", label],
   ["mounts.volume.labels", label],
   ["networks.network.labels", label],
-  ["tmpfs", ({ name = "" }) => systemPath(name)],
+  ["working_dir", ({ text }) => systemPath(text)],
+  ["tmpfs", tmpfs],
   ["mounts.type", only(MOUNT_TYPES, NO_DECISION)],
   ["mounts.target", ({ text }) => systemPath(text)],
   [
@@ -351,11 +355,20 @@ function label({ name = "" }: Leaf): string | undefined {
   return start && `labels that begin with ${start} are read by the tools that own them; choose another name`;
 }
 
-/** The kernel's own trees: what hides parts of them hides what protects the node. */
+function tmpfs({ name = "", text }: Leaf): string | undefined {
+  const options = text.slice(name.length + 1).split(",");
+  const isKnown = options.every((one) => TMPFS_OPTIONS.has(one.split("=", 1)[0] ?? "") || one === "");
+  return isKnown ? systemPath(name) : "it has an option that is not of a tmpfs alone; leave that out";
+}
+
+/**
+ * The kernel's own trees: what hides parts of them hides what protects the node, and a directory there may be one that a runtime
+ * left open (CVE-2024-21626).
+ */
 function systemPath(target: string): string | undefined {
   const folder = folderOf(target);
   const isSystem = folder.startsWith("/proc/") || folder.startsWith("/sys/");
-  return isSystem ? "it would cover what the kernel shows there; choose another path" : undefined;
+  return isSystem ? "it lies in the kernel's own trees, /proc and /sys; choose another path" : undefined;
 }
 
 function fileMode(text: string): string | undefined {

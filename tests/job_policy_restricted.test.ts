@@ -114,6 +114,8 @@ const REFUSED: readonly [what: string, document: string, places: string[], files
   ],
   ["a mount over /proc", service("volumes: ['vol:/proc/x']", "volumes: {vol: }"), ["services.app.volumes"]],
   ["a tmpfs over /sys", service("tmpfs: /sys"), ["services.app.tmpfs"]],
+  ["a tmpfs with an option of other mounts", service("tmpfs: '/x:size=1m,rbind'"), ["services.app.tmpfs"]],
+  ["a working directory among open files", service("working_dir: /proc/self/fd/8"), ["services.app.working_dir"]],
   ["the node's own directory", service("volumes: ['./.cacophony:/x']"), ["services.app.volumes"]],
   ["the node's own directory for writing", service("volumes: ['.:/x']"), ["services.app.volumes"]],
   ["a file of the node as a config", service("configs: [x]", "configs: {x: {file: /etc/shadow}}"), ["configs.x.file"]],
