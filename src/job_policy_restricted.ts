@@ -44,7 +44,7 @@ export const KEYS: ReadonlyMap<string, ReadonlySet<string>> = new Map(
       platform privileged profiles pull_policy read_only runtime security_opt shm_size stdin_open storage_opt sysctls tmpfs tty
       ulimits userns_mode uts attach build container_name depends_on develop env_file pull_refresh_after configs secrets extends
       label_file post_start pre_start pre_stop volume_driver volumes_from`,
-    "services.*.x-cacophony": "publish balance proxy_protocol volumes stop_when_isolated strategy",
+    "services.*.x-cacophony": "publish balance proxy_protocol volumes stop_when_isolated api strategy",
     "services.*.ports[]": "target published protocol host_ip mode name app_protocol",
     "services.*.volumes[]": "type source target read_only consistency bind volume tmpfs",
     "services.*.volumes[].bind": "propagation create_host_path selinux recursive",
@@ -233,6 +233,7 @@ export const JUDGED: ReadonlyMap<string, Judge> = new Map<string, Judge>([
   ],
   ["ipc", namespace(["private", "shareable", "none"], HOST)],
   ["pid", namespace([], HOST)],
+  ["api", only(["read"], "a container that may deploy can ask for everything; write read")],
   ["uts", only([], HOST)],
   ["userns_mode", only([], HOST)],
   ["cgroup", only(["private"], HOST)],
