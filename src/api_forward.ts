@@ -3,6 +3,7 @@
  * unchanged. A write is sent once at most; what happened to it is never guessed.
  */
 import { CacophonyError } from "./model.ts";
+import { DIRECT } from "./transport.ts";
 
 /** Marks a request that another node passed on: it is not passed on again. */
 export const FORWARDED_HEADER = "x-cacophony-forwarded-by";
@@ -60,6 +61,7 @@ export async function forward(request: Request, { master, selfId }: ForwardOptio
   const watch = isWrite ? watchWrite(address, { abort, lost: master.lost, sizeKib }) : watchRead(abort);
   try {
     const response = await fetch(`http://${address}${pathname}${search}`, {
+      ...DIRECT,
       method: request.method,
       headers,
       body: request.body,
@@ -124,9 +126,8 @@ function watchWrite(
 
 async function answers(address: string): Promise<boolean> {
   try {
-    return (
-      await fetch(`http://${address}/healthz`, { signal: AbortSignal.timeout(PROBE_TIMEOUT_MS), keepalive: false })
-    ).ok;
+    const signal = AbortSignal.timeout(PROBE_TIMEOUT_MS);
+    return (await fetch(`http://${address}/healthz`, { ...DIRECT, signal, keepalive: false })).ok;
   } catch {
     return false;
   }
