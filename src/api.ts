@@ -7,6 +7,7 @@ import { Hono } from "hono";
 import { HTTPException } from "hono/http-exception";
 import type { Master } from "./api_forward.ts";
 import { forward, FORWARDED_HEADER } from "./api_forward.ts";
+import { type HostNames, refuseForeignPages } from "./api_hosts.ts";
 import { jobRoutes } from "./api_jobs.ts";
 import { nodeRoutes } from "./api_nodes.ts";
 import { openApi } from "./api_openapi.ts";
@@ -27,6 +28,7 @@ const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 409 | 412 | 413 | 415 | 
   bad_request: 400,
   unparseable: 400,
   forbidden_origin: 403,
+  forbidden_host: 403,
   not_found: 404,
   method_not_allowed: 405,
   conflict: 409,
@@ -44,6 +46,8 @@ const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 409 | 412 | 413 | 415 | 
 
 /** Seconds after which a client that got 503 may try again: about what a reconnect takes. */
 const RETRY_AFTER_S = 2;
+
+const NO_NAMES: HostNames = new Set();
 
 /** What the API knows of the node that it runs on. */
 export interface LocalNode {
@@ -70,18 +74,20 @@ export type ApiOptions = {
   reschedule?: () => string[];
   /** What jobs may not ask for, while this node is the master. */
   policy?: () => Policy | undefined;
+  /** Names that requests may ask for this node by, besides localhost and all addresses. */
+  hostNames?: () => HostNames;
   log: Log;
 };
 
 /** The application; `fetch` answers one request. */
 export function createApi(options: ApiOptions): Hono {
-  const { local, log } = options;
+  const { local, log, hostNames = () => NO_NAMES } = options;
   const app = new Hono();
   app.onError((error, c) => respondError(c, error, log));
   app.notFound((c) => {
     throw new CacophonyError("not_found", `there is no ${c.req.path} here; the API is under /cluster`);
   });
-  app.use(refuseForeignOrigin);
+  app.use(refuseForeignPages(hostNames));
 
   app.get("/healthz", (c) => answer(c, { status: "ok", node_id: local.nodeId, version: local.version }));
   app.get("/readyz", (c) => {
@@ -190,23 +196,6 @@ function only(app: Hono, paths: readonly string[], ...methods: string[]): void {
       );
     });
   }
-}
-
-/** A page of another host must not write through its reader's browser; whoever is not a browser sends no Origin. */
-async function refuseForeignOrigin(c: Context, next: () => Promise<void>): Promise<void> {
-  const origin = c.req.header("origin");
-  const isWrite = !["GET", "HEAD", "OPTIONS"].includes(c.req.method);
-  // A forwarded request was checked where it came in; no browser may set this header across origins.
-  if (isWrite && origin !== undefined && !c.req.header(FORWARDED_HEADER)) {
-    const host = URL.parse(origin)?.host;
-    if (host !== c.req.header("host")) {
-      throw new CacophonyError(
-        "forbidden_origin",
-        `a write from a page of ${origin} is refused: its host is not this node's`,
-      );
-    }
-  }
-  await next();
 }
 
 function respondError(c: Context, error: unknown, log: Log): Response {

@@ -2,10 +2,11 @@
  * @module Forwarding: a node that is not the master passes a request under /cluster on and the answer back, both streamed and
  * unchanged. A write is sent once at most; what happened to it is never guessed.
  */
+import { PAGE_HEADERS } from "./api_hosts.ts";
 import { CacophonyError } from "./model.ts";
 import { DIRECT } from "./transport.ts";
 
-/** Marks a request that another node passed on: it is not passed on again. */
+/** Marks a request that another node passed on: it is not passed on again. It proves nothing, and exempts from nothing. */
 export const FORWARDED_HEADER = "x-cacophony-forwarded-by";
 
 /** Clients get an answer within 2 s when no master can be reached; this leaves room for the answer's own way. */
@@ -53,7 +54,7 @@ export async function forward(request: Request, { master, selfId }: ForwardOptio
   if (isWrite && !master.lost && !(await answers(address))) throw noMaster(`tried ${address}, which does not answer`);
   const { pathname, search } = new URL(request.url);
   const headers = new Headers(request.headers);
-  for (const name of CONNECTION_HEADERS) headers.delete(name);
+  for (const name of [...CONNECTION_HEADERS, ...PAGE_HEADERS]) headers.delete(name);
   headers.set(FORWARDED_HEADER, selfId);
   if (request.body) headers.delete("content-length");
   const sizeKib = Number(request.headers.get("content-length") ?? 0) / 1024;

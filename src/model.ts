@@ -542,6 +542,7 @@ export type ErrorCode =
   | "too_large"
   | "unsupported_media_type"
   | "forbidden_origin"
+  | "forbidden_host"
   | "no_master"
   | "busy"
   | "outcome_unknown"

@@ -19,14 +19,17 @@ export class NodeProcesses {
   readonly #root = mkdtempSync(join(tmpdir(), "cacophony-process-"));
   readonly #processes: LabProcess[] = [];
 
-  /** Starts `cacophony ARGS` and resolves once it answers; a name for `host` is one that leads to this machine. */
+  newDir(): string {
+    return mkdtempSync(join(this.#root, "data-"));
+  }
+
+  /** Starts `cacophony ARGS` and resolves once it answers. */
   async start(
     args: readonly string[],
-    { env = {}, host = "127.0.0.1" }: { env?: Env; host?: string } = {},
+    { env = {}, dataDir = this.newDir() }: { env?: Env; dataDir?: string } = {},
   ): Promise<NodeProcess> {
     const port = await freePort();
-    const address = `${host}:${port}`;
-    const dataDir = mkdtempSync(join(this.#root, "data-"));
+    const address = `127.0.0.1:${port}`;
     const options = ["--bind-addr", address, "--data-dir", dataDir, "--docker-host", `unix://${dataDir}/none.sock`];
     const process = this.run([...args, ...options, "--log-format", "json", "--log-level", "warn"], env);
     await waitUntil(
