@@ -6,6 +6,7 @@ import type { Context } from "hono";
 import { Hono } from "hono";
 import { HTTPException } from "hono/http-exception";
 import type { Master } from "./api_forward.ts";
+import { Bodies } from "./api_bodies.ts";
 import { forward, FORWARDED_HEADER } from "./api_forward.ts";
 import { type HostNames, refuseForeignPages } from "./api_hosts.ts";
 import { jobRoutes } from "./api_jobs.ts";
@@ -24,13 +25,14 @@ import type { Hold } from "./membership_silence.ts";
 import { CHUNK_PATH, PEER_PATH, SECRET_PATH } from "./transport.ts";
 
 /** HTTP status of each error code: the one place where they meet. */
-const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 409 | 412 | 413 | 415 | 422 | 500 | 503> = {
+const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 408 | 409 | 412 | 413 | 415 | 422 | 500 | 503> = {
   bad_request: 400,
   unparseable: 400,
   forbidden_origin: 403,
   forbidden_host: 403,
   not_found: 404,
   method_not_allowed: 405,
+  request_timeout: 408,
   conflict: 409,
   precondition_failed: 412,
   too_large: 413,
@@ -76,18 +78,21 @@ export type ApiOptions = {
   policy?: () => Policy | undefined;
   /** Names that requests may ask for this node by, besides localhost and all addresses. */
   hostNames?: () => HostNames;
+  /** What is in memory of requests. */
+  bodies?: Bodies;
   log: Log;
 };
 
 /** The application; `fetch` answers one request. */
 export function createApi(options: ApiOptions): Hono {
-  const { local, log, hostNames = () => NO_NAMES } = options;
+  const { local, log, hostNames = () => NO_NAMES, bodies = new Bodies() } = options;
   const app = new Hono();
   app.onError((error, c) => respondError(c, error, log));
   app.notFound((c) => {
     throw new CacophonyError("not_found", `there is no ${c.req.path} here; the API is under /cluster`);
   });
   app.use(refuseForeignPages(hostNames));
+  app.use(bodies.hold);
 
   app.get("/healthz", (c) => answer(c, { status: "ok", node_id: local.nodeId, version: local.version }));
   app.get("/readyz", (c) => {

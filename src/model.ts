@@ -540,6 +540,7 @@ export type ErrorCode =
   | "conflict"
   | "precondition_failed"
   | "too_large"
+  | "request_timeout"
   | "unsupported_media_type"
   | "forbidden_origin"
   | "forbidden_host"
