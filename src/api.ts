@@ -13,7 +13,7 @@ import { jobRoutes } from "./api_jobs.ts";
 import { nodeRoutes } from "./api_nodes.ts";
 import { openApi } from "./api_openapi.ts";
 import { registryRoutes } from "./api_registries.ts";
-import { answer, queryOf, readBody, readFlag, readJson, readPage } from "./api_request.ts";
+import { answer, MAX_FORM_BYTES, queryOf, readBody, readFlag, readJson, readPage } from "./api_request.ts";
 import { discoveryRoutes, serviceRoutes } from "./api_services.ts";
 import { allocationsView, countsView, rebalanceView, resourcesView } from "./cluster_views.ts";
 import type { Policy } from "./job_policy.ts";
@@ -120,7 +120,8 @@ export function createApi(options: ApiOptions): Hono {
     if (options.scheduler()) return next();
     if (c.req.header(FORWARDED_HEADER))
       throw new CacophonyError("not_master", "this node was taken for the master, but is not");
-    return forward(c.req.raw, { master: local.master(), selfId: local.nodeId });
+    const body = () => c.get("bodyUpTo")(MAX_FORM_BYTES);
+    return forward(c.req.raw, { master: () => local.master(), selfId: local.nodeId, body });
   });
   const scheduler = () => {
     const found = options.scheduler();
