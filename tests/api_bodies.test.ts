@@ -2,7 +2,9 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { connect, type Socket } from "node:net";
 import { Hono } from "hono";
+import { createApi } from "../src/api.ts";
 import { Bodies } from "../src/api_bodies.ts";
+import { silentLog } from "../src/log.ts";
 import { CacophonyError } from "../src/model.ts";
 import { type NodeProcess, NodeProcesses } from "./node_process.ts";
 import { rawRequest } from "./raw_http.ts";
@@ -167,6 +169,40 @@ describe("point 13: the time of a body", () => {
     await settled();
     expect(slow.answer).toBe("request_timeout");
   });
+});
+
+test("point 13: a node that forwards sends a body once it is whole, to the node that is the master then", async () => {
+  const heard: string[] = [];
+  const master = Bun.serve({
+    hostname: "127.0.0.1",
+    port: 0,
+    async fetch(request) {
+      if (new URL(request.url).pathname === "/healthz") return new Response("ok");
+      heard.push(`${request.headers.get("content-length")} ${await request.text()}`);
+      return new Response("done");
+    },
+  });
+  // Nobody listens there: it was the master when the request came.
+  let address = "127.0.0.1:1";
+  const local = {
+    nodeId: "worker",
+    version: "0.0.0",
+    faults: () => [],
+    peerInfo: () => ({ node_id: "worker", protocol: 1, version: "0.0.0", peers: [] }),
+    master: () => ({ address, lost: undefined }),
+  };
+  const worker = createApi({ local, scheduler: () => undefined, dataDir: "/", log: silentLog });
+  let controller: ReadableStreamDefaultController<Uint8Array> | undefined;
+  const body = new ReadableStream<Uint8Array>({ start: (its) => void (controller = its) });
+  const answering = worker.request("/cluster/job/shop", { method: "PUT", body });
+  controller?.enqueue(Buffer.from("half, "));
+  await settled();
+  address = `127.0.0.1:${master.port}`;
+  controller?.enqueue(Buffer.from("whole"));
+  controller?.close();
+  const answer = await answering;
+  expect([answer.status, await answer.text(), heard]).toEqual([200, "done", ["11 half, whole"]]);
+  await master.stop(true);
 });
 
 describe("point 13: 64 half-sent forms of 8 MiB", () => {
