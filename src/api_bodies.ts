@@ -1,6 +1,6 @@
 /**
  * @module Bodies of requests on their way into memory. Owns how many bytes of them this process holds at once and how long one may
- * take to arrive; what is read is the reader's. Nothing of a body is in memory before it is read: Bun lets the sender wait.
+ * take to arrive. Before a body is read, Bun keeps about a mebibyte of it and lets the sender wait; so bodies are read at once.
  *
  * **Whose body ends when there is no room.** First one that has not grown for a second, then the largest: so whoever sends is
  * never kept out by those who only began to, nor a small body by large ones. It is answered 503 and may be sent again.
