@@ -9,6 +9,7 @@ import type { Address } from "./address.ts";
 import { DEFAULT_PORT, formatAddress, isLoopback, isWildcard, parseAddress } from "./address.ts";
 import type { LocalNode } from "./api.ts";
 import { createApi } from "./api.ts";
+import type { HostNames } from "./api_hosts.ts";
 import { systemClock } from "./clock.ts";
 import type { Identity, Settings } from "./data_dir.ts";
 import { DataDir, newIdentity } from "./data_dir.ts";
@@ -25,6 +26,7 @@ import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
 import { DEFAULT_NETWORK_CIDR, isPassing, PROTOCOL_VERSION, StartError } from "./model.ts";
 import { apisOf, ownApiAddresses } from "./node_addresses.ts";
+import { namesOfNode } from "./node_hosts.ts";
 import { HostMeter } from "./resources.ts";
 import { Overlay } from "./overlay.ts";
 import { OverlayKernel } from "./overlay_kernel.ts";
@@ -77,6 +79,7 @@ export class Node implements LocalNode {
   readonly #bind: Address;
   readonly #instance = crypto.randomUUID();
   #advertise: string;
+  #hostNames: HostNames;
   #identity: Identity;
   /** IPv4 address of this machine that containers of other nodes are reached by. */
   #underlay: string | undefined;
@@ -106,6 +109,7 @@ export class Node implements LocalNode {
     this.#identity = identity;
     this.#bind = bind;
     this.#advertise = "";
+    this.#hostNames = this.#findHostNames();
   }
 
   /**
@@ -182,6 +186,7 @@ export class Node implements LocalNode {
       secretsDir: (nodeId) => secretsDir(options.secretRoots, nodeId),
       secret: (request) => this.#secretFor(request),
       policy: () => this.#policy,
+      hostNames: () => this.#hostNames,
       hold: () => this.#membership?.hold,
       reschedule: () => this.#membership?.reschedule() ?? [],
       access: (remote) => this.#executor?.apiAccess(remote),
@@ -194,6 +199,7 @@ export class Node implements LocalNode {
     });
     try {
       this.#advertise = await advertisedAddress(this.#bind, this.#identity);
+      this.#hostNames = this.#findHostNames();
       this.#warnOfExposure();
       this.#data.save(this.#identity);
       if (this.#identity.role === "master") await this.#startMaster();
@@ -441,6 +447,10 @@ export class Node implements LocalNode {
     return [...(join_address === undefined ? [] : [join_address]), ...peers.map(({ address }) => address)].filter(
       (address) => address !== this.#advertise || this.#identity.role === "master",
     );
+  }
+
+  #findHostNames(): HostNames {
+    return namesOfNode({ settings: this.#identity.settings, bind: this.#bind, advertise: this.#advertise });
   }
 
   #masterPeer(): Peer | undefined {

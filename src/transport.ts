@@ -26,6 +26,12 @@ const MAX_CHUNK_BYTES = 2 ** 20;
 /** Seconds without a byte after which an HTTP connection is closed; sessions have heartbeats. */
 const IDLE_TIMEOUT_S = 60;
 
+/**
+ * For every call of `fetch`: nodes reach each other directly. Without it Bun obeys HTTP_PROXY and ALL_PROXY, which are set on
+ * machines for downloads, and the traffic of the cluster would go through that proxy. Bun's WebSocket does not read them.
+ */
+export const DIRECT = { proxy: false } as const;
+
 /** One end of an open session connection. */
 export interface Channel {
   send(text: string): void;
@@ -133,7 +139,10 @@ function listenFault(address: Address, error: unknown): string {
 /** Reaches other nodes over HTTP and WebSockets. */
 export const networkTransport: Transport = {
   async askPeer(address) {
-    const response = await fetch(`http://${address}${PEER_PATH}`, { signal: AbortSignal.timeout(REACH_TIMEOUT_MS) });
+    const response = await fetch(`http://${address}${PEER_PATH}`, {
+      ...DIRECT,
+      signal: AbortSignal.timeout(REACH_TIMEOUT_MS),
+    });
     if (!response.ok) throw new Error(`${address} answered ${response.status}: is it a Cacophony node?`);
     return v.parse(peerInfo, await response.json());
   },
@@ -180,6 +189,7 @@ export function dialSelf(accept: SessionHandler, { onMessage, onClose }: ReturnT
 /** A chunk of a sent file, from the master at `address`. */
 export async function fetchChunk(address: string, chunkHash: string): Promise<Uint8Array> {
   const response = await fetch(`http://${address}${CHUNK_PATH}/${chunkHash}`, {
+    ...DIRECT,
     signal: AbortSignal.timeout(CHUNK_TIMEOUT_MS),
   });
   if (!response.ok) throw new Error(`${address} answered ${response.status} to a request for a part of it`);
@@ -189,6 +199,7 @@ export async function fetchChunk(address: string, chunkHash: string): Promise<Ui
 /** The value of a secret, from the master at `address`; its reason where it gives none. */
 export async function fetchSecret(address: string, request: SecretRequest): Promise<Uint8Array> {
   const response = await fetch(`http://${address}${SECRET_PATH}`, {
+    ...DIRECT,
     method: "POST",
     body: JSON.stringify(request),
     signal: AbortSignal.timeout(CHUNK_TIMEOUT_MS),

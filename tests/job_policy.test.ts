@@ -121,8 +121,8 @@ describe("point 2: a policy of rules alone", () => {
     ],
     [
       "networks.driver_opts",
-      { top: "networks: {default: {driver_opts: {com.docker.network.bridge.name: docker0}}}" },
-      "networks.driver_opts com.docker.network.bridge.name=docker0",
+      { top: "networks: {default: {driver_opts: {com.docker.network.bridge.name: br0}}}" },
+      "networks.driver_opts com.docker.network.bridge.name=br0",
     ],
     ["networks.name", { top: "networks: {default: {name: bank_default}}" }, "networks.name bank_default"],
     ["networks.ipam", { top: "networks: {default: {ipam: {config: [{subnet: 10.0.0.0/8}]}}}" }, "networks.ipam"],

@@ -163,11 +163,7 @@ const REFUSED: readonly [what: string, document: string, places: string[], files
     ["networks.x.driver", "networks.x.driver_opts"],
   ],
   ["ipvlan", network("{driver: ipvlan}"), ["networks.x.driver"]],
-  [
-    "a bridge of the node",
-    network("{driver_opts: {com.docker.network.bridge.name: docker0}}"),
-    ["networks.x.driver_opts"],
-  ],
+  ["a bridge of the node", network("{driver_opts: {com.docker.network.bridge.name: br0}}"), ["networks.x.driver_opts"]],
   ["a network of another job", network("{name: bank_default}"), ["networks.x.name"]],
   ["an external network", network("{external: true, name: bank_default}"), ["networks.x.external"]],
   [
