@@ -233,7 +233,7 @@ export class ClusterState {
   /** Members of the cluster, up or down, that are not to be emptied and match a service's constraints; ordered by node id. */
   nodesFor({ constraints }: Pick<JobServiceRecord["rules"], "constraints">): NodeRecord[] {
     return [...this.nodes.values()]
-      .filter((node) => node.availability !== "drain" && !this.#isGoneStranger(node))
+      .filter((node) => node.availability !== "drain" && !this.isGoneStranger(node))
       .filter((node) => matches(constraints, this.#facts(node)))
       .toSorted((a, b) => (a.node_id < b.node_id ? -1 : 1));
   }
@@ -245,13 +245,13 @@ export class ClusterState {
   /** Nodes as placement sees them, ordered by node id; a copy that placement may count into. */
   candidates(): Candidate[] {
     return [...this.nodes.values()]
-      .filter((node) => !this.#isGoneStranger(node))
+      .filter((node) => !this.isGoneStranger(node))
       .toSorted((a, b) => (a.node_id < b.node_id ? -1 : 1))
       .map((node) => this.#candidate(node));
   }
 
   /** Whether the node never was ready and is not connected: anybody may have invented it, so nothing is planned with it. */
-  #isGoneStranger({ node_id, never_ready }: NodeRecord): boolean {
+  isGoneStranger({ node_id, never_ready }: NodeRecord): boolean {
     return never_ready === true && this.views.get(node_id)?.connected !== true;
   }
 

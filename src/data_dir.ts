@@ -28,6 +28,8 @@ export const settings = v.object({
   docker_host: v.exactOptional(v.string()),
   node_name: v.exactOptional(v.string()),
   labels: v.exactOptional(v.array(v.tuple([v.string(), v.string()]))),
+  /** Further names that requests may ask for this node by. */
+  allow_hosts: v.exactOptional(v.array(v.string())),
   memory_bytes: v.exactOptional(v.number()),
   cpus: v.exactOptional(v.number()),
   network: v.exactOptional(networkMode),

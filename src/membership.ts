@@ -228,6 +228,7 @@ export class Membership {
       return;
     }
     view.connected = false;
+    if (this.#state.nodes.get(nodeId)?.never_ready) this.#peerNews.notice();
     this.#judge(nodeId, view);
     this.#options.log.warn("a node's session ended", {
       node: nodeId,
@@ -307,11 +308,13 @@ export class Membership {
   }
 
   #peers(): Peer[] {
-    // Where to look for a master: strangers say nothing about that.
+    // Strangers that are gone say nothing of where a master, or an API, is.
     const members = [...this.#state.nodes.values()].filter(
-      (node) => node.never_ready === undefined || node.role === "master",
+      (node) => node.role === "master" || !this.#state.isGoneStranger(node),
     );
-    return members.map(({ node_id, address }) => ({ node_id, address }));
+    return members.map(({ node_id, address, api_addresses }) => {
+      return { node_id, address, ...(api_addresses && { api_addresses }) };
+    });
   }
 
   // ---- Reports --------------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ export function recordFor(hello: Hello, { known, state, selfId, now }: RecordOpt
     availability: isDue ? "drain" : (former?.availability ?? "active"),
     ...(drain && { drain }),
     ...(underlay !== undefined && { underlay }),
+    ...(hello.api_addresses && { api_addresses: hello.api_addresses }),
     ...(former?.subnets && { subnets: former.subnets }),
     labels: hello.labels,
     set_labels: former?.set_labels ?? [],

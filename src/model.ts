@@ -10,7 +10,7 @@
 import * as v from "valibot";
 import * as b from "./model_bounds.ts";
 import { directoryMessage, networkAddress, networkMessage, networkMode, nodeNetwork } from "./model_network.ts";
-import { count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
+import { type apiAccess, count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
 
 /** Version of the node-to-master protocol; a node with another one is refused with both numbers. */
 export const PROTOCOL_VERSION = 3;
@@ -145,6 +145,10 @@ export const drain = v.object({
 });
 export type Drain = v.InferOutput<typeof drain>;
 
+/** A machine has few; a list that is longer or holds anything else is not taken. */
+const MAX_API_ADDRESSES = 64;
+const apiAddresses = v.fallback(v.pipe(v.array(v.pipe(v.string(), v.ip())), v.maxLength(MAX_API_ADDRESSES)), []);
+
 export const nodeRecord = v.object({
   node_id: v.string(),
   node_name: v.string(),
@@ -161,6 +165,8 @@ export const nodeRecord = v.object({
   engine_id: v.exactOptional(v.string()),
   /** IPv4 address that packets between containers of different nodes travel to. */
   underlay: v.exactOptional(v.string()),
+  /** Further IP addresses that its API may be reached by, at the port of `address`; absent: none are known. */
+  api_addresses: v.exactOptional(apiAddresses),
   /** Blocks of the cluster's range (CIDR) that are this node's for as long as it is a member. Absent: it gets one when it is ready. */
   subnets: v.exactOptional(strings),
   /** It has said hello and was never ready. Absent: it was, or its record is older than this mark. */
@@ -349,6 +355,9 @@ export const allocationStatus = v.object({
 });
 export type AllocationStatus = v.InferOutput<typeof allocationStatus>;
 
+/** What a container may do with its node's API. */
+export type ApiAccess = "none" | v.InferOutput<typeof apiAccess>;
+
 const genericResource = v.object({
   kind: b.name,
   count: b.safeCount,
@@ -462,6 +471,7 @@ export const hello = v.object({
   address: b.hostPort,
   /** IPv4 address that packets between containers of different nodes travel to; absent: it has none. */
   underlay: v.exactOptional(b.ipv4),
+  api_addresses: v.exactOptional(apiAddresses),
   labels: b.nodeLabels,
   engine: engineStatus,
   version: b.line(b.MAX_WORD),
@@ -509,7 +519,7 @@ export const secretRequest = v.object({ node_id: b.id, instance: b.id, secret_id
 export type SecretRequest = v.InferOutput<typeof secretRequest>;
 
 /** A node and where it is reached. */
-export const peer = v.object({ node_id: b.id, address: b.hostPort });
+export const peer = v.object({ node_id: b.id, address: b.hostPort, api_addresses: v.exactOptional(apiAddresses) });
 export type Peer = v.InferOutput<typeof peer>;
 const peers = b.list(peer, { max: b.MAX_NODES, what: "peers" });
 
@@ -567,6 +577,8 @@ export const LABELS = {
   isolated: "cacophony.stop-when-isolated-ms",
   /** Milliseconds of grace, for an executor that stops a container which it has no spec for. */
   grace: "cacophony.stop-grace-ms",
+  /** What it may do with its node's API: `read` or `deploy`; absent: nothing. */
+  api: "cacophony.api",
   /** Id of the container's image, and its digest in the registry where it has one: whether replicas run the same. */
   image: "cacophony.image",
   imageDigest: "cacophony.image-digest",
@@ -590,8 +602,11 @@ export type ErrorCode =
   | "conflict"
   | "precondition_failed"
   | "too_large"
+  | "request_timeout"
   | "unsupported_media_type"
+  | "forbidden"
   | "forbidden_origin"
+  | "forbidden_host"
   | "no_master"
   | "busy"
   | "outcome_unknown"

@@ -9,6 +9,7 @@ import type { Address } from "./address.ts";
 import { DEFAULT_PORT, formatAddress, isLoopback, isWildcard, parseAddress } from "./address.ts";
 import type { LocalNode } from "./api.ts";
 import { createApi } from "./api.ts";
+import type { HostNames } from "./api_hosts.ts";
 import { systemClock } from "./clock.ts";
 import type { Identity, Settings } from "./data_dir.ts";
 import { DataDir, newIdentity } from "./data_dir.ts";
@@ -24,6 +25,8 @@ import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
 import { DEFAULT_NETWORK_CIDR, isPassing, PROTOCOL_VERSION, StartError } from "./model.ts";
+import { apisOf, ownApiAddresses } from "./node_addresses.ts";
+import { namesOfNode } from "./node_hosts.ts";
 import { HostMeter } from "./resources.ts";
 import { Overlay } from "./overlay.ts";
 import { OverlayKernel } from "./overlay_kernel.ts";
@@ -76,6 +79,7 @@ export class Node implements LocalNode {
   readonly #bind: Address;
   readonly #instance = crypto.randomUUID();
   #advertise: string;
+  #hostNames: HostNames;
   #identity: Identity;
   /** IPv4 address of this machine that containers of other nodes are reached by. */
   #underlay: string | undefined;
@@ -87,6 +91,7 @@ export class Node implements LocalNode {
   #policy: Policy | undefined;
   #membership: Membership | undefined;
   #listener: Listener | undefined;
+  #apis: Promise<void> = Promise.resolve();
 
   private constructor(
     data: DataDir,
@@ -104,6 +109,7 @@ export class Node implements LocalNode {
     this.#identity = identity;
     this.#bind = bind;
     this.#advertise = "";
+    this.#hostNames = this.#findHostNames();
   }
 
   /**
@@ -173,22 +179,27 @@ export class Node implements LocalNode {
 
   async #start(options: StartOptions): Promise<void> {
     const { log } = options;
+    const api = createApi({
+      local: this,
+      scheduler: () => this.#scheduler,
+      dataDir: this.#data.path,
+      secretsDir: (nodeId) => secretsDir(options.secretRoots, nodeId),
+      secret: (request) => this.#secretFor(request),
+      policy: () => this.#policy,
+      hostNames: () => this.#hostNames,
+      hold: () => this.#membership?.hold,
+      reschedule: () => this.#membership?.reschedule() ?? [],
+      access: (remote) => this.#executor?.apiAccess(remote),
+      log,
+    });
     this.#listener = listen(this.#bind, {
-      fetch: createApi({
-        local: this,
-        scheduler: () => this.#scheduler,
-        dataDir: this.#data.path,
-        secretsDir: (nodeId) => secretsDir(options.secretRoots, nodeId),
-        secret: (request) => this.#secretFor(request),
-        policy: () => this.#policy,
-        hold: () => this.#membership?.hold,
-        reschedule: () => this.#membership?.reschedule() ?? [],
-        log,
-      }).fetch,
+      fetch: (request, origin) => api.fetch(request, origin),
+      isOpenTo: (remote) => this.#executor?.apiAccess(remote) === undefined,
       session: () => this.#membership && ((channel) => this.#membership!.accept(channel)),
     });
     try {
       this.#advertise = await advertisedAddress(this.#bind, this.#identity);
+      this.#hostNames = this.#findHostNames();
       this.#warnOfExposure();
       this.#data.save(this.#identity);
       if (this.#identity.role === "master") await this.#startMaster();
@@ -269,6 +280,7 @@ export class Node implements LocalNode {
     const overlay = new Overlay({
       ...common,
       kernel: new OverlayKernel({ log, searchPath }),
+      apiPort: this.#bind.port,
       ...(remote && {
         unfit: `the cluster's network needs the Docker Engine on the node's own machine; this node's is at ${host}`,
       }),
@@ -279,6 +291,18 @@ export class Node implements LocalNode {
     });
     this.#dns = dns;
     this.#overlay = overlay;
+    this.#guardApis();
+  }
+
+  /** Containers of this node are kept from the APIs of the others, wherever those are. */
+  #guardApis(): void {
+    const { node_id, peers } = this.#identity;
+    const before = this.#apis;
+    this.#apis = apisOf(peers, { selfId: node_id }).then(async (apis) => {
+      await before;
+      this.#overlay?.setApis(apis);
+    });
+    this.#apis.catch((error: unknown) => this.#log.warn("an address of a node cannot be read", { error }));
   }
 
   #startExecutor({ dockerLogins, secretRoots }: StartOptions, engine: Engine): void {
@@ -394,6 +418,7 @@ export class Node implements LocalNode {
       node_name: settings.node_name ?? hostname(),
       address: this.#advertise,
       ...(this.#underlay === undefined ? {} : { underlay: this.#underlay }),
+      api_addresses: ownApiAddresses([this.#bind.host], this.#underlay),
       labels: settings.labels ?? [],
       engine: executor.engineStatus(),
       version: this.version,
@@ -424,6 +449,10 @@ export class Node implements LocalNode {
     );
   }
 
+  #findHostNames(): HostNames {
+    return namesOfNode({ settings: this.#identity.settings, bind: this.#bind, advertise: this.#advertise });
+  }
+
   #masterPeer(): Peer | undefined {
     const { role, node_id, master } = this.#identity;
     if (role === "master") return { node_id, address: this.#advertise };
@@ -432,6 +461,7 @@ export class Node implements LocalNode {
 
   #update(changes: Partial<Identity>): void {
     this.#identity = { ...this.#identity, ...changes };
+    if (changes.peers) this.#guardApis();
     try {
       this.#data.save(this.#identity);
     } catch (error) {

@@ -2,7 +2,7 @@
  * @module What the master says of the cluster's network, checked once more where it is used: each text becomes part of a command
  * or of a rule on this machine. The message's shapes are `model_network.ts`'s; here is what they must be to each other. Pure.
  */
-import type { Endpoint, NetworkMessage, NetworkPeer } from "./model_network.ts";
+import type { NetworkMessage, NetworkPeer } from "./model_network.ts";
 import { contains, formatAddress, parseRange } from "./subnet.ts";
 
 /** Most blocks are of this size, so that whose a subnet is can be told without a look at all blocks. */
@@ -58,13 +58,4 @@ function inBlocks(nodes: readonly NetworkPeer[]): (subnet: string) => boolean {
     const usual = `${formatAddress(Math.floor(first / BLOCK_SIZE) * BLOCK_SIZE)}/24`;
     return (known.has(usual) && contains(usual, subnet)) || all.some((block) => contains(block, subnet));
   };
-}
-
-/** A replica's addresses that are in its own node's blocks: no others are let through for it. */
-export function addressesInBlocks(
-  { node_id, addresses }: Pick<Endpoint, "node_id" | "addresses">,
-  blocksOf: (nodeId: string) => readonly string[],
-): Endpoint["addresses"] {
-  const blocks = blocksOf(node_id);
-  return addresses.filter(({ address }) => blocks.some((block) => contains(block, address)));
 }

@@ -28,6 +28,12 @@ const MAX_PEER_BYTES = 16 * 2 ** 20;
 /** Seconds without a byte after which an HTTP connection is closed; sessions have heartbeats. */
 const IDLE_TIMEOUT_S = 60;
 
+/**
+ * For every call of `fetch`: nodes reach each other directly. Without it Bun obeys HTTP_PROXY and ALL_PROXY, which are set on
+ * machines for downloads, and the traffic of the cluster would go through that proxy. Bun's WebSocket does not read them.
+ */
+export const DIRECT = { proxy: false } as const;
+
 /** One end of an open session connection. */
 export interface Channel {
   send(text: string): void;
@@ -58,7 +64,14 @@ export function listen(
   {
     fetch,
     session,
-  }: { fetch: (request: Request) => Response | Promise<Response>; session: () => SessionHandler | undefined },
+    isOpenTo = () => true,
+  }: {
+    /** Answers a request; `remote`: the IP address of the other end. */
+    fetch: (request: Request, origin: { remote?: string }) => Response | Promise<Response>;
+    session: () => SessionHandler | undefined;
+    /** Whether a session may come from this address. */
+    isOpenTo?: (remote: string) => boolean;
+  },
 ): Listener {
   try {
     const server = Bun.serve<SocketData>({
@@ -71,8 +84,12 @@ export function listen(
       reusePort: false,
       async fetch(request, self) {
         const url = URL.parse(request.url);
-        if (!url) return fetch(withoutBadHost(request));
-        if (url.pathname !== SESSION_PATH) return fetch(request);
+        const remote = self.requestIP(request)?.address;
+        const origin = remote === undefined ? {} : { remote };
+        if (!url) return fetch(withoutBadHost(request), origin);
+        if (url.pathname !== SESSION_PATH) return fetch(request, origin);
+        if (remote !== undefined && !isOpenTo(remote))
+          return new Response("a session is not for containers of jobs\n", { status: 403 });
         // Nodes are no browsers and send no Origin; a web page must not become a node through its reader's browser.
         if (request.headers.has("origin")) return new Response("a session is not for web pages\n", { status: 403 });
         if (!session()) return new Response("this node is not the master\n", { status: 421 });
@@ -124,7 +141,10 @@ function listenFault(address: Address, error: unknown): string {
 /** Reaches other nodes over HTTP and WebSockets. */
 export const networkTransport: Transport = {
   async askPeer(address) {
-    const response = await fetch(`http://${address}${PEER_PATH}`, { signal: AbortSignal.timeout(REACH_TIMEOUT_MS) });
+    const response = await fetch(`http://${address}${PEER_PATH}`, {
+      ...DIRECT,
+      signal: AbortSignal.timeout(REACH_TIMEOUT_MS),
+    });
     if (!response.ok) throw new Error(`${address} answered ${response.status}: is it a Cacophony node?`);
     const answer = await readUpTo(MAX_PEER_BYTES, { response, address });
     return v.parse(peerInfo, JSON.parse(new TextDecoder().decode(answer)));
@@ -172,6 +192,7 @@ export function dialSelf(accept: SessionHandler, { onMessage, onClose }: ReturnT
 /** A chunk of a sent file, from the master at `address`. */
 export async function fetchChunk(address: string, chunkHash: string): Promise<Uint8Array> {
   const response = await fetch(`http://${address}${CHUNK_PATH}/${chunkHash}`, {
+    ...DIRECT,
     signal: AbortSignal.timeout(CHUNK_TIMEOUT_MS),
   });
   if (!response.ok) throw new Error(`${address} answered ${response.status} to a request for a part of it`);
@@ -181,6 +202,7 @@ export async function fetchChunk(address: string, chunkHash: string): Promise<Ui
 /** The value of a secret, from the master at `address`; its reason where it gives none. */
 export async function fetchSecret(address: string, request: SecretRequest): Promise<Uint8Array> {
   const response = await fetch(`http://${address}${SECRET_PATH}`, {
+    ...DIRECT,
     method: "POST",
     body: JSON.stringify(request),
     signal: AbortSignal.timeout(CHUNK_TIMEOUT_MS),

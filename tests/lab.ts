@@ -189,6 +189,9 @@ interface HostOptions {
   busyboxTar: () => Promise<string>;
 }
 
+/** Makes a command that runs the one that it is given. */
+export type Within = (argv: readonly string[]) => readonly string[];
+
 export type HostRequest = RequestInit & { port?: number; timeoutMs?: number };
 
 export class LabHost {
@@ -232,8 +235,11 @@ export class LabHost {
   }
 
   /** Starts `cacophony ARGS`, with this host's engine and data directory unless `env` or `args` say otherwise. */
-  cacophony(args: readonly string[], { env = {} }: { env?: Env } = {}): LabProcess {
-    return this.spawn("cacophony", [this.#binaryPath(), ...args], { env: this.#cacophonyEnv(env) });
+  cacophony(
+    args: readonly string[],
+    { env = {}, within = (argv) => argv }: { env?: Env; within?: Within } = {},
+  ): LabProcess {
+    return this.spawn("cacophony", within([this.#binaryPath(), ...args]), { env: this.#cacophonyEnv(env) });
   }
 
   /** Runs `cacophony ARGS` to its end. */

@@ -1,7 +1,7 @@
 /**
  * @module A cluster in the lab: `cacophony` processes on its hosts, and what tests ask of them and of the engines beside them.
  */
-import { Lab, type LabHost } from "./lab.ts";
+import { Lab, type LabHost, type Within } from "./lab.ts";
 import type { Env, LabProcess } from "./lab_process.ts";
 import { paced, waitUntil } from "./wait.ts";
 
@@ -85,10 +85,10 @@ export class LabCluster {
     await this.ready(nodes);
   }
 
-  /** Starts a node on host `number` and remembers how, for `restart`. */
-  node(number: number, args: readonly string[]): LabProcess {
+  /** Starts a node on host `number` and remembers how, for `restart`. `within` makes a command that runs the one it is given. */
+  node(number: number, args: readonly string[], { within }: { within?: Within } = {}): LabProcess {
     this.#arguments[number] = [...args];
-    const started = this.lab.host(number).cacophony(args, { env: TIMES });
+    const started = this.lab.host(number).cacophony(args, { env: TIMES, ...(within && { within }) });
     this.processes[number] = started;
     return started;
   }

@@ -54,9 +54,9 @@ describe("invented nodes (point 5)", () => {
     await master.clock.advance(1_000);
     const second = await Peer.join(master, 2);
     expect(second.network?.self.subnets).toEqual(["10.213.1.0/24"]);
-    // Where to look for a master: strangers say nothing about that.
+    // Strangers that are gone say nothing of where a master is.
     expect(second.heard.findLast(({ type }) => type === "peers" || type === "welcome")).toMatchObject({
-      peers: [{ node_id: "n1" }],
+      peers: [{ node_id: "n1" }, { node_id: "n2" }],
     });
   });
 

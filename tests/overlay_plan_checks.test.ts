@@ -2,9 +2,10 @@
 import { describe, expect, test } from "bun:test";
 import type { NetworkMessage } from "../src/model_network.ts";
 import { overlayChanges, type OverlayPlan, planOverlay } from "../src/overlay_plan.ts";
-import { addressesInBlocks, checkedNetwork } from "../src/overlay_plan_checks.ts";
+import { checkedNetwork } from "../src/overlay_plan_checks.ts";
+import { addressesInBlocks } from "../src/overlay_plan_crossings.ts";
 import { oneLine } from "../src/overlay_plan_firewall.ts";
-import { bareKernel } from "./overlay_model.ts";
+import { bareKernel, NO_GUARD } from "./overlay_model.ts";
 import { HOSTILE_TEXTS } from "./rogue_words.ts";
 
 const SELF = { node_id: "n1", underlay: "10.0.0.1", subnets: ["10.213.1.0/24"] };
@@ -72,7 +73,14 @@ describe("a line of a command (point 4)", () => {
     expect(oneLine("-A CACOPHONY-IN -j DROP")).toBe("-A CACOPHONY-IN -j DROP");
   });
 
-  const overlay = { link: { mode: "vxlan" as const }, cidr: "10.213.0.0/16", self: SELF, peers: [], bridges: [] };
+  const overlay = {
+    link: { mode: "vxlan" as const },
+    cidr: "10.213.0.0/16",
+    self: SELF,
+    peers: [],
+    bridges: [],
+    guard: NO_GUARD,
+  };
   const keys = new Map([["n2", `k=\nEndpoint = 10.6.6.6:1`]]);
   const bridge = {
     network: "a",

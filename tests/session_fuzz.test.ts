@@ -360,8 +360,10 @@ function overlayWithNotes(clock: VirtualClock): { overlay: Overlay; steps: Overl
           throw error;
         }
       },
+      guard: async () => [],
       remove: async () => {},
     },
+    apiPort: 9000,
     serveNames: () => {},
     newEntries: () => ({
       update: () => {},
