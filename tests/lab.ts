@@ -231,9 +231,15 @@ export class LabHost {
     return new LabProcess(`${name} on host ${this.number}`, this.#inside(argv), { env: this.#env(env), logFile });
   }
 
-  /** Starts `cacophony ARGS`, with this host's engine and data directory unless `env` or `args` say otherwise. */
-  cacophony(args: readonly string[], { env = {} }: { env?: Env } = {}): LabProcess {
-    return this.spawn("cacophony", [this.#binaryPath(), ...args], { env: this.#cacophonyEnv(env) });
+  /**
+   * Starts `cacophony ARGS`, with this host's engine and data directory unless `env` or `args` say otherwise. `binary`: another
+   * executable than the lab's.
+   */
+  cacophony(
+    args: readonly string[],
+    { env = {}, binary = this.#binaryPath() }: { env?: Env; binary?: string | undefined } = {},
+  ): LabProcess {
+    return this.spawn("cacophony", [binary, ...args], { env: this.#cacophonyEnv(env) });
   }
 
   /** Runs `cacophony ARGS` to its end. */

@@ -53,6 +53,8 @@ type StartOptions = { hosts: number; nodes?: number; bootstrap?: readonly string
 export class LabCluster {
   readonly lab: Lab;
   readonly processes: LabProcess[] = [];
+  /** The executable of nodes that are started from now on; undefined: the lab's. */
+  binary: string | undefined;
   readonly #arguments: string[][] = [];
 
   constructor(lab: Lab) {
@@ -88,7 +90,7 @@ export class LabCluster {
   /** Starts a node on host `number` and remembers how, for `restart`. */
   node(number: number, args: readonly string[]): LabProcess {
     this.#arguments[number] = [...args];
-    const started = this.lab.host(number).cacophony(args, { env: TIMES });
+    const started = this.lab.host(number).cacophony(args, { env: TIMES, binary: this.binary });
     this.processes[number] = started;
     return started;
   }
