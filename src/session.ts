@@ -5,6 +5,7 @@
  * is handed in; the master's side is `membership.ts`.
  */
 import * as v from "valibot";
+import { parseAddress } from "./address.ts";
 import type { Clock, Timer } from "./clock.ts";
 import { backoffMs, sleep } from "./clock.ts";
 import type { Log } from "./log.ts";
@@ -230,6 +231,7 @@ export class Session {
     if (mine !== undefined && info.cluster_id !== mine)
       throw new Error(`belongs to another cluster (${info.cluster_id})`);
     if (!info.master) throw new Error("knows no master");
+    parseAddress(info.master.address, "the master's address");
     return info.master.address;
   }
 

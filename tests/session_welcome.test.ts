@@ -20,7 +20,12 @@ const SELF = { node_id: "n", underlay: "10.0.0.2", subnets: ["10.213.1.0/24"] };
 const UNREADY = { state: "unready", reason: "" } as const;
 
 /** What a machine at an address says: whom it takes for the master, and its answers to a hello. */
-type Machine = { master?: Peer; onHello?: (hello: Hello) => unknown[] };
+type Machine = {
+  master?: Peer;
+  onHello?: (hello: Hello) => unknown[];
+  /** The node has not been told of it. */
+  isUnknown?: boolean;
+};
 
 type NodeOptions = { pin?: string; isMember?: boolean; seenTerm?: number; master?: Peer };
 
@@ -67,7 +72,7 @@ class Node {
         ...(isMember && { cluster_id: "c" }),
       }),
       trust: () => ({ clusterKey: this.clusterKey, seenTerm }),
-      addresses: () => [...this.machines.keys()],
+      addresses: () => [...this.machines].flatMap(([address, { isUnknown }]) => (isUnknown ? [] : [address])),
       onWelcome: (welcome) => {
         did("welcome");
         this.welcome = welcome;
@@ -229,7 +234,7 @@ describe("a node that has pinned its cluster's key follows no welcome", () => {
   });
 
   test.each([1.5, -1, 2 ** 53, 1e300, "7", null])("whose term is %p, and no order of one", async (term) => {
-    const node = new Node({ pin: KEY.publicKey });
+    const node = new Node({ pin: KEY.publicKey, seenTerm: Number.MAX_SAFE_INTEGER - 10 });
     const wrong = { ...unsigned(), term: term as number };
     node.machines.set(MASTER.address, {
       master: MASTER,
@@ -288,10 +293,22 @@ describe("who has not proved to be the master", () => {
     node.machines.set(STRANGER.address, { master: STRANGER, onHello: (to) => [welcomed(to), assigned(7)] });
     await node.clock.advance(2_000);
     expect(node.done).toEqual([]);
-    node.machines.set(MASTER.address, realMaster);
+    node.machines.set(MASTER.address, { ...realMaster, isUnknown: true });
     await node.clock.advance(10_000);
     expect(node.done).toEqual(["welcome", "assignments"]);
+    expect(node.session.master).toEqual(MASTER);
   });
+
+  test.each(["", "10.0.0.1:9000/path", "user@10.0.0.1:9000#", "a b:9000", "10.0.0.1:99999"])(
+    "is not dialled at what is not an address: '%s'",
+    async (address) => {
+      const node = new Node({ pin: KEY.publicKey });
+      node.machines.set(STRANGER.address, { master: { node_id: "x", address } });
+      node.machines.set(address, { isUnknown: true, onHello: () => [] });
+      await node.clock.advance(5_000);
+      expect(node.hellos).toEqual([]);
+    },
+  );
 
   test("replays a welcome that it recorded in vain: each hello has another nonce", async () => {
     const node = new Node({ pin: KEY.publicKey });
