@@ -20,6 +20,10 @@ export interface Signer {
 /** Begins every text that the cluster's key signs for a welcome, so that no signature can be taken for one of another purpose. */
 const PURPOSE = "cacophony welcome 1";
 
+/** What to do about a key file that is not as it was. */
+const RESTORE =
+  "restore it from a backup, since nodes obey no master with another key; README says what to do without a backup";
+
 type Unsigned = Omit<Welcome, "cluster_key" | "signature">;
 
 /**
@@ -135,6 +139,3 @@ export class ClusterKey implements Signer {
     throw new StartError(`${this.#path} does not hold an Ed25519 key in PEM: ${RESTORE}`);
   }
 }
-
-const RESTORE =
-  "restore it from a backup, for the nodes take no orders from a master with another key; README tells what to do where there is no backup";

@@ -1,6 +1,7 @@
 /**
  * @module The data directory: one live process at a time, and the node's identity in it. Owns `lock` and `node.json`; the
- * cluster's state (`cluster.db`, masters only) is the Store's, its key (`cluster.key`) `cluster_key.ts`'s. Identity is replaced atomically: a crash leaves the old or the new.
+ * cluster's state (`cluster.db`, masters only) is the Store's, and `cluster.key` is `cluster_key.ts`'s. Identity is replaced
+ * atomically: a crash leaves the old or the new.
  */
 import { Database } from "bun:sqlite";
 import {
@@ -64,7 +65,7 @@ const identity = v.object({
   last_bind_addr: v.exactOptional(v.string()),
   /** Set once this master's cluster state was written: from then on it must not be missing. */
   has_state: v.boolean(),
-  /** Newest term of a master that proved to be this cluster's. */
+  /** Newest term of a master that proved to be this cluster's, or that took this node in when it joined. */
   seen_term: v.number(),
   master: v.exactOptional(peer),
   peers: v.array(peer),

@@ -138,8 +138,9 @@ export class Membership {
 
   /** Whether the process that calls itself `instance` makes this call, and has an open session as this node. */
   isConnected({ node_id, instance }: { node_id: string; instance: string }, caller: Caller): boolean {
-    const isInstance = this.#links.has(node_id) && this.#instances.get(node_id) === instance;
-    return isInstance && this.#callers.isNode(caller, node_id);
+    const link = this.#links.get(node_id);
+    if (!link || this.#instances.get(node_id) !== instance) return false;
+    return this.#callers.isOlder(link) || this.#callers.isNode(caller, node_id);
   }
 
   /** Serves one connection of a node: the first message is its hello, what follows are its reports. */

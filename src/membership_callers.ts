@@ -3,8 +3,9 @@
  * welcome, which lasts as long as its connection and is in the memory of both sides only. Tokens are looked up by their hash,
  * so the time that an answer takes tells nothing about them.
  *
- * Nodes of earlier versions (their hello has no nonce) have no token. While one of them is in session, its calls are known by
- * the IP address that its session comes from. To be removed when 0.1.0 need no longer be upgraded.
+ * Nodes of earlier versions (their hello has no nonce) have no token. While such a node is in session, calls without a token are
+ * served if they come from the IP address of its session: for the upgrade of a cluster, node by node. Remove this, and `isOlder`,
+ * once no node of version 0.1.0 has to be upgraded any more.
  */
 import { createHash } from "node:crypto";
 import type { Hello } from "./model.ts";
@@ -36,6 +37,12 @@ export class Callers {
     const entry = this.#entries.get(link);
     this.#entries.delete(link);
     if (entry?.digest !== undefined) this.#byDigest.delete(entry.digest);
+  }
+
+  /** Whether this is the connection of a node of an earlier version, which has no token. */
+  isOlder(link: object): boolean {
+    const entry = this.#entries.get(link);
+    return entry !== undefined && entry.digest === undefined;
   }
 
   /** Whether the call is of a node in session; with `nodeId` of that one. */

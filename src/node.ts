@@ -247,8 +247,14 @@ export class Node implements LocalNode {
       network_mode: settings.network ?? "vxlan",
       network_cidr: settings.network_cidr ?? DEFAULT_NETWORK_CIDR,
     };
-    const key = new ClusterKey(this.#data.clusterKeyPath);
+    const { clusterKeyPath } = this.#data;
+    const key = new ClusterKey(clusterKeyPath);
+    const isNew = !existsSync(clusterKeyPath);
     await scheduler.start(fresh, { seen: seen_term, written: has_state, key });
+    if (isNew)
+      this.#log.info("this master has made the cluster's key, which its nodes will know it by: keep a backup of it", {
+        file: clusterKeyPath,
+      });
     this.#update({ has_state: true });
     this.#scheduler = scheduler;
     this.#membership = new Membership({
