@@ -1,4 +1,5 @@
 /** @module The cluster's key in its file: when it is made, and when a master without it does not start (point 3). */
+import { Database } from "bun:sqlite";
 import { afterAll, expect, test } from "bun:test";
 import {
   chmodSync,
@@ -108,4 +109,12 @@ test("a master of an existing cluster makes the key at its first start, records 
   writeFileSync(path, pem, { mode: 0o600 });
   // Nothing was changed by the start that was refused: the term is the next one.
   expect(await start({ written: true, key: new ClusterKey(path) })).toEqual({ term: 4, key: upgraded.key });
+  // What README tells to do where the key is lost for good.
+  rmSync(path);
+  const db = new Database(state);
+  db.run("UPDATE record SET value = json_remove(value, '$.cluster_key') WHERE kind = 'cluster'");
+  db.close();
+  const renewed = await start({ written: true, key: new ClusterKey(path) });
+  expect(renewed.key).toBe(new ClusterKey(path).open(undefined));
+  expect(renewed.key).not.toBe(upgraded.key);
 });
