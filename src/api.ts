@@ -5,6 +5,7 @@
 import type { Context } from "hono";
 import { Hono } from "hono";
 import { HTTPException } from "hono/http-exception";
+import { limitContainers, type RequestOrigin } from "./api_access.ts";
 import type { Master } from "./api_forward.ts";
 import { forward, FORWARDED_HEADER } from "./api_forward.ts";
 import { jobRoutes } from "./api_jobs.ts";
@@ -16,7 +17,7 @@ import { discoveryRoutes, serviceRoutes } from "./api_services.ts";
 import { allocationsView, countsView, rebalanceView, resourcesView } from "./cluster_views.ts";
 import type { Policy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
-import type { ErrorCode, PeerInfo, SecretRequest } from "./model.ts";
+import type { ApiAccess, ErrorCode, PeerInfo, SecretRequest } from "./model.ts";
 import { CacophonyError, secretRequest } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
 import type { Hold } from "./membership_silence.ts";
@@ -26,6 +27,7 @@ import { type Caller, CHUNK_PATH, PEER_PATH, SECRET_PATH } from "./transport.ts"
 const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 409 | 412 | 413 | 415 | 422 | 500 | 503> = {
   bad_request: 400,
   unparseable: 400,
+  forbidden: 403,
   forbidden_origin: 403,
   not_found: 404,
   method_not_allowed: 405,
@@ -72,17 +74,20 @@ export type ApiOptions = {
   reschedule?: () => string[];
   /** What jobs may not ask for, while this node is the master. */
   policy?: () => Policy | undefined;
+  /** What a request from this address may do; undefined: it comes from no container of a job. Absent: nobody is limited. */
+  access?: (remote: string) => ApiAccess | undefined;
   log: Log;
 };
 
-/** The application; `fetch` answers one request. */
+/** The application; `fetch` answers one request, and is told by its second argument where that comes from. */
 export function createApi(options: ApiOptions): Hono {
-  const { local, log } = options;
+  const { local, log, access = () => undefined } = options;
   const app = new Hono();
   app.onError((error, c) => respondError(c, error, log));
   app.notFound((c) => {
     throw new CacophonyError("not_found", `there is no ${c.req.path} here; the API is under /cluster`);
   });
+  app.use(limitContainers(access));
   app.use(refuseForeignOrigin);
 
   app.get("/healthz", (c) => answer(c, { status: "ok", node_id: local.nodeId, version: local.version }));
@@ -185,8 +190,8 @@ function holdView(hold: Hold | undefined) {
 
 /** Who makes the request; `listen` hands the address in. */
 function callerOf(c: Context): Caller {
-  const { ip } = (c.env ?? {}) as Partial<Caller>;
-  return { authorization: c.req.header("authorization"), ip };
+  const { remote }: RequestOrigin = c.env ?? {};
+  return { authorization: c.req.header("authorization"), remote };
 }
 
 /** Answers every other method on these paths with 405 and the ones that are allowed. */

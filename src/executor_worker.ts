@@ -7,12 +7,13 @@
  */
 import { availableParallelism } from "node:os";
 import { type Backoff, backoffMs, type Clock } from "./clock.ts";
-import { containerName, type ContainerContext, containerOptions, endpoints } from "./container_options.ts";
+import { containerName, type ContainerContext, containerOptions, endpoints, networksOf } from "./container_options.ts";
 import type { Container, Joined } from "./converge.ts";
 import type { Engine, EngineImage } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import type { RegistryLogin } from "./docker_images.ts";
 import { ProjectFiles } from "./executor_files.ts";
+import { ContainerGuard } from "./executor_guard.ts";
 import { digestOf, type ImageNeed, type ImageOptions, Images, PullError, type PullOptions } from "./executor_images.ts";
 import { type ExecutorOverlay, JobNetworks, type LocalAddresses, NoSubnet } from "./executor_networks.ts";
 import { SecretFiles, type SecretSource } from "./executor_secrets.ts";
@@ -57,6 +58,7 @@ export class Worker {
   readonly images: Images;
   readonly networks: JobNetworks;
   readonly secrets: SecretFiles;
+  readonly guard: ContainerGuard;
   readonly #engine: Engine;
   readonly #clock: Clock;
   readonly #random: () => number;
@@ -81,6 +83,7 @@ export class Worker {
     overlay: ExecutorOverlay;
     internalReaches: () => boolean;
     secrets: SecretSource;
+    isOwn: (container: Container) => boolean;
   }) {
     this.#engine = options.engine;
     this.#clock = options.clock;
@@ -89,8 +92,12 @@ export class Worker {
     this.#projectDirOf = options.projectDirOf;
     this.images = new Images(options);
     this.#overlay = options.overlay;
-    const onChange = () => options.overlay.setBridges(this.networks.bridges());
+    const onChange = () => {
+      options.overlay.setBridges(this.networks.bridges());
+      this.guard.update();
+    };
     this.networks = new JobNetworks({ ...options, onChange });
+    this.guard = new ContainerGuard({ ...options, networks: this.networks });
     this.#files = new ProjectFiles(options);
     this.secrets = new SecretFiles({ ...options.secrets, nodeId: options.owner.nodeId });
   }
@@ -126,7 +133,8 @@ export class Worker {
       throwIfAborted(signal);
       at("starting");
       if (wanted && hasSecrets(wanted.spec)) await this.#findSecrets(container, wanted.spec);
-      await this.#start(container.id, { wanted, neverRan: container.state === "created" });
+      const networks = container.endpoints?.map(({ networkId, network }) => networkId || network) ?? [];
+      await this.#start(container.id, { wanted, neverRan: container.state === "created", networks, signal });
     });
   }
 
@@ -187,10 +195,7 @@ export class Worker {
     };
     throwIfAborted(signal);
     const id = await this.#createOrAdopt(containerName(context), { body, wanted });
-    // What a container asks of another node in its first moment is to get there.
-    await this.#overlay.connected();
-    throwIfAborted(signal);
-    await this.#start(id, { wanted, neverRan: true });
+    await this.#start(id, { wanted, neverRan: true, networks: placesOf(wanted), signal });
     return id;
   }
 
@@ -260,10 +265,23 @@ export class Worker {
     }
   }
 
-  async #start(id: string, { wanted, neverRan }: { wanted: Wanted | undefined; neverRan: boolean }): Promise<void> {
+  async #start(
+    id: string,
+    {
+      wanted,
+      neverRan,
+      networks,
+      signal,
+    }: { wanted: Wanted | undefined; neverRan: boolean; networks: readonly string[]; signal: AbortSignal },
+  ): Promise<void> {
     try {
       if (wanted && neverRan) await this.#connect(id, wanted);
-      await this.#engine.start(id);
+      // What a container asks of another node in its first moment is to get there, and what it may not ask is not.
+      const start = () => {
+        throwIfAborted(signal);
+        return this.#engine.start(id);
+      };
+      await this.guard.during(id, { networks, start });
     } catch (error) {
       if (!wanted || !(error instanceof EngineError)) throw error;
       // A container is bound to its network for good: when that was removed by hand, only a new one can start.
@@ -282,6 +300,11 @@ export class Worker {
     const all = await this.#engine.list().catch(() => []);
     return all.find(({ ports }) => ports.some(({ host_port }) => host_port === port))?.name;
   }
+}
+
+/** The networks that a container will be on, by their names on the node. */
+function placesOf({ allocation: { job_id: jobId }, spec }: Wanted): string[] {
+  return spec.network_mode === "bridge" || spec.network_mode === "default" ? ["bridge"] : networksOf(spec, jobId);
 }
 
 /** How long a container gets between its stop signal and its end, in milliseconds. */

@@ -33,7 +33,7 @@ import { freeSubnet } from "./subnet.ts";
 import type { Caller, Channel } from "./transport.ts";
 
 /** One open connection of a node. */
-type NodeLink = { send(message: MasterMessage): void; close(): void; ip: string | undefined };
+type NodeLink = { send(message: MasterMessage): void; close(): void; remote: string | undefined };
 
 /** Looks at everybody's silence in a heartbeat's interval: a node that is gone is noticed that much late. One while all is well. */
 const SWEEPS_PER_HEARTBEAT = 4;
@@ -148,7 +148,7 @@ export class Membership {
     const link: NodeLink = {
       send: (message) => channel.send(this.#write(message)),
       close: () => channel.close(),
-      ip: channel.ip,
+      remote: channel.remote,
     };
     let nodeId: string | undefined;
     let connecting = false;
@@ -306,6 +306,7 @@ export class Membership {
       availability: isDue ? "drain" : (former?.availability ?? "active"),
       ...(drain && { drain }),
       ...this.#networkFor(hello, former),
+      ...(hello.api_addresses && { api_addresses: hello.api_addresses }),
       labels: hello.labels,
       set_labels: former?.set_labels ?? [],
       ...platformOf(hello.engine, former),
@@ -375,7 +376,9 @@ export class Membership {
   }
 
   #peers(): Peer[] {
-    return [...this.#state.nodes.values()].map(({ node_id, address }) => ({ node_id, address }));
+    return [...this.#state.nodes.values()].map(({ node_id, address, api_addresses }) => {
+      return { node_id, address, ...(api_addresses && { api_addresses }) };
+    });
   }
 
   // ---- Reports --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import { createHash } from "node:crypto";
 import type { Hello } from "./model.ts";
 import type { Caller } from "./transport.ts";
 
-type Entry = { nodeId: string; digest: string | undefined; ip: string | undefined };
+type Entry = { nodeId: string; digest: string | undefined; remote: string | undefined };
 
 export class Callers {
   readonly #newToken: () => string;
@@ -24,9 +24,9 @@ export class Callers {
   }
 
   /** A node is in session from now on; returns its token, undefined for a node that does not know about tokens. */
-  admit(link: { ip: string | undefined }, { nodeId, hello }: { nodeId: string; hello: Hello }): string | undefined {
+  admit(link: { remote: string | undefined }, { nodeId, hello }: { nodeId: string; hello: Hello }): string | undefined {
     const token = hello.nonce === undefined ? undefined : this.#newToken();
-    const entry = { nodeId, digest: token && digestOf(token), ip: link.ip };
+    const entry = { nodeId, digest: token && digestOf(token), remote: link.remote };
     this.#entries.set(link, entry);
     if (entry.digest !== undefined) this.#byDigest.set(entry.digest, entry);
     return token;
@@ -46,11 +46,13 @@ export class Callers {
   }
 
   /** Whether the call is of a node in session; with `nodeId` of that one. */
-  isNode({ authorization, ip }: Caller, nodeId?: string): boolean {
+  isNode({ authorization, remote }: Caller, nodeId?: string): boolean {
     const fits = (entry: Entry | undefined) => entry !== undefined && (nodeId ?? entry.nodeId) === entry.nodeId;
     if (authorization !== undefined) return fits(this.#byDigest.get(digestOf(tokenIn(authorization))));
-    if (ip === undefined) return false;
-    return [...this.#entries.values()].some((entry) => entry.digest === undefined && entry.ip === ip && fits(entry));
+    if (remote === undefined) return false;
+    return [...this.#entries.values()].some(
+      (entry) => entry.digest === undefined && entry.remote === remote && fits(entry),
+    );
   }
 }
 

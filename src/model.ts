@@ -9,7 +9,7 @@
  */
 import * as v from "valibot";
 import { directoryMessage, networkMessage, networkMode, nodeNetwork } from "./model_network.ts";
-import { count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
+import { type apiAccess, count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
 
 /** Version of the node-to-master protocol; a node with another one is refused with both numbers. */
 export const PROTOCOL_VERSION = 3;
@@ -146,6 +146,10 @@ export const drain = v.object({
 });
 export type Drain = v.InferOutput<typeof drain>;
 
+/** A machine has few; a list that is longer or holds anything else is not taken. */
+const MAX_API_ADDRESSES = 64;
+const apiAddresses = v.fallback(v.pipe(v.array(v.pipe(v.string(), v.ip())), v.maxLength(MAX_API_ADDRESSES)), []);
+
 export const nodeRecord = v.object({
   node_id: v.string(),
   node_name: v.string(),
@@ -162,6 +166,8 @@ export const nodeRecord = v.object({
   engine_id: v.exactOptional(v.string()),
   /** IPv4 address that packets between containers of different nodes travel to. */
   underlay: v.exactOptional(v.string()),
+  /** Further IP addresses that its API may be reached by, at the port of `address`; absent: none are known. */
+  api_addresses: v.exactOptional(apiAddresses),
   /** Blocks of the cluster's range (CIDR) that are this node's for as long as it is a member. */
   subnets: v.exactOptional(strings),
   joined_at: count,
@@ -336,6 +342,9 @@ export const allocationStatus = v.object({
 });
 export type AllocationStatus = v.InferOutput<typeof allocationStatus>;
 
+/** What a container may do with its node's API. */
+export type ApiAccess = "none" | v.InferOutput<typeof apiAccess>;
+
 /** The Docker Engine beside a node, as the node last saw it. */
 export const engineStatus = v.variant("state", [
   v.object({
@@ -424,6 +433,7 @@ export const hello = v.object({
   address: v.string(),
   /** IPv4 address that packets between containers of different nodes travel to; absent: it has none. */
   underlay: v.exactOptional(v.string()),
+  api_addresses: v.exactOptional(apiAddresses),
   labels: pairs,
   engine: engineStatus,
   version: v.string(),
@@ -470,7 +480,11 @@ export type NodeMessage = v.InferOutput<typeof nodeMessage>;
 export const secretRequest = v.object({ node_id: v.string(), instance: v.string(), secret_id: v.string() });
 export type SecretRequest = v.InferOutput<typeof secretRequest>;
 
-export const peer = v.object({ node_id: v.string(), address: v.string() });
+export const peer = v.object({
+  node_id: v.string(),
+  address: v.string(),
+  api_addresses: v.exactOptional(apiAddresses),
+});
 export type Peer = v.InferOutput<typeof peer>;
 
 export const welcome = v.object({
@@ -532,6 +546,8 @@ export const LABELS = {
   isolated: "cacophony.stop-when-isolated-ms",
   /** Milliseconds of grace, for an executor that stops a container which it has no spec for. */
   grace: "cacophony.stop-grace-ms",
+  /** What it may do with its node's API: `read` or `deploy`; absent: nothing. */
+  api: "cacophony.api",
   /** Id of the container's image, and its digest in the registry where it has one: whether replicas run the same. */
   image: "cacophony.image",
   imageDigest: "cacophony.image-digest",
@@ -556,6 +572,7 @@ export type ErrorCode =
   | "precondition_failed"
   | "too_large"
   | "unsupported_media_type"
+  | "forbidden"
   | "forbidden_origin"
   | "no_master"
   | "busy"

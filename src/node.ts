@@ -6,7 +6,7 @@ import { randomBytes } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { hostname } from "node:os";
 import type { Address } from "./address.ts";
-import { formatAddress, isLoopback, isWildcard, parseAddress } from "./address.ts";
+import { DEFAULT_PORT, formatAddress, isLoopback, isWildcard, parseAddress } from "./address.ts";
 import type { LocalNode } from "./api.ts";
 import { createApi } from "./api.ts";
 import { systemClock } from "./clock.ts";
@@ -25,7 +25,8 @@ import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
 import { DEFAULT_NETWORK_CIDR, isPassing, PROTOCOL_VERSION, StartError } from "./model.ts";
-import { advertisedAddress, bindAddress, bindTowards, listenAddresses, peersOf, underlayOf } from "./node_address.ts";
+import { apisOf, ownApiAddresses } from "./node_addresses.ts";
+import { advertisedAddress, bindAddress, bindTowards, listenAddresses, peersOf, underlayOf } from "./node_listen.ts";
 import { HostMeter } from "./resources.ts";
 import { Overlay } from "./overlay.ts";
 import { OverlayKernel } from "./overlay_kernel.ts";
@@ -92,6 +93,7 @@ export class Node implements LocalNode {
   #policy: Policy | undefined;
   #membership: Membership | undefined;
   #listener: Listener | undefined;
+  #apis: Promise<void> = Promise.resolve();
 
   private constructor(data: DataDir, { identity, options }: { identity: Identity; options: StartOptions }) {
     const failed = Promise.withResolvers<StartError>();
@@ -173,21 +175,24 @@ export class Node implements LocalNode {
 
   async #start(options: StartOptions): Promise<void> {
     const { log } = options;
+    const api = createApi({
+      local: this,
+      scheduler: () => this.#scheduler,
+      dataDir: this.#data.path,
+      secretsDir: (nodeId) => secretsDir(options.secretRoots, nodeId),
+      isNode: (caller) => this.#membership?.isNode(caller) ?? false,
+      secret: (request, caller) => this.#secretFor(request, caller),
+      policy: () => this.#policy,
+      hold: () => this.#membership?.hold,
+      reschedule: () => this.#membership?.reschedule() ?? [],
+      access: (remote) => this.#executor?.apiAccess(remote),
+      log,
+    });
     this.#bind = await bindAddress(this.#identity);
     const addresses = listenAddresses(this.#bind, this.#identity);
     this.#listener = await listen(addresses, {
-      fetch: createApi({
-        local: this,
-        scheduler: () => this.#scheduler,
-        dataDir: this.#data.path,
-        secretsDir: (nodeId) => secretsDir(options.secretRoots, nodeId),
-        isNode: (caller) => this.#membership?.isNode(caller) ?? false,
-        secret: (request, caller) => this.#secretFor(request, caller),
-        policy: () => this.#policy,
-        hold: () => this.#membership?.hold,
-        reschedule: () => this.#membership?.reschedule() ?? [],
-        log,
-      }).fetch,
+      fetch: (request, origin) => api.fetch(request, origin),
+      isOpenTo: (remote) => this.#executor?.apiAccess(remote) === undefined,
       session: () => this.#membership && ((channel) => this.#membership!.accept(channel)),
     });
     try {
@@ -282,6 +287,7 @@ export class Node implements LocalNode {
     const overlay = new Overlay({
       ...common,
       kernel: new OverlayKernel({ log, searchPath }),
+      apiPort: this.#bind?.port ?? DEFAULT_PORT,
       ...(remote && {
         unfit: `the cluster's network needs the Docker Engine on the node's own machine; this node's is at ${host}`,
       }),
@@ -292,6 +298,18 @@ export class Node implements LocalNode {
     });
     this.#dns = dns;
     this.#overlay = overlay;
+    this.#guardApis();
+  }
+
+  /** Containers of this node are kept from the APIs of the others, wherever those are. */
+  #guardApis(): void {
+    const { node_id, peers } = this.#identity;
+    const before = this.#apis;
+    this.#apis = apisOf(peers, { selfId: node_id }).then(async (apis) => {
+      await before;
+      this.#overlay?.setApis(apis);
+    });
+    this.#apis.catch((error: unknown) => this.#log.warn("an address of a node cannot be read", { error }));
   }
 
   #startExecutor({ dockerLogins, secretRoots }: StartOptions, engine: Engine): void {
@@ -441,6 +459,7 @@ export class Node implements LocalNode {
       node_name: settings.node_name ?? hostname(),
       address: this.#advertise,
       ...(this.#underlay === undefined ? {} : { underlay: this.#underlay }),
+      api_addresses: ownApiAddresses(this.#bind ? [this.#bind.host] : [], this.#underlay),
       labels: settings.labels ?? [],
       engine: executor.engineStatus(),
       version: this.version,
@@ -483,6 +502,7 @@ export class Node implements LocalNode {
 
   #update(changes: Partial<Identity>): void {
     this.#identity = { ...this.#identity, ...changes };
+    if (changes.peers) this.#guardApis();
     try {
       this.#data.save(this.#identity);
     } catch (error) {

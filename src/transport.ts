@@ -27,12 +27,12 @@ const MAX_CHUNK_BYTES = 2 ** 20;
 const IDLE_TIMEOUT_S = 60;
 
 /** Who makes an HTTP request, as far as its connection and its Authorization header tell. */
-export type Caller = { authorization: string | undefined; ip: string | undefined };
+export type Caller = { authorization: string | undefined; remote: string | undefined };
 
 /** One end of an open session connection. */
 export interface Channel {
   /** IP address of the other end; undefined: it is this process. */
-  readonly ip?: string | undefined;
+  readonly remote?: string | undefined;
   send(text: string): void;
   close(): void;
 }
@@ -57,9 +57,11 @@ export type Listener = {
 type SocketData = { handlers?: ReturnType<SessionHandler> };
 
 export type Handlers = {
-  /** `ip`: the address that the request comes from. */
-  fetch: (request: Request, from: { ip: string | undefined }) => Response | Promise<Response>;
+  /** Answers a request; `remote`: the IP address of the other end. */
+  fetch: (request: Request, origin: { remote?: string }) => Response | Promise<Response>;
   session: () => SessionHandler | undefined;
+  /** Whether a session may come from this address. */
+  isOpenTo?: (remote: string) => boolean;
 };
 
 /**
@@ -78,7 +80,7 @@ export async function listen(addresses: readonly Address[], handlers: Handlers):
   return { add: (address) => void servers.push(serve(address, handlers)), stop };
 }
 
-function serve({ host, port }: Address, { fetch, session }: Handlers) {
+function serve({ host, port }: Address, { fetch, session, isOpenTo = () => true }: Handlers) {
   try {
     return Bun.serve<SocketData>({
       hostname: host,
@@ -90,9 +92,12 @@ function serve({ host, port }: Address, { fetch, session }: Handlers) {
       reusePort: false,
       async fetch(request, self) {
         const url = URL.parse(request.url);
-        const from = { ip: self.requestIP(request)?.address };
-        if (!url) return fetch(withoutBadHost(request), from);
-        if (url.pathname !== SESSION_PATH) return fetch(request, from);
+        const remote = self.requestIP(request)?.address;
+        const origin = remote === undefined ? {} : { remote };
+        if (!url) return fetch(withoutBadHost(request), origin);
+        if (url.pathname !== SESSION_PATH) return fetch(request, origin);
+        if (remote !== undefined && !isOpenTo(remote))
+          return new Response("a session is not for containers of jobs\n", { status: 403 });
         // Nodes are no browsers and send no Origin; a web page must not become a node through its reader's browser.
         if (request.headers.has("origin")) return new Response("a session is not for web pages\n", { status: 403 });
         if (!session()) return new Response("this node is not the master\n", { status: 421 });
@@ -110,7 +115,7 @@ function serve({ host, port }: Address, { fetch, session }: Handlers) {
           const handler = session();
           if (!handler) return socket.close();
           socket.data.handlers = handler({
-            ip: socket.remoteAddress,
+            remote: socket.remoteAddress,
             send: (text) => {
               if (socket.send(text) === 0) socket.terminate();
             },

@@ -35,7 +35,7 @@ beforeAll(async () => {
     local: localNode("master"),
     scheduler: () => scheduler,
     dataDir: "/var/lib/cacophony",
-    isNode: ({ authorization, ip }) => authorization === "Bearer of-a-node" || ip === "10.0.0.2",
+    isNode: ({ authorization, remote }) => authorization === "Bearer of-a-node" || remote === "10.0.0.2",
     log: silentLog,
   });
 });
@@ -159,7 +159,7 @@ describe("PUT /cluster/job/:job_id", () => {
     for (const authorization of ["", "Bearer of-nobody", "of-a-node"])
       expect((await app.request(`/internal/chunk/${chunk}`, { headers: { authorization } })).status).toBe(404);
     expect((await app.request(`/internal/chunk/${chunk}`)).status).toBe(404);
-    expect((await app.request(`/internal/chunk/${chunk}`, {}, { ip: "10.0.0.2" })).status).toBe(200);
+    expect((await app.request(`/internal/chunk/${chunk}`, {}, { remote: "10.0.0.2" })).status).toBe(200);
     expect(await send("/cluster/job/form", form(parts("one")))).toMatchObject({ status: 200, body: { version: 1 } });
     expect(await send("/cluster/job/form?env.TAG=2", form(parts("two")))).toMatchObject({ body: { version: 2 } });
     expect(spec()?.image).toBe("busybox:2");

@@ -70,9 +70,9 @@ class Peer {
   isClosed = false;
   readonly #handlers: ReturnType<Membership["accept"]>;
 
-  constructor({ membership }: Master, ip?: string) {
+  constructor({ membership }: Master, remote?: string) {
     const close = () => void (this.isClosed = true);
-    this.#handlers = membership.accept({ ip, send: (text) => this.heard.push(JSON.parse(text)), close });
+    this.#handlers = membership.accept({ remote, send: (text) => this.heard.push(JSON.parse(text)), close });
   }
 
   hangUp(): void {
@@ -315,7 +315,7 @@ test("Membership knows the process that has a node's session from all others", a
   const worker = new Peer(master);
   worker.hello("worker", { nonce: "nonce of the worker" });
   await master.clock.advance(10);
-  const caller = { authorization: `Bearer ${worker.token}`, ip: "10.0.0.2" };
+  const caller = { authorization: `Bearer ${worker.token}`, remote: "10.0.0.2" };
   const is = (node_id: string, instance: string) => master.membership.isConnected({ node_id, instance }, caller);
   expect([is("worker", "one"), is("worker", "two"), is("worker", ""), is("other", "one")]).toEqual([
     true,
@@ -333,10 +333,11 @@ test("Membership takes internal calls from nodes in session only, by the token o
   worker.hello("worker", { nonce: "nonce of the worker" });
   other.hello("other", { nonce: "nonce of the other" });
   await master.clock.advance(10);
-  const is = (authorization: string | undefined, ip = "10.0.0.2") => master.membership.isNode({ authorization, ip });
+  const is = (authorization: string | undefined, remote = "10.0.0.2") =>
+    master.membership.isNode({ authorization, remote });
   const asWorker = { node_id: "worker", instance: "one" };
   const mayAsk = (token: string | undefined) =>
-    master.membership.isConnected(asWorker, { authorization: `Bearer ${token}`, ip: "10.0.0.2" });
+    master.membership.isConnected(asWorker, { authorization: `Bearer ${token}`, remote: "10.0.0.2" });
   expect(worker.token).not.toEqual(other.token);
   expect([is(`Bearer ${worker.token}`), is(`bearer  ${worker.token}`, "10.0.0.9")]).toEqual([true, true]);
   // The address of a node that has a token proves nothing.
@@ -351,18 +352,18 @@ test("Membership takes internal calls from nodes in session only, by the token o
 test("Membership knows calls of a node of an earlier version by the address of its session (point 14)", async () => {
   const master = await new Master().start();
   const older = new Peer(master, "10.0.0.2");
-  const is = (ip: string | undefined) => master.membership.isNode({ authorization: undefined, ip });
+  const is = (remote: string | undefined) => master.membership.isNode({ authorization: undefined, remote });
   expect(is("10.0.0.2")).toBe(false);
   older.hello("older");
   await master.clock.advance(10);
   expect(older.heard.find(({ type }) => type === "welcome")).not.toContainAnyKeys(["token", "signature"]);
   expect([is("10.0.0.2"), is("10.0.0.3"), is(undefined)]).toEqual([true, false, false]);
   const asOlder = { node_id: "older", instance: "one" };
-  const caller = { authorization: undefined, ip: "10.0.0.2" };
+  const caller = { authorization: undefined, remote: "10.0.0.2" };
   expect(master.membership.isConnected(asOlder, caller)).toBe(true);
   expect(master.membership.isConnected({ ...asOlder, instance: "two" }, caller)).toBe(false);
   // Its process alone knows its instance: a secret is not refused because the node has several addresses.
-  expect(master.membership.isConnected(asOlder, { ...caller, ip: "10.0.0.3" })).toBe(true);
+  expect(master.membership.isConnected(asOlder, { ...caller, remote: "10.0.0.3" })).toBe(true);
   older.hangUp();
   expect(is("10.0.0.2")).toBe(false);
 });

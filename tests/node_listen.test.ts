@@ -2,7 +2,7 @@
 import { afterAll, describe, expect, test } from "bun:test";
 import { type Identity, newIdentity, type Settings } from "../src/data_dir.ts";
 import { StartError } from "../src/model.ts";
-import { advertisedAddress, bindAddress, listenAddresses } from "../src/node_address.ts";
+import { advertisedAddress, bindAddress, listenAddresses } from "../src/node_listen.ts";
 import { listen } from "../src/transport.ts";
 
 /** A peer that answers on loopback, and an address at which nobody does. */
@@ -84,7 +84,7 @@ describe("a node", () => {
 
 describe("listen()", () => {
   const handlers = {
-    fetch: (_: Request, { ip }: { ip: string | undefined }) => new Response(ip),
+    fetch: (_: Request, { remote }: { remote?: string }) => new Response(remote ?? ""),
     session: () => undefined,
   };
   /** A port that is free on all of loopback. */
