@@ -30,7 +30,11 @@ type Option = { valueHint?: string; description: string; multiple?: boolean };
 
 /** Every option; each value may also come from the environment as CACOPHONY_ and the name in capitals. */
 const OPTIONS = {
-  "bind-addr": { valueHint: "HOST:PORT", description: "listen here (bootstrap: 127.0.0.1:9000; join: 0.0.0.0:9000)" },
+  "bind-addr": {
+    valueHint: "HOST:PORT",
+    description:
+      "listen here (bootstrap: 127.0.0.1:9000; join: port 9000 of the address that the cluster is reached from, and of 127.0.0.1)",
+  },
   "advertise-addr": {
     valueHint: "HOST:PORT",
     description: "the address that other nodes reach this one at (default: the one listened on)",

@@ -25,6 +25,8 @@ export const clusterRecord = v.object({
   /** How containers of different nodes reach each other, and the IPv4 range (CIDR) that all their addresses are out of. */
   network_mode: v.optional(networkMode, "vxlan"),
   network_cidr: v.optional(v.string(), DEFAULT_NETWORK_CIDR),
+  /** Public part of the cluster's key (`cluster_key.ts`). Absent: no master that signs its welcomes has run yet. */
+  cluster_key: v.exactOptional(v.string()),
 });
 export type ClusterRecord = v.InferOutput<typeof clusterRecord>;
 
@@ -364,8 +366,11 @@ export type EngineStatus = v.InferOutput<typeof engineStatus>;
 export const foreignContainer = v.object({ container_id: v.string(), name: v.string(), cluster_id: v.string() });
 export type ForeignContainer = v.InferOutput<typeof foreignContainer>;
 
+/** Number of one leadership. A number that is not safe has no successor. */
+const term = v.pipe(count, v.safeInteger());
+
 /** Position in the order of assignments: a higher term wins, then a higher revision. */
-export const order = v.object({ term: count, revision: count });
+export const order = v.object({ term, revision: count });
 export type Order = v.InferOutput<typeof order>;
 
 /** Whether `a` comes before `b`. */
@@ -411,6 +416,9 @@ export function isPassing(code: string): code is PassingRefusal {
   return (PASSING_REFUSALS as readonly string[]).includes(code);
 }
 
+/** Nodes send 16 random bytes as text; this leaves room for more. */
+const MAX_NONCE_LENGTH = 128;
+
 export const hello = v.object({
   type: v.literal("hello"),
   protocol: v.number(),
@@ -419,6 +427,8 @@ export const hello = v.object({
   node_id: v.string(),
   /** Differs for each process: two that claim one node id (a copied data directory) must not both be it. */
   instance: v.string(),
+  /** What the welcome has to sign, so that no older welcome is taken for an answer. Absent: the node is older and looks for no signature. */
+  nonce: v.exactOptional(v.pipe(v.string(), v.maxLength(MAX_NONCE_LENGTH))),
   node_name: v.string(),
   address: v.string(),
   /** IPv4 address that packets between containers of different nodes travel to; absent: it has none. */
@@ -482,11 +492,16 @@ export const welcome = v.object({
   cluster_id: v.string(),
   node_id: v.string(),
   node_name: v.string(),
-  term: count,
+  term,
   master: peer,
   peers: v.array(peer),
   heartbeat_interval_ms: count,
   node_timeout_ms: count,
+  /** Public part of the cluster's key and its signature of this welcome (`cluster_key.ts`). Absent: the master is older. */
+  cluster_key: v.exactOptional(v.string()),
+  signature: v.exactOptional(v.string()),
+  /** What the node shows in internal calls to the master while this session lasts. Absent: the master is older. */
+  token: v.exactOptional(v.string()),
 });
 export type Welcome = v.InferOutput<typeof welcome>;
 

@@ -35,6 +35,7 @@ beforeAll(async () => {
     local: localNode("master"),
     scheduler: () => scheduler,
     dataDir: "/var/lib/cacophony",
+    isNode: ({ authorization, remote }) => authorization === "Bearer of-a-node" || remote === "10.0.0.2",
     log: silentLog,
   });
 });
@@ -151,8 +152,14 @@ describe("PUT /cluster/job/:job_id", () => {
     };
     expect(spec()).toMatchObject({ image: "busybox:1", environment: ["A=1"], files: [{ path: "conf/app.conf" }] });
     const chunk = spec()?.files?.[0]?.chunks[0] ?? "";
-    expect(await (await app.request(`/internal/chunk/${chunk}`)).text()).toBe("one");
-    expect((await app.request("/internal/chunk/none")).status).toBe(404);
+    const asNode = { headers: { authorization: "Bearer of-a-node" } };
+    expect(await (await app.request(`/internal/chunk/${chunk}`, asNode)).text()).toBe("one");
+    expect((await app.request("/internal/chunk/none", asNode)).status).toBe(404);
+    // Point 14: only to nodes of this cluster.
+    for (const authorization of ["", "Bearer of-nobody", "of-a-node"])
+      expect((await app.request(`/internal/chunk/${chunk}`, { headers: { authorization } })).status).toBe(404);
+    expect((await app.request(`/internal/chunk/${chunk}`)).status).toBe(404);
+    expect((await app.request(`/internal/chunk/${chunk}`, {}, { remote: "10.0.0.2" })).status).toBe(200);
     expect(await send("/cluster/job/form", form(parts("one")))).toMatchObject({ status: 200, body: { version: 1 } });
     expect(await send("/cluster/job/form?env.TAG=2", form(parts("two")))).toMatchObject({ body: { version: 2 } });
     expect(spec()?.image).toBe("busybox:2");

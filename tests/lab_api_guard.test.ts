@@ -192,6 +192,8 @@ describe.each([["vxlan"], ["none"]])("with --network %s", (mode) => {
         {
           until: (error) =>
             error?.includes(JSON.stringify(bridge)) === true && error.includes("firewall rules cannot hold"),
+          // A node tells of networks that were made by hand within 30 s.
+          timeoutMs: 60_000,
         },
       );
     }
