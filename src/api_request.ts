@@ -4,7 +4,6 @@ import type { ContentfulStatusCode } from "hono/utils/http-status";
 import * as v from "valibot";
 import type { Page } from "./cluster_views.ts";
 import { PAGE_SIZE } from "./cluster_views.ts";
-import { readDotenv } from "./job_dotenv.ts";
 import { cleanPath, projectPath } from "./job_files.ts";
 import type { Detail } from "./model_spec.ts";
 import { CacophonyError } from "./model.ts";
@@ -16,6 +15,8 @@ export const MAX_BODY_BYTES = 2 ** 20;
 /** Largest body of a form with files, in bytes, and how many files it may have. */
 export const MAX_FORM_BYTES = 8 * 2 ** 20;
 const MAX_FORM_FILES = 2_000;
+/** Bytes of all parts `env` of a form together: as much as a document may have. */
+const MAX_ENV_BYTES = MAX_BODY_BYTES;
 
 /**
  * The whole body. Its Content-Type is not looked at (people send YAML as JSON or as a form), but for multipart/form-data.
@@ -36,7 +37,8 @@ export type Sent = {
   document: Uint8Array;
   directory: string;
   files: Map<string, Uint8Array>;
-  env: Map<string, string>;
+  /** Files of NAME=value lines, as they came: reading them is part of reading the document. */
+  variables: Uint8Array[];
 };
 
 /**
@@ -45,7 +47,7 @@ export type Sent = {
  * @throws CacophonyError `too_large`, `bad_request`, and `invalid_document` with every part that is not in order.
  */
 export async function readDocument(c: Context): Promise<Sent> {
-  if (!isForm(c)) return { document: await readBody(c), directory: ".", files: new Map(), env: new Map() };
+  if (!isForm(c)) return { document: await readBody(c), directory: ".", files: new Map(), variables: [] };
   const body = await readUpTo(c, MAX_FORM_BYTES);
   const form = await new Response(body, { headers: { "content-type": c.req.header("content-type") ?? "" } })
     .formData()
@@ -55,7 +57,7 @@ export async function readDocument(c: Context): Promise<Sent> {
       });
     });
   const files = new Map<string, Uint8Array>();
-  const env = new Map<string, string>();
+  const variables: Uint8Array[] = [];
   const documents: Uint8Array[] = [];
   let directory = ".";
   const details: Detail[] = [];
@@ -65,7 +67,7 @@ export async function readDocument(c: Context): Promise<Sent> {
     if (name === "compose") {
       documents.push(data);
       directory = readDirectory(typeof part === "string" ? undefined : part.name, fault);
-    } else if (name === "env") readVariables(data, { env, fault });
+    } else if (name === "env") variables.push(data);
     else if (name === "file") readFile(typeof part === "string" ? undefined : part.name, { data, files, fault });
     else fault("is no part of this form: there are compose, file and env");
   }
@@ -80,7 +82,9 @@ export async function readDocument(c: Context): Promise<Sent> {
   if (details.length > 0 || !document)
     throw new CacophonyError("invalid_document", "the form is not in order; nothing of it was applied", { details });
   if (document.byteLength > MAX_BODY_BYTES) throw tooLarge(MAX_BODY_BYTES);
-  return { document, directory, files, env };
+  if (variables.reduce((sum, { byteLength }) => sum + byteLength, 0) > MAX_ENV_BYTES)
+    throw tooLarge(MAX_ENV_BYTES, "what the parts called env bring together");
+  return { document, directory, files, variables };
 }
 
 /** The directory of the document, whose name curl gives without any. */
@@ -105,15 +109,6 @@ function readFile(
   else files.set(path, data);
 }
 
-function readVariables(
-  data: Uint8Array,
-  { env, fault }: { env: Map<string, string>; fault: (message: string) => void },
-): void {
-  const entries = readDotenv(new TextDecoder().decode(data), (name) => env.get(name));
-  if (!(entries instanceof Map)) fault(entries.message);
-  else for (const [name, value] of entries) env.set(name, value);
-}
-
 function isForm(c: Context): boolean {
   return c.req.header("content-type")?.toLowerCase().startsWith("multipart/form-data") ?? false;
 }
@@ -135,8 +130,8 @@ async function readUpTo(c: Context, most: number): Promise<Uint8Array<ArrayBuffe
   return Buffer.concat(chunks);
 }
 
-function tooLarge(most: number): CacophonyError {
-  return new CacophonyError("too_large", `the body is larger than ${most} bytes (${most / 2 ** 20} MiB)`);
+function tooLarge(most: number, what = "the body"): CacophonyError {
+  return new CacophonyError("too_large", `${what} is larger than ${most} bytes (${most / 2 ** 20} MiB)`);
 }
 
 /**

@@ -1,9 +1,10 @@
-/** @module Reading documents: small ones on the spot, all others in a thread that keeps nobody waiting. */
+/** @module Reading documents: small ones on the spot, all others in a process that keeps nobody waiting. */
 import { describe, expect, test } from "bun:test";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { JobReader } from "../src/api_reading.ts";
+import type { SentJob } from "../src/job_sent.ts";
 import { parseJob, type Sending } from "../src/job_spec.ts";
 import { LabProcess } from "./lab_process.ts";
 
@@ -13,8 +14,14 @@ const services = (count: number) =>
   `services:\n${Array.from({ length: count }, (_, index) => ` s${index}: {image: busybox, tty: true}\n`).join("")}`;
 const bytes = (text: string) => new TextEncoder().encode(text);
 
+const sending: Sending = { jobId: "shop", env: new Map([["TAG", "1"]]), profiles: ["p"] };
+const sent = (document: Uint8Array, more: Partial<Sending> = {}, variables: Uint8Array[] = []): SentJob => ({
+  document,
+  variables,
+  sending: { ...sending, ...more },
+});
+
 describe("JobReader", () => {
-  const sending: Sending = { jobId: "shop", env: new Map([["TAG", "1"]]), profiles: ["p"] };
   const files = new Map([["a.env", bytes("A=$TAG")]]);
   const documents: [name: string, body: string | Uint8Array, more: Partial<Sending>][] = [
     ["a small one", "services: {a: {image: 'a:$TAG', profiles: [p]}}", {}],
@@ -28,12 +35,12 @@ describe("JobReader", () => {
   test.each(documents)("answers what parseJob() says of %s", async (_, body, more) => {
     const document = typeof body === "string" ? bytes(body) : body;
     const all = { ...sending, ...more };
-    expect(await new JobReader().read(document, all)).toEqual(parseJob(document, all));
+    expect(await new JobReader().read(sent(document, all))).toEqual(parseJob(document, all));
   });
 
   test("lets others run while it reads a large document", async () => {
     const document = bytes(services(4000));
-    const reading = new JobReader().read(document, sending);
+    const reading = new JobReader().read(sent(document));
     let done = false;
     void reading.then(() => (done = true));
     let turns = 0;
@@ -47,14 +54,14 @@ describe("JobReader", () => {
   test.each([
     ["on the spot", "one with aliases", "x-a: &a {image: b}\nservices: {a: {<<: *a}, b: {<<: *a, tty: true}}"],
     [
-      "in a thread",
+      "in a process",
       "one with a long text that aliases repeat",
       `x-a: &a ${"text ".repeat(2_000)}\nx-b: [${aliases("a", 900)}]\n${services(1)}`,
     ],
-    ["in a thread", "one with aliases of aliases", `x-0: &a0 [b]\n${nested}${services(1)}`],
-    ["in a thread", "one of services that extend another", `${services(200)} t: {extends: {service: s0}}\n`],
+    ["in a process", "one with aliases of aliases", `x-0: &a0 [b]\n${nested}${services(1)}`],
+    ["in a process", "one of services that extend another", `${services(200)} t: {extends: {service: s0}}\n`],
   ])("reads %s %s", async (where, _, text) => {
-    const reading = new JobReader().read(bytes(text), sending);
+    const reading = new JobReader().read(sent(bytes(text)));
     let done = false;
     void reading.then(() => (done = true));
     for (let turns = 0; turns < 20; turns++) await Promise.resolve();
@@ -65,15 +72,15 @@ describe("JobReader", () => {
   test("reads a few large documents after each other, refuses more, and small ones pass by", async () => {
     const reader = new JobReader();
     const document = bytes(services(600));
-    const large = Array.from({ length: 8 }, () => reader.read(document, sending));
-    await expect(reader.read(document, sending)).rejects.toMatchObject({ code: "busy" });
-    expect((await reader.read(bytes(services(1)), sending)).ok).toBe(true);
+    const large = Array.from({ length: 8 }, () => reader.read(sent(document)));
+    await expect(reader.read(sent(document))).rejects.toMatchObject({ code: "busy" });
+    expect((await reader.read(sent(bytes(services(1))))).ok).toBe(true);
     expect((await Promise.all(large)).map(({ ok }) => ok)).toEqual(large.map(() => true));
-    expect((await reader.read(document, sending)).ok).toBe(true);
+    expect((await reader.read(sent(document))).ok).toBe(true);
   });
 });
 
-test("the one executable reads large documents in a thread, too, whatever directory it is started in", async () => {
+test("the one executable reads large documents in a process, too, whatever directory it is started in", async () => {
   expect(existsSync(EXECUTABLE), "dist/cacophony is there (npm run build)").toBe(true);
   const root = mkdtempSync(join(tmpdir(), "cacophony-reading-"));
   const logFile = join(root, "log");
