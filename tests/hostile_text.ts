@@ -90,22 +90,23 @@ const SUSPICIOUS_MS = 0.3;
 /** Milliseconds of the last length: a linear reader takes some, one of the square of it takes seconds. */
 const TOO_SLOW_MS = 300;
 
-/** The shapes that `read` takes too long for, with what the time grew to; empty: its time grows about linearly. */
-export function slowShapes(read: (text: string) => unknown, shapes: readonly HostileShape[]): string[] {
-  return shapes.flatMap((shape) => {
-    if (timeOf(read, hostileText(shape, FIRST_LENGTH)) < SUSPICIOUS_MS) return [];
+/** The first shape that `read` takes too long for, with its time; undefined: its time grows about linearly with any. */
+export function slowShape(read: (text: string) => unknown, shapes: readonly HostileShape[]): string | undefined {
+  for (const shape of shapes) {
+    if (timeOf(() => read(hostileText(shape, FIRST_LENGTH))) < SUSPICIOUS_MS) continue;
     for (const length of LENGTHS) {
       const text = hostileText(shape, length);
       // Once more where it was slow: others may have had the processor.
-      const ms = timeOf(read, text) < TOO_SLOW_MS ? 0 : timeOf(read, text);
-      if (ms >= TOO_SLOW_MS) return [`${length} characters of ${JSON.stringify(shape)}: ${Math.round(ms)} ms`];
+      const ms = timeOf(() => read(text)) < TOO_SLOW_MS ? 0 : timeOf(() => read(text));
+      if (ms >= TOO_SLOW_MS) return `${length} characters of ${JSON.stringify(shape)}: ${Math.round(ms)} ms`;
     }
-    return [];
-  });
+  }
+  return undefined;
 }
 
-function timeOf(read: (text: string) => unknown, text: string): number {
+/** Milliseconds that `work` takes. */
+export function timeOf(work: () => unknown): number {
   const start = performance.now();
-  read(text);
+  work();
   return performance.now() - start;
 }
