@@ -15,6 +15,8 @@ export const MAX_BODY_BYTES = 2 ** 20;
 /** Largest body of a form with files, in bytes, and how many files it may have. */
 export const MAX_FORM_BYTES = 8 * 2 ** 20;
 const MAX_FORM_FILES = 2_000;
+/** Faults that are told of a form: it may have as many parts as its bytes allow. */
+const MAX_FORM_FAULTS = 500;
 /** Bytes of all parts `env` of a form together: as much as a document may have. */
 const MAX_ENV_BYTES = MAX_BODY_BYTES;
 
@@ -62,6 +64,7 @@ export async function readDocument(c: Context): Promise<Sent> {
   let directory = ".";
   const details: Detail[] = [];
   for (const [name, part] of form) {
+    if (details.length === MAX_FORM_FAULTS) break;
     const data = typeof part === "string" ? new TextEncoder().encode(part) : await part.bytes();
     const fault = (message: string) => details.push({ path: name, message });
     if (name === "compose") {
