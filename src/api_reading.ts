@@ -67,7 +67,7 @@ export class JobReader {
 
   /**
    * As `readSentJob`; a document whose reading was stopped has that for its fault.
-   * @throws CacophonyError `busy` when too many documents wait or no process can be had.
+   * @throws CacophonyError `busy` when too many documents wait or no process can be had, `internal` when it fails by itself.
    */
   async read(sent: SentJob): Promise<ParseResult> {
     if (isSmall(sent)) return readSentJob(sent);
@@ -130,7 +130,9 @@ async function readApart(sent: SentJob, limits: ReadLimits): Promise<ParseResult
     }
     const code = await child.exited;
     if (code === 0 && stopped === undefined) return deserialize(Buffer.concat(chunks)) as ParseResult;
-    // The kernel ends it where the machine has no more memory, and it ends itself where it gets none.
+    if (stopped === undefined && child.signalCode === null)
+      throw new CacophonyError("internal", `the process that reads the document ended with code ${code}`);
+    // By a signal the kernel ends it where the machine has no more memory, and so it ends itself where it gets none.
     return tooMuch(stopped ?? "takes more memory than this node has to read");
   } finally {
     clearInterval(watch);
