@@ -21,7 +21,9 @@ const SMALL_BYTES = 16 * 1024;
 /** What makes much of little: services that extend others, other files. So does a word of these that is written with escapes. */
 const MULTIPLIES = /extends|include|\\[xuU\r\n]/;
 /** What has sent files read as text, each as often as it is named. */
-const READS_FILES = /env_file|label_file/;
+const READS_FILES = /env_file|label_file|seccomp|credential_spec/;
+/** Files that come with a small document: each bind of a directory looks at all of them. */
+const SMALL_FILES = 10;
 /** What a small document with aliases may stand for: as many values as one without them can have. */
 const SMALL_NODES = 4_000;
 /** Characters that a small document may come to with what its aliases and variables stand for. */
@@ -90,7 +92,7 @@ function isSmall({ document, variables, sending }: SentJob): boolean {
   let size = 0;
   for (const { byteLength } of [document, ...variables, ...files.values()]) size += byteLength;
   for (const [name, value] of env) size += name.length + value.length;
-  if (size > SMALL_BYTES) return false;
+  if (size > SMALL_BYTES || files.size > SMALL_FILES) return false;
   const text = new TextDecoder().decode(document);
   if (MULTIPLIES.test(text) || (files.size > 0 && READS_FILES.test(text))) return false;
   if (!text.includes("$") && !text.includes("*")) return true;

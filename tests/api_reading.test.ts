@@ -176,6 +176,11 @@ describe("point 6: a process that reads a document", () => {
     ["on the spot", "variables that are named often and short", sent(bytes(dollars), {}, variables("A=b"))],
     ["in a process", "variables above 16 KiB", sent(bytes(one), {}, variables(`A=${"b".repeat(17_000)}`))],
     ["in a process", "files above 16 KiB", sent(bytes(one), { files: filesOf(17_000) })],
+    [
+      "in a process",
+      "many small files",
+      sent(bytes(one), { files: new Map(Array.from({ length: 11 }, (_, n) => [`f${n}`, bytes("a")])) }),
+    ],
     ["in a process", "all above 16 KiB", sent(bytes(one), { files: filesOf(9_000) }, variables("A".repeat(9_000)))],
     [
       "in a process",
@@ -247,6 +252,16 @@ describe("point 6: documents that the YAML package could take long for", () => {
     ["the same key", (size) => fill("a: b\n", size)],
     ["one long key", (size) => `${fill("a", size)}: b`],
   ];
+
+  test("16 kB of binds of a directory with sent files keep nobody waiting", async () => {
+    const files = new Map(Array.from({ length: 10 }, (_, n) => [`f${n}`, bytes("b".repeat(800))]));
+    const binds = Array.from({ length: 600 }, (_, n) => `./:/${n}`).join();
+    const job = sent(bytes(`services: {a: {image: b, volumes: [${binds}]}}`), { files });
+    const spent = cpuTimer();
+    const reading = new JobReader().read(job);
+    expect(spent()).toBeLessThan(200);
+    expect((await reading).ok).toBe(true);
+  });
 
   test.each(documents)("16 kB of %s keep nobody waiting", async (_, of) => {
     const job = sent(bytes(of(16_000).slice(0, 16_000)));
