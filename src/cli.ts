@@ -369,7 +369,7 @@ function positive(value: number | Refusal, { what }: { what: string }): number {
 
 function readCpus(text: string): number {
   const cpus = Number(text);
-  if (!/^\d*\.?\d+$/.test(text) || cpus <= 0)
+  if (!/^(\d+|\d*\.\d+)$/.test(text) || cpus <= 0)
     throw new StartError(`--cpus '${text}' is no number above 0: write 4 or 1.5`);
   return cpus;
 }

@@ -316,7 +316,7 @@ function periodOf(policy: string): number | undefined {
   if (policy === "daily") return UNIT_MS["d"];
   if (policy === "weekly") return UNIT_MS["w"];
   if (!policy.startsWith("every_")) return undefined;
-  const parts = [...policy.slice("every_".length).matchAll(/(\d+)([wdhms])/g)];
+  const parts = [...policy.slice("every_".length).matchAll(/(\d+)([wdhms])/gy)];
   return parts.reduce((sum, [, number, unit = ""]) => sum + Number(number) * (UNIT_MS[unit] ?? 0), 0);
 }
 
