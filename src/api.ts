@@ -5,7 +5,7 @@
 import type { Context } from "hono";
 import { Hono } from "hono";
 import { HTTPException } from "hono/http-exception";
-import { limitContainers } from "./api_access.ts";
+import { limitContainers, type RequestOrigin } from "./api_access.ts";
 import type { Master } from "./api_forward.ts";
 import { Bodies } from "./api_bodies.ts";
 import { forward, FORWARDED_HEADER } from "./api_forward.ts";
@@ -23,7 +23,7 @@ import type { ApiAccess, ErrorCode, PeerInfo, SecretRequest } from "./model.ts";
 import { CacophonyError, secretRequest } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
 import type { Hold } from "./membership_silence.ts";
-import { CHUNK_PATH, PEER_PATH, SECRET_PATH } from "./transport.ts";
+import { type Caller, CHUNK_PATH, PEER_PATH, SECRET_PATH } from "./transport.ts";
 
 /** HTTP status of each error code: the one place where they meet. */
 const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 408 | 409 | 412 | 413 | 415 | 422 | 500 | 503> = {
@@ -71,8 +71,10 @@ export type ApiOptions = {
   dataDir: string;
   /** Where a node of this machine holds secrets; shown in dry runs. */
   secretsDir?: (nodeId: string) => string;
+  /** Whether a node in session with this master makes a call; absent: there is no master here. */
+  isNode?: (caller: Caller) => boolean;
   /** A secret's value for the process of a node that is to run what mounts it, while this node is the master; for no others. */
-  secret?: (request: SecretRequest) => Uint8Array | undefined;
+  secret?: (request: SecretRequest, caller: Caller) => Uint8Array | undefined;
   /** Nodes that are silent together, while this node is the master and gives nothing of theirs up; and what ends that. */
   hold?: () => Hold | undefined;
   reschedule?: () => string[];
@@ -108,14 +110,16 @@ export function createApi(options: ApiOptions): Hono {
   app.get("/openapi.json", (c) => answer(c, openApi(local.version)));
   only(app, ["/healthz", "/readyz", "/openapi.json", PEER_PATH], "GET");
   app.get(`${CHUNK_PATH}/:chunk_hash`, (c) => {
-    const data = options.scheduler()?.state.chunks.get(c.req.param("chunk_hash"));
-    if (data === undefined) throw new CacophonyError("not_found", "this node has no such chunk of a file");
+    const isNode = options.isNode?.(callerOf(c)) ?? false;
+    const data = isNode ? options.scheduler()?.state.chunks.get(c.req.param("chunk_hash")) : undefined;
+    if (data === undefined)
+      throw new CacophonyError("not_found", "the master has no such chunk of a file, or no session with who asks");
     return c.body(new Uint8Array(Buffer.from(data, "base64")), 200, { "Content-Type": "application/octet-stream" });
   });
 
   app.post(SECRET_PATH, async (c) => {
     const request = readJson(await readBody(c), { schema: secretRequest, example: "what a node sends" });
-    const data = options.secret?.(request);
+    const data = options.secret?.(request, callerOf(c));
     if (!data)
       throw new CacophonyError("not_found", "the master has no such secret for this node, or no session with it");
     return c.body(new Uint8Array(data), 200, { "Content-Type": "application/octet-stream" });
@@ -194,6 +198,12 @@ function holdView(hold: Hold | undefined) {
     "most nodes fell silent together, so this master may be the one that is cut off: nothing is rescheduled before " +
     "`until`; POST /cluster/reschedule goes ahead at once";
   return { nodes, since: new Date(since).toISOString(), until: new Date(until).toISOString(), message };
+}
+
+/** Who makes the request; `listen` hands the address in. */
+function callerOf(c: Context): Caller {
+  const { remote }: RequestOrigin = c.env ?? {};
+  return { authorization: c.req.header("authorization"), remote };
 }
 
 /** Answers every other method on these paths with 405 and the ones that are allowed. */

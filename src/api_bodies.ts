@@ -156,8 +156,8 @@ export class Bodies {
   }
 }
 
-export function tooLarge(most: number): CacophonyError {
-  return new CacophonyError("too_large", `the body is larger than ${most} bytes (${most / 2 ** 20} MiB)`);
+export function tooLarge(most: number, what = "the body"): CacophonyError {
+  return new CacophonyError("too_large", `${what} is larger than ${most} bytes (${most / 2 ** 20} MiB)`);
 }
 
 function busy(): CacophonyError {

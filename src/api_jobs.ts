@@ -52,10 +52,10 @@ export function jobRoutes({ scheduler, dataDir, secretsDir, policy, only }: JobR
     const jobId = readJobId(c);
     const query = queryOf(c, ["dry_run", "profile", "env.NAME"]);
     const dryRun = readFlag(query, "dry_run");
-    const { document, directory, files, env } = await readDocument(c);
+    const { document, directory, files, variables } = await readDocument(c);
     // A variable in the address is meant for this one request, lines of a file are what one usually has.
-    const sending = { jobId, directory, files, env: new Map([...env, ...envOf(c)]), profiles: profilesOf(c) };
-    const wanted = accepted(await reader.read(document, sending));
+    const sending = { jobId, directory, files, env: envOf(c), profiles: profilesOf(c) };
+    const wanted = accepted(await reader.read({ document, variables, sending }));
     refuseForbidden(wanted, { jobId, policy: policy(), state: scheduler().state });
     if (dryRun)
       return answer(

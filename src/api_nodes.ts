@@ -11,6 +11,8 @@ import type { Scheduler } from "./scheduler.ts";
 import { findDeparture, findNode, type NodeWish } from "./scheduler_nodes.ts";
 
 const LABEL = /^[^\s=]{1,200}$/;
+/** Characters of a duration: far above any that people write. */
+const MAX_DEADLINE = 100;
 const NANOSECONDS_PER_MS = 1e6;
 const EXAMPLE = '{"labels": {"zone": "a"}} or {"availability": "drain", "deadline": "10m"}';
 
@@ -130,7 +132,10 @@ function forceOf(query: Record<string, string | undefined>): Pick<NodeWish, "for
 }
 
 function readDeadline(text: string): number {
-  const duration = readDuration(text);
+  const duration =
+    text.length > MAX_DEADLINE
+      ? new Refusal(`is over ${MAX_DEADLINE} characters long, which is no duration: write one, as 10m`)
+      : readDuration(text);
   if (!(duration instanceof Refusal)) return Math.ceil(duration / NANOSECONDS_PER_MS);
   throw new CacophonyError("invalid_document", `deadline ${duration.message}`, {
     details: [{ path: "deadline", message: duration.message }],

@@ -5,7 +5,6 @@ import * as v from "valibot";
 import { tooLarge } from "./api_bodies.ts";
 import type { Page } from "./cluster_views.ts";
 import { PAGE_SIZE } from "./cluster_views.ts";
-import { readDotenv } from "./job_dotenv.ts";
 import { cleanPath, projectPath } from "./job_files.ts";
 import type { Detail } from "./model_spec.ts";
 import { CacophonyError } from "./model.ts";
@@ -17,6 +16,10 @@ export const MAX_BODY_BYTES = 2 ** 20;
 /** Largest body of a form with files, in bytes, and how many files it may have. */
 export const MAX_FORM_BYTES = 8 * 2 ** 20;
 const MAX_FORM_FILES = 2_000;
+/** Faults that are told of a form: it may have as many parts as its bytes allow. */
+const MAX_FORM_FAULTS = 500;
+/** Bytes of all parts `env` of a form together: as much as a document may have. */
+const MAX_ENV_BYTES = MAX_BODY_BYTES;
 
 /**
  * The whole body. Its Content-Type is not looked at (people send YAML as JSON or as a form), but for multipart/form-data.
@@ -37,7 +40,8 @@ export type Sent = {
   document: Uint8Array;
   directory: string;
   files: Map<string, Uint8Array>;
-  env: Map<string, string>;
+  /** Files of NAME=value lines, as they came: reading them is part of reading the document. */
+  variables: Uint8Array[];
 };
 
 /**
@@ -46,7 +50,7 @@ export type Sent = {
  * @throws CacophonyError `too_large`, `bad_request`, and `invalid_document` with every part that is not in order.
  */
 export async function readDocument(c: Context): Promise<Sent> {
-  if (!isForm(c)) return { document: await readBody(c), directory: ".", files: new Map(), env: new Map() };
+  if (!isForm(c)) return { document: await readBody(c), directory: ".", files: new Map(), variables: [] };
   const body = await c.get("bodyUpTo")(MAX_FORM_BYTES);
   const form = await new Response(body, { headers: { "content-type": c.req.header("content-type") ?? "" } })
     .formData()
@@ -56,17 +60,18 @@ export async function readDocument(c: Context): Promise<Sent> {
       });
     });
   const files = new Map<string, Uint8Array>();
-  const env = new Map<string, string>();
+  const variables: Uint8Array[] = [];
   const documents: Uint8Array[] = [];
   let directory = ".";
   const details: Detail[] = [];
   for (const [name, part] of form) {
+    if (details.length === MAX_FORM_FAULTS) break;
     const data = typeof part === "string" ? new TextEncoder().encode(part) : await part.bytes();
     const fault = (message: string) => details.push({ path: name, message });
     if (name === "compose") {
       documents.push(data);
       directory = readDirectory(typeof part === "string" ? undefined : part.name, fault);
-    } else if (name === "env") readVariables(data, { env, fault });
+    } else if (name === "env") variables.push(data);
     else if (name === "file") readFile(typeof part === "string" ? undefined : part.name, { data, files, fault });
     else fault("is no part of this form: there are compose, file and env");
   }
@@ -81,7 +86,9 @@ export async function readDocument(c: Context): Promise<Sent> {
   if (details.length > 0 || !document)
     throw new CacophonyError("invalid_document", "the form is not in order; nothing of it was applied", { details });
   if (document.byteLength > MAX_BODY_BYTES) throw tooLarge(MAX_BODY_BYTES);
-  return { document, directory, files, env };
+  if (variables.reduce((sum, { byteLength }) => sum + byteLength, 0) > MAX_ENV_BYTES)
+    throw tooLarge(MAX_ENV_BYTES, "what the parts called env bring together");
+  return { document, directory, files, variables };
 }
 
 /** The directory of the document, whose name curl gives without any. */
@@ -104,15 +111,6 @@ function readFile(
   else if (typeof path !== "string") fault(path.message);
   else if (files.has(path)) fault(`brings ./${path} twice: keep one`);
   else files.set(path, data);
-}
-
-function readVariables(
-  data: Uint8Array,
-  { env, fault }: { env: Map<string, string>; fault: (message: string) => void },
-): void {
-  const entries = readDotenv(new TextDecoder().decode(data), (name) => env.get(name));
-  if (!(entries instanceof Map)) fault(entries.message);
-  else for (const [name, value] of entries) env.set(name, value);
 }
 
 function isForm(c: Context): boolean {

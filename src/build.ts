@@ -31,9 +31,8 @@ export async function buildExecutable(
   const unfinished = join(dir, "cacophony");
   try {
     await Bun.build({
-      // The second is a thread's, which is started by that path.
       root: join(ROOT, "src"),
-      entrypoints: [join(ROOT, "src/main.ts"), join(ROOT, "src/reader.ts")],
+      entrypoints: [join(ROOT, "src/main.ts")],
       compile: {
         ...(target && { target }),
         outfile: unfinished,

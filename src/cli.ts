@@ -32,7 +32,11 @@ type Option = { valueHint?: string; description: string; multiple?: boolean };
 
 /** Every option; each value may also come from the environment as CACOPHONY_ and the name in capitals. */
 const OPTIONS = {
-  "bind-addr": { valueHint: "HOST:PORT", description: "listen here (bootstrap: 127.0.0.1:9000; join: 0.0.0.0:9000)" },
+  "bind-addr": {
+    valueHint: "HOST:PORT",
+    description:
+      "listen here (bootstrap: 127.0.0.1:9000; join: port 9000 of the address that the cluster is reached from, and of 127.0.0.1)",
+  },
   "advertise-addr": {
     valueHint: "HOST:PORT",
     description: "the address that other nodes reach this one at (default: the one listened on)",
@@ -367,7 +371,7 @@ function positive(value: number | Refusal, { what }: { what: string }): number {
 
 function readCpus(text: string): number {
   const cpus = Number(text);
-  if (!/^\d*\.?\d+$/.test(text) || cpus <= 0)
+  if (!/^(\d+|\d*\.\d+)$/.test(text) || cpus <= 0)
     throw new StartError(`--cpus '${text}' is no number above 0: write 4 or 1.5`);
   return cpus;
 }

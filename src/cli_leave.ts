@@ -108,8 +108,8 @@ async function ask(url: URL, init: RequestInit): Promise<NodeAnswer> {
 }
 
 /** Where the node's own process listens, as it was last started. */
-function localAddress({ role, settings }: Identity): string {
-  const bind = settings.bind_addr ?? `${role === "master" ? "127.0.0.1" : "0.0.0.0"}:${DEFAULT_PORT}`;
+function localAddress({ settings }: Identity): string {
+  const bind = settings.bind_addr ?? `127.0.0.1:${DEFAULT_PORT}`;
   const { host, port } = parseAddress(bind, "--bind-addr");
   return formatAddress({ host: isWildcard(host) ? (host === "::" ? "::1" : "127.0.0.1") : host, port });
 }

@@ -8,7 +8,6 @@ import type {
   Change,
   DepartureRecord,
   EngineStatus,
-  ForeignContainer,
   HistoryRecord,
   HomeRecord,
   JobRecord,
@@ -20,8 +19,8 @@ import type {
   RecordKind,
   RegistryRecord,
   RemovalRecord,
-  Resources,
 } from "./model.ts";
+import type { ForeignContainer, Resources } from "./model_reports.ts";
 import { isGlobal, type ServiceSpec } from "./model_spec.ts";
 import { RECORD_KINDS } from "./model.ts";
 import type { NodeNetwork } from "./model_network.ts";

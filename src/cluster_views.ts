@@ -5,15 +5,8 @@
 import type { ClusterState, NodeView } from "./cluster_state.ts";
 import { bySlot, labelsOf, serviceKey } from "./cluster_state.ts";
 import { imageWarnings } from "./job_images.ts";
-import type {
-  AllocationRecord,
-  ContainerEnd,
-  DepartureRecord,
-  HistoryRecord,
-  LiveJob,
-  NodeRecord,
-  Resources,
-} from "./model.ts";
+import type { AllocationRecord, ContainerEnd, DepartureRecord, HistoryRecord, LiveJob, NodeRecord } from "./model.ts";
+import type { Resources } from "./model_reports.ts";
 import { isRunToEnd } from "./model_spec.ts";
 import { type DrainWait, isEmpty } from "./reconcile_drain.ts";
 import type { Blocked } from "./reconcile_goal.ts";

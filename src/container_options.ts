@@ -14,6 +14,7 @@ import {
   sharedService,
   type VolumeSpec,
 } from "./model_spec.ts";
+import { withoutTrailing } from "./text.ts";
 
 export type ContainerContext = {
   clusterId: string;
@@ -513,7 +514,7 @@ function sourceOf(
 ): string {
   if (mount.type === "volume") return mount.volume ? volumeName(mount.volume, jobId) : "";
   if (mount.source.startsWith("/")) return mount.source;
-  const base = projectDir.replace(/\/+$/, "");
+  const base = withoutTrailing(projectDir, "/");
   return mount.source === "." ? base : `${base}/${mount.source}`;
 }
 

@@ -14,7 +14,8 @@
  */
 import { type EndedContainer, knownEnd, type KnownEnd, runOf } from "./converge_ends.ts";
 import { isOver, isSuccess, restartPolicyOf, restartWaitMs } from "./converge_restarts.ts";
-import { type AllocationStatus, LABELS, type PublishedPort, type PullProgress } from "./model.ts";
+import { type AllocationStatus, LABELS } from "./model.ts";
+import type { PublishedPort, PullProgress } from "./model_reports.ts";
 
 /** Where a container is on a network. Texts are empty where Docker says nothing, as for one that does not run. */
 export type ContainerEndpoint = { network: string; networkId: string; address: string; address6: string; mac: string };

@@ -3,10 +3,13 @@
  * where something is wrong that can be said in one. Pure.
  */
 import type { ContainerEnd } from "./model.ts";
+import { withoutTrailing } from "./text.ts";
 
 /** The last lines that are kept of a run, and of each so many characters: a crash loop must not become a flood. */
 export const TAIL_LINES = 10;
 const TAIL_CHARS = 200;
+/** What is looked at of a line: as much as Docker keeps in one piece. */
+const LINE_CHARS = 16 * 1024;
 const MESSAGE_CHARS = 500;
 
 /** Linux's numbers of signals, from 1 (signal(7)). */
@@ -104,10 +107,11 @@ function size(bytes: number): string {
 /** The last lines as they are told: short, without colours, cursor movements and what else no terminal should be sent. */
 export function tidyTail(lines: readonly string[]): string[] {
   return lines.slice(-TAIL_LINES).map((line) => {
-    const shown = line
-      // What a terminal overwrote is not there to be read: a progress bar is its last state.
-      .replace(/\r+$/, "")
-      .replace(/^.*\r/s, "")
+    // What a terminal overwrote is not there to be read: a progress bar is its last state.
+    const whole = withoutTrailing(line, "\r");
+    const start = whole.lastIndexOf("\r") + 1;
+    const shown = whole
+      .slice(start, start + LINE_CHARS)
       // Escape sequences first, so that nothing is left of them (ECMA-48: CSI; OSC to its end; two-character ones).
       .replaceAll(/\u001b(?:\[[0-?]*[ -/]*[@-~]|\][^\u0007\u001b]*(?:\u0007|\u001b\\)?|[ -/]*[0-~])/g, "")
       .replaceAll("\t", " ")

@@ -1,6 +1,7 @@
 /**
  * @module The data directory: one live process at a time, and the node's identity in it. Owns `lock` and `node.json`; the
- * cluster's state (`cluster.db`, masters only) is the Store's. Identity is replaced atomically: a crash leaves the old or the new.
+ * cluster's state (`cluster.db`, masters only) is the Store's, and `cluster.key` is `cluster_key.ts`'s. Identity is replaced
+ * atomically: a crash leaves the old or the new.
  */
 import { Database } from "bun:sqlite";
 import {
@@ -13,9 +14,9 @@ import {
   readFileSync,
   rmSync,
   renameSync,
-  writeSync,
+  writeFileSync,
 } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import * as v from "valibot";
 import { peer, StartError } from "./model.ts";
 import { lenient, list, MAX_NODES } from "./model_bounds.ts";
@@ -58,12 +59,16 @@ const identity = v.object({
   role: v.picklist(["master", "worker"]),
   /** Absent while a join has not succeeded yet. */
   cluster_id: v.exactOptional(v.string()),
+  /** Public part of the cluster's key, pinned at the first welcome that was signed: this node takes orders from its holder only. */
+  cluster_key: v.exactOptional(v.string()),
   node_id: v.string(),
   /** The address given to `join`. */
   join_address: v.exactOptional(v.string()),
+  /** Where a worker listened last whose command line does not say where. */
+  last_bind_addr: v.exactOptional(v.string()),
   /** Set once this master's cluster state was written: from then on it must not be missing. */
   has_state: v.boolean(),
-  /** Newest term of a master that this node took assignments of. */
+  /** Newest term of a master that proved to be this cluster's, or that took this node in when it joined. */
   seen_term: v.number(),
   // Learnt again at the next welcome: what an earlier version took for an address is no reason not to start.
   master: v.exactOptional(lenient(peer, "master")),
@@ -109,6 +114,11 @@ export class DataDir {
     return this.#identity;
   }
 
+  /** The key that this master's welcomes are signed with. */
+  get clusterKeyPath(): string {
+    return join(this.path, "cluster.key");
+  }
+
   /** The key that secrets in the cluster's state are sealed with. */
   get keyPath(): string {
     return join(this.path, "secret.key");
@@ -121,16 +131,7 @@ export class DataDir {
   /** Writes the identity durably. */
   save(next: Identity): void {
     if (this.#identity && Bun.deepEquals(this.#identity, next)) return;
-    const path = join(this.path, "node.json");
-    const file = openSync(`${path}.new`, "w", 0o600);
-    try {
-      writeSync(file, `${JSON.stringify(next, undefined, 2)}\n`);
-      fsyncSync(file);
-    } finally {
-      closeSync(file);
-    }
-    renameSync(`${path}.new`, path);
-    syncDirectory(this.path);
+    writeDurably(join(this.path, "node.json"), `${JSON.stringify(next, undefined, 2)}\n`);
     this.#identity = next;
   }
 
@@ -191,6 +192,21 @@ export function identityIn(dir: string): Identity | undefined {
       },
     );
   }
+}
+
+/** Writes a file that only its owner can read, whole or not at all: a crash or a power cut leaves the old one or the new one. */
+export function writeDurably(path: string, text: string): void {
+  const beside = `${path}.new`;
+  rmSync(beside, { force: true });
+  const file = openSync(beside, "wx", 0o600);
+  try {
+    writeFileSync(file, text);
+    fsyncSync(file);
+  } finally {
+    closeSync(file);
+  }
+  renameSync(beside, path);
+  syncDirectory(dirname(path));
 }
 
 /** Makes what was made, renamed or removed in a directory outlive a power cut. */

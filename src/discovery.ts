@@ -222,12 +222,15 @@ function isList(path: readonly string[]): boolean {
 
 /** `http.routers.NAME.rule`: kind, section, name, field. */
 const SHORTEST_PATH = 4;
+/** Traefik's own go down nine levels; one of thousands could not be written as JSON, and nobody would get an answer. */
+const LONGEST_PATH = 32;
 /** A label makes its whole list as long as it says. */
 const MAX_INDEX = 99;
 
 function put(tree: Tree, { path, value }: { path: readonly string[]; value: string }): void {
   // Of what no field of Traefik's can be, nothing is made: it would be an error in all of the document, or reach beyond it.
-  if (path.length < SHORTEST_PATH || path.some((segment) => segment.startsWith("__proto__"))) return;
+  const isTooLong = path.length > LONGEST_PATH;
+  if (path.length < SHORTEST_PATH || isTooLong || path.some((segment) => segment.startsWith("__proto__"))) return;
   let at = tree;
   for (const [index, segment] of path.entries()) {
     const [, name = segment, number] = /^(.*?)\[(\d+)\]$/.exec(segment) ?? [];

@@ -232,7 +232,7 @@ export function framed(message: Buffer): Buffer {
 
 /** Addresses in the lines `nameserver`; a file without any means this host (resolv.conf(5)). */
 function parseResolvers(text: string): string[] {
-  const hosts = [...text.matchAll(/^\s*nameserver[ \t]+(\S+)/gm)].flatMap(([, host = ""]) =>
+  const hosts = [...text.matchAll(/^[ \t]*nameserver[ \t]+(\S+)/gm)].flatMap(([, host = ""]) =>
     isIP(host) ? [host] : [],
   );
   return hosts.length > 0 ? [...new Set(hosts)] : ["127.0.0.1"];

@@ -321,7 +321,7 @@ class DockerodeEngine implements Engine {
         this.#docker.getContainer(id).remove({ v: true, force: true, abortSignal }),
       ).catch(unlessStatus(404));
     } catch (error) {
-      if (!(error instanceof EngineError) || !/removal of container .* is already in progress/.test(error.message))
+      if (!(error instanceof EngineError) || !/removal of container \S+ is already in progress/.test(error.message))
         throw error;
     }
   }

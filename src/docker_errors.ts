@@ -60,7 +60,8 @@ export function apiError(statusCode: number, cause: Error): EngineError {
   if (/^Pool overlaps|invalid pool request: Pool overlaps/.test(message)) {
     return new EngineError("pool_overlap", message, { cause });
   }
-  if (/already exists$|^id already in use|failed to start shim: .*file exists/.test(message)) {
+  const isShimThere = message.includes("failed to start shim: ") && message.includes("file exists");
+  if (isShimThere || /already exists$|^id already in use/.test(message)) {
     return new EngineError("lost_track", message, { cause });
   }
   if (statusCode === 404 && /^no such image/i.test(message))

@@ -7,6 +7,7 @@ import { join } from "node:path";
 import * as v from "valibot";
 import type { RegistryLogin } from "./docker_images.ts";
 import type { Log } from "./log.ts";
+import { withoutTrailing } from "./text.ts";
 
 /** Helpers may ask a cloud for a token; longer than this holds up a pull that may need no login at all. */
 const HELPER_TIMEOUT_MS = 10_000;
@@ -68,13 +69,13 @@ async function lookUp(found: v.InferOutput<typeof config>, question: Question): 
   const [, username, password] = /^([^:]+):([^]*)$/.exec(atob(entry?.auth ?? "")) ?? [];
   return username === undefined || password === undefined
     ? undefined
-    : { username, password: password.replace(/\0+$/, "") };
+    : { username, password: withoutTrailing(password, "\0") };
 }
 
 /** The entry of a registry, whose key may be a host or an address, as `https://index.docker.io/v1/`. */
 function entryOf<T>(entries: Record<string, T>, host: string): T | undefined {
   const found = Object.entries(entries).find(([key]) => {
-    const name = key.replace(/^https?:\/\//, "").replace(/\/.*$/, "");
+    const [name] = key.replace(/^https?:\/\//, "").split("/", 1);
     return name === host || (host === HUB && name === "index.docker.io");
   });
   return found?.[1];

@@ -1,6 +1,6 @@
 /** @module The ports that a container has published, the networks it is on, and the bridge of a network, read from what Docker says about them. */
 import type { ContainerEndpoint } from "./converge.ts";
-import type { PublishedPort } from "./model.ts";
+import type { PublishedPort } from "./model_reports.ts";
 import { BRIDGE_NAME_OPTION, isDeviceName } from "./model_network.ts";
 
 /**

@@ -45,10 +45,10 @@ function ipv4Bytes(address: string): number[] {
 
 function ipv6Bytes(address: string): number[] {
   // The last 32 bits may be written as IPv4.
-  const text = address.replace(/\d+\.\d+\.\d+\.\d+$/, (tail) => {
-    const [a = 0, b = 0, c = 0, d = 0] = ipv4Bytes(tail);
-    return `${((a << 8) | b).toString(16)}:${((c << 8) | d).toString(16)}`;
-  });
+  const end = address.lastIndexOf(":") + 1;
+  const [a = 0, b = 0, c = 0, d = 0] = ipv4Bytes(address.slice(end));
+  const words = `${((a << 8) | b).toString(16)}:${((c << 8) | d).toString(16)}`;
+  const text = address.includes(".") ? `${address.slice(0, end)}${words}` : address;
   const [head = "", tail] = text.split("::");
   const groups = (part: string) => (part === "" ? [] : part.split(":").map((group) => Number.parseInt(group, 16)));
   const [before, after] = [groups(head), groups(tail ?? "")];

@@ -1,7 +1,7 @@
 /**
  * @module Whether the disk that Docker keeps its data on takes further containers: the limit, and the sentence where it is reached.
  */
-import type { Resources } from "./model.ts";
+import type { Resources } from "./model_reports.ts";
 
 /** What is at the limit must fall by so many percent of the disk before it counts as below, so that it does not flap. */
 const MARGIN_PERCENT = 2;

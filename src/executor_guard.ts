@@ -25,7 +25,8 @@ export type ContainerGuardOptions = {
 
 export class ContainerGuard {
   readonly #options: ContainerGuardOptions;
-  #containers: Containers = { own: [], others: [] };
+  /** Undefined before Docker was looked at: what the last process told holds until then. */
+  #containers: Containers | undefined;
   /** Shared bridges by the containers that are about to start on them, with who else is there. */
   readonly #starting = new Map<string, { devices: readonly string[]; others: readonly Container[] }>();
   /** What containers may do, by their addresses; and the IPv4 ranges of jobs. */
@@ -45,6 +46,7 @@ export class ContainerGuard {
   /** Works the facts out again: networks or containers have changed. */
   update(): void {
     const { overlay, networks } = this.#options;
+    if (!this.#containers) return;
     const running = this.#containers.own.filter(({ state }) => state !== "exited" && state !== "created");
     this.#access = new Map(running.flatMap((container) => accessOf(container)));
     this.#ranges = networks.bridges().flatMap(({ subnet }) => parseRange(subnet) ?? []);
@@ -99,7 +101,7 @@ export class ContainerGuard {
   async #takeIn(id: string): Promise<void> {
     const found = await this.#options.engine.inspect(id);
     if (!found) return;
-    const { own, others } = this.#containers;
+    const { own, others } = this.#containers ?? { own: [], others: [] };
     this.#containers = { own: [...own.filter((one) => one.id !== id), found], others };
   }
 

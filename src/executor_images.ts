@@ -13,7 +13,7 @@ import { Progress } from "./executor_progress.ts";
 import { Slots } from "./executor_slots.ts";
 import { Refusal } from "./executor_words.ts";
 import { fullName, registryOf } from "./job_images.ts";
-import type { PullProgress } from "./model.ts";
+import type { PullProgress } from "./model_reports.ts";
 import { canRun, type Platform, readPlatform, writePlatform } from "./placement_platform.ts";
 
 /** Two at once: Docker loads three layers of each in parallel, which fills a usual link and two cores with unpacking. */
@@ -316,7 +316,7 @@ function periodOf(policy: string): number | undefined {
   if (policy === "daily") return UNIT_MS["d"];
   if (policy === "weekly") return UNIT_MS["w"];
   if (!policy.startsWith("every_")) return undefined;
-  const parts = [...policy.slice("every_".length).matchAll(/(\d+)([wdhms])/g)];
+  const parts = [...policy.slice("every_".length).matchAll(/(\d+)([wdhms])/gy)];
   return parts.reduce((sum, [, number, unit = ""]) => sum + Number(number) * (UNIT_MS[unit] ?? 0), 0);
 }
 

@@ -2,7 +2,7 @@
  * @module How far one pull is: Docker's lines about single layers, summed up. Knows no images.
  */
 import type { PullProgress as Line } from "./docker.ts";
-import type { PullProgress } from "./model.ts";
+import type { PullProgress } from "./model_reports.ts";
 
 type Layer = { done: boolean; bytes: number; total: number };
 

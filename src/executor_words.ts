@@ -3,6 +3,7 @@
  */
 import { EngineError } from "./docker_errors.ts";
 import { registryOf } from "./job_images.ts";
+import { between } from "./text.ts";
 
 /** Something on this node stands in the way; the message is for people and names it. */
 export class Refusal extends Error {
@@ -35,27 +36,40 @@ export function inWords(error: unknown, { image }: { image: string }): string {
 
 /** What Docker and runc say that starts nothing, from 20.10 on; what is not known here is told as they say it. */
 function refusalInWords(message: string, image: string): string {
-  const path = /bind source path does not exist: (.+)$/.exec(message)?.[1];
-  if (path !== undefined) return `path ${path} does not exist on this node`;
-  const program =
-    /exec: "(.+?)": (?:executable file not found|stat .*no such file|permission denied|is a directory)/s.exec(message);
-  if (program) {
+  const [, path = ""] = message.split("bind source path does not exist: ", 2);
+  if (path !== "") return `path ${path} does not exist on this node`;
+  const program = programOf(message);
+  if (program !== undefined) {
     const isThere = /permission denied|is a directory/.test(message);
     const what = isThere ? `is in image ${image} and may not be executed` : `not found in image ${image}`;
-    return `program "${program[1]}" ${what}: put the service's command or entrypoint right`;
+    return `program "${program}" ${what}: put the service's command or entrypoint right`;
   }
   if (/^No command specified|^no command specified/.test(message))
     return `image ${image} names no program to run: give the service a command`;
-  const user = /unable to find (user|group) (.+?): no matching entries/.exec(message);
-  if (user)
-    return `${user[1]} ${user[2]} is not known in image ${image}: put the service's user right, or write its number`;
-  const directory = /mounting "(.+?)" to rootfs at "(.+?)".*not a directory/s.exec(message);
-  if (directory)
-    return `${directory[1]} and ${directory[2]} in image ${image} are a file and a directory, which can't be mounted on each other`;
+  const user = between(message, "unable to find ", ": no matching entries");
+  if (user?.startsWith("user ") || user?.startsWith("group "))
+    return `${user} is not known in image ${image}: put the service's user right, or write its number`;
+  const source = between(message, 'mounting "', '" to rootfs at "');
+  const target = between(message, '" to rootfs at "', '"');
+  if (source !== undefined && target !== undefined && message.includes("not a directory"))
+    return `${source} and ${target} in image ${image} are a file and a directory, which can't be mounted on each other`;
   if (/no space left on device/.test(message)) return `a disk of this node is full: make room on it (${message})`;
   if (message === "Address already in use")
     return "its fixed address is taken on the network of this node: give each service there one, or set the network's ip_range";
   return message;
+}
+
+/** What was to be executed, where that is what Docker says of it. Its name is in quotes, which may hold anything. */
+function programOf(message: string): string | undefined {
+  const start = message.indexOf('exec: "') + 'exec: "'.length;
+  if (start < 'exec: "'.length) return undefined;
+  const noSuchFile = message.lastIndexOf("no such file");
+  for (let end = message.indexOf('": ', start + 1); end >= 0; end = message.indexOf('": ', end + 1)) {
+    const says = (words: string) => message.startsWith(words, end + '": '.length);
+    const isMissing = says("executable file not found") || (says("stat ") && noSuchFile > end);
+    if (isMissing || says("permission denied") || says("is a directory")) return message.slice(start, end);
+  }
+  return undefined;
 }
 
 /** `port 8080 is in use on this node by …: …` */

@@ -22,24 +22,28 @@ export function readDotenv(source: string, lookup: Lookup): Map<string, string> 
   let total = 0;
   const fault = (message: string) => new Refusal(`line ${text.slice(0, at).split("\n").length} ${message}`);
   for (;;) {
-    at += /^(?:\s|#[^\n]*)*/.exec(text.slice(at))?.[0].length ?? 0;
+    at = afterComments(text, at);
     if (at >= text.length) return entries;
     if (entries.size === MAX_ENTRIES) return fault(`is one more than the ${MAX_ENTRIES} entries that are taken`);
-    const head = /^(?:export[^\S\n]+)?([\p{L}\p{N}_.[\]-]*)[^\S\n]*(?:([=:])[^\S\n]*|(?=\n|$))/u.exec(text.slice(at));
-    const name = head?.[1] ?? "";
-    if (!head || name === "") return fault("is no NAME=value; a value of several lines stands in quotes");
-    if (head[2] === undefined) {
+    const start = afterExport(text, at);
+    const nameEnd = after(text, NAME, start);
+    const name = text.slice(start, nameEnd);
+    const separator = after(text, BLANKS, nameEnd);
+    const isAlone = separator === text.length || text[separator] === "\n";
+    if (name === "" || !(isAlone || text[separator] === "=" || text[separator] === ":"))
+      return fault("is no NAME=value; a value of several lines stands in quotes");
+    if (isAlone) {
       const given = lookup(name);
       if (given !== undefined) entries.set(name, given);
+      at = separator;
     } else {
-      const value = readValue(text.slice(at + head[0].length), known);
+      const value = readValue(text, { at: after(text, BLANKS, separator + 1), lookup: known });
       if (value instanceof Refusal) return fault(value.message);
       entries.set(name, value.value);
       total += value.value.length;
       if (total > MAX_TOTAL_LENGTH) return fault(`brings the values to over ${MAX_TOTAL_LENGTH} characters`);
-      at += value.length;
+      at = value.end;
     }
-    at += head[0].length;
   }
 }
 
@@ -60,22 +64,55 @@ export function readRawLines(source: string, lookup: Lookup): Map<string, string
   return entries;
 }
 
-type Read = { value: string; length: number };
+// Sticky runs of one class each: they take as long as they find, wherever in the text they are asked.
+const BLANKS = /[^\S\n]*/y;
+const SPACES = /\s*/y;
+const NAME = /[\p{L}\p{N}_.[\]-]*/uy;
 
-function readValue(rest: string, lookup: Lookup): Read | Refusal {
-  const quote = rest[0];
+/** Where the run of such characters that begins at `at` ends. */
+function after(text: string, run: RegExp, at: number): number {
+  run.lastIndex = at;
+  return at + (run.exec(text)?.[0].length ?? 0);
+}
+
+/** Past empty lines and those that begin with `#`. */
+function afterComments(text: string, start: number): number {
+  let at = after(text, SPACES, start);
+  while (text[at] === "#") at = after(text, SPACES, lineEnd(text, at));
+  return at;
+}
+
+/** Past the word that a shell's file has before a name. A variable may be called so itself. */
+function afterExport(text: string, at: number): number {
+  if (!text.startsWith("export", at)) return at;
+  const end = at + "export".length;
+  const next = after(text, BLANKS, end);
+  return next > end ? next : at;
+}
+
+function lineEnd(text: string, at: number): number {
+  const end = text.indexOf("\n", at);
+  return end < 0 ? text.length : end;
+}
+
+type Read = { value: string; /** Where the text goes on. */ end: number };
+
+function readValue(text: string, { at, lookup }: { at: number; lookup: Lookup }): Read | Refusal {
+  const quote = text[at];
   if (quote !== '"' && quote !== "'") {
-    const line = rest.split("\n", 1)[0] ?? "";
-    const value = replaceVariables((line.split(" #", 1)[0] ?? "").trimEnd(), lookup);
-    return value instanceof Refusal ? withoutValue(value) : { value, length: line.length };
+    const end = lineEnd(text, at);
+    const [written = ""] = text.slice(at, end).split(" #", 1);
+    const value = replaceVariables(written.trimEnd(), lookup);
+    return value instanceof Refusal ? withoutValue(value) : { value, end };
   }
-  const match = (quote === '"' ? /^"((?:\\[\s\S]|[^"\\])*)"/ : /^'((?:\\[\s\S]|[^'\\])*)'/).exec(rest);
-  if (!match) return new Refusal(`has a ${quote} that is not closed`);
-  const [whole, inside = ""] = match;
-  const plain = inside.replaceAll(`\\${quote}`, quote);
-  if (quote === "'") return { value: plain, length: whole.length };
+  let close = at + 1;
+  while (close < text.length && text[close] !== quote) close += text[close] === "\\" ? 2 : 1;
+  if (close >= text.length) return new Refusal(`has a ${quote} that is not closed`);
+  const plain = text.slice(at + 1, close).replaceAll(`\\${quote}`, quote);
+  const end = close + 1;
+  if (quote === "'") return { value: plain, end };
   const value = replaceVariables(unescape(plain), lookup);
-  return value instanceof Refusal ? withoutValue(value) : { value, length: whole.length };
+  return value instanceof Refusal ? withoutValue(value) : { value, end };
 }
 
 const ESCAPES: Readonly<Record<string, string>> = {

@@ -304,8 +304,8 @@ const ROLES = ["manager", "worker", "master", "standby"];
 
 /** One of `deploy.placement.constraints`: `node.labels.zone == eu`. */
 export const constraint: Schema<Constraint> = readsText((value) => {
-  const [, key = "", operator, wanted = ""] = /^\s*(\S+?)\s*(==|!=)\s*(.*?)\s*$/.exec(value) ?? [];
-  if (operator !== "==" && operator !== "!=") {
+  const { key, operator, wanted } = readComparison(value) ?? {};
+  if (key === undefined || operator === undefined || wanted === undefined) {
     return new Refusal(`is ${show(value)}; write an attribute, == or !=, and a value, as node.labels.zone == eu`);
   }
   if (wanted === "")
@@ -324,6 +324,28 @@ export const constraint: Schema<Constraint> = readsText((value) => {
   }
   return { key: name, operator, value: wanted };
 });
+
+/**
+ * The parts of `KEY == VALUE`: a key without spaces up to the first operator, and a value of one line. Line breaks may stand on
+ * both sides of the operator, as a text that was folded over lines has them.
+ */
+function readComparison(
+  written: string,
+): { key: string; operator: Constraint["operator"]; wanted: string } | undefined {
+  const text = written.trim();
+  const gap = text.search(/\s/);
+  const end = gap < 0 ? text.length : gap;
+  // Before the first space, the first operator takes all that follows for its value, and the last one what follows the space.
+  const first = text.slice(1, end).search(/[=!]=/) + 1;
+  const afterSpace = text.length - text.slice(end).trimStart().length;
+  for (const at of [first, end - 2, afterSpace]) {
+    const operator = text.slice(at, at + 2);
+    const wanted = text.slice(at + 2).trimStart();
+    if (at > 0 && (operator === "==" || operator === "!=") && !/[\n\r\u2028\u2029]/.test(wanted))
+      return { key: text.slice(0, Math.min(at, end)), operator, wanted };
+  }
+  return undefined;
+}
 
 /** The label of `spread: node.labels.zone`. */
 export const spreadLabel: Schema<string> = readsText((value) => {

@@ -45,7 +45,8 @@ export function readDuration(text: string): number | Refusal {
   const body = text.replace(/^\+/, "");
   let total = 0;
   let used = 0;
-  for (const [part, digits = "", unit = ""] of body.matchAll(/([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([^0-9.]+)/g)) {
+  // Sticky: where one part does not follow the other, the rest is not looked at.
+  for (const [part, digits = "", unit = ""] of body.matchAll(/([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([^0-9.]+)/gy)) {
     const factor = Object.hasOwn(NANOSECONDS, unit) ? NANOSECONDS[unit] : undefined;
     if (factor === undefined) return new Refusal(`is the duration ${show(text)}, which has no known unit: ${help}`);
     total += Number(digits) * factor;

@@ -2,6 +2,7 @@
  * @module What a scalar of YAML means, as go-yaml v3 reads it, which compose uses (its resolve.go). Pure, and knows nothing of
  * documents.
  */
+import { withoutTrailing } from "./text.ts";
 
 /** Integers are `bigint` and other numbers `number`, so that each can be written back as it was meant. */
 export type Scalar = string | bigint | number | boolean | Timestamp | null;
@@ -87,7 +88,7 @@ function readTimestamp(text: string): Timestamp | undefined {
   if (Number(hours) > 23 || Number(minutes) > 59 || Number(seconds) > 59) return undefined;
   const zone = zoneOf(match[8] ?? "Z");
   const two = (part: string | number) => String(part).padStart(2, "0");
-  const nanoseconds = fraction.slice(1, 10).replace(/0+$/, "");
+  const nanoseconds = withoutTrailing(fraction.slice(1, 10), "0");
   const date = `${match[1]}-${two(month)}-${two(day)}`;
   const time = `${two(hours)}:${two(minutes)}:${two(seconds)}${nanoseconds && "."}${nanoseconds}`;
   return zone === undefined ? undefined : new Timestamp(`${date} ${time} ${zone}`);

@@ -96,12 +96,12 @@ export function readYaml(text: string, maxNodes = MAX_NODES): YamlResult {
   return { state: "parsed", root, faults: reader.faults };
 }
 
-/** UTF-16 units of all keys and texts in `tree`, as often as aliases repeat them. */
-export function lengthOf(tree: Tree, known = new Map<Tree, number>()): number {
+/** What all keys and texts in `tree` come to, as often as aliases repeat them; a text as `measured`, a key by its length. */
+export function lengthOf(tree: Tree, measured: (text: string) => number, known = new Map<Tree, number>()): number {
   let length = known.get(tree);
   if (length === undefined) {
-    const sum = (total: number, value: Tree) => total + lengthOf(value, known);
-    if (tree.kind === "scalar") length = String(tree.value).length;
+    const sum = (total: number, value: Tree) => total + lengthOf(value, measured, known);
+    if (tree.kind === "scalar") length = measured(String(tree.value));
     else if (tree.kind === "list") length = tree.items.reduce(sum, 0);
     else length = [...tree.entries].reduce((total, [key, { value }]) => sum(total + key.length, value), 0);
     known.set(tree, length);

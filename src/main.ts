@@ -1,4 +1,9 @@
-/** @module Entry of the program. */
-import { runCli } from "./cli.ts";
+/** @module Entry of the program: the command line, or the reading of one document for the process that started this one. */
+import { READER_COMMAND } from "./api_reading.ts";
 
-process.exit(await runCli(process.argv.slice(2), process.env));
+if (process.argv[2] === READER_COMMAND) await import("./reader.ts");
+else {
+  // Loaded only here: a process that reads one document starts in half the time without all the rest.
+  const { runCli } = await import("./cli.ts");
+  process.exit(await runCli(process.argv.slice(2), process.env));
+}

@@ -10,7 +10,8 @@
 import * as v from "valibot";
 import * as b from "./model_bounds.ts";
 import { directoryMessage, networkAddress, networkMessage, networkMode, nodeNetwork } from "./model_network.ts";
-import { type apiAccess, count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
+import { foreignContainer, publishedPort, pullProgress, resources } from "./model_reports.ts";
+import { type apiAccess, count, type Detail, pairs, serviceRules, serviceSpec, strings } from "./model_spec.ts";
 
 /** Version of the node-to-master protocol; a node with another one is refused with both numbers. */
 export const PROTOCOL_VERSION = 3;
@@ -26,6 +27,8 @@ export const clusterRecord = v.object({
   /** How containers of different nodes reach each other, and the IPv4 range (CIDR) that all their addresses are out of. */
   network_mode: v.optional(networkMode, "vxlan"),
   network_cidr: v.optional(v.string(), DEFAULT_NETWORK_CIDR),
+  /** Public part of the cluster's key (`cluster_key.ts`). Absent: no master that signs its welcomes has run yet. */
+  cluster_key: v.exactOptional(v.string()),
 });
 export type ClusterRecord = v.InferOutput<typeof clusterRecord>;
 
@@ -272,42 +275,6 @@ export function keyOf(change: Change): string {
 
 // ---- What nodes report ----------------------------------------------------------------------------------------------
 
-/** What a machine has, as the cluster may use it. Bytes and CPUs. */
-export const resources = v.object({
-  total_memory: b.safeCount,
-  used_memory: b.safeCount,
-  available_memory: b.safeCount,
-  /** Above 0: shares are told by it. */
-  cpus: v.pipe(b.cpus, v.gtValue(0)),
-  used_cpus: b.cpus,
-  /** Host ports that something other than this cluster holds: `tcp/80`. */
-  taken_ports: b.list(b.takenPort, { max: b.MAX_TAKEN_PORTS, what: "taken_ports" }),
-  /** Those of them that the Engine holds for a container that is gone, until it is started anew. */
-  lost_ports: v.exactOptional(b.list(b.takenPort, { max: b.MAX_TAKEN_PORTS, what: "lost_ports" })),
-  /** UUIDs of the GPUs that the NVIDIA driver lists, in its order. */
-  gpus: v.exactOptional(b.list(b.name, { max: b.MAX_SEVERAL, what: "gpus" })),
-  /** Of the file system that Docker keeps its data on; absent: it is not of this machine. Bytes. */
-  disk: v.exactOptional(v.object({ total: b.safeCount, available: b.safeCount })),
-});
-export type Resources = v.InferOutput<typeof resources>;
-
-export const publishedPort = v.object({
-  container_port: port,
-  protocol: v.picklist(["tcp", "udp", "sctp"]),
-  host_ip: b.hostIp,
-  host_port: port,
-});
-export type PublishedPort = v.InferOutput<typeof publishedPort>;
-
-/** How far a pull is, as far as Docker tells: the sizes of layers become known one after the other. */
-export const pullProgress = v.object({
-  layers_done: b.safeCount,
-  layers_total: b.safeCount,
-  bytes_done: b.safeCount,
-  bytes_total: b.safeCount,
-});
-export type PullProgress = v.InferOutput<typeof pullProgress>;
-
 /** A `containerEnd` as a node tells it, which histories keep. */
 const reportedEnd = v.object({
   exit_code: v.exactOptional(b.safeNumber),
@@ -385,14 +352,6 @@ export const engineStatus = v.variant("state", [
 ]);
 export type EngineStatus = v.InferOutput<typeof engineStatus>;
 
-/** A container that carries the label of a cluster which this node does not belong to. Listed, never touched. */
-export const foreignContainer = v.object({
-  container_id: b.line(b.MAX_WORD),
-  name: b.line(b.MAX_NAME),
-  cluster_id: b.line(b.MAX_WORD),
-});
-export type ForeignContainer = v.InferOutput<typeof foreignContainer>;
-
 /** Position in the order of assignments: a higher term wins, then a higher revision. */
 export const order = v.object({ term: b.safeCount, revision: b.safeCount });
 export type Order = v.InferOutput<typeof order>;
@@ -459,6 +418,9 @@ export function isPassing(code: string): code is PassingRefusal {
   return (PASSING_REFUSALS as readonly string[]).includes(code);
 }
 
+/** Nodes send 16 random bytes as text; this leaves room for more. */
+const MAX_NONCE_LENGTH = 128;
+
 export const hello = v.object({
   type: v.literal("hello"),
   protocol: b.safeNumber,
@@ -467,6 +429,8 @@ export const hello = v.object({
   node_id: b.id,
   /** Differs for each process: two that claim one node id (a copied data directory) must not both be it. */
   instance: b.id,
+  /** What the welcome has to sign, so that no older welcome is taken for an answer. Absent: the node is older and looks for no signature. */
+  nonce: v.exactOptional(v.pipe(v.string(), v.maxLength(MAX_NONCE_LENGTH))),
   node_name: v.pipe(b.line(b.MAX_NODE_NAME), v.minLength(1)),
   address: b.hostPort,
   /** IPv4 address that packets between containers of different nodes travel to; absent: it has none. */
@@ -533,6 +497,11 @@ export const welcome = v.object({
   peers,
   heartbeat_interval_ms: b.interval,
   node_timeout_ms: b.interval,
+  /** Public part of the cluster's key and its signature of this welcome (`cluster_key.ts`). Absent: the master is older. */
+  cluster_key: v.exactOptional(b.name),
+  signature: v.exactOptional(b.name),
+  /** What the node shows in internal calls to the master while this session lasts. Absent: the master is older. */
+  token: v.exactOptional(b.name),
 });
 export type Welcome = v.InferOutput<typeof welcome>;
 

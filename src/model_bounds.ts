@@ -185,7 +185,7 @@ function eachOf<T extends v.GenericSchema>(
   for (const entry of entries.slice(0, max)) {
     const parsed = v.safeParse(item, entry);
     if (parsed.success) kept.push(parsed.output);
-    else note(faultOf(what, parsed.issues[0]));
+    else note(issueText(what, parsed.issues[0]));
   }
   return kept;
 }
@@ -202,7 +202,7 @@ export function lenient<T extends v.GenericSchema>(schema: T, what: string) {
     v.transform((value): v.InferOutput<T> | undefined => {
       const parsed = v.safeParse(schema, value);
       if (parsed.success) return parsed.output;
-      note(faultOf(what, parsed.issues[0]));
+      note(issueText(what, parsed.issues[0]));
       return undefined;
     }),
   );
@@ -221,7 +221,7 @@ function note(fault: string): void {
 }
 
 /** What is wrong with what, with the value as JSON has it, in one line. */
-export function faultOf(what: string, issue: v.BaseIssue<unknown>): string {
+function issueText(what: string, issue: v.BaseIssue<unknown>): string {
   const path = v.getDotPath(issue);
   const value = typeof issue.input === "object" ? issue.received : (JSON.stringify(issue.input) ?? issue.received);
   return `${what}${path === null ? "" : `.${path}`}: ${cut(value, MAX_SHOWN)}: ${issue.message}`;
@@ -255,6 +255,6 @@ export type Bounded<T> = { ok: true; output: T; leftOut: string[] } | { ok: fals
 export function readBounded<T extends v.GenericSchema>(schema: T, input: unknown): Bounded<v.InferOutput<T>> {
   notes = [];
   const parsed = v.safeParse(schema, input);
-  if (!parsed.success) return { ok: false, fault: faultOf("message", parsed.issues[0]) };
+  if (!parsed.success) return { ok: false, fault: issueText("message", parsed.issues[0]) };
   return { ok: true, output: parsed.output, leftOut: notes };
 }

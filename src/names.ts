@@ -25,6 +25,7 @@
 import { createHash } from "node:crypto";
 import type { Endpoint, ServiceEntry } from "./model_network.ts";
 import { parseAddress, parseRange, type Range } from "./subnet.ts";
+import { withoutTrailing } from "./text.ts";
 
 /** The cluster's top-level domain: no name below it is ever looked for anywhere else. */
 export const DOMAIN = "cacophony";
@@ -377,7 +378,7 @@ function formsOf(text: string): { name: string; isExact: boolean }[] {
 
 /** The second form: one label of letters, digits and `-`. */
 function plainOf(text: string): string {
-  const plain = text.replace(/[^a-z0-9]/g, "-").replace(/^-+|-+$/g, "");
+  const plain = withoutTrailing(text.replace(/[^a-z0-9]/g, "-").replace(/^-+/, ""), "-");
   if (plain !== "" && plain.length <= MAX_LABEL) return plain;
   const hash = createHash("sha256").update(text).digest("hex").slice(0, HASH_DIGITS);
   return `${plain.slice(0, MAX_LABEL - HASH_DIGITS - 1)}-${hash}`.replace(/^-+/, "");

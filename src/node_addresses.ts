@@ -23,19 +23,18 @@ export function ownApiAddresses(listens: readonly string[], underlay: string | u
   return [...new Set(addresses)].toSorted().slice(0, MAX_ADDRESSES);
 }
 
-/** Where the APIs of the other nodes are. A name that can't be looked up now is left out: nodes tell their addresses, too. */
-export async function apisOf(
-  peers: readonly Peer[],
-  { selfId }: { selfId: string },
-): Promise<{ address: string; port: number }[]> {
-  const found = await Promise.all(
-    peers
-      .filter(({ node_id }) => node_id !== selfId)
-      .map(async ({ address, api_addresses = [] }) => {
-        const { host, port } = parseAddress(address, "the address of a node");
-        const resolved = isIP(host) === 0 ? await lookup(host, { all: true }).catch(() => []) : [{ address: host }];
-        return [...resolved.map((one) => one.address), ...api_addresses].map((one) => ({ address: one, port }));
-      }),
-  );
-  return found.flat();
+type Api = { address: string; port: number };
+
+/** Where the APIs of the other nodes are. What one of them says amiss costs the others nothing. */
+export async function apisOf(peers: readonly Peer[], { selfId }: { selfId: string }): Promise<Api[]> {
+  const others = peers.filter(({ node_id }) => node_id !== selfId);
+  const found = await Promise.allSettled(others.map(apisOfNode));
+  return found.flatMap((result) => (result.status === "fulfilled" ? result.value : []));
+}
+
+/** A name that can't be looked up now is left out: nodes tell their addresses, too. */
+async function apisOfNode({ address, api_addresses = [] }: Peer): Promise<Api[]> {
+  const { host, port } = parseAddress(address, "the address of a node");
+  const resolved = isIP(host) === 0 ? await lookup(host, { all: true }).catch(() => []) : [{ address: host }];
+  return [...resolved.map((one) => one.address), ...api_addresses].map((one) => ({ address: one, port }));
 }

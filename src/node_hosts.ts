@@ -49,12 +49,10 @@ function fullNames({ name, hosts, resolvConf }: NonNullable<NamesOptions["machin
 
 /** The words of each line, without comments. */
 function linesOf(text: string): string[][] {
-  return text.split("\n").map((line) =>
-    line
-      .replace(/[#;].*$/, "")
-      .split(/\s+/)
-      .filter(Boolean),
-  );
+  return text.split("\n").map((line) => {
+    const [said = ""] = line.split(/[#;]/, 1);
+    return said.split(/\s+/).filter(Boolean);
+  });
 }
 
 function thisMachine(): NonNullable<NamesOptions["machine"]> {

@@ -381,7 +381,7 @@ export class Overlay implements ExecutorOverlay {
     const subnets = new Map(bridges.map(({ network: name, subnet }) => [name, [subnet]]));
     this.#names?.setLocal({ addresses: [own], subnets });
     // The kernel is as the last process left it, and so are the containers that ask for names.
-    if (!this.#bridges) return serveNames([own]);
+    if (!this.#bridges || !this.#guarded) return serveNames([own]);
     const { cidr, self, peers } = network;
     const guard = this.#guard();
     const done = await kernel.apply({ link: this.#link(network, wanted), cidr, self, peers, bridges, guard }, { look });

@@ -50,7 +50,7 @@
  * Scaling down undoes it, but for where `binpack` filled gaps: from the group with the most, from a node that has several, from the
  * fullest (with `binpack` the emptiest), nodes that count as equal in turns.
  */
-import type { Resources } from "./model.ts";
+import type { Resources } from "./model_reports.ts";
 import type { PortSpec, ServiceRules, ServiceSpec } from "./model_spec.ts";
 import { asksForDevices, type Devices, lackOf, reserve, type Reserved } from "./placement_devices.ts";
 import { type NodeFacts, unmetRule } from "./placement_rules.ts";

@@ -9,7 +9,8 @@
  *
  * What other drivers hand out is not counted; Docker says where it is missing.
  */
-import type { EngineStatus, Resources } from "./model.ts";
+import type { EngineStatus } from "./model.ts";
+import type { Resources } from "./model_reports.ts";
 import type { ServiceSpec } from "./model_spec.ts";
 
 /** `ids` in the order of their numbers; empty: they have none. `count` may be infinite: not known, and not counted. */

@@ -2,7 +2,7 @@
  * @module How full a node is, and how good a place for one more replica that makes it. Pure; `placement.ts` asks it about nodes
  * that are eligible, `reconcile_rebalance.ts` about those that replicas may leave. Formulas and reasons: `placement.ts`.
  */
-import type { Resources } from "./model.ts";
+import type { Resources } from "./model_reports.ts";
 
 /** Sums over allocations, or what one asks for. CPUs and bytes. */
 export type Load = { cpus: number; memory: number };

@@ -9,7 +9,7 @@ import { join } from "node:path";
 import type { Clock } from "./clock.ts";
 import type { Engine } from "./docker.ts";
 import { proxiedPorts } from "./docker_proxies.ts";
-import type { Resources } from "./model.ts";
+import type { Resources } from "./model_reports.ts";
 
 /** What of Docker's the readings need: the cluster's running containers here, and published ports as `tcp/80`. */
 export type MeterView = {

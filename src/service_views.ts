@@ -5,7 +5,7 @@
 import { allocationState } from "./cluster_views.ts";
 import type { ClusterState } from "./cluster_state.ts";
 import { bySlot, serviceKey } from "./cluster_state.ts";
-import type { PublishedPort } from "./model.ts";
+import type { PublishedPort } from "./model_reports.ts";
 import type { EntryPort } from "./model_spec.ts";
 import type { ServiceEntry } from "./model_network.ts";
 

@@ -35,6 +35,7 @@ beforeAll(async () => {
     local: localNode("master"),
     scheduler: () => scheduler,
     dataDir: "/var/lib/cacophony",
+    isNode: ({ authorization, remote }) => authorization === "Bearer of-a-node" || remote === "10.0.0.2",
     log: silentLog,
   });
 });
@@ -151,8 +152,14 @@ describe("PUT /cluster/job/:job_id", () => {
     };
     expect(spec()).toMatchObject({ image: "busybox:1", environment: ["A=1"], files: [{ path: "conf/app.conf" }] });
     const chunk = spec()?.files?.[0]?.chunks[0] ?? "";
-    expect(await (await app.request(`/internal/chunk/${chunk}`)).text()).toBe("one");
-    expect((await app.request("/internal/chunk/none")).status).toBe(404);
+    const asNode = { headers: { authorization: "Bearer of-a-node" } };
+    expect(await (await app.request(`/internal/chunk/${chunk}`, asNode)).text()).toBe("one");
+    expect((await app.request("/internal/chunk/none", asNode)).status).toBe(404);
+    // Point 14: only to nodes of this cluster.
+    for (const authorization of ["", "Bearer of-nobody", "of-a-node"])
+      expect((await app.request(`/internal/chunk/${chunk}`, { headers: { authorization } })).status).toBe(404);
+    expect((await app.request(`/internal/chunk/${chunk}`)).status).toBe(404);
+    expect((await app.request(`/internal/chunk/${chunk}`, {}, { remote: "10.0.0.2" })).status).toBe(200);
     expect(await send("/cluster/job/form", form(parts("one")))).toMatchObject({ status: 200, body: { version: 1 } });
     expect(await send("/cluster/job/form?env.TAG=2", form(parts("two")))).toMatchObject({ body: { version: 2 } });
     expect(spec()?.image).toBe("busybox:2");
@@ -255,6 +262,56 @@ describe("PUT /cluster/job/:job_id", () => {
     const { status, body } = await send("/cluster/job/faulty", form(parts));
     expect(status).toBe(422);
     expect(body.error.details.map((detail) => detail.message).join("\n")).toContain(message);
+  });
+
+  const env = (text: string) =>
+    form([
+      ["compose", FORM],
+      ["env", text],
+    ]);
+
+  test("point 6: a hostile env part is refused in a moment, and nobody waits for it", async () => {
+    const sent = send("/cluster/job/hostile", env(`export${" ".repeat(300_000)}!`));
+    let longest = 0;
+    let done = false;
+    void sent.finally(() => (done = true));
+    for (let last = performance.now(); !done; last = performance.now()) {
+      // oxlint-disable-next-line no-await-in-loop -- what is measured is how late it goes on
+      await Bun.sleep(1);
+      longest = Math.max(longest, performance.now() - last);
+    }
+    expect((await sent).body.error.details).toEqual([
+      { path: "env", message: "line 1 is no NAME=value; a value of several lines stands in quotes" },
+    ]);
+    expect(longest).toBeLessThan(1_000);
+  });
+
+  test("point 6: all env parts together have at most 1 MiB, and a form at most 500 faults", async () => {
+    const half = `A="${"b".repeat(2 ** 19)}"`;
+    const parts: [string, string][] = [
+      ["compose", "services: {a: {image: b}}"],
+      ["env", half],
+      ["env", half],
+    ];
+    const { status, body } = await send("/cluster/job/hostile", form(parts));
+    expect([status, body.error.code, body.error.message]).toEqual([
+      413,
+      "too_large",
+      "what the parts called env bring together is larger than 1048576 bytes (1 MiB)",
+    ]);
+    const many = form(Array.from({ length: 2_000 }, (_, n) => [`part${n}`, ""]));
+    expect((await send("/cluster/job/hostile", many)).body.error.details.length).toBeLessThan(510);
+  });
+
+  test("point 6: a deadline of 160,000 digits is refused at once", async () => {
+    const body = JSON.stringify({ availability: "drain", deadline: "1".repeat(160_000) });
+    const begin = performance.now();
+    const response = await app.request("/cluster/node/none", { method: "PUT", body });
+    const { error } = (await response.json()) as ErrorDoc;
+    expect(error.details).toEqual([
+      { path: "deadline", message: "is over 100 characters long, which is no duration: write one, as 10m" },
+    ]);
+    expect(performance.now() - begin).toBeLessThan(1_000);
   });
 
   test("refuses a form that is broken or over 8 MiB, and runs what ?profile= chooses", async () => {

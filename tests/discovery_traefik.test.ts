@@ -209,3 +209,10 @@ describe("traefikConfiguration()", () => {
     expect(urls({})).toEqual([{ url: "http://192.0.2.1:32768" }]);
   });
 });
+
+test("point 6: a label of thousands of levels leaves the configuration of all others as it is", () => {
+  const deep = `traefik.http.middlewares.m.${"a.".repeat(50_000)}b`;
+  const shared = { "traefik.http.routers.web.rule": "Host(`a`)" };
+  const both = traefikConfiguration([service(shared), service({ [deep]: "1" }, { service_name: "deep" })]);
+  expect(JSON.stringify(both)).toBe(JSON.stringify(traefikConfiguration([service(shared)])));
+});

@@ -62,6 +62,11 @@ async function started() {
     },
     isOwn: ({ labels }) => labels.get(LABELS.cluster) === "c",
   });
+  guard.update();
+  // Before the first look nothing is told: what runs is as the last process left it.
+  expect(events).toEqual([]);
+  guard.look({ own: [], others: [] });
+  events.length = 0;
   return { guard, events };
 }
 

@@ -6,7 +6,7 @@ import { digestOf, type ImageNeed, Images, PullError } from "../src/executor_ima
 import { Progress } from "../src/executor_progress.ts";
 import { inWords } from "../src/executor_words.ts";
 import { registryOf } from "../src/job_images.ts";
-import type { PullProgress } from "../src/model.ts";
+import type { PullProgress } from "../src/model_reports.ts";
 import { FakeEngine } from "./fake_engine.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
 

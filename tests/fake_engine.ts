@@ -22,7 +22,8 @@ import type {
 import { EngineError } from "../src/docker_errors.ts";
 import type { LogLine } from "../src/docker_logs.ts";
 import type { RegistryLogin } from "../src/docker_images.ts";
-import { LABELS, type PublishedPort } from "../src/model.ts";
+import { LABELS } from "../src/model.ts";
+import type { PublishedPort } from "../src/model_reports.ts";
 import { platformOf, readPlatform } from "../src/placement_platform.ts";
 
 /** How the Engine misbehaves: chances from 0 to 1 for each call or event. */

@@ -7,7 +7,7 @@ const SRC = join(import.meta.dir, "..", "src");
 
 /** Floors from the ground up; a file belongs to the entry that its name equals, or begins with up to a "_". */
 const FLOORS: readonly (readonly string[])[] = [
-  ["model", "clock", "log", "metrics", "nearest", "subnet", "address", "version", "engine_version"],
+  ["model", "clock", "log", "metrics", "nearest", "subnet", "text", "address", "version", "engine_version"],
   [
     "job",
     "container_options",
@@ -29,6 +29,7 @@ const FLOORS: readonly (readonly string[])[] = [
     "client",
     "transport",
     "data_dir",
+    "cluster_key",
     "resources",
     "seal",
     "overlay_kernel",

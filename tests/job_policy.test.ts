@@ -64,7 +64,7 @@ rules:
     keys: [privileged, cap_add, security_opt, devices, device_cgroup_rules, gpus, network_mode=host, pid=host, ipc=host, uts=host,
       cgroup=host, userns_mode=host, cgroup_parent, runtime, annotations, sysctls, storage_opt, oom_kill_disable, oom_score_adj,
       cpu_rt_runtime, logging.driver, volume_driver, volumes.driver, volumes.driver_opts, volumes.external, volumes.name,
-      volumes.propagation, networks.driver, networks.driver_opts, networks.external, networks.name, networks.ipam]
+      volumes.propagation, networks.driver, networks.driver_opts, networks.external, networks.name, networks.ipam, api=deploy]
   - {name: our images, effect: allow, images: [registry.example/]}
   - {name: no other images, effect: deny, images: [""]}
 `;

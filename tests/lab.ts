@@ -234,12 +234,19 @@ export class LabHost {
     return new LabProcess(`${name} on host ${this.number}`, this.#inside(argv), { env: this.#env(env), logFile });
   }
 
-  /** Starts `cacophony ARGS`, with this host's engine and data directory unless `env` or `args` say otherwise. */
+  /**
+   * Starts `cacophony ARGS`, with this host's engine and data directory unless `env` or `args` say otherwise. `binary`: another
+   * executable than the lab's.
+   */
   cacophony(
     args: readonly string[],
-    { env = {}, within = (argv) => argv }: { env?: Env; within?: Within } = {},
+    {
+      env = {},
+      binary = this.#binaryPath(),
+      within = (argv) => argv,
+    }: { env?: Env; binary?: string | undefined; within?: Within } = {},
   ): LabProcess {
-    return this.spawn("cacophony", within([this.#binaryPath(), ...args]), { env: this.#cacophonyEnv(env) });
+    return this.spawn("cacophony", within([binary, ...args]), { env: this.#cacophonyEnv(env) });
   }
 
   /** Runs `cacophony ARGS` to its end. */

@@ -53,6 +53,8 @@ type StartOptions = { hosts: number; nodes?: number; bootstrap?: readonly string
 export class LabCluster {
   readonly lab: Lab;
   readonly processes: LabProcess[] = [];
+  /** The executable of nodes that are started from now on; undefined: the lab's. */
+  binary: string | undefined;
   readonly #arguments: string[][] = [];
 
   constructor(lab: Lab) {
@@ -88,7 +90,8 @@ export class LabCluster {
   /** Starts a node on host `number` and remembers how, for `restart`. `within` makes a command that runs the one it is given. */
   node(number: number, args: readonly string[], { within }: { within?: Within } = {}): LabProcess {
     this.#arguments[number] = [...args];
-    const started = this.lab.host(number).cacophony(args, { env: TIMES, ...(within && { within }) });
+    const options = { env: TIMES, binary: this.binary, ...(within && { within }) };
+    const started = this.lab.host(number).cacophony(args, options);
     this.processes[number] = started;
     return started;
   }

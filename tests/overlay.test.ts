@@ -29,6 +29,8 @@ class Machine {
   /** What was guarded while the node did without the network, and what of it cannot be had. */
   readonly guarded: Guard[] = [];
   unguarded: string[] = [];
+  /** Whether the executor says from the start whom to keep from the APIs. */
+  readonly guards: boolean;
   readonly removed: string[] = [];
   /** Whose address was tried, in order. */
   readonly asked: string[] = [];
@@ -45,7 +47,8 @@ class Machine {
   readonly #more: Partial<OverlayOptions>;
   #starts = 0;
 
-  constructor(more: Partial<OverlayOptions> = {}) {
+  constructor(more: Partial<OverlayOptions> = {}, { guards = true } = {}) {
+    this.guards = guards;
     this.#more = more;
     this.overlay = this.#start();
   }
@@ -71,7 +74,7 @@ class Machine {
   #start(): Overlay {
     const own = ++this.#starts;
     const { clock } = this;
-    return new Overlay({
+    const overlay = new Overlay({
       kernel: {
         supported: async (_mode, underlay) => {
           this.asked.push(underlay);
@@ -111,6 +114,8 @@ class Machine {
       onChange: () => void this.reports++,
       ...this.#more,
     });
+    if (this.guards) overlay.setGuard({ bridges: [], shared: [], callers: [] });
+    return overlay;
   }
 }
 
@@ -663,5 +668,53 @@ describe("a node that is told lies (point 4)", () => {
     machine.overlay.setBridges([BRIDGE]);
     await machine.clock.advance(10);
     expect(machine.bridges).toEqual([{ network: DEFAULT, remote: [] }]);
+  });
+});
+
+describe("containers are kept from the APIs of nodes", () => {
+  const facts = { bridges: ["br-1"], shared: [], callers: [] };
+  const nodes = [{ address: "10.0.0.2", port: 9000 }];
+
+  test("beside the cluster's network, once the executor has said which, and before they start", async () => {
+    const machine = new Machine({}, { guards: false });
+    machine.overlay.receive(network());
+    machine.overlay.setBridges([BRIDGE]);
+    await machine.clock.advance(1_000);
+    // What the last process left holds until then.
+    expect(machine.applied).toEqual([]);
+    machine.overlay.setApis(nodes);
+    machine.overlay.setGuard(facts);
+    await machine.overlay.connected();
+    expect(machine.applied.at(-1)?.guard).toEqual({ port: 9000, ...facts, nodes });
+  });
+
+  test.each([["none"], ["vxlan"]] as const)("also where the mode is %s and this node does without", async (mode) => {
+    const machine = new Machine();
+    if (mode === "vxlan") machine.refused = "the network device cvx was not made by this node";
+    machine.overlay.setBridges([BRIDGE]);
+    machine.overlay.setGuard(facts);
+    machine.overlay.setApis(nodes);
+    machine.overlay.receive(network({ mode }));
+    await machine.clock.advance(10);
+    expect(machine.guarded.at(-1)).toEqual({ port: 9000, ...facts, nodes });
+    machine.overlay.setGuard({ ...facts, bridges: ["br-1", "br-2"] });
+    await machine.overlay.connected();
+    expect(machine.guarded.at(-1)?.bridges).toEqual(["br-1", "br-2"]);
+    machine.overlay.setLocal([]);
+    await machine.overlay.stop();
+    expect(machine.removed.at(-1)).toBe("n1");
+  });
+
+  test("as far as the machine can: containers start all the same, for the API itself refuses them", async () => {
+    const warnings: string[] = [];
+    const log = { ...silentLog, warn: (message: string) => void warnings.push(message) };
+    const machine = new Machine({ log });
+    machine.unguarded = ["ip6tables-save does not work here"];
+    machine.overlay.setGuard(facts);
+    machine.overlay.receive(network({ mode: "none" }));
+    await machine.overlay.addresses();
+    await machine.clock.advance(20_000);
+    const said = warnings.filter((one) => one.startsWith("containers could not be kept from the APIs"));
+    expect(said.length).toBe(1);
   });
 });

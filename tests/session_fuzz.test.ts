@@ -388,6 +388,8 @@ describe("a rogue master (point 4)", () => {
     const clock = new VirtualClock();
     const { overlay, steps, faults } = overlayWithNotes(clock);
     overlay.setBridges(BRIDGES);
+    overlay.setGuard({ bridges: BRIDGES.map(({ device }) => device), shared: [], callers: [] });
+    overlay.setApis([{ address: PEER.underlay, port: 9000 }]);
     const messages = new MasterMessages(silentLog);
     let taken = 0;
     for (let n = 0; n < MASTER_MESSAGES; n++) {

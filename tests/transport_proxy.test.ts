@@ -62,8 +62,8 @@ test("point 12: every call to another node goes past the proxy: peers, sessions,
     const address = "127.0.0.1:${peer.port}";
     await networkTransport.askPeer(address);
     (await networkTransport.dial(address, { onMessage() {}, onClose() {} })).close();
-    await fetchChunk(address, "abc");
-    await fetchSecret(address, { node_id: "n1", instance: "i", secret_id: "s" });
+    await fetchChunk({ address }, "abc");
+    await fetchSecret({ address }, { node_id: "n1", instance: "i", secret_id: "s" });
     process.exit(0);
   `;
   const child = Bun.spawn([process.execPath, "-e", calls], { env: { PATH: process.env["PATH"], ...env } });
