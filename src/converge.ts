@@ -31,12 +31,17 @@ export type Container = EndedContainer & {
   pid?: number;
   /** IPv4 addresses by network; absent in lists. */
   addresses?: readonly { network: string; address: string }[];
+  /** Paths of its machine that it mounts; absent in lists. */
+  binds?: readonly Bind[];
   createdAt: number;
   /** What its health check says while it runs; absent: it has none. */
   health?: "starting" | "healthy" | "unhealthy";
   /** Whether it has a terminal, so that what it writes comes as it is. */
   tty?: boolean;
 };
+
+/** A path of this machine, and where a container has it. */
+export type Bind = { source: string; target: string };
 
 /** What the executor knows of an allocation beyond what Docker tells. */
 export type Memory = {

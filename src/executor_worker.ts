@@ -6,9 +6,10 @@
  * holds the allocation's id, so however answers get lost there is never a second container for one allocation.
  */
 import { availableParallelism } from "node:os";
+import { join } from "node:path";
 import { type Backoff, backoffMs, type Clock } from "./clock.ts";
-import { containerName, type ContainerContext, containerOptions, endpoints } from "./container_options.ts";
-import type { Container, Joined } from "./converge.ts";
+import { bindSource, containerName, type ContainerContext, containerOptions, endpoints } from "./container_options.ts";
+import type { Bind, Container, Joined } from "./converge.ts";
 import type { Engine, EngineImage } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import type { RegistryLogin } from "./docker_images.ts";
@@ -17,6 +18,7 @@ import { digestOf, type ImageNeed, type ImageOptions, Images, PullError, type Pu
 import { type ExecutorOverlay, JobNetworks, type LocalAddresses, NoSubnet } from "./executor_networks.ts";
 import { SecretFiles, type SecretSource } from "./executor_secrets.ts";
 import { Slots } from "./executor_slots.ts";
+import { type SeenSources, seeSources } from "./executor_sources.ts";
 import { ensureVolumes } from "./executor_volumes.ts";
 import { inWords, portInUse, Refusal } from "./executor_words.ts";
 import { type AllocationRecord, LABELS } from "./model.ts";
@@ -61,6 +63,7 @@ export class Worker {
   readonly #clock: Clock;
   readonly #random: () => number;
   readonly #owner: Owner;
+  readonly #projectsDir: string;
   readonly #projectDirOf: (jobId: string) => string;
   readonly #files: ProjectFiles;
   readonly #overlay: ExecutorOverlay;
@@ -73,7 +76,8 @@ export class Worker {
     random: () => number;
     owner: Owner;
     routes: () => string[];
-    projectDirOf: (jobId: string) => string;
+    /** Where each job has its project directory. */
+    projectsDir: string;
     nodeLogin: (host: string) => Promise<RegistryLogin | undefined>;
     onNamed: NonNullable<ImageOptions["onNamed"]>;
     specsOf: (jobId: string) => ServiceSpec[];
@@ -86,12 +90,13 @@ export class Worker {
     this.#clock = options.clock;
     this.#random = options.random;
     this.#owner = options.owner;
-    this.#projectDirOf = options.projectDirOf;
+    this.#projectsDir = options.projectsDir;
+    this.#projectDirOf = (jobId) => join(options.projectsDir, jobId);
     this.images = new Images(options);
     this.#overlay = options.overlay;
     const onChange = () => options.overlay.setBridges(this.networks.bridges());
     this.networks = new JobNetworks({ ...options, onChange });
-    this.#files = new ProjectFiles(options);
+    this.#files = new ProjectFiles({ ...options, projectDirOf: this.#projectDirOf });
     this.secrets = new SecretFiles({ ...options.secrets, nodeId: options.owner.nodeId });
   }
 
@@ -126,7 +131,8 @@ export class Worker {
       throwIfAborted(signal);
       at("starting");
       if (wanted && hasSecrets(wanted.spec)) await this.#findSecrets(container, wanted.spec);
-      await this.#start(container.id, { wanted, neverRan: container.state === "created" });
+      const binds = container.binds ?? (await this.#engine.inspect(container.id))?.binds ?? [];
+      await this.#start(container.id, { wanted, binds, neverRan: container.state === "created" });
     });
   }
 
@@ -185,12 +191,14 @@ export class Worker {
       ...(first && { NetworkingConfig: { EndpointsConfig: Object.fromEntries([first]) } }),
       HostConfig: { ...options.HostConfig, RestartPolicy: { Name: "no", MaximumRetryCount: 0 } },
     };
+    const binds = bindsOf(spec, context.projectDir);
+    this.#see(binds);
     throwIfAborted(signal);
     const id = await this.#createOrAdopt(containerName(context), { body, wanted });
     // What a container asks of another node in its first moment is to get there.
     await this.#overlay.connected();
     throwIfAborted(signal);
-    await this.#start(id, { wanted, neverRan: true });
+    await this.#start(id, { wanted, binds, neverRan: true });
     return id;
   }
 
@@ -260,9 +268,14 @@ export class Worker {
     }
   }
 
-  async #start(id: string, { wanted, neverRan }: { wanted: Wanted | undefined; neverRan: boolean }): Promise<void> {
+  async #start(
+    id: string,
+    { wanted, binds, neverRan }: { wanted: Wanted | undefined; binds: readonly Bind[]; neverRan: boolean },
+  ): Promise<void> {
+    let seen: SeenSources | undefined;
     try {
       if (wanted && neverRan) await this.#connect(id, wanted);
+      seen = this.#see(binds);
       await this.#engine.start(id);
     } catch (error) {
       if (!wanted || !(error instanceof EngineError)) throw error;
@@ -274,6 +287,23 @@ export class Worker {
       if (lostTrack) this.#engine.endStrays(id);
       // Nothing is in a container that never ran: where Docker fails on it, a new one is the better try.
       if (lostNetwork || lostTrack || (neverRan && error.code === "other")) await this.#engine.remove(id);
+      throw error;
+    }
+    if (seen) await this.#checkSources(id, { seen, neverRan });
+  }
+
+  /** Paths of another machine say nothing here. */
+  #see(binds: readonly Bind[]): SeenSources | undefined {
+    return this.#engine.remote ? undefined : seeSources(binds, this.#projectsDir);
+  }
+
+  /** Ends a container at once that may have got what is not its job's. */
+  async #checkSources(id: string, { seen, neverRan }: { seen: SeenSources; neverRan: boolean }): Promise<void> {
+    const found = await this.#engine.inspect(id).catch(() => undefined);
+    try {
+      seen.check(found);
+    } catch (error) {
+      await (neverRan ? this.#engine.remove(id) : this.#engine.stop(id, { graceMs: 0 }));
       throw error;
     }
   }
@@ -294,6 +324,12 @@ export function graceOf({ labels }: Container): number {
 function imageLabels(name: string, { id, digests }: EngineImage): Record<string, string> {
   const digest = digestOf(name, digests);
   return { [LABELS.image]: id, ...(digest !== undefined && { [LABELS.imageDigest]: digest }) };
+}
+
+function bindsOf({ mounts }: ServiceSpec, projectDir: string): Bind[] {
+  return mounts.flatMap((mount) =>
+    mount.type === "bind" ? [{ source: bindSource(mount.source, projectDir), target: mount.target }] : [],
+  );
 }
 
 function hasSecrets({ mounts }: ServiceSpec): boolean {

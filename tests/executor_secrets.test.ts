@@ -178,7 +178,7 @@ function worker(engine: FakeEngine, root = memory): Worker {
     random: () => 0,
     owner: { clusterId: "c", nodeId: "n1" },
     routes: () => [],
-    projectDirOf: (jobId) => join(disk, jobId),
+    projectsDir: disk,
     nodeLogin: async () => undefined,
     onNamed: () => {},
     internalReaches: () => false,
