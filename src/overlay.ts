@@ -5,11 +5,12 @@
  * to be in the kernel is decided in `overlay_plan.ts`.
  */
 import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject } from "node:crypto";
-import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
 import { type Clock, sleep, type Timer } from "./clock.ts";
 import { serviceKey } from "./cluster_state.ts";
+import { writeDurably, writePrivately } from "./data_dir.ts";
 import type { EntryProxy, EntryStatus } from "./entry_proxy.ts";
 import {
   type DrainOptions,
@@ -500,8 +501,7 @@ export class Overlay implements ExecutorOverlay {
       services: [...this.#services.values()],
     });
     try {
-      writeFileSync(`${path}.new`, text, { mode: 0o600 });
-      renameSync(`${path}.new`, path);
+      writePrivately(path, text);
     } catch (error) {
       log.warn("the known addresses could not be written", { path, error });
     }
@@ -573,8 +573,7 @@ function wireguardKeys(dataDir: string): { privateKey: string; publicKey: string
   const path = join(dataDir, "wireguard.key");
   if (!existsSync(path)) {
     const { privateKey } = generateKeyPairSync("x25519");
-    writeFileSync(`${path}.new`, privateKey.export({ format: "pem", type: "pkcs8" }), { mode: 0o600 });
-    renameSync(`${path}.new`, path);
+    writeDurably(path, String(privateKey.export({ format: "pem", type: "pkcs8" })));
   }
   const key = createPrivateKey(readFileSync(path));
   return { privateKey: rawKey(key), publicKey: rawKey(createPublicKey(key)) };

@@ -5,9 +5,8 @@
  * directory as its owner has both, unless the operator keeps the file elsewhere.
  */
 import { createCipheriv, createDecipheriv, randomBytes } from "node:crypto";
-import { closeSync, fsyncSync, openSync, readFileSync, renameSync, rmSync, statSync, writeSync } from "node:fs";
-import { dirname } from "node:path";
-import { syncDirectory } from "./data_dir.ts";
+import { readFileSync, statSync } from "node:fs";
+import { writeDurably } from "./data_dir.ts";
 
 const KEY_BYTES = 32;
 /** What GCM is made for (NIST SP 800-38D): random, so no two texts of a cluster share one. */
@@ -82,18 +81,8 @@ export class Sealer {
   #make(use: Use): Buffer {
     if (!this.#mayMake(use)) throw this.#missing();
     const key = randomBytes(KEY_BYTES);
-    const beside = `${this.#path}.new`;
     try {
-      rmSync(beside, { force: true });
-      const file = openSync(beside, "wx", 0o600);
-      try {
-        writeSync(file, `${key.toString("hex")}\n`);
-        fsyncSync(file);
-      } finally {
-        closeSync(file);
-      }
-      renameSync(beside, this.#path);
-      syncDirectory(dirname(this.#path));
+      writeDurably(this.#path, `${key.toString("hex")}\n`);
     } catch (error) {
       throw new SealError(`the key file ${this.#path} cannot be written`, { cause: error });
     }
