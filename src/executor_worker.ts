@@ -278,6 +278,7 @@ export class Worker {
       seen = this.#see(binds);
       await this.#engine.start(id);
     } catch (error) {
+      if (neverRan && error instanceof Refusal) await this.#engine.remove(id);
       if (!wanted || !(error instanceof EngineError)) throw error;
       // A container is bound to its network for good: when that was removed by hand, only a new one can start.
       const lostNetwork = error.code === "not_found" && /network/.test(error.message);

@@ -232,8 +232,9 @@ export class LabHost {
   }
 
   /** Starts `cacophony ARGS`, with this host's engine and data directory unless `env` or `args` say otherwise. */
-  cacophony(args: readonly string[], { env = {} }: { env?: Env } = {}): LabProcess {
-    return this.spawn("cacophony", [this.#binaryPath(), ...args], { env: this.#cacophonyEnv(env) });
+  cacophony(args: readonly string[], { env = {}, umask }: { env?: Env; umask?: string | undefined } = {}): LabProcess {
+    const under = umask === undefined ? [] : ["sh", "-c", `umask ${umask}; exec "$@"`, "sh"];
+    return this.spawn("cacophony", [...under, this.#binaryPath(), ...args], { env: this.#cacophonyEnv(env) });
   }
 
   /** Runs `cacophony ARGS` to its end. */

@@ -48,24 +48,33 @@ type Answer<T> = { status: number; headers: Headers; body: T };
 /** What one container said. */
 export type Asked = { host: LabHost; id: string; text: string };
 
-type StartOptions = { hosts: number; nodes?: number; bootstrap?: readonly string[]; join?: readonly string[] };
+type StartOptions = {
+  hosts: number;
+  nodes?: number;
+  bootstrap?: readonly string[];
+  join?: readonly string[];
+  /** Of the nodes' processes, as the shell writes it. */
+  umask?: string;
+};
 
 export class LabCluster {
   readonly lab: Lab;
   readonly processes: LabProcess[] = [];
   readonly #arguments: string[][] = [];
+  readonly #umask: string | undefined;
 
-  constructor(lab: Lab) {
+  constructor(lab: Lab, { umask }: Pick<StartOptions, "umask"> = {}) {
     this.lab = lab;
+    this.#umask = umask;
   }
 
   /**
    * A lab with a busybox image on each of its hosts, and a cluster on the first `nodes` of them, ready: a master on host 1, which
    * the others join. `bootstrap` and `join` are options of theirs.
    */
-  static async start({ hosts, nodes = hosts, bootstrap = [], join = [] }: StartOptions): Promise<LabCluster> {
+  static async start({ hosts, nodes = hosts, bootstrap = [], join = [], ...more }: StartOptions): Promise<LabCluster> {
     const lab = await Lab.start({ hosts });
-    const cluster = new LabCluster(lab);
+    const cluster = new LabCluster(lab, more);
     try {
       await Promise.all(lab.hosts.map((host) => host.importImage("busybox")));
       await lab.host(1).measurePace("busybox");
@@ -78,7 +87,10 @@ export class LabCluster {
   }
 
   /** Begins the cluster on the first `nodes` hosts of its lab, and waits until all are ready. */
-  async form(nodes: number, { bootstrap = [], join = [] }: Omit<StartOptions, "hosts" | "nodes"> = {}): Promise<void> {
+  async form(
+    nodes: number,
+    { bootstrap = [], join = [] }: Pick<StartOptions, "bootstrap" | "join"> = {},
+  ): Promise<void> {
     const master = `${this.lab.host(1).address}:9000`;
     await this.node(1, ["bootstrap", "--bind-addr", master, ...bootstrap]).waitFor(/this node is up/);
     for (let number = 2; number <= nodes; number++) this.node(number, ["join", master, ...join]);
@@ -88,7 +100,7 @@ export class LabCluster {
   /** Starts a node on host `number` and remembers how, for `restart`. */
   node(number: number, args: readonly string[]): LabProcess {
     this.#arguments[number] = [...args];
-    const started = this.lab.host(number).cacophony(args, { env: TIMES });
+    const started = this.lab.host(number).cacophony(args, { env: TIMES, umask: this.#umask });
     this.processes[number] = started;
     return started;
   }
