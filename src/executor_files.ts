@@ -151,15 +151,15 @@ async function removeUnneeded(
   root: Directory,
   { versions, specs }: { versions: Map<string, string>; specs: readonly ServiceSpec[] },
 ): Promise<void> {
-  const needed = new Set([MODES[0]]);
-  for (const { files = [] } of specs) for (const { path } of files) needed.add(path);
+  const needed = new Set(specs.flatMap(({ files = [] }) => files.map(({ path }) => path)));
   const sources = specs.flatMap(({ mounts }) =>
     mounts.flatMap((mount) => (mount.type === "bind" ? [mount.source] : [])),
   );
   const isBelow = (path: string, folder: string) => folder === "." || path.startsWith(`${folder}/`);
   const folders = [...new Set(sources)].filter((source) => [...needed].some((path) => isBelow(path, source)));
   for (const path of versions.keys()) {
-    if (needed.has(path) || ![OWN_DIRECTORY, ...folders].some((folder) => isBelow(path, folder))) continue;
+    if (path === MODES[0] || needed.has(path) || ![OWN_DIRECTORY, ...folders].some((folder) => isBelow(path, folder)))
+      continue;
     using folder = root.walk(dirname(path));
     // oxlint-disable-next-line no-await-in-loop -- rare and few
     await folder?.removeFile(basename(path));

@@ -156,6 +156,12 @@ test("ensure() removes what a directory was sent without, but neither the contai
   expect(readdirSync(moved)).toEqual(["a"]);
 });
 
+test("ensure() keeps what was sent to a directory of which nothing is sent any more", async () => {
+  await files.ensure("job", having([sent("a.conf", "one")], "."));
+  await node().ensure("job", having([], "."));
+  expect(read("a.conf")).toBe("one");
+});
+
 test("ensure() follows no link that a container has put into the directory", async () => {
   const outside = join(root, "outside");
   mkdirSync(outside);
