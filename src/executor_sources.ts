@@ -60,6 +60,12 @@ function find(project: string, path: readonly string[]): string | undefined {
   const open = [root];
   try {
     return descend(open, { project, path });
+  } catch (error) {
+    if (!isDenied(error)) throw error;
+    throw new Refusal(
+      `the bind source ${join(project, ...path)} lies in a directory that this node's user may not look into: open that one, or run the node as root`,
+      { cause: error },
+    );
   } finally {
     for (const directory of open) directory[Symbol.dispose]();
   }
@@ -95,13 +101,16 @@ function descend(
       if (!parts) throw leaves(`passes through ${join(at.path, name)}, a symbolic link to ${target}`);
       if (target.startsWith("/")) for (const directory of open.splice(1)) directory[Symbol.dispose]();
       rest.unshift(...parts);
+    } else if (rest.length === 0) {
+      // Not opened: a container may have closed its own directory to the node's user, and the Engine needs no more than this.
+      return identityOf(found);
     } else if (found.isDirectory()) {
       const next = at.walk(name);
       if (!next)
         throw new Refusal(`the bind source ${join(project, ...path)} changes while it is looked at: try again`);
       open.push(next);
     } else {
-      return rest.length === 0 ? identityOf(found) : undefined;
+      return undefined;
     }
   }
 }
@@ -132,6 +141,10 @@ function mountedAt({ id, pid }: Pick<Container, "id" | "pid">, target: string): 
 /** A path as /proc writes it: octal for what would part its fields. */
 function unescaped(path: string): string {
   return path.replace(/\\([0-7]{3})/g, (_, code: string) => String.fromCharCode(Number.parseInt(code, 8)));
+}
+
+function isDenied(error: unknown): boolean {
+  return (error as { code?: string }).code === "EACCES";
 }
 
 function isAbsent(error: unknown): boolean {
