@@ -5,30 +5,36 @@
 import type { Context } from "hono";
 import { Hono } from "hono";
 import { HTTPException } from "hono/http-exception";
+import { limitContainers, type RequestOrigin } from "./api_access.ts";
 import type { Master } from "./api_forward.ts";
+import { Bodies } from "./api_bodies.ts";
 import { forward, FORWARDED_HEADER } from "./api_forward.ts";
+import { type HostNames, refuseForeignPages } from "./api_hosts.ts";
 import { jobRoutes } from "./api_jobs.ts";
 import { nodeRoutes } from "./api_nodes.ts";
 import { openApi } from "./api_openapi.ts";
 import { registryRoutes } from "./api_registries.ts";
-import { answer, queryOf, readBody, readFlag, readJson, readPage } from "./api_request.ts";
+import { answer, MAX_FORM_BYTES, queryOf, readBody, readFlag, readJson, readPage } from "./api_request.ts";
 import { discoveryRoutes, serviceRoutes } from "./api_services.ts";
 import { allocationsView, countsView, rebalanceView, resourcesView } from "./cluster_views.ts";
 import type { Policy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
-import type { ErrorCode, PeerInfo, SecretRequest } from "./model.ts";
+import type { ApiAccess, ErrorCode, PeerInfo, SecretRequest } from "./model.ts";
 import { CacophonyError, secretRequest } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
 import type { Hold } from "./membership_silence.ts";
-import { CHUNK_PATH, PEER_PATH, SECRET_PATH } from "./transport.ts";
+import { type Caller, CHUNK_PATH, PEER_PATH, SECRET_PATH } from "./transport.ts";
 
 /** HTTP status of each error code: the one place where they meet. */
-const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 409 | 412 | 413 | 415 | 422 | 500 | 503> = {
+const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 408 | 409 | 412 | 413 | 415 | 422 | 500 | 503> = {
   bad_request: 400,
   unparseable: 400,
+  forbidden: 403,
   forbidden_origin: 403,
+  forbidden_host: 403,
   not_found: 404,
   method_not_allowed: 405,
+  request_timeout: 408,
   conflict: 409,
   precondition_failed: 412,
   too_large: 413,
@@ -44,6 +50,8 @@ const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 409 | 412 | 413 | 415 | 
 
 /** Seconds after which a client that got 503 may try again: about what a reconnect takes. */
 const RETRY_AFTER_S = 2;
+
+const NO_NAMES: HostNames = new Set();
 
 /** What the API knows of the node that it runs on. */
 export interface LocalNode {
@@ -63,25 +71,35 @@ export type ApiOptions = {
   dataDir: string;
   /** Where a node of this machine holds secrets; shown in dry runs. */
   secretsDir?: (nodeId: string) => string;
+  /** Whether a node in session with this master makes a call; absent: there is no master here. */
+  isNode?: (caller: Caller) => boolean;
   /** A secret's value for the process of a node that is to run what mounts it, while this node is the master; for no others. */
-  secret?: (request: SecretRequest) => Uint8Array | undefined;
+  secret?: (request: SecretRequest, caller: Caller) => Uint8Array | undefined;
   /** Nodes that are silent together, while this node is the master and gives nothing of theirs up; and what ends that. */
   hold?: () => Hold | undefined;
   reschedule?: () => string[];
   /** What jobs may not ask for, while this node is the master. */
   policy?: () => Policy | undefined;
+  /** What a request from this address may do; undefined: it comes from no container of a job. Absent: nobody is limited. */
+  access?: (remote: string) => ApiAccess | undefined;
+  /** Names that requests may ask for this node by, besides localhost and all addresses. */
+  hostNames?: () => HostNames;
+  /** What is in memory of requests. */
+  bodies?: Bodies;
   log: Log;
 };
 
-/** The application; `fetch` answers one request. */
+/** The application; `fetch` answers one request, and is told by its second argument where that comes from. */
 export function createApi(options: ApiOptions): Hono {
-  const { local, log } = options;
+  const { local, log, access = () => undefined, hostNames = () => NO_NAMES, bodies = new Bodies() } = options;
   const app = new Hono();
   app.onError((error, c) => respondError(c, error, log));
   app.notFound((c) => {
     throw new CacophonyError("not_found", `there is no ${c.req.path} here; the API is under /cluster`);
   });
-  app.use(refuseForeignOrigin);
+  app.use(limitContainers(access));
+  app.use(refuseForeignPages(hostNames));
+  app.use(bodies.hold);
 
   app.get("/healthz", (c) => answer(c, { status: "ok", node_id: local.nodeId, version: local.version }));
   app.get("/readyz", (c) => {
@@ -92,14 +110,16 @@ export function createApi(options: ApiOptions): Hono {
   app.get("/openapi.json", (c) => answer(c, openApi(local.version)));
   only(app, ["/healthz", "/readyz", "/openapi.json", PEER_PATH], "GET");
   app.get(`${CHUNK_PATH}/:chunk_hash`, (c) => {
-    const data = options.scheduler()?.state.chunks.get(c.req.param("chunk_hash"));
-    if (data === undefined) throw new CacophonyError("not_found", "this node has no such chunk of a file");
+    const isNode = options.isNode?.(callerOf(c)) ?? false;
+    const data = isNode ? options.scheduler()?.state.chunks.get(c.req.param("chunk_hash")) : undefined;
+    if (data === undefined)
+      throw new CacophonyError("not_found", "the master has no such chunk of a file, or no session with who asks");
     return c.body(new Uint8Array(Buffer.from(data, "base64")), 200, { "Content-Type": "application/octet-stream" });
   });
 
   app.post(SECRET_PATH, async (c) => {
     const request = readJson(await readBody(c), { schema: secretRequest, example: "what a node sends" });
-    const data = options.secret?.(request);
+    const data = options.secret?.(request, callerOf(c));
     if (!data)
       throw new CacophonyError("not_found", "the master has no such secret for this node, or no session with it");
     return c.body(new Uint8Array(data), 200, { "Content-Type": "application/octet-stream" });
@@ -109,7 +129,8 @@ export function createApi(options: ApiOptions): Hono {
     if (options.scheduler()) return next();
     if (c.req.header(FORWARDED_HEADER))
       throw new CacophonyError("not_master", "this node was taken for the master, but is not");
-    return forward(c.req.raw, { master: local.master(), selfId: local.nodeId });
+    const body = () => c.get("bodyUpTo")(MAX_FORM_BYTES);
+    return forward(c.req.raw, { master: () => local.master(), selfId: local.nodeId, body });
   });
   const scheduler = () => {
     const found = options.scheduler();
@@ -179,6 +200,12 @@ function holdView(hold: Hold | undefined) {
   return { nodes, since: new Date(since).toISOString(), until: new Date(until).toISOString(), message };
 }
 
+/** Who makes the request; `listen` hands the address in. */
+function callerOf(c: Context): Caller {
+  const { remote }: RequestOrigin = c.env ?? {};
+  return { authorization: c.req.header("authorization"), remote };
+}
+
 /** Answers every other method on these paths with 405 and the ones that are allowed. */
 function only(app: Hono, paths: readonly string[], ...methods: string[]): void {
   for (const path of paths) {
@@ -190,23 +217,6 @@ function only(app: Hono, paths: readonly string[], ...methods: string[]): void {
       );
     });
   }
-}
-
-/** A page of another host must not write through its reader's browser; whoever is not a browser sends no Origin. */
-async function refuseForeignOrigin(c: Context, next: () => Promise<void>): Promise<void> {
-  const origin = c.req.header("origin");
-  const isWrite = !["GET", "HEAD", "OPTIONS"].includes(c.req.method);
-  // A forwarded request was checked where it came in; no browser may set this header across origins.
-  if (isWrite && origin !== undefined && !c.req.header(FORWARDED_HEADER)) {
-    const host = URL.parse(origin)?.host;
-    if (host !== c.req.header("host")) {
-      throw new CacophonyError(
-        "forbidden_origin",
-        `a write from a page of ${origin} is refused: its host is not this node's`,
-      );
-    }
-  }
-  await next();
 }
 
 function respondError(c: Context, error: unknown, log: Log): Response {

@@ -1,10 +1,13 @@
 /**
- * @module Forwarding: a node that is not the master passes a request under /cluster on and the answer back, both streamed and
- * unchanged. A write is sent once at most; what happened to it is never guessed.
+ * @module Forwarding: a node that is not the master passes a request under /cluster on and the answer back, which is streamed, both
+ * unchanged. A request's body is read before it is sent: this node bounds what it holds of them, and a slow sender keeps only
+ * this node waiting. A write is sent once at most; what happened to it is never guessed.
  */
+import { PAGE_HEADERS } from "./api_hosts.ts";
 import { CacophonyError } from "./model.ts";
+import { DIRECT } from "./transport.ts";
 
-/** Marks a request that another node passed on: it is not passed on again. */
+/** Marks a request that another node passed on: it is not passed on again. It proves nothing, and exempts from nothing. */
 export const FORWARDED_HEADER = "x-cacophony-forwarded-by";
 
 /** Clients get an answer within 2 s when no master can be reached; this leaves room for the answer's own way. */
@@ -30,6 +33,9 @@ const CONNECTION_HEADERS = [
   "host",
 ];
 
+/** What some send along with these means nothing (RFC 9110 section 9.3.1), and fetch refuses to send it. */
+const METHODS_WITHOUT_BODY: ReadonlySet<string> = new Set(["GET", "HEAD", "OPTIONS"]);
+
 export type Master = {
   /** Where this node knows the master to be. */
   address: string | undefined;
@@ -37,32 +43,39 @@ export type Master = {
   lost: AbortSignal | undefined;
 };
 
-export type ForwardOptions = { master: Master; selfId: string };
+/** `body` reads the request's, which takes its time: who is the master is asked before it and after it. */
+export type ForwardOptions = { master: () => Master; selfId: string; body: () => Promise<Uint8Array<ArrayBuffer>> };
 
 /**
  * Sends `request` to the master.
  * @throws CacophonyError `no_master` when the master was not reached (nothing was sent), `outcome_unknown` when a write was
  * sent and the answer will not come.
  */
-export async function forward(request: Request, { master, selfId }: ForwardOptions): Promise<Response> {
-  const { address } = master;
-  if (address === undefined) throw noMaster("this node has not heard of a master yet");
+export async function forward(
+  request: Request,
+  { master: masterNow, selfId, body }: ForwardOptions,
+): Promise<Response> {
+  addressOf(masterNow());
   const isWrite = request.method !== "GET" && request.method !== "HEAD";
+  const sent = METHODS_WITHOUT_BODY.has(request.method) ? undefined : await body();
+  const master = masterNow();
+  const address = addressOf(master);
   // Once a write is sent its fate may stay unknown, so a master that is in doubt is asked for a sign of life before.
   if (isWrite && !master.lost && !(await answers(address))) throw noMaster(`tried ${address}, which does not answer`);
   const { pathname, search } = new URL(request.url);
   const headers = new Headers(request.headers);
-  for (const name of CONNECTION_HEADERS) headers.delete(name);
+  for (const name of [...CONNECTION_HEADERS, ...PAGE_HEADERS]) headers.delete(name);
   headers.set(FORWARDED_HEADER, selfId);
-  if (request.body) headers.delete("content-length");
-  const sizeKib = Number(request.headers.get("content-length") ?? 0) / 1024;
+  headers.delete("content-length");
+  const sizeKib = (sent?.byteLength ?? 0) / 1024;
   const abort = new AbortController();
   const watch = isWrite ? watchWrite(address, { abort, lost: master.lost, sizeKib }) : watchRead(abort);
   try {
     const response = await fetch(`http://${address}${pathname}${search}`, {
+      ...DIRECT,
       method: request.method,
       headers,
-      body: request.body,
+      body: sent ?? null,
       redirect: "manual",
       signal: abort.signal,
       // The body passes unchanged, so it must stay encoded as it is; a reused connection could make Bun send a write twice.
@@ -80,6 +93,11 @@ export async function forward(request: Request, { master, selfId }: ForwardOptio
   } finally {
     watch.stop();
   }
+}
+
+function addressOf({ address }: Master): string {
+  if (address === undefined) throw noMaster("this node has not heard of a master yet");
+  return address;
 }
 
 /** An answer that says nothing of its connection passes as it is, which is quicker for its body. */
@@ -124,9 +142,8 @@ function watchWrite(
 
 async function answers(address: string): Promise<boolean> {
   try {
-    return (
-      await fetch(`http://${address}/healthz`, { signal: AbortSignal.timeout(PROBE_TIMEOUT_MS), keepalive: false })
-    ).ok;
+    const signal = AbortSignal.timeout(PROBE_TIMEOUT_MS);
+    return (await fetch(`http://${address}/healthz`, { ...DIRECT, signal, keepalive: false })).ok;
   } catch {
     return false;
   }

@@ -56,7 +56,7 @@ export function jobRoutes({ scheduler, dataDir, secretsDir, policy, only }: JobR
     // A variable in the address is meant for this one request, lines of a file are what one usually has.
     const sending = { jobId, directory, files, env: new Map([...env, ...envOf(c)]), profiles: profilesOf(c) };
     const wanted = accepted(await reader.read(document, sending));
-    refuseForbidden(wanted, policy());
+    refuseForbidden(wanted, { jobId, policy: policy(), state: scheduler().state });
     if (dryRun)
       return answer(
         c,
@@ -143,8 +143,17 @@ function accepted(result: ParseResult): ParsedJob {
   throw new CacophonyError(code, message, { details });
 }
 
-function refuseForbidden(wanted: ParsedJob, policy: Policy | undefined): void {
-  const details = policy ? forbiddenBy(policy, wanted.services) : [];
+function refuseForbidden(
+  wanted: ParsedJob,
+  { jobId, policy, state }: { jobId: string; policy: Policy | undefined; state: Scheduler["state"] },
+): void {
+  if (!policy) return;
+  const servicesOf = (id: string) =>
+    (state.liveJob(id)?.services ?? []).flatMap(({ service_name, spec_hash }) => {
+      const spec = state.specs.get(spec_hash);
+      return spec ? [{ service_name, spec }] : [];
+    });
+  const details = forbiddenBy(policy, { ...wanted, jobId, servicesOf });
   if (details.length === 0) return;
   const message = "the document asks for what this cluster's policy forbids; nothing of it was applied";
   throw new CacophonyError("invalid_document", message, { details });

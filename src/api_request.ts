@@ -2,6 +2,7 @@
 import type { Context } from "hono";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
 import * as v from "valibot";
+import { tooLarge } from "./api_bodies.ts";
 import type { Page } from "./cluster_views.ts";
 import { PAGE_SIZE } from "./cluster_views.ts";
 import { readDotenv } from "./job_dotenv.ts";
@@ -28,7 +29,7 @@ export async function readBody(c: Context): Promise<Uint8Array> {
       "multipart/form-data is not taken here: send the document as the body (curl --data-binary @FILE)",
     );
   }
-  return readUpTo(c, MAX_BODY_BYTES);
+  return c.get("bodyUpTo")(MAX_BODY_BYTES);
 }
 
 /** A document with what belongs to it; `directory`: where it lies, from where the files' paths start. */
@@ -46,7 +47,7 @@ export type Sent = {
  */
 export async function readDocument(c: Context): Promise<Sent> {
   if (!isForm(c)) return { document: await readBody(c), directory: ".", files: new Map(), env: new Map() };
-  const body = await readUpTo(c, MAX_FORM_BYTES);
+  const body = await c.get("bodyUpTo")(MAX_FORM_BYTES);
   const form = await new Response(body, { headers: { "content-type": c.req.header("content-type") ?? "" } })
     .formData()
     .catch((cause: unknown) => {
@@ -116,27 +117,6 @@ function readVariables(
 
 function isForm(c: Context): boolean {
   return c.req.header("content-type")?.toLowerCase().startsWith("multipart/form-data") ?? false;
-}
-
-async function readUpTo(c: Context, most: number): Promise<Uint8Array<ArrayBuffer>> {
-  if (Number(c.req.header("content-length") ?? 0) > most) throw tooLarge(most);
-  const chunks: Uint8Array[] = [];
-  let size = 0;
-  try {
-    for await (const chunk of c.req.raw.body ?? []) {
-      size += chunk.byteLength;
-      if (size > most) throw tooLarge(most);
-      chunks.push(chunk);
-    }
-  } catch (error) {
-    if (error instanceof CacophonyError) throw error;
-    throw new CacophonyError("bad_request", "the body ended early; nothing was changed", { cause: error });
-  }
-  return Buffer.concat(chunks);
-}
-
-function tooLarge(most: number): CacophonyError {
-  return new CacophonyError("too_large", `the body is larger than ${most} bytes (${most / 2 ** 20} MiB)`);
 }
 
 /**

@@ -8,6 +8,7 @@ import { parseArgs } from "node:util";
 import type { ArgsDef, CommandDef } from "citty";
 import { defineCommand, renderUsage } from "citty";
 import { parseAddress } from "./address.ts";
+import { readHostName } from "./api_hosts.ts";
 import { leave } from "./cli_leave.ts";
 import type { Settings } from "./data_dir.ts";
 import { readBytes, readDuration, Refusal } from "./job_grammar.ts";
@@ -29,7 +30,11 @@ type Option = { valueHint?: string; description: string; multiple?: boolean };
 
 /** Every option; each value may also come from the environment as CACOPHONY_ and the name in capitals. */
 const OPTIONS = {
-  "bind-addr": { valueHint: "HOST:PORT", description: "listen here (bootstrap: 127.0.0.1:9000; join: 0.0.0.0:9000)" },
+  "bind-addr": {
+    valueHint: "HOST:PORT",
+    description:
+      "listen here (bootstrap: 127.0.0.1:9000; join: port 9000 of the address that the cluster is reached from, and of 127.0.0.1)",
+  },
   "advertise-addr": {
     valueHint: "HOST:PORT",
     description: "the address that other nodes reach this one at (default: the one listened on)",
@@ -47,6 +52,12 @@ const OPTIONS = {
     description: "name to show (default: the host name; a second equal one gets a suffix)",
   },
   label: { valueHint: "KEY=VALUE", description: "a label of this node; repeatable", multiple: true },
+  "allow-host": {
+    valueHint: "NAME",
+    description:
+      "a further name that this node may be asked by, as api.example.org or *.example.org; repeatable (none: no further one)",
+    multiple: true,
+  },
   memory: { valueHint: "SIZE", description: "how much memory the cluster may use here, as 8g (default: all)" },
   cpus: { valueHint: "NUMBER", description: "how many CPUs the cluster may use here, as 1.5 (default: all)" },
   network: {
@@ -108,7 +119,7 @@ const OPTIONS = {
 type OptionName = keyof typeof OPTIONS;
 const OPTION_NAMES = Object.keys(OPTIONS) as OptionName[];
 
-type Given = Partial<Record<OptionName, string>> & { labels: string[] };
+type Given = Partial<Record<OptionName, string>> & { labels: string[]; allowHosts: string[] };
 
 const EXAMPLES = `EXAMPLES
 
@@ -236,7 +247,7 @@ async function runNode(
 
 /**
  * What the arguments and the environment ask for. Options are taken before and after the subcommand; of a repeated one the
- * last counts, but for labels, which add up.
+ * last counts, but for labels and hosts, which add up.
  */
 function readInvocation(argv: readonly string[], env: Readonly<Record<string, string | undefined>>): Invocation {
   const options = Object.fromEntries(OPTION_NAMES.map((name) => [name, { type: "string", multiple: true }] as const));
@@ -296,12 +307,18 @@ function readGiven(
   values: Record<string, string[] | undefined>,
   env: Readonly<Record<string, string | undefined>>,
 ): Given {
-  const given: Given = { labels: values["label"] ?? env["CACOPHONY_LABEL"]?.split(",").filter(Boolean) ?? [] };
+  const listOf = (name: "label" | "allow-host") =>
+    values[name] ?? env[variableOf(name)]?.split(",").filter(Boolean) ?? [];
+  const given: Given = { labels: listOf("label"), allowHosts: listOf("allow-host") };
   for (const name of OPTION_NAMES) {
-    const value = values[name]?.at(-1) ?? (env[`CACOPHONY_${name.toUpperCase().replaceAll("-", "_")}`] || undefined);
+    const value = values[name]?.at(-1) ?? (env[variableOf(name)] || undefined);
     if (value !== undefined) given[name] = value;
   }
   return given;
+}
+
+function variableOf(option: OptionName): string {
+  return `CACOPHONY_${option.toUpperCase().replaceAll("-", "_")}`;
 }
 
 function readSettings(given: Given): Settings {
@@ -312,6 +329,7 @@ function readSettings(given: Given): Settings {
   if (given["docker-host"] !== undefined) settings.docker_host = readDockerHost(given["docker-host"], "--docker-host");
   if (given["node-name"] !== undefined) settings.node_name = readNodeName(given["node-name"]);
   if (given.labels.length > 0) settings.labels = given.labels.map(readLabel);
+  if (given.allowHosts.length > 0) settings.allow_hosts = readHostNames(given.allowHosts);
   if (given.memory !== undefined) settings.memory_bytes = positive(readBytes(given.memory), { what: "--memory" });
   if (given.cpus !== undefined) settings.cpus = readCpus(given.cpus);
   if (given.network !== undefined) settings.network = readNetworkMode(given.network);
@@ -366,6 +384,17 @@ function readLabel(text: string): [string, string] {
   const equals = text.indexOf("=");
   if (equals < 1) throw new StartError(`--label '${text}' is no label: write KEY=VALUE, as zone=a`);
   return [text.slice(0, equals), text.slice(equals + 1)];
+}
+
+function readHostNames(given: readonly string[]): string[] {
+  if (given.length === 1 && given[0] === "none") return [];
+  return given.map((text) => {
+    const name = readHostName(text.trim());
+    if (name !== undefined && name !== "none") return name;
+    throw new StartError(
+      `--allow-host '${text}' is not a host name: write api.example.org, or *.example.org for all names below it, without a port; addresses are always allowed`,
+    );
+  });
 }
 
 function readNodeName(text: string): string {

@@ -6,6 +6,7 @@ import * as v from "valibot";
 import { DEFAULT_PORT, formatAddress, isWildcard, parseAddress } from "./address.ts";
 import { type Identity, identityIn } from "./data_dir.ts";
 import { StartError } from "./model.ts";
+import { DIRECT } from "./transport.ts";
 
 export type LeaveOptions = {
   dataDir: string;
@@ -93,7 +94,7 @@ async function ask(url: URL, init: RequestInit): Promise<NodeAnswer> {
   let response: Response;
   let body: unknown;
   try {
-    response = await fetch(url, { ...init, signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS) });
+    response = await fetch(url, { ...DIRECT, ...init, signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS) });
     body = await response.json();
   } catch (error) {
     throw new StartError(
@@ -107,8 +108,8 @@ async function ask(url: URL, init: RequestInit): Promise<NodeAnswer> {
 }
 
 /** Where the node's own process listens, as it was last started. */
-function localAddress({ role, settings }: Identity): string {
-  const bind = settings.bind_addr ?? `${role === "master" ? "127.0.0.1" : "0.0.0.0"}:${DEFAULT_PORT}`;
+function localAddress({ settings }: Identity): string {
+  const bind = settings.bind_addr ?? `127.0.0.1:${DEFAULT_PORT}`;
   const { host, port } = parseAddress(bind, "--bind-addr");
   return formatAddress({ host: isWildcard(host) ? (host === "::" ? "::1" : "127.0.0.1") : host, port });
 }

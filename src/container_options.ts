@@ -282,6 +282,7 @@ function labels(spec: ServiceSpec, context: ContainerContext): Record<string, st
     [LABELS.restart, restartLabel(spec.restart)],
     [LABELS.grace, String(spec.stop_grace_period_ms)],
     ...(isolatedMs === undefined ? [] : [[LABELS.isolated, String(isolatedMs)] as [string, string]]),
+    ...(spec.api === undefined ? [] : [[LABELS.api, spec.api] as [string, string]]),
   ]);
 }
 

@@ -16,6 +16,9 @@ import { type EndedContainer, knownEnd, type KnownEnd, runOf } from "./converge_
 import { isOver, isSuccess, restartPolicyOf, restartWaitMs } from "./converge_restarts.ts";
 import { type AllocationStatus, LABELS, type PublishedPort, type PullProgress } from "./model.ts";
 
+/** Where a container is on a network. Texts are empty where Docker says nothing, as for one that does not run. */
+export type ContainerEndpoint = { network: string; networkId: string; address: string; address6: string; mac: string };
+
 /**
  * A container as Docker describes it. Times are milliseconds since 1970. Lists have no exit codes, so an ended container without
  * one is one not looked at closely yet.
@@ -33,6 +36,8 @@ export type Container = EndedContainer & {
   addresses?: readonly { network: string; address: string }[];
   /** Paths of its machine that it mounts; absent in lists. */
   binds?: readonly Bind[];
+  /** The networks that it is on, with all that Docker says of it there. */
+  endpoints?: readonly ContainerEndpoint[];
   createdAt: number;
   /** What its health check says while it runs; absent: it has none. */
   health?: "starting" | "healthy" | "unhealthy";
@@ -448,4 +453,13 @@ function group(containers: Iterable<Container>): Map<string, Container[]> {
     list.sort((a, b) => rank(a) - rank(b) || a.createdAt - b.createdAt || (a.id < b.id ? -1 : 1));
   }
   return groups;
+}
+
+/** Whether a listed container differs from what is known of it, as far as a list tells. */
+export function looksDifferent(known: Container, listed: Container): boolean {
+  return (
+    known.state !== listed.state ||
+    known.health !== listed.health ||
+    (listed.state === "running" && JSON.stringify(known.ports) !== JSON.stringify(listed.ports))
+  );
 }

@@ -1,6 +1,7 @@
 /**
  * @module The data directory: one live process at a time, and the node's identity in it. Owns `lock` and `node.json`; the
- * cluster's state (`cluster.db`, masters only) is the Store's. Identity is replaced atomically: a crash leaves the old or the new.
+ * cluster's state (`cluster.db`, masters only) is the Store's, and `cluster.key` is `cluster_key.ts`'s. Identity is replaced
+ * atomically: a crash leaves the old or the new.
  */
 import { Database } from "bun:sqlite";
 import {
@@ -30,6 +31,8 @@ export const settings = v.object({
   docker_host: v.exactOptional(v.string()),
   node_name: v.exactOptional(v.string()),
   labels: v.exactOptional(v.array(v.tuple([v.string(), v.string()]))),
+  /** Further names that requests may ask for this node by. */
+  allow_hosts: v.exactOptional(v.array(v.string())),
   memory_bytes: v.exactOptional(v.number()),
   cpus: v.exactOptional(v.number()),
   network: v.exactOptional(networkMode),
@@ -58,12 +61,16 @@ const identity = v.object({
   role: v.picklist(["master", "worker"]),
   /** Absent while a join has not succeeded yet. */
   cluster_id: v.exactOptional(v.string()),
+  /** Public part of the cluster's key, pinned at the first welcome that was signed: this node takes orders from its holder only. */
+  cluster_key: v.exactOptional(v.string()),
   node_id: v.string(),
   /** The address given to `join`. */
   join_address: v.exactOptional(v.string()),
+  /** Where a worker listened last whose command line does not say where. */
+  last_bind_addr: v.exactOptional(v.string()),
   /** Set once this master's cluster state was written: from then on it must not be missing. */
   has_state: v.boolean(),
-  /** Newest term of a master that this node took assignments of. */
+  /** Newest term of a master that proved to be this cluster's, or that took this node in when it joined. */
   seen_term: v.number(),
   master: v.exactOptional(peer),
   peers: v.array(peer),
@@ -118,6 +125,11 @@ export class DataDir {
 
   get identity(): Identity | undefined {
     return this.#identity;
+  }
+
+  /** The key that this master's welcomes are signed with. */
+  get clusterKeyPath(): string {
+    return join(this.path, "cluster.key");
   }
 
   /** The key that secrets in the cluster's state are sealed with. */

@@ -15,7 +15,7 @@ import { readLines } from "./docker_lines.ts";
 import { type LogLine, logLines } from "./docker_logs.ts";
 import { asPath, authOf, type RegistryLogin, splitImage } from "./docker_images.ts";
 import { type DevicesInfo, type EngineDevices, engineDevices } from "./docker_devices.ts";
-import { type Bridge, bindsOf, bridgeOf, publishedPorts } from "./docker_ports.ts";
+import { addressesOf, bindsOf, deviceOf, endpointsOf, type NetworkDevice, publishedPorts } from "./docker_ports.ts";
 import { type Read, read } from "./docker_read.ts";
 import { endStrays } from "./docker_strays.ts";
 import { StartError } from "./model.ts";
@@ -38,9 +38,7 @@ export type EngineNetwork = {
   name: string;
   labels: ReadonlyMap<string, string>;
   subnets: string[];
-  /** The bridge that its containers are on, where it has one. */
-  bridge?: Bridge;
-};
+} & NetworkDevice;
 /** An image that is here: its id, its names, its digests in registries (`name@sha256:…`), when its tag was set here last, what runs it. */
 export type EngineImage = { id: string; tags: string[]; digests: string[]; taggedAt?: number; platform?: Platform };
 export type EngineVolume = { name: string; labels: ReadonlyMap<string, string> };
@@ -248,6 +246,7 @@ class DockerodeEngine implements Engine {
         })),
       ),
       createdAt: entry.Created * 1000,
+      ...endpointsOf(entry.NetworkSettings?.Networks),
       // "Up 2 minutes (healthy)", "(unhealthy)", "(health: starting)": a list has it nowhere else.
       ...healthOf(/\((?:health: )?([a-z]+)\)$/.exec(entry.Status)?.[1]),
     }));
@@ -266,6 +265,7 @@ class DockerodeEngine implements Engine {
     const ports = Object.entries(found.NetworkSettings.Ports ?? {}).flatMap(([key, bindings]) =>
       (bindings ?? []).map((binding) => ({ key, ip: binding.HostIp, port: Number(binding.HostPort) })),
     );
+    const { endpoints } = endpointsOf(found.NetworkSettings.Networks);
     const seen: Container = {
       id: found.Id,
       name: containerName(found.Name),
@@ -273,9 +273,8 @@ class DockerodeEngine implements Engine {
       imageId: found.Image,
       state: containerState(state.Status),
       ports: publishedPorts(ports),
-      addresses: Object.entries(found.NetworkSettings.Networks ?? {}).flatMap(([network, { IPAddress: address }]) =>
-        address ? [{ network, address }] : [],
-      ),
+      addresses: addressesOf(endpoints),
+      endpoints,
       ...(state.Pid > 0 && !this.remote && { pid: state.Pid }),
       binds: bindsOf(found.Mounts),
       createdAt: time(found.Created) ?? 0,
@@ -434,7 +433,7 @@ class DockerodeEngine implements Engine {
     return all.map(
       ({ Id: id, Name: name, Driver: driver, Internal: internal, Options: options = {}, Labels, IPAM }) => {
         const subnets = (IPAM?.Config ?? []).flatMap(({ Subnet }) => (Subnet ? [Subnet] : []));
-        return { id, name, labels: asMap(Labels), subnets, ...bridgeOf({ id, driver, internal, options, subnets }) };
+        return { id, name, labels: asMap(Labels), subnets, ...deviceOf({ id, driver, internal, options, subnets }) };
       },
     );
   }

@@ -1,6 +1,10 @@
-/** @module A container's published ports and bound paths, and the bridge of a network, read from what Docker says about them. */
-import type { Bind } from "./converge.ts";
+/**
+ * @module The ports that a container has published, the paths that it binds, the networks it is on, and the bridge of a network, read
+ * from what Docker says about them.
+ */
+import type { Bind, ContainerEndpoint } from "./converge.ts";
 import type { PublishedPort } from "./model.ts";
+import { BRIDGE_NAME_OPTION, isDeviceName } from "./model_network.ts";
 
 /**
  * Published ports, each once: where Docker binds one port on all IPv4 and all IPv6 addresses, that is one published port
@@ -46,11 +50,40 @@ type BridgeNetwork = {
 /** A network's bridge device, its IPv4 subnet, and whether Docker keeps its containers to themselves. */
 export type Bridge = { device: string; subnet: string; internal: boolean };
 
-/** The bridge of a network that has one. */
-export function bridgeOf(network: BridgeNetwork): { bridge?: Bridge } {
+/**
+ * The device of a network with the driver `bridge`, and its bridge where that has an IPv4 subnet. `oddDevice`: the device has a
+ * name that firewall rules can't hold, see `isDeviceName`.
+ */
+export type NetworkDevice = { device?: string; bridge?: Bridge; oddDevice?: string };
+
+export function deviceOf(network: BridgeNetwork): NetworkDevice {
   const { id, driver, internal, options, subnets } = network;
-  const subnet = subnets.find((text) => text.includes("."));
-  if (driver !== "bridge" || subnet === undefined) return {};
+  if (driver !== "bridge") return {};
   // Docker names the device after the network's id unless it is told otherwise.
-  return { bridge: { device: options["com.docker.network.bridge.name"] ?? `br-${id.slice(0, 12)}`, subnet, internal } };
+  const device = options[BRIDGE_NAME_OPTION] || `br-${id.slice(0, 12)}`;
+  if (!isDeviceName(device)) return { oddDevice: device };
+  const subnet = subnets.find((text) => text.includes("."));
+  return { device, ...(subnet !== undefined && { bridge: { device, subnet, internal } }) };
+}
+
+type NetworkSettings = Record<
+  string,
+  { NetworkID?: string; IPAddress?: string; GlobalIPv6Address?: string; MacAddress?: string }
+>;
+
+/** The networks of a container, as lists and inspections have them. */
+export function endpointsOf(networks: NetworkSettings | null | undefined): { endpoints: ContainerEndpoint[] } {
+  const endpoints = Object.entries(networks ?? {}).map(([network, endpoint]) => ({
+    network,
+    networkId: endpoint.NetworkID ?? "",
+    address: endpoint.IPAddress ?? "",
+    address6: endpoint.GlobalIPv6Address ?? "",
+    mac: endpoint.MacAddress ?? "",
+  }));
+  return { endpoints };
+}
+
+/** The IPv4 addresses among them. */
+export function addressesOf(endpoints: readonly ContainerEndpoint[]): { network: string; address: string }[] {
+  return endpoints.flatMap(({ network, address }) => (address ? [{ network, address }] : []));
 }

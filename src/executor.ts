@@ -18,6 +18,7 @@ import {
   afterTail,
   type Container,
   converge,
+  looksDifferent,
   type Memory,
   REVIVE_AFTER_MS,
 } from "./converge.ts";
@@ -41,6 +42,7 @@ import { graceOf, type Owner, type Wanted, Worker } from "./executor_worker.ts";
 import type { Log } from "./log.ts";
 import {
   type AllocationStatus,
+  type ApiAccess,
   type Assignments,
   type EngineStatus,
   type Heartbeat,
@@ -204,6 +206,7 @@ export class Executor {
         return status.state === "ready" && isOlderApi(status.api_version, "1.44");
       },
       secrets: this.#options.secrets ?? NO_SECRETS,
+      isOwn: (container) => this.#isOwn(container),
     });
     this.#counts = new RestartCounts({ path: join(dataDir, "restarts.json"), clock: this.#clock, log: this.#log });
     this.#memories = this.#counts.load();
@@ -283,6 +286,11 @@ export class Executor {
       networks: this.#looked ? this.#worker?.networks.names : undefined,
       noSecrets: this.#worker?.secrets.fault,
     });
+  }
+
+  /** What a request to this node's API from this address may do; undefined: it comes from no container of a job. */
+  apiAccess(remote: string): ApiAccess | undefined {
+    return this.#worker?.guard.access(remote);
   }
 
   /** Ends within a second. Containers keep running, and calls that are under way end by themselves. */
@@ -412,6 +420,7 @@ export class Executor {
     });
     this.#memories = memories;
     this.#statuses = statuses;
+    this.#worker?.guard.look({ own: [...this.#containers.values()], others: this.#others });
     for (const id of this.#jobOf.keys()) if (!memories.has(id)) this.#jobOf.delete(id);
     for (const [id, task] of this.#tasks) {
       const isUnwanted = (assigned && !this.#wanted.has(id)) || memories.get(id)?.isolated !== undefined;
@@ -616,13 +625,4 @@ export class Executor {
     if (!this.#assignments) return undefined;
     return new Set([...this.#assignments.specs.map(({ spec }) => spec.image), ...this.#agreement.names(this.#wanted)]);
   }
-}
-
-/** Whether a listed container differs from what is known of it, as far as a list tells. */
-function looksDifferent(known: Container, listed: Container): boolean {
-  return (
-    known.state !== listed.state ||
-    known.health !== listed.health ||
-    (listed.state === "running" && JSON.stringify(known.ports) !== JSON.stringify(listed.ports))
-  );
 }

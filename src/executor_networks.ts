@@ -10,10 +10,12 @@
 import { networkName } from "./container_options.ts";
 import type { Engine, EngineNetwork, NewNetwork } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
-import { type Bridge, bridgeOf } from "./docker_ports.ts";
+import { type Bridge, deviceOf, type NetworkDevice } from "./docker_ports.ts";
 import { Refusal } from "./executor_words.ts";
 import { LABELS } from "./model.ts";
+import { BRIDGE_NAME_OPTION } from "./model_network.ts";
 import { type NetworkSpec } from "./model_spec.ts";
+import type { Guard } from "./overlay_plan_guard.ts";
 import { contains, firstAddress, freeSubnet } from "./subnet.ts";
 
 /** 62 addresses: more containers of one job than a node usually holds. A node's block has room for four of them, and it gets
@@ -30,7 +32,9 @@ type Known = {
   id: string;
   jobId: string;
   definition: string | undefined;
+  device?: string;
   bridge?: Bridge;
+  oddDevice?: string;
   /** Its job is gone, but something is on it still: tried again after the next look. */
   isLeft?: boolean;
 };
@@ -51,12 +55,17 @@ export type LocalAddresses = {
 /** How long a replica may take to end; `pid`: a process of its container, where one is known. */
 export type DrainOptions = { graceMs: number; signal: AbortSignal; pid: number | undefined };
 
+/** The containers that are to be kept from the APIs of nodes, and those that may call this node's. */
+export type LocalGuard = Pick<Guard, "bridges" | "shared" | "callers">;
+
 /** What the executor needs of the cluster's network, and tells it. */
 export interface ExecutorOverlay {
   /** Resolves once it is known. */
   addresses(): Promise<LocalAddresses>;
   /** The bridges of all jobs on this node. */
   setBridges(bridges: readonly LocalNetwork[]): void;
+  /** Who is to be kept from the APIs; `connected` resolves once that is so, too. */
+  setGuard(guard: LocalGuard): void;
   /** Resolves when a running replica that is out of names may be stopped. */
   drain(allocationId: string, options: DrainOptions): Promise<void>;
   /** Resolves once the bridges that were told of last are connected to what is known of other nodes, or that has failed. */
@@ -74,6 +83,8 @@ export class JobNetworks {
   readonly #routes: () => string[];
   /** The networks that were made for jobs of ours, by name, as last seen. */
   readonly #known = new Map<string, Known>();
+  /** The bridges of all networks on the node, by name and by id, as last seen. */
+  readonly #devices = new Map<string, NetworkDevice>();
   /** The names of all networks on the node, as last seen. */
   #names: ReadonlySet<string> = new Set();
   /** One piece of work per job at a time; a removal and a start must not overtake each other. */
@@ -126,11 +137,39 @@ export class JobNetworks {
   ensure(jobId: string, { network, ...from }: Source & { network?: NetworkSpec }): Promise<void> {
     const name = network ? networkName(network, jobId) : JobNetworks.nameOf(jobId);
     return this.#inTurn(jobId, async () => {
-      if (network?.external) return this.#mustExist(name);
-      const known = this.#known.get(name);
-      if (known?.jobId === jobId && !(await this.#isOutdated(name, { known, network }))) return;
-      await this.#make(jobId, { name, network, ...from });
+      if (network?.external) await this.#mustExist(name);
+      else {
+        const known = this.#known.get(name);
+        if (known?.jobId !== jobId || (await this.#isOutdated(name, { known, network })))
+          await this.#make(jobId, { name, network, ...from });
+      }
+      this.refuseOdd(name);
     });
+  }
+
+  /** @throws {Refusal} if the network's bridge has a name that no firewall rule can hold, so that nothing would guard it. */
+  refuseOdd(network: string): void {
+    const { oddDevice } = this.#devices.get(network) ?? {};
+    if (oddDevice === undefined) return;
+    throw new Refusal(
+      `network ${network} has the bridge ${JSON.stringify(oddDevice)}, a name that firewall rules cannot hold: make the network again with another ${BRIDGE_NAME_OPTION}`,
+    );
+  }
+
+  /** The bridges that only containers of this cluster's jobs are on. */
+  get devices(): string[] {
+    return [...this.#known.values()].flatMap(({ device }) => device ?? []);
+  }
+
+  /** The bridge of a network that is not of a job, by its name or id; undefined for those of jobs and for other kinds of networks. */
+  sharedDevice(network: string): string | undefined {
+    const { device } = this.#devices.get(network) ?? {};
+    return device === undefined || this.devices.includes(device) ? undefined : device;
+  }
+
+  /** The bridge of a network, by its name or id. */
+  deviceOf(network: string): string | undefined {
+    return this.#devices.get(network)?.device;
   }
 
   /** The bridges by which containers can reach other nodes; with `pools` those with a subnet out of them. */
@@ -187,7 +226,7 @@ export class JobNetworks {
   }
 
   async #mustExist(name: string): Promise<void> {
-    const networks = await this.#engine.networks();
+    const networks = await this.#list();
     if (networks.some((one) => one.name === name || one.id === name)) return;
     throw new Refusal(`external network ${name} does not exist on this node; make it: docker network create ${name}`);
   }
@@ -266,23 +305,36 @@ export class JobNetworks {
     // What was asked before may not know of it.
     this.#madeAt = ++this.#asked;
     const { name, driver, internal, driverOpts: options, labels } = made;
-    const bridge = bridgeOf({ id, driver, internal, options, subnets: [subnet] });
+    const device = deviceOf({ id, driver: driver || "bridge", internal, options, subnets: [subnet] });
     this.#names = new Set([...this.#names, name]);
-    this.#known.set(name, { id, jobId, definition: labels[LABELS.definition], ...bridge });
+    this.#known.set(name, { id, jobId, definition: labels[LABELS.definition], ...device });
+    this.#noteDevice({ id, name, ...device });
     this.#onChange();
   }
 
   #learn(networks: readonly EngineNetwork[]): void {
     this.#names = new Set(networks.map(({ name }) => name));
     this.#known.clear();
-    for (const { id, name, labels, bridge } of networks) {
+    this.#devices.clear();
+    for (const network of networks) {
+      const { id, name, labels, device, bridge, oddDevice } = network;
+      this.#noteDevice(network);
       const jobId = labels.get(LABELS.job);
       const isOurs =
         labels.get(LABELS.cluster) === this.#owner.clusterId && labels.get(LABELS.node) === this.#owner.nodeId;
       const definition = labels.get(LABELS.definition);
-      if (isOurs && jobId !== undefined) this.#known.set(name, { id, jobId, definition, ...(bridge && { bridge }) });
+      if (isOurs && jobId !== undefined) {
+        const found = { ...(device && { device }), ...(bridge && { bridge }), ...(oddDevice && { oddDevice }) };
+        this.#known.set(name, { id, jobId, definition, ...found });
+      }
     }
     this.#onChange();
+  }
+
+  #noteDevice({ id, name, device, oddDevice }: { id: string; name: string } & NetworkDevice): void {
+    const found = { ...(device && { device }), ...(oddDevice && { oddDevice }) };
+    this.#devices.set(name, found);
+    this.#devices.set(id, found);
   }
 
   async #inTurn(jobId: string, work: () => Promise<void>): Promise<void> {

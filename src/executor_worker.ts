@@ -8,12 +8,20 @@
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { type Backoff, backoffMs, type Clock } from "./clock.ts";
-import { bindSource, containerName, type ContainerContext, containerOptions, endpoints } from "./container_options.ts";
+import {
+  bindSource,
+  containerName,
+  type ContainerContext,
+  containerOptions,
+  endpoints,
+  networksOf,
+} from "./container_options.ts";
 import type { Bind, Container, Joined } from "./converge.ts";
 import type { Engine, EngineImage } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import type { RegistryLogin } from "./docker_images.ts";
 import { ProjectFiles } from "./executor_files.ts";
+import { ContainerGuard } from "./executor_guard.ts";
 import { digestOf, type ImageNeed, type ImageOptions, Images, PullError, type PullOptions } from "./executor_images.ts";
 import { type ExecutorOverlay, JobNetworks, type LocalAddresses, NoSubnet } from "./executor_networks.ts";
 import { SecretFiles, type SecretSource } from "./executor_secrets.ts";
@@ -52,6 +60,15 @@ export type CreateOptions = PullOptions & {
   joined: Joined | undefined;
 };
 
+/** How a container is started: `wanted` is known unless the node has no assignments; `networks` are those that it is on. */
+type StartDetails = {
+  wanted: Wanted | undefined;
+  binds: readonly Bind[];
+  neverRan: boolean;
+  networks: readonly string[];
+  signal: AbortSignal;
+};
+
 /** A step failed: in words, when to try again, and whether Docker may have done it nevertheless. */
 export type Failure = { error: string; retryAt: number; unsure: boolean; cause: unknown };
 
@@ -59,6 +76,7 @@ export class Worker {
   readonly images: Images;
   readonly networks: JobNetworks;
   readonly secrets: SecretFiles;
+  readonly guard: ContainerGuard;
   readonly #engine: Engine;
   readonly #clock: Clock;
   readonly #random: () => number;
@@ -85,6 +103,7 @@ export class Worker {
     overlay: ExecutorOverlay;
     internalReaches: () => boolean;
     secrets: SecretSource;
+    isOwn: (container: Container) => boolean;
   }) {
     this.#engine = options.engine;
     this.#clock = options.clock;
@@ -94,8 +113,12 @@ export class Worker {
     this.#projectDirOf = (jobId) => join(options.projectsDir, jobId);
     this.images = new Images(options);
     this.#overlay = options.overlay;
-    const onChange = () => options.overlay.setBridges(this.networks.bridges());
+    const onChange = () => {
+      options.overlay.setBridges(this.networks.bridges());
+      this.guard.update();
+    };
     this.networks = new JobNetworks({ ...options, onChange });
+    this.guard = new ContainerGuard({ ...options, networks: this.networks });
     this.#files = new ProjectFiles({ ...options, projectDirOf: this.#projectDirOf });
     this.secrets = new SecretFiles({ ...options.secrets, nodeId: options.owner.nodeId });
   }
@@ -131,8 +154,9 @@ export class Worker {
       throwIfAborted(signal);
       at("starting");
       if (wanted && hasSecrets(wanted.spec)) await this.#findSecrets(container, wanted.spec);
+      const networks = container.endpoints?.map(({ networkId, network }) => networkId || network) ?? [];
       const binds = container.binds ?? (await this.#engine.inspect(container.id))?.binds ?? [];
-      await this.#start(container.id, { wanted, binds, neverRan: container.state === "created" });
+      await this.#start(container.id, { wanted, binds, neverRan: container.state === "created", networks, signal });
     });
   }
 
@@ -195,10 +219,7 @@ export class Worker {
     this.#see(binds);
     throwIfAborted(signal);
     const id = await this.#createOrAdopt(containerName(context), { body, wanted });
-    // What a container asks of another node in its first moment is to get there.
-    await this.#overlay.connected();
-    throwIfAborted(signal);
-    await this.#start(id, { wanted, binds, neverRan: true });
+    await this.#start(id, { wanted, binds, neverRan: true, networks: placesOf(wanted), signal });
     return id;
   }
 
@@ -268,15 +289,17 @@ export class Worker {
     }
   }
 
-  async #start(
-    id: string,
-    { wanted, binds, neverRan }: { wanted: Wanted | undefined; binds: readonly Bind[]; neverRan: boolean },
-  ): Promise<void> {
+  async #start(id: string, { wanted, binds, neverRan, networks, signal }: StartDetails): Promise<void> {
     let seen: SeenSources | undefined;
     try {
       if (wanted && neverRan) await this.#connect(id, wanted);
-      seen = this.#see(binds);
-      await this.#engine.start(id);
+      // What a container asks of another node in its first moment is to get there, and what it may not ask is not.
+      const start = () => {
+        throwIfAborted(signal);
+        seen = this.#see(binds);
+        return this.#engine.start(id);
+      };
+      await this.guard.during(id, { networks, start });
     } catch (error) {
       if (neverRan && error instanceof Refusal) await this.#engine.remove(id);
       if (!wanted || !(error instanceof EngineError)) throw error;
@@ -313,6 +336,11 @@ export class Worker {
     const all = await this.#engine.list().catch(() => []);
     return all.find(({ ports }) => ports.some(({ host_port }) => host_port === port))?.name;
   }
+}
+
+/** The networks that a container will be on, by their names on the node. */
+function placesOf({ allocation: { job_id: jobId }, spec }: Wanted): string[] {
+  return spec.network_mode === "bridge" || spec.network_mode === "default" ? ["bridge"] : networksOf(spec, jobId);
 }
 
 /** How long a container gets between its stop signal and its end, in milliseconds. */

@@ -224,6 +224,10 @@ const CACOPHONY = {
     "what becomes of a slot whose data are on a node that is down: it waits for it (the default), or is made anew elsewhere, without them",
   ),
   stop_when_isolated: honoured(isolation),
+  api: limited(
+    oneOf(["read", "deploy"]),
+    "the API of the node that the container runs on, at any of that node's addresses: read gets services, jobs (without values of environment, configs and secrets) and discovery; deploy also sends jobs",
+  ),
   strategy: honoured(oneOf(["spread", "binpack"])),
 } satisfies Table;
 const WATCH = {

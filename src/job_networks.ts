@@ -6,6 +6,7 @@ import { byPriority, networkName } from "./container_options.ts";
 import { show } from "./job_grammar.ts";
 import type { NetworkFields, ServiceFields } from "./job_keys.ts";
 import type { Report } from "./job_service_files.ts";
+import { BRIDGE_NAME_OPTION, isDeviceName } from "./model_network.ts";
 import { type EndpointSpec, IFNAME, type NetworkSpec } from "./model_spec.ts";
 
 type Place = NonNullable<ServiceFields["networks"]>[number][1];
@@ -122,6 +123,14 @@ export function networkOf(key: string, fields: NetworkFields = {}): NetworkSpec 
   };
 }
 
+/** What is said of networks on which no firewall of the node stands between containers and the APIs of nodes. */
+export const REACHES_APIS =
+  "lets its containers reach the API of every node, and so Docker on every node: nothing can keep them from it there";
+/** Drivers of such networks. */
+const OPEN_DRIVERS: readonly string[] = ["macvlan", "ipvlan"];
+/** Bridges that have a use already, by names that Docker would take. */
+const TAKEN_BRIDGES: readonly string[] = ["lo", "docker0", "docker_gwbridge", "cvx", "cwg"];
+
 /** What of a network's definition can't be had on nodes, or is without effect; paths are below the network. */
 export function checkNetwork(
   definition: NetworkFields | undefined,
@@ -142,6 +151,14 @@ export function checkNetwork(
   }
   if (driver === "overlay") {
     report.warn("driver", "is left out: a bridge is made, and names reach the job's containers on the same node");
+  }
+  if (OPEN_DRIVERS.includes(driver)) report.warn("driver", `is ${driver}, which ${REACHES_APIS}`);
+  const bridge = new Map(own.driver_opts).get(BRIDGE_NAME_OPTION);
+  if (bridge !== undefined && (!isDeviceName(bridge) || TAKEN_BRIDGES.includes(bridge))) {
+    report.fault(
+      "driver_opts",
+      `names the bridge ${JSON.stringify(bridge)}: write up to 15 letters, digits, '.', '_' and '-', the first a letter or digit, and no name that is taken (${TAKEN_BRIDGES.join(", ")})`,
+    );
   }
   if (enable_ipv4 === false && !enable_ipv6)
     report.fault("enable_ipv4", "leaves the network without addresses: write enable_ipv6: true beside it");

@@ -4,7 +4,7 @@
  * volumes and networks), and where compose and Cacophony differ in effect.
  */
 import { cleanPath, sendFromAbove } from "./job_files.ts";
-import { endpointsOf, withNetworkMode } from "./job_networks.ts";
+import { endpointsOf, REACHES_APIS, withNetworkMode } from "./job_networks.ts";
 import { show } from "./job_grammar.ts";
 import type { DeviceRequestFields } from "./job_forms.ts";
 import type { NetworkFields, ServiceFields, VolumeFields } from "./job_keys.ts";
@@ -99,11 +99,30 @@ export function buildService(written: ServiceFields, around: Surroundings): Serv
     ports: ports(service, report),
     ...mounts(service, around),
     ...present({ stop_when_isolated_ms: milliseconds(service["x-cacophony"]?.stop_when_isolated) }),
+    ...apiAccess(service, report),
     restart: restart(service),
     ...resources(service, report),
     ...network(service, around),
     ...passedOn(service, around),
   };
+}
+
+/** Who calls an API is told by its address, so it needs one of its own. */
+function apiAccess(
+  { "x-cacophony": own, network_mode: mode }: ServiceFields,
+  report: Report,
+): Pick<ServiceSpec, "api"> {
+  const access = own?.api;
+  if (access === undefined) return {};
+  const path = ["x-cacophony", "api"];
+  const shared = mode === undefined ? undefined : sharedService(mode);
+  if (shared !== undefined) report.fault(path, `is for the service whose network it is: write it at ${shared}`);
+  else if (mode === "none") report.fault(path, "needs a network, and network_mode: none leaves the service without");
+  else if (mode === "host") {
+    report.warn(path, "is without effect: with network_mode: host the service reaches the API of every node anyway");
+    return {};
+  }
+  return { api: access };
 }
 
 function checkImage(service: ServiceFields, report: Report): void {
@@ -361,6 +380,7 @@ function network(
       `is not under the top-level networks${near ? `: did you mean ${near}?` : "; add it there"}`,
     );
   }
+  if (mode === "host") report.warn(["network_mode"], REACHES_APIS);
   if (mode) {
     const shared = sharedService(mode);
     if (shared !== undefined) checkSharedNetwork(service, { shared, report });

@@ -5,12 +5,15 @@
  */
 import * as v from "valibot";
 import type { Clock, Timer } from "./clock.ts";
+import { type Signer, signWelcome } from "./cluster_key.ts";
 import { newView, type NodeView } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
+import { Callers } from "./membership_callers.ts";
 import { messageWriter, PeerNews } from "./membership_peers.ts";
 import { engineInUse, type Refusal, refusalOf } from "./membership_refusals.ts";
 import { type Hold, Silence } from "./membership_silence.ts";
+import { SILENT_HEARTBEATS, verdictOf } from "./membership_verdict.ts";
 import type {
   Change,
   EngineStatus,
@@ -27,17 +30,15 @@ import type { NodeNetwork } from "./model_network.ts";
 import type { Scheduler } from "./scheduler.ts";
 import { lostLeavers } from "./scheduler_nodes.ts";
 import { freeSubnet } from "./subnet.ts";
-import type { Channel } from "./transport.ts";
+import type { Caller, Channel } from "./transport.ts";
 
 /** One open connection of a node. */
-type NodeLink = { send(message: MasterMessage): void; close(): void };
+type NodeLink = { send(message: MasterMessage): void; close(): void; remote: string | undefined };
 
 /** Looks at everybody's silence in a heartbeat's interval: a node that is gone is noticed that much late. One while all is well. */
 const SWEEPS_PER_HEARTBEAT = 4;
 /** Who was heard of within so many heartbeats is not called silent before another one has passed. */
 const RECENT_HEARTBEATS = 1.25;
-/** Heartbeats after which a connected node that says nothing is not ready. */
-const SILENT_HEARTBEATS = 2.5;
 /** A node's block of the cluster's range: 256 addresses. */
 const BLOCK_BITS = 24;
 /** A connection that does not say who it is by then is closed. */
@@ -49,6 +50,10 @@ export type MembershipOptions = {
   log: Log;
   /** This master as nodes reach it. Its own record may not be there yet, or be of a former address. */
   self: Peer;
+  /** The cluster's key: welcomes are signed with it. */
+  signer: Signer;
+  /** A secret text that differs each time. */
+  newToken: () => string;
   /** How often nodes send a heartbeat, and after how long without one a node is down. Milliseconds. */
   heartbeatIntervalMs: number;
   nodeTimeoutMs: number;
@@ -69,6 +74,7 @@ export class Membership {
   /** Nodes whose last report could not be written down, with the removals that it told of. */
   readonly #unconfirmed = new Map<string, readonly string[]>();
   readonly #silence: Silence;
+  readonly #callers: Callers;
   /** Since when nodes have told that their Engine is dead. */
   readonly #engineDownSince = new Map<string, number>();
   readonly #peerNews: PeerNews;
@@ -85,6 +91,7 @@ export class Membership {
 
   constructor(options: MembershipOptions) {
     this.#options = options;
+    this.#callers = new Callers(options);
     const { nodeTimeoutMs, heartbeatIntervalMs, massFailureHoldMs: holdMs = DEFAULT_MASS_FAILURE_HOLD_MS } = options;
     this.#peerNews = new PeerNews({
       ...options,
@@ -124,14 +131,25 @@ export class Membership {
     this.#links.clear();
   }
 
-  /** Whether the process that calls itself `instance` has an open session as this node. */
-  isConnected({ node_id, instance }: { node_id: string; instance: string }): boolean {
-    return this.#links.has(node_id) && this.#instances.get(node_id) === instance;
+  /** Whether a node in session makes this call. */
+  isNode(caller: Caller): boolean {
+    return this.#callers.isNode(caller);
+  }
+
+  /** Whether the process that calls itself `instance` makes this call, and has an open session as this node. */
+  isConnected({ node_id, instance }: { node_id: string; instance: string }, caller: Caller): boolean {
+    const link = this.#links.get(node_id);
+    if (!link || this.#instances.get(node_id) !== instance) return false;
+    return this.#callers.isOlder(link) || this.#callers.isNode(caller, node_id);
   }
 
   /** Serves one connection of a node: the first message is its hello, what follows are its reports. */
   accept(channel: Channel): { onMessage: (text: string) => void; onClose: () => void } {
-    const link: NodeLink = { send: (message) => channel.send(this.#write(message)), close: () => channel.close() };
+    const link: NodeLink = {
+      send: (message) => channel.send(this.#write(message)),
+      close: () => channel.close(),
+      remote: channel.remote,
+    };
     let nodeId: string | undefined;
     let connecting = false;
     let closed = false;
@@ -153,7 +171,9 @@ export class Membership {
         this.#connect(parsed.output, link).then(
           (id) => {
             nodeId = id;
-            if (id !== undefined && closed) this.#disconnect(id, link);
+            if (!closed) return;
+            this.#callers.forget(link);
+            if (id !== undefined) this.#disconnect(id, link);
           },
           (error: unknown) => {
             this.#writeFailed(error);
@@ -164,6 +184,7 @@ export class Membership {
       onClose: () => {
         closed = true;
         timeout.cancel();
+        this.#callers.forget(link);
         if (nodeId !== undefined) this.#disconnect(nodeId, link);
       },
     };
@@ -285,6 +306,7 @@ export class Membership {
       availability: isDue ? "drain" : (former?.availability ?? "active"),
       ...(drain && { drain }),
       ...this.#networkFor(hello, former),
+      ...(hello.api_addresses && { api_addresses: hello.api_addresses }),
       labels: hello.labels,
       set_labels: former?.set_labels ?? [],
       ...platformOf(hello.engine, former),
@@ -320,7 +342,7 @@ export class Membership {
   }
 
   #open(record: NodeRecord, { hello, link }: { hello: Hello; link: NodeLink }): void {
-    const { scheduler, log, clock, self, heartbeatIntervalMs, nodeTimeoutMs } = this.#options;
+    const { scheduler, log, clock, self, signer, heartbeatIntervalMs, nodeTimeoutMs } = this.#options;
     const nodeId = record.node_id;
     const replaced = this.#links.get(nodeId);
     this.#links.set(nodeId, link);
@@ -333,8 +355,9 @@ export class Membership {
     this.#noteEngine(nodeId, { view, engine: hello.engine });
     // Of an earlier session: kept for readers, but nothing is concluded from them until the node has reported in full.
     Object.assign(view, { reported: false, applied: undefined });
-    link.send({
-      type: "welcome",
+    const token = this.#callers.admit(link, { nodeId, hello });
+    const welcome = {
+      type: "welcome" as const,
       cluster_id: scheduler.cluster.cluster_id,
       node_id: nodeId,
       node_name: record.node_name,
@@ -343,7 +366,9 @@ export class Membership {
       peers: this.#peers(),
       heartbeat_interval_ms: heartbeatIntervalMs,
       node_timeout_ms: nodeTimeoutMs,
-    });
+      ...(token !== undefined && { token }),
+    };
+    link.send(signWelcome(welcome, { hello, signer }));
     scheduler.attach(nodeId, (message) => link.send(message));
     this.#judge(nodeId, view);
     log.info("a node joined the session", { node: nodeId, node_name: record.node_name, address: record.address });
@@ -351,7 +376,9 @@ export class Membership {
   }
 
   #peers(): Peer[] {
-    return [...this.#state.nodes.values()].map(({ node_id, address }) => ({ node_id, address }));
+    return [...this.#state.nodes.values()].map(({ node_id, address, api_addresses }) => {
+      return { node_id, address, ...(api_addresses && { api_addresses }) };
+    });
   }
 
   // ---- Reports --------------------------------------------------------------------------------------------------------
@@ -524,7 +551,10 @@ export class Membership {
   }
 
   #judge(nodeId: string, view: NodeView): void {
-    const { state, reason } = this.#verdict(nodeId, view);
+    const { clock, heartbeatIntervalMs } = this.#options;
+    const silentMs = clock.now() - view.lastSeen;
+    const concluded = this.#silence.of(nodeId);
+    const { state, reason } = verdictOf(view, { silentMs, heartbeatIntervalMs, concluded });
     const before = view.state;
     const wasLost = this.#state.isLost(nodeId);
     view.state = state;
@@ -549,22 +579,6 @@ export class Membership {
       const removed = this.#options.scheduler.removeNode(nodeId, {});
       void removed.catch((error: unknown) => this.#writeFailed(error)).finally(() => this.#removing.delete(nodeId));
     }
-  }
-
-  #verdict(nodeId: string, view: NodeView): { state: NodeView["state"]; reason: string } {
-    const { clock, heartbeatIntervalMs } = this.#options;
-    const silentMs = clock.now() - view.lastSeen;
-    const silent = `not heard from for ${Math.round(silentMs / 1000)} s`;
-    const concluded = this.#silence.of(nodeId);
-    if (concluded === "held")
-      return { state: "down", reason: `${silent}, like most nodes: this master may be the one that is cut off` };
-    if (concluded === "lost") return { state: "down", reason: silent };
-    if (!view.connected) return { state: "unready", reason: "no session with the master" };
-    if (silentMs > heartbeatIntervalMs * SILENT_HEARTBEATS) return { state: "unready", reason: silent };
-    if (view.engine?.state === "unready") return { state: "unready", reason: view.engine.reason };
-    if (!view.resources) return { state: "unready", reason: "no reading of its resources yet" };
-    if (!view.reported) return { state: "unready", reason: "has not reported its containers yet" };
-    return { state: "ready", reason: "" };
   }
 
   /** Whether what the node runs is given up: it is down, or its Engine has been dead for too long. */

@@ -5,7 +5,7 @@
 import type { Clock, Timer } from "./clock.ts";
 import type { MasterMessage, Peer } from "./model.ts";
 
-/** Nothing about it is urgent. */
+/** Least time between two messages. The first one goes at once: nodes keep their containers from the API of a new node, too. */
 const DELAY_MS = 100;
 
 type Options = { clock: Clock; peers: () => Peer[]; tell: (message: MasterMessage) => void };
@@ -15,6 +15,7 @@ export class PeerNews {
   /** The list that all nodes know, by the last message or by their welcome. */
   #told = "";
   #timer: Timer | undefined;
+  #toldAt = -Infinity;
 
   constructor(options: Options) {
     this.#options = options;
@@ -31,12 +32,14 @@ export class PeerNews {
 
   /** The list may have changed. */
   notice(): void {
-    this.#timer ??= this.#options.clock.after(DELAY_MS, () => {
+    const { clock } = this.#options;
+    this.#timer ??= clock.after(Math.max(0, this.#toldAt + DELAY_MS - clock.now()), () => {
       this.#timer = undefined;
       const peers = this.#options.peers();
       const text = JSON.stringify(peers);
       if (text === this.#told) return;
       this.#told = text;
+      this.#toldAt = clock.now();
       this.#options.tell({ type: "peers", peers });
     });
   }

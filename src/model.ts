@@ -9,7 +9,7 @@
  */
 import * as v from "valibot";
 import { directoryMessage, networkMessage, networkMode, nodeNetwork } from "./model_network.ts";
-import { count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
+import { type apiAccess, count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
 
 /** Version of the node-to-master protocol; a node with another one is refused with both numbers. */
 export const PROTOCOL_VERSION = 3;
@@ -25,6 +25,8 @@ export const clusterRecord = v.object({
   /** How containers of different nodes reach each other, and the IPv4 range (CIDR) that all their addresses are out of. */
   network_mode: v.optional(networkMode, "vxlan"),
   network_cidr: v.optional(v.string(), DEFAULT_NETWORK_CIDR),
+  /** Public part of the cluster's key (`cluster_key.ts`). Absent: no master that signs its welcomes has run yet. */
+  cluster_key: v.exactOptional(v.string()),
 });
 export type ClusterRecord = v.InferOutput<typeof clusterRecord>;
 
@@ -144,6 +146,10 @@ export const drain = v.object({
 });
 export type Drain = v.InferOutput<typeof drain>;
 
+/** A machine has few; a list that is longer or holds anything else is not taken. */
+const MAX_API_ADDRESSES = 64;
+const apiAddresses = v.fallback(v.pipe(v.array(v.pipe(v.string(), v.ip())), v.maxLength(MAX_API_ADDRESSES)), []);
+
 export const nodeRecord = v.object({
   node_id: v.string(),
   node_name: v.string(),
@@ -160,6 +166,8 @@ export const nodeRecord = v.object({
   engine_id: v.exactOptional(v.string()),
   /** IPv4 address that packets between containers of different nodes travel to. */
   underlay: v.exactOptional(v.string()),
+  /** Further IP addresses that its API may be reached by, at the port of `address`; absent: none are known. */
+  api_addresses: v.exactOptional(apiAddresses),
   /** Blocks of the cluster's range (CIDR) that are this node's for as long as it is a member. */
   subnets: v.exactOptional(strings),
   joined_at: count,
@@ -334,6 +342,9 @@ export const allocationStatus = v.object({
 });
 export type AllocationStatus = v.InferOutput<typeof allocationStatus>;
 
+/** What a container may do with its node's API. */
+export type ApiAccess = "none" | v.InferOutput<typeof apiAccess>;
+
 /** The Docker Engine beside a node, as the node last saw it. */
 export const engineStatus = v.variant("state", [
   v.object({
@@ -355,8 +366,11 @@ export type EngineStatus = v.InferOutput<typeof engineStatus>;
 export const foreignContainer = v.object({ container_id: v.string(), name: v.string(), cluster_id: v.string() });
 export type ForeignContainer = v.InferOutput<typeof foreignContainer>;
 
+/** Number of one leadership. A number that is not safe has no successor. */
+const term = v.pipe(count, v.safeInteger());
+
 /** Position in the order of assignments: a higher term wins, then a higher revision. */
-export const order = v.object({ term: count, revision: count });
+export const order = v.object({ term, revision: count });
 export type Order = v.InferOutput<typeof order>;
 
 /** Whether `a` comes before `b`. */
@@ -402,6 +416,9 @@ export function isPassing(code: string): code is PassingRefusal {
   return (PASSING_REFUSALS as readonly string[]).includes(code);
 }
 
+/** Nodes send 16 random bytes as text; this leaves room for more. */
+const MAX_NONCE_LENGTH = 128;
+
 export const hello = v.object({
   type: v.literal("hello"),
   protocol: v.number(),
@@ -410,10 +427,13 @@ export const hello = v.object({
   node_id: v.string(),
   /** Differs for each process: two that claim one node id (a copied data directory) must not both be it. */
   instance: v.string(),
+  /** What the welcome has to sign, so that no older welcome is taken for an answer. Absent: the node is older and looks for no signature. */
+  nonce: v.exactOptional(v.pipe(v.string(), v.maxLength(MAX_NONCE_LENGTH))),
   node_name: v.string(),
   address: v.string(),
   /** IPv4 address that packets between containers of different nodes travel to; absent: it has none. */
   underlay: v.exactOptional(v.string()),
+  api_addresses: v.exactOptional(apiAddresses),
   labels: pairs,
   engine: engineStatus,
   version: v.string(),
@@ -460,7 +480,11 @@ export type NodeMessage = v.InferOutput<typeof nodeMessage>;
 export const secretRequest = v.object({ node_id: v.string(), instance: v.string(), secret_id: v.string() });
 export type SecretRequest = v.InferOutput<typeof secretRequest>;
 
-export const peer = v.object({ node_id: v.string(), address: v.string() });
+export const peer = v.object({
+  node_id: v.string(),
+  address: v.string(),
+  api_addresses: v.exactOptional(apiAddresses),
+});
 export type Peer = v.InferOutput<typeof peer>;
 
 export const welcome = v.object({
@@ -468,11 +492,16 @@ export const welcome = v.object({
   cluster_id: v.string(),
   node_id: v.string(),
   node_name: v.string(),
-  term: count,
+  term,
   master: peer,
   peers: v.array(peer),
   heartbeat_interval_ms: count,
   node_timeout_ms: count,
+  /** Public part of the cluster's key and its signature of this welcome (`cluster_key.ts`). Absent: the master is older. */
+  cluster_key: v.exactOptional(v.string()),
+  signature: v.exactOptional(v.string()),
+  /** What the node shows in internal calls to the master while this session lasts. Absent: the master is older. */
+  token: v.exactOptional(v.string()),
 });
 export type Welcome = v.InferOutput<typeof welcome>;
 
@@ -517,6 +546,8 @@ export const LABELS = {
   isolated: "cacophony.stop-when-isolated-ms",
   /** Milliseconds of grace, for an executor that stops a container which it has no spec for. */
   grace: "cacophony.stop-grace-ms",
+  /** What it may do with its node's API: `read` or `deploy`; absent: nothing. */
+  api: "cacophony.api",
   /** Id of the container's image, and its digest in the registry where it has one: whether replicas run the same. */
   image: "cacophony.image",
   imageDigest: "cacophony.image-digest",
@@ -540,8 +571,11 @@ export type ErrorCode =
   | "conflict"
   | "precondition_failed"
   | "too_large"
+  | "request_timeout"
   | "unsupported_media_type"
+  | "forbidden"
   | "forbidden_origin"
+  | "forbidden_host"
   | "no_master"
   | "busy"
   | "outcome_unknown"

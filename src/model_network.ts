@@ -6,6 +6,19 @@
 import * as v from "valibot";
 import { count, entryPort, port, strings } from "./model_spec.ts";
 
+/** Docker's option for the name of a network's bridge. */
+export const BRIDGE_NAME_OPTION = "com.docker.network.bridge.name";
+/** Linux takes 15 bytes. `all` and `default` stand for every device where settings are written by device. */
+const DEVICE_NAME = /^(?!(?:all|default)$)[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$/;
+
+/**
+ * Whether a bridge has a name that firewall rules and paths can hold: iptables takes `br-+` for every bridge, and its input has
+ * quotes and spaces of its own.
+ */
+export function isDeviceName(name: string): boolean {
+  return DEVICE_NAME.test(name);
+}
+
 /** A node as the cluster's network reaches it. */
 export const networkPeer = v.object({
   node_id: v.string(),

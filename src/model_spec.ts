@@ -279,6 +279,9 @@ export const restartSpec = v.object({
 });
 export type RestartSpec = v.InferOutput<typeof restartSpec>;
 
+/** What a service's containers may do with the API of the node that they run on (`x-cacophony.api`). */
+export const apiAccess = v.picklist(["read", "deploy"]);
+
 /** Definition of one service's container; its hash decides whether a running container is up to date. */
 export const serviceSpec = v.object({
   image: v.pipe(v.string(), v.minLength(1)),
@@ -297,6 +300,8 @@ export const serviceSpec = v.object({
   stop_timeout_s: v.exactOptional(count),
   /** The node stops it by itself after so long without a master (`x-cacophony.stop_when_isolated`); absent: never. */
   stop_when_isolated_ms: v.exactOptional(count),
+  /** Absent: its containers are kept from the API. */
+  api: v.exactOptional(apiAccess),
   ports: v.array(portSpec),
   mounts: v.array(mountSpec),
   /** What of the project directory was sent with the document, as far as the service mounts it. */

@@ -2,15 +2,17 @@
  * @module One process of Cacophony: builds the parts, wires them, starts and stops them. Owns the decision of what this process
  * is (the master of a new cluster, a node that joins one, or what its data directory says) and nothing of what the parts do.
  */
-import { lookup } from "node:dns/promises";
+import { randomBytes } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
-import { hostname, networkInterfaces } from "node:os";
+import { hostname } from "node:os";
 import type { Address } from "./address.ts";
-import { DEFAULT_PORT, formatAddress, isLoopback, isWildcard, parseAddress } from "./address.ts";
+import { DEFAULT_PORT, formatAddress, isLoopback, isWildcard } from "./address.ts";
 import type { LocalNode } from "./api.ts";
 import { createApi } from "./api.ts";
+import type { HostNames } from "./api_hosts.ts";
 import { systemClock } from "./clock.ts";
-import type { Identity, Settings } from "./data_dir.ts";
+import { ClusterKey } from "./cluster_key.ts";
+import type { Identity } from "./data_dir.ts";
 import { DataDir, newIdentity } from "./data_dir.ts";
 import { type Engine, openEngine } from "./docker.ts";
 import { nodeLogins } from "./docker_login.ts";
@@ -24,25 +26,22 @@ import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
 import { DEFAULT_NETWORK_CIDR, isPassing, PROTOCOL_VERSION, StartError } from "./model.ts";
+import { apisOf, ownApiAddresses } from "./node_addresses.ts";
+import { namesOfNode } from "./node_hosts.ts";
+import { decideIdentity, type IdentityOptions, newId, sealerOf } from "./node_identity.ts";
+import { advertisedAddress, bindAddress, bindTowards, listenAddresses, peersOf, underlayOf } from "./node_listen.ts";
 import { HostMeter } from "./resources.ts";
 import { Overlay } from "./overlay.ts";
 import { OverlayKernel } from "./overlay_kernel.ts";
 import { NAMES_PORT } from "./overlay_plan_firewall.ts";
 import { Scheduler } from "./scheduler.ts";
-import { Sealer, SealError } from "./seal.ts";
 import { Session } from "./session.ts";
 import { openSqliteStore } from "./store.ts";
-import type { Listener, Transport } from "./transport.ts";
-import { dialSelf, fetchChunk, fetchSecret, listen, localAddressTowards, networkTransport } from "./transport.ts";
+import type { CalledMaster, Caller, Listener, Transport } from "./transport.ts";
+import { dialSelf, fetchChunk, fetchSecret, listen, networkTransport } from "./transport.ts";
 
-export type StartOptions = {
-  /** `resume`: whatever the data directory says. */
-  command: "bootstrap" | "join" | "resume";
-  /** For `join`: the address of any node of the cluster. */
-  peer?: string;
+export type StartOptions = IdentityOptions & {
   dataDir: string;
-  /** What the command line said; what it left out stays as the node was last started. */
-  settings: Settings;
   /** Where Docker is when nothing was ever said. */
   defaultDockerHost: string;
   /** Where the docker command line keeps its registry logins, and where its credential helpers are. */
@@ -53,6 +52,8 @@ export type StartOptions = {
   log: Log;
 };
 
+/** A node that does not know yet where to listen does so here. */
+const LOOPBACK: Address = { host: "127.0.0.1", port: DEFAULT_PORT };
 const DEFAULT_HEARTBEAT_MS = 1_000;
 const DEFAULT_NODE_TIMEOUT_MS = 4_000;
 /** Percent of Docker's disk in use from which it takes no new containers. */
@@ -61,6 +62,8 @@ const DEFAULT_DISK_LIMIT = 90;
 const MIN_TIMEOUT_HEARTBEATS = 3;
 /** SIGTERM has to end the process within 2 s, whatever a part is waiting for. */
 const STOP_TIMEOUT_MS = 1_500;
+/** Of a nonce and of a token: nobody guesses one. */
+const RANDOM_BYTES = 16;
 
 /** A running node. */
 export class Node implements LocalNode {
@@ -73,9 +76,11 @@ export class Node implements LocalNode {
   readonly #leave: () => void;
   readonly #log: Log;
   readonly #data: DataDir;
-  readonly #bind: Address;
   readonly #instance = crypto.randomUUID();
+  /** Where it listens; undefined: only on loopback, until a peer can be reached. */
+  #bind: Address | undefined;
   #advertise: string;
+  #hostNames: HostNames;
   #identity: Identity;
   /** IPv4 address of this machine that containers of other nodes are reached by. */
   #underlay: string | undefined;
@@ -87,11 +92,9 @@ export class Node implements LocalNode {
   #policy: Policy | undefined;
   #membership: Membership | undefined;
   #listener: Listener | undefined;
+  #apis: Promise<void> = Promise.resolve();
 
-  private constructor(
-    data: DataDir,
-    { identity, bind, options }: { identity: Identity; bind: Address; options: StartOptions },
-  ) {
+  private constructor(data: DataDir, { identity, options }: { identity: Identity; options: StartOptions }) {
     const failed = Promise.withResolvers<StartError>();
     this.failed = failed.promise;
     this.#fail = failed.resolve;
@@ -102,8 +105,8 @@ export class Node implements LocalNode {
     this.#log = options.log;
     this.#data = data;
     this.#identity = identity;
-    this.#bind = bind;
     this.#advertise = "";
+    this.#hostNames = this.#findHostNames();
   }
 
   /**
@@ -122,8 +125,7 @@ export class Node implements LocalNode {
       );
     try {
       const identity = await decideIdentity(data, options);
-      const bind = bindAddress(identity);
-      const node = new Node(data, { identity, bind, options });
+      const node = new Node(data, { identity, options });
       await node.#start(options);
       return node;
     } catch (error) {
@@ -181,23 +183,32 @@ export class Node implements LocalNode {
 
   async #start(options: StartOptions): Promise<void> {
     const { log } = options;
-    this.#listener = listen(this.#bind, {
-      fetch: createApi({
-        local: this,
-        scheduler: () => this.#scheduler,
-        dataDir: this.#data.path,
-        secretsDir: (nodeId) => secretsDir(options.secretRoots, nodeId),
-        secret: (request) => this.#secretFor(request),
-        policy: () => this.#policy,
-        hold: () => this.#membership?.hold,
-        reschedule: () => this.#membership?.reschedule() ?? [],
-        log,
-      }).fetch,
+    const api = createApi({
+      local: this,
+      scheduler: () => this.#scheduler,
+      dataDir: this.#data.path,
+      secretsDir: (nodeId) => secretsDir(options.secretRoots, nodeId),
+      isNode: (caller) => this.#membership?.isNode(caller) ?? false,
+      secret: (request, caller) => this.#secretFor(request, caller),
+      policy: () => this.#policy,
+      hostNames: () => this.#hostNames,
+      hold: () => this.#membership?.hold,
+      reschedule: () => this.#membership?.reschedule() ?? [],
+      access: (remote) => this.#executor?.apiAccess(remote),
+      log,
+    });
+    this.#bind = await bindAddress(this.#identity);
+    const addresses = listenAddresses(this.#bind, this.#identity);
+    this.#listener = await listen(addresses, {
+      fetch: (request, origin) => api.fetch(request, origin),
+      isOpenTo: (remote) => this.#executor?.apiAccess(remote) === undefined,
       session: () => this.#membership && ((channel) => this.#membership!.accept(channel)),
     });
     try {
       this.#advertise = await advertisedAddress(this.#bind, this.#identity);
+      this.#hostNames = this.#findHostNames();
       this.#warnOfExposure();
+      this.#identity = { ...this.#identity, ...this.#lastBind() };
       this.#data.save(this.#identity);
       if (this.#identity.role === "master") await this.#startMaster();
       this.#underlay = await underlayOf(this.#advertise);
@@ -211,7 +222,7 @@ export class Node implements LocalNode {
     }
     log.info("this node is up", {
       role: this.#identity.role,
-      listens: formatAddress(this.#bind),
+      listens: addresses.map(formatAddress).join(", "),
       address: this.#advertise,
       data: this.#data.path,
     });
@@ -251,13 +262,22 @@ export class Node implements LocalNode {
       network_mode: settings.network ?? "vxlan",
       network_cidr: settings.network_cidr ?? DEFAULT_NETWORK_CIDR,
     };
-    await scheduler.start(fresh, { seen: seen_term, written: has_state });
+    const { clusterKeyPath } = this.#data;
+    const key = new ClusterKey(clusterKeyPath);
+    const isNew = !existsSync(clusterKeyPath);
+    await scheduler.start(fresh, { seen: seen_term, written: has_state, key });
+    if (isNew)
+      this.#log.info("this master has made the cluster's key, which its nodes will know it by: keep a backup of it", {
+        file: clusterKeyPath,
+      });
     this.#update({ has_state: true });
     this.#scheduler = scheduler;
     this.#membership = new Membership({
       ...common,
       scheduler,
       self: { node_id, address: this.#advertise },
+      signer: key,
+      newToken: randomText,
       heartbeatIntervalMs,
       nodeTimeoutMs,
       ...(settings.engine_timeout_ms !== undefined && { engineTimeoutMs: settings.engine_timeout_ms }),
@@ -277,6 +297,7 @@ export class Node implements LocalNode {
     const overlay = new Overlay({
       ...common,
       kernel: new OverlayKernel({ log, searchPath }),
+      apiPort: (this.#bind ?? LOOPBACK).port,
       ...(remote && {
         unfit: `the cluster's network needs the Docker Engine on the node's own machine; this node's is at ${host}`,
       }),
@@ -287,6 +308,18 @@ export class Node implements LocalNode {
     });
     this.#dns = dns;
     this.#overlay = overlay;
+    this.#guardApis();
+  }
+
+  /** Containers of this node are kept from the APIs of the others, wherever those are. */
+  #guardApis(): void {
+    const { node_id, peers } = this.#identity;
+    const before = this.#apis;
+    this.#apis = apisOf(peers, { selfId: node_id }).then(async (apis) => {
+      await before;
+      this.#overlay?.setApis(apis);
+    });
+    this.#apis.catch((error: unknown) => this.#log.warn("an address of a node cannot be read", { error }));
   }
 
   #startExecutor({ dockerLogins, secretRoots }: StartOptions, engine: Engine): void {
@@ -310,7 +343,7 @@ export class Node implements LocalNode {
       ...(diskLimit > 0 && { diskLimit }),
       isolatedSince: () => (this.#session?.lost ? undefined : this.#session?.lastHeard),
       nodeLogin: nodeLogins({ ...dockerLogins, log: this.#log }),
-      fetchChunk: (chunkHash) => fetchChunk(this.#masterAddress(), chunkHash),
+      fetchChunk: async (chunkHash) => fetchChunk(this.#calledMaster(), chunkHash),
       secrets: { roots: secretRoots, fetch: (secretId) => this.#fetchSecret(secretId) },
       overlay,
       onChange: () => {
@@ -328,7 +361,7 @@ export class Node implements LocalNode {
     const executor = this.#executor;
     if (!executor) throw new Error("the executor comes first");
     this.#session = new Session({
-      transport: this.#identity.role === "master" ? this.#selfTransport() : networkTransport,
+      transport: this.#identity.role === "master" ? this.#selfTransport() : this.#networkTransport(),
       executor: {
         assign: (assignments) => executor.assign(assignments),
         snapshot: () => executor.snapshot(),
@@ -338,6 +371,7 @@ export class Node implements LocalNode {
       random: Math.random,
       log: this.#log,
       hello: () => this.#hello(executor),
+      trust: () => ({ clusterKey: this.#identity.cluster_key, seenTerm: this.#identity.seen_term }),
       addresses: () => this.#knownAddresses(),
       onWelcome: (welcome) => this.#welcomed(welcome, executor),
       onPeers: (peers) => this.#update({ peers }),
@@ -356,18 +390,18 @@ export class Node implements LocalNode {
   }
 
   async #fetchSecret(secret_id: string): Promise<Uint8Array> {
-    return fetchSecret(this.#masterAddress(), { node_id: this.nodeId, instance: this.#instance, secret_id });
+    return fetchSecret(this.#calledMaster(), { node_id: this.nodeId, instance: this.#instance, secret_id });
   }
 
   /** What this master hands out: only to the process that has the session of a node which is to run what mounts the secret. */
-  #secretFor(request: SecretRequest): Uint8Array | undefined {
-    return this.#membership?.isConnected(request) ? this.#scheduler?.secrets.valueFor(request) : undefined;
+  #secretFor(request: SecretRequest, caller: Caller): Uint8Array | undefined {
+    return this.#membership?.isConnected(request, caller) ? this.#scheduler?.secrets.valueFor(request) : undefined;
   }
 
-  #masterAddress(): string {
+  #calledMaster(): CalledMaster {
     const address = this.#identity.role === "master" ? this.#selfAddress() : this.#masterPeer()?.address;
     if (address === undefined) throw new Error("this node has not heard of a master yet");
-    return address;
+    return { address, token: this.#session?.token };
   }
 
   #overlayReport() {
@@ -376,8 +410,41 @@ export class Node implements LocalNode {
   }
 
   #selfAddress(): string {
-    const host = isWildcard(this.#bind.host) ? (this.#bind.host === "::" ? "::1" : "127.0.0.1") : this.#bind.host;
-    return formatAddress({ host, port: this.#bind.port });
+    if (!this.#bind) throw new Error("a master knows where it listens");
+    const { host, port } = this.#bind;
+    return formatAddress({ host: isWildcard(host) ? (host === "::" ? "::1" : "127.0.0.1") : host, port });
+  }
+
+  #networkTransport(): Transport {
+    return {
+      ...networkTransport,
+      dial: async (address, handlers) => {
+        await this.#listenTowards(address);
+        return networkTransport.dial(address, handlers);
+      },
+    };
+  }
+
+  /** A node that did not know where to listen knows it once it reaches the master: its hello says it. */
+  async #listenTowards(master: string): Promise<void> {
+    if (this.#bind) return;
+    const bind = await bindTowards([...peersOf(this.#identity), master]);
+    if (!bind) throw new Error(`cannot tell from which address of this machine ${master} is reached`);
+    if (!isLoopback(bind.host)) this.#listener?.add(bind);
+    this.#bind = bind;
+    this.#advertise = await advertisedAddress(bind, this.#identity);
+    this.#underlay = await underlayOf(this.#advertise);
+    this.#hostNames = this.#findHostNames();
+    this.#warnOfExposure();
+    this.#update(this.#lastBind());
+    this.#log.info("this node listens", { listens: formatAddress(bind), address: this.#advertise });
+  }
+
+  /** What to keep of where a worker listens that was not told where. */
+  #lastBind(): Partial<Identity> {
+    const { role, settings } = this.#identity;
+    const isChosen = role === "worker" && settings.bind_addr === undefined;
+    return isChosen && this.#bind ? { last_bind_addr: formatAddress(this.#bind) } : {};
   }
 
   /** The master is a node like any other; it reaches itself within its process, whatever address others see. */
@@ -399,18 +466,24 @@ export class Node implements LocalNode {
       ...(cluster_id === undefined ? {} : { cluster_id }),
       node_id,
       instance: this.#instance,
+      nonce: randomText(),
       node_name: settings.node_name ?? hostname(),
       address: this.#advertise,
       ...(this.#underlay === undefined ? {} : { underlay: this.#underlay }),
+      api_addresses: ownApiAddresses(this.#bind ? [this.#bind.host] : [], this.#underlay),
       labels: settings.labels ?? [],
       engine: executor.engineStatus(),
       version: this.version,
     };
   }
 
-  #welcomed({ cluster_id, node_id, term, master, peers }: Welcome, executor: Executor): void {
-    const seen_term = Math.max(term, this.#identity.seen_term);
-    this.#update({ cluster_id, node_id, seen_term, master, peers });
+  #welcomed({ cluster_id, node_id, cluster_key, term, master, peers }: Welcome, executor: Executor): void {
+    // A master of an earlier version proves nothing: only on a first join, where everything is believed, its term is kept.
+    const isProved = cluster_key !== undefined || this.#identity.cluster_id === undefined;
+    const seen_term = isProved ? Math.max(term, this.#identity.seen_term) : this.#identity.seen_term;
+    if (cluster_key !== undefined && this.#identity.cluster_key === undefined)
+      this.#log.info("this node keeps the cluster's key, and follows nobody without it", { cluster_key });
+    this.#update({ cluster_id, node_id, ...(cluster_key !== undefined && { cluster_key }), seen_term, master, peers });
     executor.adopt({ clusterId: cluster_id, nodeId: node_id });
     executor.noticeMaster();
   }
@@ -432,6 +505,10 @@ export class Node implements LocalNode {
     );
   }
 
+  #findHostNames(): HostNames {
+    return namesOfNode({ settings: this.#identity.settings, bind: this.#bind ?? LOOPBACK, advertise: this.#advertise });
+  }
+
   #masterPeer(): Peer | undefined {
     const { role, node_id, master } = this.#identity;
     if (role === "master") return { node_id, address: this.#advertise };
@@ -440,6 +517,7 @@ export class Node implements LocalNode {
 
   #update(changes: Partial<Identity>): void {
     this.#identity = { ...this.#identity, ...changes };
+    if (changes.peers) this.#guardApis();
     try {
       this.#data.save(this.#identity);
     } catch (error) {
@@ -449,6 +527,7 @@ export class Node implements LocalNode {
   }
 
   #warnOfExposure(): void {
+    if (!this.#bind) return;
     if (isLoopback(this.#bind.host)) {
       if (this.#identity.role === "master") {
         this.#log.warn(
@@ -466,75 +545,6 @@ export class Node implements LocalNode {
         address: formatAddress(this.#bind),
       },
     );
-  }
-}
-
-/** Reads what the data directory is and checks that the command fits; the result is not yet saved. */
-async function decideIdentity(data: DataDir, { command, peer, settings }: StartOptions): Promise<Identity> {
-  const known = data.identity;
-  const cluster = known?.cluster_id;
-  if (command === "resume" && !known) {
-    throw new StartError(
-      `there is no node in ${data.path} yet: begin with 'cacophony bootstrap' or 'cacophony join ADDRESS' (see --help)`,
-    );
-  }
-  if (command === "bootstrap" && known?.role === "worker" && cluster !== undefined) {
-    throw new StartError(
-      `${data.path} belongs to a node of cluster ${cluster}: resume it with 'cacophony', or choose another --data-dir`,
-    );
-  }
-  if (command === "join" && known?.role === "master") {
-    throw new StartError(
-      `${data.path} belongs to the master of cluster ${cluster}, which cannot join another: choose another --data-dir`,
-    );
-  }
-  if (command === "resume" && known && cluster === undefined && known.join_address === undefined) {
-    throw new StartError(`the node in ${data.path} has left its cluster: add it to one with 'cacophony join ADDRESS'`);
-  }
-  const role = command === "join" ? "worker" : command === "bootstrap" ? "master" : (known?.role ?? "worker");
-  if (role === "worker" && settings.policy_file) {
-    throw new StartError("--policy is for the master, which reads it for all nodes: start that one with it");
-  }
-  const identity: Identity = { ...(known ?? newIdentity({ role, node_id: newId() })), role };
-  if (role === "worker" && settings.secret_key_file) {
-    throw new StartError("--secret-key-file is for the master, which keeps all secrets: start that one with it");
-  }
-  identity.settings = { ...identity.settings, ...settings };
-  if (role === "master") refuseBadKey(identity.settings, data);
-  if (command === "bootstrap") identity.cluster_id ??= crypto.randomUUID();
-  if (command === "join" && peer !== undefined) {
-    identity.join_address = formatAddress(parseAddress(peer, "the address to join"));
-    if (cluster !== undefined) await refuseOtherCluster(identity.join_address, { cluster, path: data.path });
-  }
-  return identity;
-}
-
-/** A peer that does not answer proves nothing: the node resumes what it was. */
-async function refuseOtherCluster(
-  address: string,
-  { cluster, path }: { cluster: string; path: string },
-): Promise<void> {
-  const info = await networkTransport.askPeer(address).catch(() => undefined);
-  if (info?.cluster_id === undefined || info.cluster_id === cluster) return;
-  throw new StartError(
-    `${address} is of cluster ${info.cluster_id}, but ${path} belongs to cluster ${cluster}: choose another --data-dir`,
-  );
-}
-
-function sealerOf({ secret_key_file: path }: Settings, data: DataDir): Sealer {
-  return path ? new Sealer(path, { isGiven: true }) : new Sealer(data.keyPath);
-}
-
-/** A key that the operator keeps must be there and in order; a missing one of our own stops only what needs it. */
-function refuseBadKey(settings: Settings, data: DataDir): void {
-  if (!settings.secret_key_file) return;
-  try {
-    sealerOf(settings, data).check({ isFirst: false });
-  } catch (error) {
-    if (!(error instanceof SealError)) throw error;
-    throw new StartError(`${error.message}; --secret-key-file none goes back to the key in the data directory`, {
-      cause: error,
-    });
   }
 }
 
@@ -557,34 +567,6 @@ function policyOf(path: string | undefined): Policy | undefined {
   return readPolicy(text, { path });
 }
 
-function bindAddress({ role, settings }: Identity): Address {
-  if (settings.bind_addr !== undefined) return parseAddress(settings.bind_addr, "--bind-addr");
-  return { host: role === "master" ? "127.0.0.1" : "0.0.0.0", port: DEFAULT_PORT };
-}
-
-/** The IPv4 address behind the one that others reach this node at. */
-async function underlayOf(advertised: string): Promise<string | undefined> {
-  const { host } = parseAddress(advertised, "the advertised address");
-  const found = await lookup(host, { family: 4 }).catch(() => undefined);
-  return found?.address;
-}
-
-async function advertisedAddress(bind: Address, { settings, join_address, master }: Identity): Promise<string> {
-  if (settings.advertise_addr !== undefined)
-    return formatAddress(parseAddress(settings.advertise_addr, "--advertise-addr"));
-  if (!isWildcard(bind.host)) return formatAddress(bind);
-  for (const towards of [master?.address, join_address]) {
-    if (towards === undefined) continue;
-    const host = await localAddressTowards(parseAddress(towards, "the address of a peer"));
-    if (host !== undefined) return formatAddress({ host, port: bind.port });
-  }
-  const own = Object.values(networkInterfaces())
-    .flat()
-    .find((one) => one && !one.internal && one.family === "IPv4");
-  return formatAddress({ host: own?.address ?? "127.0.0.1", port: bind.port });
-}
-
-/** 12 hex digits, as short ids of containers have them: readable, and unique enough for what one cluster ever holds. */
-function newId(): string {
-  return crypto.randomUUID().replaceAll("-", "").slice(0, 12);
+function randomText(): string {
+  return randomBytes(RANDOM_BYTES).toString("base64url");
 }

@@ -4,18 +4,18 @@
  * so that a process that starts without a master goes on where the last one ended. The master's side is `directory.ts`; what is
  * to be in the kernel is decided in `overlay_plan.ts`.
  */
-import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject } from "node:crypto";
-import { existsSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
 import { type Clock, sleep, type Timer } from "./clock.ts";
 import { serviceKey } from "./cluster_state.ts";
-import { writeDurably, writePrivately } from "./data_dir.ts";
+import { writePrivately } from "./data_dir.ts";
 import type { EntryProxy, EntryStatus } from "./entry_proxy.ts";
 import {
   type DrainOptions,
   type ExecutorOverlay,
   type LocalAddresses,
+  type LocalGuard,
   type LocalNetwork,
   SUBNET_BITS,
 } from "./executor_networks.ts";
@@ -34,11 +34,15 @@ import {
 import { type NameAnswer, type NameQuestion, Names } from "./names.ts";
 import type { OverlayKernel } from "./overlay_kernel.ts";
 import type { Overlay as KernelOverlay } from "./overlay_plan.ts";
+import { type Guard, isGuarding } from "./overlay_plan_guard.ts";
 import { connectionsWith } from "./overlay_sockets.ts";
+import { wireguardKeys } from "./overlay_wireguard.ts";
 import { contains, firstAddress, withoutFirst } from "./subnet.ts";
 
 export type OverlayOptions = {
-  kernel: Pick<OverlayKernel, "supported" | "apply" | "remove">;
+  kernel: Pick<OverlayKernel, "supported" | "apply" | "guard" | "remove">;
+  /** TCP port of this node's API, which containers are kept from. */
+  apiPort: number;
   /** Why this machine can't take part, whatever its kernel can do; absent: it is tried. */
   unfit?: string;
   /** Answers at these addresses of this machine and no others. */
@@ -85,6 +89,13 @@ export class Overlay implements ExecutorOverlay {
   /** Undefined before Docker was looked at: the kernel is left as the last process left it until then. */
   #bridges: readonly LocalNetwork[] | undefined;
   #crossings: ReadonlyMap<string, Crossings> = new Map();
+  /** What the executor says of containers that are to be kept from APIs; undefined before Docker was looked at. */
+  #guarded: LocalGuard | undefined;
+  /** Where the APIs of other nodes are. */
+  #apis: Guard["nodes"] = [];
+  #guardProblems = "";
+  /** Whether there are rules for that. */
+  #isGuarded = false;
   /** What runs here; undefined before Docker was looked at. */
   #local: readonly AllocationStatus[] | undefined;
   /** What this node does; undefined before it is done. */
@@ -139,7 +150,7 @@ export class Overlay implements ExecutorOverlay {
     const network = this.#network;
     // Containers go on talking while no process looks after them; a node without any leaves the machine as it was.
     const isIdle = this.#local?.every(({ state }) => state !== "running") === true;
-    if (network && this.#state && this.#state.mode !== "none" && isIdle)
+    if (network && this.#state && isIdle && (this.#state.mode !== "none" || this.#isGuarded))
       await this.#options.kernel.remove(network.self.node_id);
   }
 
@@ -176,6 +187,21 @@ export class Overlay implements ExecutorOverlay {
     this.#told++;
     this.#apply();
     this.#options.onChange();
+  }
+
+  setGuard(guarded: LocalGuard): void {
+    if (Bun.deepEquals(guarded, this.#guarded)) return;
+    this.#guarded = guarded;
+    this.#told++;
+    this.#apply();
+  }
+
+  /** Where the APIs of the other nodes are, which containers here are kept from. */
+  setApis(nodes: Guard["nodes"]): void {
+    if (Bun.deepEquals(nodes, this.#apis)) return;
+    this.#apis = nodes;
+    this.#told++;
+    this.#apply();
   }
 
   async connected(): Promise<void> {
@@ -333,22 +359,57 @@ export class Overlay implements ExecutorOverlay {
     const wanted = await this.#choose(network);
     const bridges = this.#shared();
     const own = ownAddress(network);
-    if (wanted.mode === "none" || own === undefined) return this.#enter(wanted);
+    if (wanted.mode === "none" || own === undefined) {
+      await this.#guardAlone(look);
+      return this.#enter(wanted);
+    }
     const subnets = new Map(bridges.map(({ network: name, subnet }) => [name, [subnet]]));
     this.#names?.setLocal({ addresses: [own], subnets });
     // The kernel is as the last process left it, and so are the containers that ask for names.
     if (!this.#bridges) return serveNames([own]);
     const { cidr, self, peers } = network;
-    const done = await kernel.apply({ link: this.#link(network, wanted), cidr, self, peers, bridges }, { look });
+    const guard = this.#guard();
+    const done = await kernel.apply({ link: this.#link(network, wanted), cidr, self, peers, bridges, guard }, { look });
     this.#failures = 0;
     if (this.#stopped) return;
-    if (done.refused !== undefined) return this.#enter({ mode: "none", reason: done.refused });
+    if (done.refused !== undefined) {
+      await this.#guardAlone(look);
+      return this.#enter({ mode: "none", reason: done.refused });
+    }
+    this.#isGuarded = isGuarding(guard);
     this.#mtu = done.mtu;
     const problems = done.problems.join("; ");
     if (problems !== this.#problems && problems !== "") log.warn("the cluster's network has gaps here", { problems });
     this.#problems = problems;
     serveNames([own]);
     this.#enter(wanted);
+  }
+
+  #guard(): Guard {
+    const { bridges = [], shared = [], callers = [] } = this.#guarded ?? {};
+    return { port: this.#options.apiPort, bridges, shared, callers, nodes: this.#apis };
+  }
+
+  /**
+   * Keeps containers from the APIs of nodes while this node does without the cluster's network. Where that fails the API refuses
+   * them by itself, so they are started all the same.
+   */
+  async #guardAlone(look: boolean): Promise<void> {
+    const { kernel, unfit, log } = this.#options;
+    const guard = this.#guard();
+    // Containers on another machine are not this one's to keep away. Before Docker was looked at, rules stay as they are.
+    if (unfit !== undefined || !this.#guarded) return;
+    if (!isGuarding(guard) && !this.#isGuarded) return;
+    const problems = await kernel
+      .guard(guard, { look })
+      .catch((error: unknown) => [
+        `${describeError(error)}; this node's API refuses containers by itself, but they reach the APIs of other nodes`,
+      ]);
+    this.#isGuarded = isGuarding(guard);
+    const problem = problems.join("; ");
+    if (problem !== this.#guardProblems && problem !== "")
+      log.warn("containers could not be kept from the APIs of nodes by the firewall", { problems: problem });
+    this.#guardProblems = problem;
   }
 
   #link({ self, peers }: NetworkMessage, { mode }: State): KernelOverlay["link"] {
@@ -369,7 +430,7 @@ export class Overlay implements ExecutorOverlay {
     const isUnfit = mode !== "none" && reason !== undefined;
     // What an earlier process made goes only where the cluster says so, not because a try failed.
     if (mode === "none" && this.#wanted?.mode !== "none") {
-      await kernel.remove(self.node_id).catch((error: unknown) => {
+      await kernel.remove(self.node_id, { keepGuard: true }).catch((error: unknown) => {
         log.debug("what may be left of the cluster's network could not be removed", { error });
       });
     }
@@ -563,25 +624,4 @@ function completed(message: NetworkMessage, before: NetworkMessage | undefined):
 function ownAddress({ self }: NetworkMessage): string | undefined {
   const [first] = self.subnets;
   return first === undefined ? undefined : firstAddress(first);
-}
-
-/**
- * This node's WireGuard keys as `wg` writes them, base64 of 32 bytes; made on first use. The file holds the private one, as
- * PKCS #8.
- */
-function wireguardKeys(dataDir: string): { privateKey: string; publicKey: string } {
-  const path = join(dataDir, "wireguard.key");
-  if (!existsSync(path)) {
-    const { privateKey } = generateKeyPairSync("x25519");
-    writeDurably(path, String(privateKey.export({ format: "pem", type: "pkcs8" })));
-  }
-  const key = createPrivateKey(readFileSync(path));
-  return { privateKey: rawKey(key), publicKey: rawKey(createPublicKey(key)) };
-}
-
-/** The 32 bytes of an X25519 key are the last ones of its DER form (RFC 8410). */
-function rawKey(key: KeyObject): string {
-  const type = key.type === "private" ? "pkcs8" : "spki";
-  const der = key.export({ format: "der", type }) as Buffer;
-  return der.subarray(-32).toString("base64");
 }

@@ -8,9 +8,11 @@
  */
 import type { Log } from "./log.ts";
 import { CommandError, commandRunner, type CommandRunner } from "./overlay_kernel_command.ts";
-import { observeAddresses, observeOverlay } from "./overlay_kernel_observe.ts";
+import { observeAddresses, observeOverlay, observeRules } from "./overlay_kernel_observe.ts";
 import {
   expectedChanges,
+  guardAfter,
+  guardChanges,
   isFirewall,
   type ObservedOverlay,
   type Overlay,
@@ -24,6 +26,8 @@ import {
   type OverlayStep,
   planOverlay,
 } from "./overlay_plan.ts";
+import type { Tables } from "./overlay_plan_firewall.ts";
+import type { Guard } from "./overlay_plan_guard.ts";
 
 /** Device and chain that are made and removed again to see whether that works. */
 const PROBE = { device: "cvx-probe", vxlanId: 0xffffff, chain: "CACOPHONY-PROBE" };
@@ -60,6 +64,8 @@ export class OverlayKernel {
   #turn: Promise<unknown> = Promise.resolve();
   /** What the last call left; undefined where only a look can tell. */
   #last: ObservedOverlay | undefined;
+  /** The same of `guard`. */
+  #lastRules: { tables: Tables; tables6: Tables | undefined } | undefined;
 
   constructor({ log, ...where }: OverlayKernelOptions) {
     this.#log = log;
@@ -89,7 +95,7 @@ export class OverlayKernel {
     return this.#inTurn(async () => {
       const plan = planOverlay(overlay);
       const last = this.#last;
-      this.#last = undefined;
+      this.#forget();
       if (!look && last) {
         const changes = expectedChanges(plan, last);
         const isDone = changes && (await this.#try(changes.steps));
@@ -102,11 +108,30 @@ export class OverlayKernel {
     });
   }
 
-  /** Removes all that `apply` made for the node. @throws {CommandError} */
-  remove(nodeId: string): Promise<void> {
+  /**
+   * Keeps containers from the APIs of nodes where this node does without the cluster's network, and leaves everything else as it
+   * is; `look` as for `apply`. Returns what can't be had, as sentences for people.
+   * @throws {CommandError}
+   */
+  guard(guard: Guard, { look = true } = {}): Promise<string[]> {
     return this.#inTurn(async () => {
-      this.#last = undefined;
-      await this.#do(overlayRemoval(nodeId, await observeOverlay(this.#commands)));
+      const last = this.#lastRules;
+      this.#forget();
+      const expected = !look && last ? guardChanges(guard, last) : undefined;
+      const isDone = expected && (await this.#try(expected.steps));
+      const observed = isDone && last ? last : await observeRules(this.#commands);
+      const { steps, problems } = isDone ? expected : guardChanges(guard, observed);
+      if (!isDone) await this.#do(steps);
+      this.#lastRules = guardAfter(guard, observed);
+      return problems;
+    });
+  }
+
+  /** Removes all that `apply` made for the node, and what `guard` made unless that is kept. @throws {CommandError} */
+  remove(nodeId: string, { keepGuard = false } = {}): Promise<void> {
+    return this.#inTurn(async () => {
+      this.#forget();
+      await this.#do(overlayRemoval(nodeId, await observeOverlay(this.#commands), { keepGuard }));
     });
   }
 
@@ -132,20 +157,36 @@ export class OverlayKernel {
     }
   }
 
+  /** What is to be done follows from a look again. */
+  #forget(): void {
+    this.#last = undefined;
+    this.#lastRules = undefined;
+  }
+
   async #do(steps: readonly OverlayStep[]): Promise<void> {
     const errors: unknown[] = [];
-    for (const step of steps) {
+    for (const [index, step] of steps.entries()) {
+      // Both kinds of rules at once.
+      const [before, after] = [steps[index - 1], steps[index + 1]];
+      if (isFirewall(step) && before && isFirewall(before)) continue;
       try {
-        if (isFirewall(step)) await this.#restore(step);
+        // Without its rules the device would let everybody through.
+        if (isFirewall(step)) await this.#restoreAll(after && isFirewall(after) ? [step, after] : [step]);
         else await this.#commands.run(step.argv, step);
       } catch (error) {
-        // Without its rules the device would let everybody through.
         if (isFirewall(step)) throw error;
         errors.push(error);
       }
     }
     if (steps.length > 0) this.#log.debug("changed the kernel's network", { commands: steps.flatMap(inLines).length });
     if (errors.length > 0) throw errors[0];
+  }
+
+  async #restoreAll(steps: readonly OverlayStep[]): Promise<void> {
+    const failed = (await Promise.allSettled(steps.map((step) => this.#restore(step)))).find(
+      ({ status }) => status === "rejected",
+    );
+    if (failed?.status === "rejected") throw failed.reason;
   }
 
   /**

@@ -3,7 +3,7 @@ import * as v from "valibot";
 import { describeError } from "./log.ts";
 import { CommandError, type CommandRunner } from "./overlay_kernel_command.ts";
 import { OVERLAY_DEVICES, type ObservedLink, type ObservedOverlay, type WireguardConfig } from "./overlay_plan.ts";
-import { parseTables } from "./overlay_plan_firewall.ts";
+import { parseTables, type Tables } from "./overlay_plan_firewall.ts";
 
 // `ip -j` prints an empty object for what a filter leaves out.
 const links = v.array(
@@ -71,7 +71,7 @@ const QUESTIONS = [
 
 /** Looks at all that a plan may ask for, by few commands: every node does this every few seconds. */
 export async function observeOverlay(commands: CommandRunner): Promise<ObservedOverlay> {
-  const [answers, saved] = await Promise.all([askIp(commands), commands.run(["iptables-save"])]);
+  const [answers, rules] = await Promise.all([askIp(commands), observeRules(commands)]);
   const [vxlans = "", wireguards = "", ownAddresses = "", ownRoutes = "", conf = "", entries = ""] = answers;
   const seen = new Map([
     ...read(links, { text: vxlans, of: QUESTIONS[0] }).flatMap(readLink("vxlan")),
@@ -107,8 +107,20 @@ export async function observeOverlay(commands: CommandRunner): Promise<ObservedO
     wireguard: parseWireguard(wireguard),
     forwarding: new Map(devices.map((one) => [one.interface, one.forwarding])),
     pathFilters: new Map(devices.map((one) => [one.interface, one.rp_filter])),
-    tables: parseTables(saved),
+    ...rules,
   };
+}
+
+/** The machine's packet filters. `tables6`: undefined where there are none for IPv6. */
+export async function observeRules(commands: CommandRunner): Promise<{ tables: Tables; tables6: Tables | undefined }> {
+  const [saved, saved6] = await Promise.all([
+    commands.run(["iptables-save"]),
+    commands.run(["ip6tables-save"]).catch((error: unknown) => {
+      if (error instanceof CommandError) return undefined;
+      throw error;
+    }),
+  ]);
+  return { tables: parseTables(saved), tables6: saved6 === undefined ? undefined : parseTables(saved6) };
 }
 
 /** The machine's IPv4 addresses. */

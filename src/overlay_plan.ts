@@ -15,6 +15,8 @@ import { isIPv4 } from "node:net";
 import type { NetworkPeer } from "./model_network.ts";
 import {
   changedRules,
+  guardRules,
+  guardRules6,
   hasBridge,
   removedRules,
   rulesAfter,
@@ -22,7 +24,9 @@ import {
   wantedRules,
   type FirewallBridge,
   type Tables,
+  type WantedRules,
 } from "./overlay_plan_firewall.ts";
+import { type Guard, isGuarding } from "./overlay_plan_guard.ts";
 import { contains, firstAddress } from "./subnet.ts";
 
 export type OverlayMode = "vxlan" | "wireguard";
@@ -47,6 +51,7 @@ export type Overlay = {
   /** The other nodes. */
   peers: readonly NetworkPeer[];
   bridges: readonly OverlayBridge[];
+  guard: Guard;
 };
 
 /** A command; `input` goes to its standard input. */
@@ -99,7 +104,8 @@ export type OverlayPlan = {
   bridges: readonly string[];
   /** Bridges by which containers send with addresses that they have on other bridges. */
   crossed: readonly string[];
-  rules: Tables;
+  rules: WantedRules;
+  rules6: WantedRules;
   problems: readonly string[];
 };
 
@@ -132,12 +138,14 @@ export type ObservedOverlay = {
   /** Reverse path filtering of each device, as `off`, `strict` or `loose`. */
   pathFilters: ReadonlyMap<string, string>;
   tables: Tables;
+  /** Rules for IPv6; undefined: the machine has no `ip6tables` that works. */
+  tables6: Tables | undefined;
 };
 
 // ---- What should be --------------------------------------------------------------------------------------------------
 
 /** Works out what the kernel should have. A node that can't be reached is left out, with a sentence in `problems`. */
-export function planOverlay({ link, cidr, self, peers, bridges }: Overlay): OverlayPlan {
+export function planOverlay({ link, cidr, self, peers, bridges, guard }: Overlay): OverlayPlan {
   const { mode } = link;
   const device = OVERLAY_DEVICES[mode];
   const address = ownAddress(self);
@@ -187,9 +195,17 @@ export function planOverlay({ link, cidr, self, peers, bridges }: Overlay): Over
         .filter(({ internal }) => internal)
         .map((bridge) => bridge.device)
         .toSorted(),
+      guard: { ...guard, nodes: [...guard.nodes, ...overlayApis(known, guard)] },
     }),
+    rules6: guardRules6(guard),
     problems: [...problems, ...bridges.flatMap((bridge) => bridgeProblem(bridge, self, address))],
   };
+}
+
+/** Where the APIs of other nodes are in the cluster's network, at whatever port they have elsewhere. */
+function overlayApis(known: readonly KnownPeer[], { nodes, port }: Guard): Guard["nodes"] {
+  const ports = new Set([port, ...nodes.map((node) => node.port)]);
+  return known.flatMap(({ address }) => [...ports].map((one) => ({ address, port: one })));
 }
 
 /**
@@ -268,6 +284,7 @@ export function overlayChanges(plan: OverlayPlan, observed: ObservedOverlay): Ov
   ];
   const steps = [
     { argv: RESTORE, input: changedRules(plan.rules, observed.tables) },
+    ...rules6Steps(plan.rules6, observed),
     { argv: [...IP_BATCH], input: asBatch(ip) },
     { argv: [...BRIDGE_BATCH], input: asBatch(machineLines(plan, now)) },
     { argv: WIREGUARD_SYNC(plan.device), input: wireguardInput(plan.wireguard, now.wireguard) },
@@ -280,9 +297,39 @@ export function overlayChanges(plan: OverlayPlan, observed: ObservedOverlay): Ov
       : [];
   return {
     steps: [...steps, ...forwardingSteps(plan, now), ...pathFilterSteps(plan, now)],
-    problems: [...plan.problems, ...absent, ...conflicts.values()],
+    problems: [...plan.problems, ...absent, ...conflicts.values(), ...guardProblems(plan.rules6.guard, observed)],
     mtu,
   };
+}
+
+/** What leads to the rules of a node that does without the cluster's network. */
+export function guardChanges(guard: Guard, observed: Pick<ObservedOverlay, "tables" | "tables6">): OverlayChanges {
+  const steps = [
+    { argv: RESTORE, input: changedRules(guardRules(guard), observed.tables) },
+    ...rules6Steps(guardRules6(guard), observed),
+  ].filter(({ input }) => input !== "");
+  return { steps, problems: guardProblems(guard, observed), mtu: undefined };
+}
+
+/** What the rules are after those steps. */
+export function guardAfter<T extends Pick<ObservedOverlay, "tables" | "tables6">>(guard: Guard, observed: T): T {
+  const { tables, tables6 } = observed;
+  return {
+    ...observed,
+    tables: rulesAfter(guardRules(guard), tables),
+    tables6: tables6 && rulesAfter(guardRules6(guard), tables6),
+  };
+}
+
+function rules6Steps(rules: WantedRules, { tables6 }: Pick<ObservedOverlay, "tables6">): OverlayStep[] {
+  return tables6 ? [{ argv: RESTORE6, input: changedRules(rules, tables6) }] : [];
+}
+
+function guardProblems(guard: Guard, { tables6 }: Pick<ObservedOverlay, "tables6">): string[] {
+  if (tables6 || !isGuarding(guard)) return [];
+  return [
+    "ip6tables-save does not work here: containers with IPv6 are kept from this node's API by the API alone, and from others' not",
+  ];
 }
 
 /**
@@ -304,11 +351,21 @@ export function overlayAfter(
   plan: OverlayPlan,
   { steps, observed }: { steps: readonly OverlayStep[]; observed: ObservedOverlay },
 ): ObservedOverlay | undefined {
-  return steps.every(isFirewall) ? { ...observed, tables: rulesAfter(plan.rules, observed.tables) } : undefined;
+  if (!steps.every(isFirewall)) return undefined;
+  const { tables, tables6 } = observed;
+  return {
+    ...observed,
+    tables: rulesAfter(plan.rules, tables),
+    tables6: tables6 && rulesAfter(plan.rules6, tables6),
+  };
 }
 
 /** The commands that remove all that `overlayChanges` made for the node; none if the device is another node's. */
-export function overlayRemoval(nodeId: string, observed: ObservedOverlay): OverlayStep[] {
+export function overlayRemoval(
+  nodeId: string,
+  observed: ObservedOverlay,
+  { keepGuard = false }: { keepGuard?: boolean } = {},
+): OverlayStep[] {
   if (refusal(OWNER_PREFIX + nodeId, observed) !== undefined) return [];
   const devices = Object.values(OVERLAY_DEVICES);
   const ip = [
@@ -319,12 +376,14 @@ export function overlayRemoval(nodeId: string, observed: ObservedOverlay): Overl
   ];
   return [
     { argv: [...IP_BATCH], input: asBatch(ip) },
-    { argv: RESTORE, input: removedRules(observed.tables) },
+    { argv: RESTORE, input: removedRules(observed.tables, { keepGuard }) },
+    { argv: RESTORE6, input: observed.tables6 ? removedRules(observed.tables6, { keepGuard }) : "" },
   ].filter(({ input }) => input !== "");
 }
 
 /** Seconds that `iptables-restore` waits for others to be done with the tables. */
 const RESTORE = ["iptables-restore", "--noflush", "-w", "5"];
+const RESTORE6 = ["ip6tables-restore", "--noflush", "-w", "5"];
 /** One command that fails does not keep the others from being done. */
 const IP_BATCH = ["ip", "-force", "-batch", "-"];
 const BRIDGE_BATCH = ["bridge", "-force", "-batch", "-"];
@@ -333,7 +392,7 @@ const WIREGUARD_SYNC = (device: string) => ["sh", "-c", `cat | wg syncconf ${dev
 
 /** Whether the step changes rules; nothing else may be done without it. */
 export function isFirewall({ argv }: OverlayStep): boolean {
-  return argv === RESTORE;
+  return argv === RESTORE || argv === RESTORE6;
 }
 
 function asBatch(lines: readonly string[]): string {

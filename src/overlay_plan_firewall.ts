@@ -17,6 +17,7 @@
  * Sources: moby, `libnetwork/drivers/bridge/setup_ip_tables_linux.go` (20.10), `bridge/internal/iptabler` (28, 29).
  */
 
+import { type Guard, guardChains, guardJumps, isGuardChain } from "./overlay_plan_guard.ts";
 import { contains } from "./subnet.ts";
 
 /** What a firewall is made of: a network's bridge and where else the network is. */
@@ -48,6 +49,7 @@ export type FirewallFacts = {
   bridges: readonly FirewallBridge[];
   /** Bridges that nothing may enter or leave but what the rules for the device accept. */
   closed: readonly string[];
+  guard: Guard;
 };
 
 /** Rules by table and chain, in the form that `iptables-save` prints: so they can be compared as texts. */
@@ -77,12 +79,32 @@ const DOCKER_USER = "DOCKER-USER";
 const DNS_PORT = 53;
 export const NAMES_PORT = 9053;
 
-type Jump = { chain: string; to: string };
+/** `match`: which packets jump; absent: all. */
+type Jump = { chain: string; match?: string; to: string };
+
+/** Rules that should be there, with the jumps that lead to them from the machine's chains. */
+export type WantedRules = {
+  tables: Tables;
+  guard: Guard;
+  /** Only the guard's chains and jumps are ours to change now: the others stay as they are. */
+  guardOnly?: boolean;
+};
+
+/** The rules of a node that does without the cluster's network: they keep containers from the APIs, and that is all. */
+export function guardRules(guard: Guard): WantedRules {
+  return { tables: new Map([["filter", new Map(guardChains(guard, 4))]]), guard, guardOnly: true };
+}
+
+/** The same for `ip6tables`, in every network mode. */
+export function guardRules6(guard: Guard): WantedRules {
+  return { tables: new Map([["filter", new Map(guardChains(guard, 6))]]), guard, guardOnly: true };
+}
 
 /** The chains that should be there, by table. */
-export function wantedRules(facts: FirewallFacts): Tables {
-  const { device, cidr, own, ownBlocks, bridges, nodes, closed } = facts;
+export function wantedRules(facts: FirewallFacts): WantedRules {
+  const { device, cidr, own, ownBlocks, bridges, nodes, closed, guard } = facts;
   const filter = new Map([
+    ...guardChains(guard, 4),
     [
       CHAINS.forward,
       [`-i ${device} -j ${CHAINS.in}`, `-o ${device} -j ${CHAINS.out}`, ...closed.flatMap(closedBridge)],
@@ -106,6 +128,8 @@ export function wantedRules(facts: FirewallFacts): Tables {
       [
         `-d ${own}/32 -i ${device} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT`,
         `-d ${own}/32 -i ${device} -j ${CHAINS.nodes}`,
+        // A container of another node that tries this node's API is to hear at once that it may not.
+        `-i ${device} -p tcp -m tcp --dport ${guard.port} -j REJECT --reject-with tcp-reset`,
         `-i ${device} -j DROP`,
         `-p udp -m udp --dport ${facts.tunnel.port} -j ${CHAINS.tunnel}`,
         ...["udp", "tcp"].map(
@@ -122,7 +146,7 @@ export function wantedRules(facts: FirewallFacts): Tables {
     `! -s ${cidr} -i ${device} -j DROP`,
     `-i ${device} -j ACCEPT`,
   ];
-  return new Map([
+  const tables = new Map([
     ["filter", filter],
     [
       "nat",
@@ -139,6 +163,7 @@ export function wantedRules(facts: FirewallFacts): Tables {
     ],
     ["raw", new Map([[CHAINS.raw, raw]])],
   ]);
+  return { tables, guard };
 }
 
 /** Addresses of travellers that are of other bridges. */
@@ -183,7 +208,11 @@ function tunnelRules({ sources }: FirewallFacts["tunnel"]): string[] {
 }
 
 /** The machine's chains that lead to ours. Without Docker's chain (`"iptables": false`, or flushed away) FORWARD itself. */
-function wantedJumps(table: string, observed: Tables): Jump[] {
+function wantedJumps(table: string, { guard, guardOnly = false }: WantedRules, observed: Tables): Jump[] {
+  const isUsed = observed.get(table)?.get("FORWARD")?.includes(`-j ${DOCKER_USER}`) ?? false;
+  const forward = isUsed ? DOCKER_USER : "FORWARD";
+  const guarding = table === "filter" ? guardJumps(guard, forward) : [];
+  if (guardOnly) return [...guarding, ...jumpsIn(observed.get(table)).filter(({ to }) => !isGuardChain(to))];
   if (table === "nat") {
     return [
       { chain: "POSTROUTING", to: CHAINS.nat },
@@ -192,28 +221,55 @@ function wantedJumps(table: string, observed: Tables): Jump[] {
     ];
   }
   if (table === "raw") return [{ chain: "PREROUTING", to: CHAINS.raw }];
-  const isUsed = observed.get(table)?.get("FORWARD")?.includes(`-j ${DOCKER_USER}`) ?? false;
-  return [
-    { chain: isUsed ? DOCKER_USER : "FORWARD", to: CHAINS.forward },
-    { chain: "INPUT", to: CHAINS.input },
-  ];
+  return [...guarding, { chain: forward, to: CHAINS.forward }, { chain: "INPUT", to: CHAINS.input }];
+}
+
+/** The jumps from the machine's chains to ours that are there. */
+function jumpsIn(there: ReadonlyMap<string, readonly string[]> = new Map()): Jump[] {
+  return [...there].flatMap(([chain, rules]) =>
+    chain.startsWith(PREFIX)
+      ? []
+      : rules.filter(isOurs).map((rule): Jump => {
+          const at = rule.indexOf(`-j ${PREFIX}`);
+          const match = rule.slice(0, at).trimEnd();
+          return { chain, ...(match !== "" && { match }), to: rule.slice(at + "-j ".length) };
+        }),
+  );
+}
+
+/** Chains of ours that should be there: also those of others that are not ours to change now. */
+function wantedChains(
+  table: string,
+  { tables, guardOnly = false }: WantedRules,
+  observed: Tables,
+): ReadonlyMap<string, readonly string[]> {
+  const chains = tables.get(table) ?? new Map<string, readonly string[]>();
+  if (!guardOnly) return chains;
+  const kept = [...(observed.get(table) ?? [])].filter(([chain]) => chain.startsWith(PREFIX) && !isGuardChain(chain));
+  return new Map([...kept, ...chains]);
 }
 
 /**
  * Input for `iptables-restore --noflush` that makes the rules of ours what they should be; empty if they are. Each chain that
  * differs is written anew as a whole, in one transaction a table, so that no packet meets half of it.
  */
-export function changedRules(wanted: Tables, observed: Tables): string {
-  return [...wanted]
-    .map(([table, chains]) => changedTable(table, { chains, observed, jumps: wantedJumps(table, observed) }))
+export function changedRules(wanted: WantedRules, observed: Tables): string {
+  return [...wanted.tables.keys()]
+    .map((table) =>
+      changedTable(table, {
+        chains: wantedChains(table, wanted, observed),
+        observed,
+        jumps: wantedJumps(table, wanted, observed),
+      }),
+    )
     .join("");
 }
 
 /** What `observed` becomes by the input that `changedRules` gives for it. */
-export function rulesAfter(wanted: Tables, observed: Tables): Tables {
-  const changed = [...wanted].map(([table, chains]): [string, ReadonlyMap<string, readonly string[]>] => {
-    const others = withJumps(observed.get(table) ?? new Map(), wantedJumps(table, observed));
-    return [table, new Map([...others, ...chains])];
+export function rulesAfter(wanted: WantedRules, observed: Tables): Tables {
+  const changed = [...wanted.tables.keys()].map((table): [string, ReadonlyMap<string, readonly string[]>] => {
+    const others = withJumps(observed.get(table) ?? new Map(), wantedJumps(table, wanted, observed));
+    return [table, new Map([...others, ...wantedChains(table, wanted, observed)])];
   });
   return new Map([...observed, ...changed]);
 }
@@ -224,10 +280,10 @@ export function hasBridge(observed: Tables, device: string): boolean {
 }
 
 /** What `observed` becomes when Docker makes the networks that it has no rules for: their masquerading comes before our jump. */
-export function rulesBesideDocker(wanted: Tables, observed: Tables): Tables {
+export function rulesBesideDocker({ tables }: WantedRules, observed: Tables): Tables {
   const there = observed.get("filter")?.get(CHAINS.dns) ?? [];
   // Where it has a rule for each network.
-  const isNew = wanted
+  const isNew = tables
     .get("filter")
     ?.get(CHAINS.dns)
     ?.some((rule) => !there.includes(rule));
@@ -237,9 +293,15 @@ export function rulesBesideDocker(wanted: Tables, observed: Tables): Tables {
   return new Map([...observed, ["nat", new Map([...nat, ["POSTROUTING", rules]])]]);
 }
 
-/** Input for `iptables-restore --noflush` that removes all rules of ours; empty if there are none. */
-export function removedRules(observed: Tables): string {
-  return [...observed.keys()].map((table) => changedTable(table, { chains: new Map(), observed, jumps: [] })).join("");
+/** Input for `iptables-restore --noflush` that removes all rules of ours, but the guard's if they are kept; empty if there are none. */
+export function removedRules(observed: Tables, { keepGuard }: { keepGuard: boolean }): string {
+  return [...observed]
+    .map(([table, there]) => {
+      const kept = keepGuard ? [...there].filter(([chain]) => isGuardChain(chain)) : [];
+      const jumps = keepGuard ? jumpsIn(there).filter(({ to }) => isGuardChain(to)) : [];
+      return changedTable(table, { chains: new Map(kept), observed, jumps });
+    })
+    .join("");
 }
 
 function changedTable(
@@ -266,7 +328,11 @@ function movedJumps(there: ReadonlyMap<string, readonly string[]>, jumps: readon
     if (isSame(rules, wanted)) return [];
     return [
       ...rules.filter(isOurs).map((rule) => `-D ${chain} ${rule}`),
-      ...wanted.filter(isOurs).map((rule) => `-I ${chain} 1 ${rule}`),
+      // The last one that is put in the first place is the first.
+      ...wanted
+        .filter(isOurs)
+        .toReversed()
+        .map((rule) => `-I ${chain} 1 ${rule}`),
     ];
   });
 }
@@ -274,7 +340,10 @@ function movedJumps(there: ReadonlyMap<string, readonly string[]>, jumps: readon
 /** The machine's own chains with the jumps in their first places, and nowhere else. */
 function withJumps(there: ReadonlyMap<string, readonly string[]>, jumps: readonly Jump[]): Map<string, string[]> {
   const chains = new Set([...there.keys(), ...jumps.map(({ chain }) => chain)]);
-  const own = (chain: string) => jumps.filter((jump) => jump.chain === chain).map(({ to }) => `-j ${to}`);
+  const own = (chain: string) =>
+    jumps
+      .filter((jump) => jump.chain === chain)
+      .map(({ match, to }) => (match === undefined ? `-j ${to}` : `${match} -j ${to}`));
   const others = (chain: string) => (there.get(chain) ?? []).filter((rule) => !isOurs(rule));
   return new Map(
     [...chains].filter((chain) => !chain.startsWith(PREFIX)).map((chain) => [chain, [...own(chain), ...others(chain)]]),
@@ -298,8 +367,13 @@ export function parseTables(text: string): Tables {
     else if (line.startsWith(":")) chains.set(line.slice(1, line.indexOf(" ")), []);
     else if (line.startsWith("-A ")) {
       const end = line.indexOf(" ", 3);
-      chains.get(line.slice(3, end))?.push(line.slice(end + 1));
+      chains.get(line.slice(3, end))?.push(inOneCase(line.slice(end + 1)));
     }
   }
   return tables;
+}
+
+/** Some versions print a MAC in capitals. */
+function inOneCase(rule: string): string {
+  return rule.replace(/(?<=--mac-source )[0-9A-F:]{17}/, (mac) => mac.toLowerCase());
 }

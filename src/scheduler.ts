@@ -7,6 +7,7 @@
 import { Alarms, type Clock, type Timer } from "./clock.ts";
 import type { ServiceKey } from "./cluster_state.ts";
 import { ClusterState, serviceKey } from "./cluster_state.ts";
+import type { ClusterKey } from "./cluster_key.ts";
 import type { Preconditions, PutOutcome, WantedJob } from "./job_changes.ts";
 import { changesForDelete, changesForPut, changesForScale, checkPreconditions } from "./job_changes.ts";
 import { Directory } from "./directory.ts";
@@ -22,13 +23,14 @@ import type {
   NodeRecord,
 } from "./model.ts";
 import { isGlobal } from "./model_spec.ts";
-import { CacophonyError, StartError } from "./model.ts";
+import { CacophonyError } from "./model.ts";
 import type { DrainWait } from "./reconcile_drain.ts";
 import type { Blocked, Plan, PlanContext } from "./reconcile_goal.ts";
 import type { Strategy } from "./placement.ts";
 import type { Rebalance } from "./reconcile_rebalance.ts";
 import { reconcileRemoved, reconcileService } from "./reconcile.ts";
 import { assignmentsFor } from "./scheduler_assignments.ts";
+import { openCluster } from "./scheduler_cluster.ts";
 import { Drains } from "./scheduler_drains.ts";
 import { planBeforehand, type ServicePlan } from "./scheduler_dry_run.ts";
 import { Goals } from "./scheduler_goals.ts";
@@ -124,26 +126,17 @@ export class Scheduler {
 
   /**
    * Begins a new term and loads the state. `fresh` is the cluster record of a store that is still empty; `seen` the newest term
-   * that this node knows of, 0 if its state was never written.
-   * @throws StartError when the state is of another cluster, or empty though it was written before.
+   * that this node knows of, 0 if its state was never written; `key` the cluster's, which goes with its record.
+   * @throws StartError when the state is of another cluster, empty though it was written before, or without its key.
    */
   async start(
     fresh: ClusterRecord,
-    { seen = 0, written = false }: { seen?: number; written?: boolean } = {},
+    { seen = 0, written = false, key }: { seen?: number; written?: boolean; key?: ClusterKey } = {},
   ): Promise<void> {
     const { store, log } = this.#options;
     const stored = await store.load();
     const known = stored.cluster[0];
-    if (known && known.cluster_id !== fresh.cluster_id) {
-      throw new StartError(
-        `the cluster state belongs to cluster ${known.cluster_id}, this node to ${fresh.cluster_id}`,
-      );
-    }
-    if (!known && written) {
-      throw new StartError(
-        "the cluster state is empty, though it was written before: restore it, or the nodes would remove all containers",
-      );
-    }
+    const record = openCluster(known, { fresh, written, key });
     this.#term = await store.beginTerm(seen);
     for (const kind of [
       "spec",
@@ -160,8 +153,8 @@ export class Scheduler {
     ] as const) {
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
     }
-    this.#cluster = known ?? fresh;
-    if (!known) await store.commit(this.#term, [{ op: "put", kind: "cluster", record: fresh }]);
+    this.#cluster = record;
+    if (!Bun.deepEquals(record, known)) await store.commit(this.#term, [{ op: "put", kind: "cluster", record }]);
     log.info("this node is the master", {
       cluster: fresh.cluster_id,
       term: this.#term,

@@ -1,9 +1,11 @@
 /**
  * @module The node's side of its session with the master: finds the master through any node it knows, dials it, says hello,
- * sends heartbeats and status changes up and hands assignments down. Reconnects for ever with backoff. The transport is handed
- * in; the master's side is `membership.ts`.
+ * sends heartbeats and status changes up and hands assignments down. Reconnects for ever with backoff. Whoever it dialled is
+ * obeyed only after a welcome that holds (`session_welcome.ts`); where others say that the master is, is a hint. The transport
+ * is handed in; the master's side is `membership.ts`.
  */
 import * as v from "valibot";
+import { parseAddress } from "./address.ts";
 import type { Clock, Timer } from "./clock.ts";
 import { backoffMs, sleep } from "./clock.ts";
 import type { Log } from "./log.ts";
@@ -22,6 +24,7 @@ import type {
 } from "./model.ts";
 import { masterMessage } from "./model.ts";
 import type { DirectoryMessage, NetworkMessage } from "./model_network.ts";
+import { faultOf, type Trust } from "./session_welcome.ts";
 import type { Channel, Transport } from "./transport.ts";
 
 /** What the session needs of the executor beside it. */
@@ -37,11 +40,16 @@ export type SessionOptions = {
   clock: Clock;
   random: () => number;
   log: Log;
-  /** The hello to send now: identity and engine may have become known since the last. */
+  /** The hello to send now: identity and engine may have become known since the last. Each has a nonce of its own. */
   hello: () => Hello;
+  /** Whom this node takes for its master. */
+  trust: () => Trust;
   /** Addresses to look for the master at, the likeliest first. */
   addresses: () => string[];
-  /** Called with each welcome, before any assignments: the place to keep the identity that it hands out. */
+  /**
+   * Called with each welcome that holds, before any assignments: the place to keep the identity that it hands out, and its
+   * `cluster_key` if it has one, since it is signed with that.
+   */
   onWelcome: (welcome: Welcome) => void;
   onPeers: (peers: Peer[]) => void;
   /** What the master tells of the cluster's network and of where services are. */
@@ -50,7 +58,7 @@ export type SessionOptions = {
   onLeft: () => void;
   /** An open session was lost. */
   onLost?: () => void;
-  /** The master will not have this node: for good, as things are. */
+  /** The master will not have this node: for good, as things are. A member hears that only from who has proved to be its master. */
   onRefused: (refusal: { code: string; message: string }) => void;
 };
 
@@ -66,6 +74,20 @@ const HEARTBEAT_JITTER = 0.1;
 function urgentPart({ engine, overlay }: Omit<Heartbeat, "type" | "sequence">): string {
   return JSON.stringify([engine, overlay]);
 }
+
+/** A connection to what may be the master. */
+type Attempt = {
+  address: string;
+  channel: Channel;
+  hello: Hello;
+  greetedAt: number;
+  live: Live | undefined;
+  /** Why it is not followed. */
+  fault: string | undefined;
+};
+
+/** Where the master is, and which node says so. */
+type Hint = { address: string; from: string };
 
 /** An open session: between a welcome and the end of its channel. */
 type Live = {
@@ -89,6 +111,8 @@ export class Session {
   readonly #options: SessionOptions;
   readonly #abort = new AbortController();
   #master: Peer | undefined;
+  /** Nodes whose hint led to no session: they are not asked before all others were. */
+  readonly #doubted = new Set<string>();
   #live: Live | undefined;
   #lastHeard: number;
   #loop: Promise<void> = Promise.resolve();
@@ -101,6 +125,11 @@ export class Session {
   /** The master as this node last knew it. */
   get master(): Peer | undefined {
     return this.#master;
+  }
+
+  /** What proves to the master that a call is of this session's node; undefined: there is none, or the master is older. */
+  get token(): string | undefined {
+    return this.#live?.welcome.token;
   }
 
   /** Set while a session is open; aborts when it is lost. */
@@ -146,9 +175,10 @@ export class Session {
     const { clock, random, log } = this.#options;
     for (let attempt = 1; !this.#abort.signal.aborted; attempt++) {
       try {
-        const master = await this.#findMaster();
+        const hint = await this.#findMaster();
         if (this.#abort.signal.aborted) return;
-        if (await this.#converse(master)) attempt = 0;
+        this.#doubted.add(hint.from);
+        if (await this.#converse(hint.address)) attempt = 0;
       } catch (error) {
         const delayMs = backoffMs(attempt, { ...RETRY, random });
         log.warn("no session with the master, trying again", { error: describeError(error), attempt, in_ms: delayMs });
@@ -159,18 +189,29 @@ export class Session {
     }
   }
 
+  async #findMaster(): Promise<Hint> {
+    try {
+      return await this.#ask();
+    } catch (error) {
+      if (this.#doubted.size === 0) throw error;
+      this.#doubted.clear();
+      return this.#ask();
+    }
+  }
+
   /** Asks the last known master first, then all other known nodes at once, for where the master is. */
-  async #findMaster(): Promise<string> {
+  async #ask(): Promise<Hint> {
     const { transport, addresses } = this.#options;
     const known = addresses();
     const first = this.#master?.address ?? known[0];
     if (first === undefined) throw new Error("no address of any node of the cluster is known");
     const tried: string[] = [];
-    const ask = async (address: string): Promise<string> => {
+    const ask = async (from: string): Promise<Hint> => {
       try {
-        return this.#masterOf(await transport.askPeer(address));
+        if (this.#doubted.has(from)) throw new Error("led to no session");
+        return { address: this.#masterOf(await transport.askPeer(from)), from };
       } catch (error) {
-        tried.push(`${address}: ${describeError(error)}`);
+        tried.push(`${from}: ${describeError(error)}`);
         throw error;
       }
     };
@@ -190,58 +231,77 @@ export class Session {
     if (mine !== undefined && info.cluster_id !== mine)
       throw new Error(`belongs to another cluster (${info.cluster_id})`);
     if (!info.master) throw new Error("knows no master");
+    parseAddress(info.master.address, "the master's address");
     return info.master.address;
   }
 
   /** One session from dial to end; resolves to whether it was welcomed. */
   async #converse(address: string): Promise<boolean> {
     const { transport, clock, log, hello } = this.#options;
-    let live: Live | undefined;
-    let greetedAt = clock.now();
+    let attempt: Attempt | undefined;
     const ended = Promise.withResolvers<void>();
     const channel = await transport.dial(address, {
       onMessage: (text) => {
+        // Who speaks before the hello, or goes on after it was found out, is not listened to.
+        if (!attempt || attempt.fault !== undefined) return;
         try {
-          live = this.#receive(v.parse(masterMessage, JSON.parse(text)), { channel, live, greetedAt });
+          this.#receive(v.parse(masterMessage, JSON.parse(text)), attempt);
         } catch (error) {
           log.error("a message of the master could not be read, ending the session", { error });
-          channel.close();
+          attempt.channel.close();
         }
       },
       onClose: () => ended.resolve(),
     });
     const timeout = clock.after(WELCOME_TIMEOUT_MS, () => {
-      if (!live) channel.close();
+      if (!attempt?.live) channel.close();
     });
     const close = () => channel.close();
     this.#abort.signal.addEventListener("abort", close, { once: true });
-    greetedAt = clock.now();
-    channel.send(JSON.stringify(hello()));
+    attempt = { address, channel, hello: hello(), greetedAt: clock.now(), live: undefined, fault: undefined };
+    channel.send(JSON.stringify(attempt.hello));
     await ended.promise;
     this.#abort.signal.removeEventListener("abort", close);
     timeout.cancel();
-    if (!live) throw new Error(`${address} ended the connection without a welcome`);
-    this.#end(live);
+    if (!attempt.live) throw new Error(attempt.fault ?? `${address} ended the connection without a welcome`);
+    this.#end(attempt.live);
     return true;
   }
 
-  #receive(
-    message: MasterMessage,
-    { channel, live, greetedAt }: { channel: Channel; live: Live | undefined; greetedAt: number },
-  ): Live | undefined {
+  #receive(message: MasterMessage, attempt: Attempt): void {
     const { executor, log, onRefused, onPeers, onNetwork } = this.#options;
-    if (message.type === "welcome") return this.#begin(message, { channel, greetedAt });
+    const { live } = attempt;
+    if (!live) return this.#beforeWelcome(message, attempt);
+    if (message.type === "welcome") return live.channel.close();
     if (message.type === "refused") onRefused(message);
     else if (message.type === "left") this.#options.onLeft();
     else if (message.type === "peers") onPeers(message.peers);
     else if (message.type === "network" || message.type === "directory") onNetwork(message);
-    else if (message.type === "ack" && live) this.#acknowledge(live, message.sequence);
-    else if (message.type === "assignments") {
+    else if (message.type === "ack") this.#acknowledge(live, message.sequence);
+    else if (message.order.term !== live.welcome.term) {
+      log.error("assignments are of another term than the welcome, ending the session", { order: message.order });
+      live.channel.close();
+    } else {
       if (executor.assign(message) === "stale")
         log.warn("refused assignments older than those known", { order: message.order });
       this.notify();
     }
-    return live;
+  }
+
+  /** Nobody has proved yet to be the master. */
+  #beforeWelcome(message: MasterMessage, attempt: Attempt): void {
+    const { address, hello } = attempt;
+    if (message.type === "welcome") {
+      const fault = faultOf(message, { hello, trust: this.#options.trust(), dialled: address });
+      if (!fault) attempt.live = this.#begin(message, attempt);
+      else {
+        if (fault.master) this.#master = fault.master;
+        attempt.fault = fault.reason;
+      }
+    } else if (message.type !== "refused") attempt.fault = `${address} sent '${message.type}' before a welcome`;
+    else if (hello.cluster_id === undefined) this.#options.onRefused(message);
+    else attempt.fault = `${address} refused this node: ${message.message}`;
+    if (attempt.fault !== undefined) attempt.channel.close();
   }
 
   #acknowledge(live: Live, sequence: number): void {
@@ -251,7 +311,8 @@ export class Session {
     for (const earlier of live.sentAt.keys()) if (earlier <= sequence) live.sentAt.delete(earlier);
   }
 
-  #begin(welcome: Welcome, { channel, greetedAt }: { channel: Channel; greetedAt: number }): Live {
+  #begin(welcome: Welcome, { channel, greetedAt }: Attempt): Live {
+    this.#doubted.clear();
     this.#lastHeard = Math.max(this.#lastHeard, greetedAt);
     const live: Live = {
       channel,

@@ -26,8 +26,19 @@ const MAX_CHUNK_BYTES = 2 ** 20;
 /** Seconds without a byte after which an HTTP connection is closed; sessions have heartbeats. */
 const IDLE_TIMEOUT_S = 60;
 
+/**
+ * For every call of `fetch`: nodes reach each other directly. Without it Bun obeys HTTP_PROXY and ALL_PROXY, which are set on
+ * machines for downloads, and the traffic of the cluster would go through that proxy. Bun's WebSocket does not read them.
+ */
+export const DIRECT = { proxy: false } as const;
+
+/** Who makes an HTTP request, as far as its connection and its Authorization header tell. */
+export type Caller = { authorization: string | undefined; remote: string | undefined };
+
 /** One end of an open session connection. */
 export interface Channel {
+  /** IP address of the other end; undefined: it is this process. */
+  readonly remote?: string | undefined;
   send(text: string): void;
   close(): void;
 }
@@ -43,23 +54,41 @@ export interface Transport {
 /** What the listener does with an incoming session connection; undefined: this node is no master, the call is refused. */
 export type SessionHandler = (channel: Channel) => { onMessage: (text: string) => void; onClose: () => void };
 
-export type Listener = { stop(): Promise<void> };
+export type Listener = {
+  /** Listens on one more address. @throws StartError as `listen` does; nothing is changed then. */
+  add(address: Address): void;
+  stop(): Promise<void>;
+};
 
 type SocketData = { handlers?: ReturnType<SessionHandler> };
 
+export type Handlers = {
+  /** Answers a request; `remote`: the IP address of the other end. */
+  fetch: (request: Request, origin: { remote?: string }) => Response | Promise<Response>;
+  session: () => SessionHandler | undefined;
+  /** Whether a session may come from this address. */
+  isOpenTo?: (remote: string) => boolean;
+};
+
 /**
- * Listens on one address for the API and for sessions.
- * @throws StartError when the address is taken or not of this machine.
+ * Listens on these addresses for the API and for sessions.
+ * @throws StartError when one is taken or not of this machine; then it listens on none.
  */
-export function listen(
-  { host, port }: Address,
-  {
-    fetch,
-    session,
-  }: { fetch: (request: Request) => Response | Promise<Response>; session: () => SessionHandler | undefined },
-): Listener {
+export async function listen(addresses: readonly Address[], handlers: Handlers): Promise<Listener> {
+  const servers: ReturnType<typeof serve>[] = [];
+  const stop = async () => void (await Promise.all(servers.map((server) => server.stop(true))));
   try {
-    const server = Bun.serve<SocketData>({
+    for (const address of addresses) servers.push(serve(address, handlers));
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+  return { add: (address) => void servers.push(serve(address, handlers)), stop };
+}
+
+function serve({ host, port }: Address, { fetch, session, isOpenTo = () => true }: Handlers) {
+  try {
+    return Bun.serve<SocketData>({
       hostname: host,
       port,
       maxRequestBodySize: MAX_REQUEST_BYTES,
@@ -69,8 +98,12 @@ export function listen(
       reusePort: false,
       async fetch(request, self) {
         const url = URL.parse(request.url);
-        if (!url) return fetch(withoutBadHost(request));
-        if (url.pathname !== SESSION_PATH) return fetch(request);
+        const remote = self.requestIP(request)?.address;
+        const origin = remote === undefined ? {} : { remote };
+        if (!url) return fetch(withoutBadHost(request), origin);
+        if (url.pathname !== SESSION_PATH) return fetch(request, origin);
+        if (remote !== undefined && !isOpenTo(remote))
+          return new Response("a session is not for containers of jobs\n", { status: 403 });
         // Nodes are no browsers and send no Origin; a web page must not become a node through its reader's browser.
         if (request.headers.has("origin")) return new Response("a session is not for web pages\n", { status: 403 });
         if (!session()) return new Response("this node is not the master\n", { status: 421 });
@@ -88,6 +121,7 @@ export function listen(
           const handler = session();
           if (!handler) return socket.close();
           socket.data.handlers = handler({
+            remote: socket.remoteAddress,
             send: (text) => {
               if (socket.send(text) === 0) socket.terminate();
             },
@@ -98,7 +132,6 @@ export function listen(
         close: (socket) => socket.data.handlers?.onClose(),
       },
     });
-    return { stop: () => server.stop(true) };
   } catch (error) {
     throw new StartError(listenFault({ host, port }, error), { cause: error });
   }
@@ -122,7 +155,10 @@ function listenFault(address: Address, error: unknown): string {
 /** Reaches other nodes over HTTP and WebSockets. */
 export const networkTransport: Transport = {
   async askPeer(address) {
-    const response = await fetch(`http://${address}${PEER_PATH}`, { signal: AbortSignal.timeout(REACH_TIMEOUT_MS) });
+    const response = await fetch(`http://${address}${PEER_PATH}`, {
+      ...DIRECT,
+      signal: AbortSignal.timeout(REACH_TIMEOUT_MS),
+    });
     if (!response.ok) throw new Error(`${address} answered ${response.status}: is it a Cacophony node?`);
     return v.parse(peerInfo, await response.json());
   },
@@ -166,19 +202,32 @@ export function dialSelf(accept: SessionHandler, { onMessage, onClose }: ReturnT
   return { send: (text) => soon(() => master.onMessage(text)), close };
 }
 
-/** A chunk of a sent file, from the master at `address`. */
-export async function fetchChunk(address: string, chunkHash: string): Promise<Uint8Array> {
+/** The master to call and the token of the session with it, which masters of earlier versions do not give. */
+export type CalledMaster = { address: string; token: string | undefined };
+
+function authorization({ token }: CalledMaster): Record<string, string> {
+  return token === undefined ? {} : { Authorization: `Bearer ${token}` };
+}
+
+/** A chunk of a sent file. */
+export async function fetchChunk(master: CalledMaster, chunkHash: string): Promise<Uint8Array> {
+  const { address } = master;
   const response = await fetch(`http://${address}${CHUNK_PATH}/${chunkHash}`, {
+    ...DIRECT,
+    headers: authorization(master),
     signal: AbortSignal.timeout(CHUNK_TIMEOUT_MS),
   });
   if (!response.ok) throw new Error(`${address} answered ${response.status} to a request for a part of it`);
   return readUpTo(MAX_CHUNK_BYTES, { response, address });
 }
 
-/** The value of a secret, from the master at `address`; its reason where it gives none. */
-export async function fetchSecret(address: string, request: SecretRequest): Promise<Uint8Array> {
+/** The value of a secret; the master's reason where it gives none. */
+export async function fetchSecret(master: CalledMaster, request: SecretRequest): Promise<Uint8Array> {
+  const { address } = master;
   const response = await fetch(`http://${address}${SECRET_PATH}`, {
+    ...DIRECT,
     method: "POST",
+    headers: authorization(master),
     body: JSON.stringify(request),
     signal: AbortSignal.timeout(CHUNK_TIMEOUT_MS),
   });

@@ -35,6 +35,7 @@ beforeAll(async () => {
     local: localNode("master"),
     scheduler: () => scheduler,
     dataDir: "/var/lib/cacophony",
+    isNode: ({ authorization, remote }) => authorization === "Bearer of-a-node" || remote === "10.0.0.2",
     log: silentLog,
   });
 });
@@ -151,8 +152,14 @@ describe("PUT /cluster/job/:job_id", () => {
     };
     expect(spec()).toMatchObject({ image: "busybox:1", environment: ["A=1"], files: [{ path: "conf/app.conf" }] });
     const chunk = spec()?.files?.[0]?.chunks[0] ?? "";
-    expect(await (await app.request(`/internal/chunk/${chunk}`)).text()).toBe("one");
-    expect((await app.request("/internal/chunk/none")).status).toBe(404);
+    const asNode = { headers: { authorization: "Bearer of-a-node" } };
+    expect(await (await app.request(`/internal/chunk/${chunk}`, asNode)).text()).toBe("one");
+    expect((await app.request("/internal/chunk/none", asNode)).status).toBe(404);
+    // Point 14: only to nodes of this cluster.
+    for (const authorization of ["", "Bearer of-nobody", "of-a-node"])
+      expect((await app.request(`/internal/chunk/${chunk}`, { headers: { authorization } })).status).toBe(404);
+    expect((await app.request(`/internal/chunk/${chunk}`)).status).toBe(404);
+    expect((await app.request(`/internal/chunk/${chunk}`, {}, { remote: "10.0.0.2" })).status).toBe(200);
     expect(await send("/cluster/job/form", form(parts("one")))).toMatchObject({ status: 200, body: { version: 1 } });
     expect(await send("/cluster/job/form?env.TAG=2", form(parts("two")))).toMatchObject({ body: { version: 2 } });
     expect(spec()?.image).toBe("busybox:2");
@@ -407,17 +414,21 @@ describe("scaling and deleting", () => {
   });
 });
 
+function withPolicy(text: string): Hono {
+  const policy = readPolicy(text, { path: "/policy" });
+  return createApi({
+    local: localNode("master"),
+    scheduler: () => scheduler,
+    dataDir: "/var/lib/cacophony",
+    policy: () => policy,
+    log: silentLog,
+  });
+}
+
 describe("a policy", () => {
   test("refuses what it forbids with the rule's name, dry or not, and changes nothing", async () => {
     const text = "rules: [{name: nothing privileged, effect: deny, keys: [privileged]}]";
-    const policy = readPolicy(text, { path: "/policy" });
-    const strict = createApi({
-      local: localNode("master"),
-      scheduler: () => scheduler,
-      dataDir: "/var/lib/cacophony",
-      policy: () => policy,
-      log: silentLog,
-    });
+    const strict = withPolicy(text);
     const body = "services: {a: {image: b, privileged: true}, c: {image: d}}";
     for (const query of ["", "?dry_run=true"]) {
       const answer = await strict.request(`/cluster/job/strict${query}`, { method: "PUT", body });
@@ -432,6 +443,39 @@ describe("a policy", () => {
     expect((await call("GET", "/cluster/job/strict")).status).toBe(404);
     const allowed = await strict.request("/cluster/job/strict", { method: "PUT", body: body.replace("true", "false") });
     expect(allowed.status).toBe(201);
+  });
+});
+
+describe("point 2: the profile restricted", () => {
+  test("refuses at each PUT what the document and the job's present version show, and leaves jobs that run alone", async () => {
+    const strict = withPolicy("profile: restricted");
+    const put = async (path: string, body: string) => {
+      const answer = await strict.request(path, { method: "PUT", body });
+      const { error } = (await answer.json()) as Partial<ErrorDoc>;
+      return [answer.status, ...new Set((error?.details ?? []).map((one) => one.path))];
+    };
+    const bound = (volumes: string) => `services: {app: {image: busybox, volumes: ['${volumes}']}}`;
+    const volume = "{driver_opts: {type: none, o: bind, device: etc}}";
+    expect(await put("/cluster/job/kept", `${bound("vol:/x")}\nvolumes: {vol: ${volume}}`)).toEqual([
+      422,
+      "volumes.vol.driver_opts",
+    ]);
+    expect(await put("/cluster/job/kept", bound("./d:/d"))).toEqual([201]);
+    expect(await put("/cluster/job/kept", bound("./d/x:/x"))).toEqual([422, "services.app.volumes"]);
+    expect(await put("/cluster/job/kept?dry_run=true", bound("./d/x:/x"))).toEqual([422, "services.app.volumes"]);
+    expect(await put("/cluster/job/kept", bound("./d:/e"))).toEqual([200]);
+
+    // A job of before the policy: it may be scaled and restarted, and is refused when it is sent again.
+    const body = "services: {app: {image: busybox, privileged: true}}";
+    expect((await call("PUT", "/cluster/job/older", { body })).status).toBe(201);
+    expect(await put("/cluster/job/older/app", '{"scale": 2}')).toEqual([200]);
+    expect((await strict.request("/cluster/job/older/restart", { method: "POST" })).status).toBe(202);
+    expect(await put("/cluster/job/older", body)).toEqual([422, "services.app.privileged"]);
+
+    // Networks are known by name in the whole cluster.
+    const network = (key: string) => `services: {app: {image: busybox, networks: [${key}]}}\nnetworks: {${key}: }`;
+    expect(await put("/cluster/job/shop_prod", network("back"))).toEqual([201]);
+    expect(await put("/cluster/job/shop", network("prod_back"))).toEqual([422, "networks.prod_back"]);
   });
 });
 

@@ -1,4 +1,6 @@
 /** @module Small parts of clusters for tests of the pure floor: specs, nodes as placement sees them, a seeded random source. */
+import { createPrivateKey } from "node:crypto";
+import { type Signer, signerOf } from "../src/cluster_key.ts";
 import type { ExecutorOverlay } from "../src/executor_networks.ts";
 import type { Resources } from "../src/model.ts";
 import type { ServiceRules, ServiceSpec } from "../src/model_spec.ts";
@@ -9,6 +11,20 @@ export const GIB = 2 ** 30;
 
 /** For clusters without secrets: its key file is never made. */
 export const unusedSealer = new Sealer("/nonexistent/secret.key");
+
+/** The key of a cluster of tests: one for each number, the same in each run. */
+export function signer(seed = 1): Signer {
+  // An Ed25519 key as PKCS #8 (RFC 8410): this head, and 32 bytes of any value.
+  const head = Buffer.from("302e020100300506032b657004220420", "hex");
+  const der = Buffer.concat([head, Buffer.alloc(32, seed)]);
+  return signerOf(createPrivateKey({ key: der, format: "der", type: "pkcs8" }));
+}
+
+/** What a master asks for when it welcomes nodes. */
+export function welcoming(): { signer: Signer; newToken: () => string } {
+  let tokens = 0;
+  return { signer: signer(), newToken: () => `token-${++tokens}` };
+}
 
 /** A service that says nothing but its image. */
 export function spec(more: Partial<ServiceSpec> = {}): ServiceSpec {
@@ -84,6 +100,7 @@ export function noOverlay(pool: () => string = () => "10.210.0.0/16"): ExecutorO
   return {
     addresses: async () => ({ pools: [pool()] }),
     setBridges: () => {},
+    setGuard: () => {},
     connected: async () => {},
     drain: async () => {},
     noticeFull: () => {},

@@ -1,7 +1,7 @@
 /** @module What a node knows of its job networks while Docker answers late. */
 import { expect, test } from "bun:test";
 import type { Engine, EngineNetwork, NewNetwork } from "../src/docker.ts";
-import { bridgeOf } from "../src/docker_ports.ts";
+import { deviceOf } from "../src/docker_ports.ts";
 import { JobNetworks } from "../src/executor_networks.ts";
 
 const FROM = { pools: ["10.213.1.0/24"] };
@@ -31,7 +31,7 @@ class Networks {
     await this.#pass("create");
     const id = `${name}-0123456789abcdef`;
     const subnets = ipam.config.flatMap(({ subnet }) => subnet ?? []);
-    const bridge = bridgeOf({ id, driver, internal, options, subnets });
+    const bridge = deviceOf({ id, driver, internal, options, subnets });
     this.all.push({ id, name, labels: new Map(Object.entries(labels)), subnets, ...bridge });
     return id;
   }

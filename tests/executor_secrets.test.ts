@@ -178,6 +178,7 @@ function worker(engine: FakeEngine, root = memory): Worker {
     random: () => 0,
     owner: { clusterId: "c", nodeId: "n1" },
     routes: () => [],
+    isOwn: () => true,
     projectsDir: disk,
     nodeLogin: async () => undefined,
     onNamed: () => {},

@@ -29,6 +29,7 @@ const FLOORS: readonly (readonly string[])[] = [
     "client",
     "transport",
     "data_dir",
+    "cluster_key",
     "resources",
     "seal",
     "overlay_kernel",

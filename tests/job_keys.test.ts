@@ -192,6 +192,7 @@ const SERVICE: readonly Case[] = [
     "4999ms",
     "must be at least 5s",
   ],
+  ["x-cacophony.api", "read", { Labels: { "cacophony.api": "read" } }, "write", "allowed are read, deploy"],
   ["x-cacophony.strategy", "binpack", {}, "tight", "allowed are spread, binpack"],
   ["attach", "false", {}, "x", flag],
   ["build", ".", {}, "{contxt: .}", "did you mean context?"],

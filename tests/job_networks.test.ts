@@ -101,7 +101,28 @@ describe("a network's definition", () => {
       labels: [],
       ...expected,
     });
-    expect(warnings).toEqual([]);
+    // Nothing stands between their containers and the APIs of nodes.
+    const isOpen = expected.driver === "macvlan" || expected.driver === "ipvlan";
+    expect(warnings).toEqual(
+      isOpen ? [expect.stringContaining(`is ${expected.driver}, which lets its containers reach the API`)] : [],
+    );
+  });
+
+  test.each(["br-+", 'q"x', "-i", "", "a b", "br\nx", "all", "default", "docker0", "cvx", "a".repeat(16), ".br"])(
+    "is refused with the bridge name %j, which no firewall rule can hold or which is taken",
+    (name) => {
+      const options = JSON.stringify({ "com.docker.network.bridge.name": name });
+      const { faults } = read("networks: [n]", `{n: {driver_opts: ${options}}}`);
+      expect(faults).toEqual([
+        expect.stringContaining(`networks.n.driver_opts names the bridge ${JSON.stringify(name)}`),
+      ]);
+    },
+  );
+
+  test.each(["br-shop", "shop_1.a", "a".repeat(15)])("may name its bridge %s", (name) => {
+    const options = JSON.stringify({ "com.docker.network.bridge.name": name });
+    const { spec } = read("networks: [n]", `{n: {driver_opts: ${options}}}`);
+    expect(spec?.networks?.[0]?.network.driver_opts).toEqual([["com.docker.network.bridge.name", name]]);
   });
 
   test("an overlay is made a bridge, with a warning; an external one is used as it is", () => {
@@ -172,7 +193,10 @@ describe("the node's own networks", () => {
   test("ports on the node's own network are left out, as Docker does", () => {
     const { body, warnings } = read("ports: ['80:80'], networks: [n]", "{n: {external: true, name: host}}");
     expect(body?.HostConfig.PortBindings).toBeUndefined();
-    expect(warnings).toEqual([expect.stringContaining("services.app.ports is left out")]);
+    expect(warnings).toEqual([
+      expect.stringContaining("services.app.network_mode lets its containers reach the API of every node"),
+      expect.stringContaining("services.app.ports is left out"),
+    ]);
   });
 
   test("the bridge goes with others, and gives no names", () => {

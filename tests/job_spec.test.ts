@@ -424,7 +424,7 @@ describe("parseJob() reads ports", () => {
   test("they are left out with network_mode host, as Docker does, and a warning says so", () => {
     const { services, warnings } = job(app('network_mode: host\nports: ["8080:80"]'));
     expect(services[0]?.spec).toMatchObject({ ports: [], network_mode: "host" });
-    expect(warnings.map((warning) => warning.path)).toEqual(["services.app.ports"]);
+    expect(warnings.map((warning) => warning.path)).toEqual(["services.app.network_mode", "services.app.ports"]);
   });
 });
 

@@ -189,6 +189,9 @@ interface HostOptions {
   busyboxTar: () => Promise<string>;
 }
 
+/** Makes a command that runs the one that it is given. */
+export type Within = (argv: readonly string[]) => readonly string[];
+
 export type HostRequest = RequestInit & { port?: number; timeoutMs?: number };
 
 export class LabHost {
@@ -231,10 +234,19 @@ export class LabHost {
     return new LabProcess(`${name} on host ${this.number}`, this.#inside(argv), { env: this.#env(env), logFile });
   }
 
-  /** Starts `cacophony ARGS`, with this host's engine and data directory unless `env` or `args` say otherwise. */
-  cacophony(args: readonly string[], { env = {}, umask }: { env?: Env; umask?: string | undefined } = {}): LabProcess {
-    const under = umask === undefined ? [] : ["sh", "-c", `umask ${umask}; exec "$@"`, "sh"];
-    return this.spawn("cacophony", [...under, this.#binaryPath(), ...args], { env: this.#cacophonyEnv(env) });
+  /**
+   * Starts `cacophony ARGS`, with this host's engine and data directory unless `env` or `args` say otherwise. `binary`: another
+   * executable than the lab's.
+   */
+  cacophony(
+    args: readonly string[],
+    {
+      env = {},
+      binary = this.#binaryPath(),
+      within = (argv) => argv,
+    }: { env?: Env; binary?: string | undefined; within?: Within } = {},
+  ): LabProcess {
+    return this.spawn("cacophony", within([binary, ...args]), { env: this.#cacophonyEnv(env) });
   }
 
   /** Runs `cacophony ARGS` to its end. */

@@ -1,7 +1,7 @@
 /**
  * @module A cluster in the lab: `cacophony` processes on its hosts, and what tests ask of them and of the engines beside them.
  */
-import { Lab, type LabHost } from "./lab.ts";
+import { Lab, type LabHost, type Within } from "./lab.ts";
 import type { Env, LabProcess } from "./lab_process.ts";
 import { paced, waitUntil } from "./wait.ts";
 
@@ -53,19 +53,21 @@ type StartOptions = {
   nodes?: number;
   bootstrap?: readonly string[];
   join?: readonly string[];
-  /** Of the nodes' processes, as the shell writes it. */
-  umask?: string;
+  /** Makes the command that runs a node of the command that it is given. */
+  within?: Within;
 };
 
 export class LabCluster {
   readonly lab: Lab;
   readonly processes: LabProcess[] = [];
+  /** The executable of nodes that are started from now on; undefined: the lab's. */
+  binary: string | undefined;
   readonly #arguments: string[][] = [];
-  readonly #umask: string | undefined;
+  readonly #within: Within;
 
-  constructor(lab: Lab, { umask }: Pick<StartOptions, "umask"> = {}) {
+  constructor(lab: Lab, { within = (argv) => argv }: Pick<StartOptions, "within"> = {}) {
     this.lab = lab;
-    this.#umask = umask;
+    this.#within = within;
   }
 
   /**
@@ -97,10 +99,11 @@ export class LabCluster {
     await this.ready(nodes);
   }
 
-  /** Starts a node on host `number` and remembers how, for `restart`. */
-  node(number: number, args: readonly string[]): LabProcess {
+  /** Starts a node on host `number` and remembers how, for `restart`. `within` makes a command that runs the one it is given. */
+  node(number: number, args: readonly string[], { within = this.#within }: { within?: Within } = {}): LabProcess {
     this.#arguments[number] = [...args];
-    const started = this.lab.host(number).cacophony(args, { env: TIMES, umask: this.#umask });
+    const options = { env: TIMES, binary: this.binary, within };
+    const started = this.lab.host(number).cacophony(args, options);
     this.processes[number] = started;
     return started;
   }

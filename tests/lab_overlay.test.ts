@@ -7,6 +7,7 @@ import type { Overlay, OverlayBridge } from "../src/overlay_plan.ts";
 import { truncateSync, writeFileSync } from "node:fs";
 import { Lab, type LabHost } from "./lab.ts";
 import { command, mustRun } from "./lab_process.ts";
+import { NO_GUARD } from "./overlay_model.ts";
 
 setDefaultTimeout(60_000);
 
@@ -107,7 +108,14 @@ function overlayOf(machine: Machine, among: readonly Machine[] = [one, two, thre
       internal: network === "c_back",
     };
   });
-  return { link: { mode: "vxlan" }, cidr: CIDR, self: machine.peer, peers: others.map(({ peer }) => peer), bridges };
+  return {
+    link: { mode: "vxlan" },
+    cidr: CIDR,
+    self: machine.peer,
+    peers: others.map(({ peer }) => peer),
+    bridges,
+    guard: NO_GUARD,
+  };
 }
 
 /** Applies what the machines know of each other; returns the commands that each needed. */
@@ -439,6 +447,7 @@ test("100 nodes with 50 networks on each take a moment, and one node more takes 
     cidr: CIDR,
     self: { node_id: "self", underlay: host.address, subnets: ["10.213.250.0/24"] },
     peers: peers.slice(0, count),
+    guard: NO_GUARD,
     bridges: Array.from({ length: 50 }, (_, index) => {
       const subnet = `.${4 + 4 * index}/30`;
       const remote = peers.slice(0, count).map((_, node) => `10.213.${node + 1}${subnet}`);

@@ -13,7 +13,7 @@ let cluster: LabCluster;
 let host: LabHost;
 
 beforeAll(async () => {
-  cluster = await LabCluster.start({ hosts: 1, umask: "077" });
+  cluster = await LabCluster.start({ hosts: 1, within: (argv) => ["sh", "-c", 'umask 077; exec "$@"', "sh", ...argv] });
   lab = cluster.lab;
   host = lab.host(1);
 });

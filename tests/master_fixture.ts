@@ -17,7 +17,7 @@ import {
 import type { DirectoryMessage, NetworkMessage, NodeNetwork, ServiceEntry } from "../src/model_network.ts";
 import { Scheduler, type SchedulerOptions } from "../src/scheduler.ts";
 import { openSqliteStore } from "../src/store.ts";
-import { idleMachine, seeded, unusedSealer } from "./cluster_fixture.ts";
+import { idleMachine, seeded, unusedSealer, welcoming } from "./cluster_fixture.ts";
 import { VirtualClock } from "./virtual_clock.ts";
 
 const root = mkdtempSync(join(tmpdir(), "cacophony-master-"));
@@ -108,6 +108,7 @@ export class Master {
       nodeTimeoutMs: this.#options.nodeTimeoutMs ?? NODE_TIMEOUT_MS,
       engineTimeoutMs: ENGINE_TIMEOUT_MS,
       massFailureHoldMs: HOLD_MS,
+      ...welcoming(),
     });
   }
 }

@@ -6,7 +6,7 @@ import type { AllocationStatus, Assignments, Hello, MasterMessage, NodeMessage, 
 import { PROTOCOL_VERSION } from "../src/model.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { openSqliteStore, type Store, StoreError } from "../src/store.ts";
-import { idleMachine, rules, seeded, spec, unusedSealer } from "./cluster_fixture.ts";
+import { idleMachine, rules, seeded, spec, unusedSealer, welcoming } from "./cluster_fixture.ts";
 import { VirtualClock } from "./virtual_clock.ts";
 
 const PLATFORM = { os: "linux", arch: "amd64" };
@@ -36,6 +36,7 @@ class Master {
       self: SELF,
       heartbeatIntervalMs: 2_000,
       nodeTimeoutMs: 15_000,
+      ...welcoming(),
     });
   }
 
@@ -69,16 +70,20 @@ class Peer {
   isClosed = false;
   readonly #handlers: ReturnType<Membership["accept"]>;
 
-  constructor({ membership }: Master) {
+  constructor({ membership }: Master, remote?: string) {
     const close = () => void (this.isClosed = true);
-    this.#handlers = membership.accept({ send: (text) => this.heard.push(JSON.parse(text)), close });
+    this.#handlers = membership.accept({ remote, send: (text) => this.heard.push(JSON.parse(text)), close });
+  }
+
+  hangUp(): void {
+    this.#handlers.onClose();
   }
 
   say(message: NodeMessage): void {
     this.#handlers.onMessage(JSON.stringify(message));
   }
 
-  hello(nodeId: string, instance = "one"): void {
+  hello(nodeId: string, { instance = "one", nonce }: { instance?: string; nonce?: string } = {}): void {
     const engine = {
       state: "ready",
       engine_id: nodeId,
@@ -91,6 +96,7 @@ class Peer {
       protocol: PROTOCOL_VERSION,
       node_id: nodeId,
       instance,
+      ...(nonce !== undefined && { nonce }),
       node_name: nodeId,
       address: "10.0.0.2:9000",
       labels: [],
@@ -124,6 +130,11 @@ class Peer {
       restarts: 0,
     }));
     this.say({ type: "status", full: true, applied: order, allocations, gone: [], removals_done: [], ...more });
+  }
+
+  /** What its welcome gives it for internal calls. */
+  get token(): string | undefined {
+    return this.heard.find((message) => message.type === "welcome")?.token;
   }
 
   /** The newest ones. */
@@ -202,12 +213,12 @@ test("Membership refuses a second process that claims to be a node, until the fi
   first.hello("worker");
   await master.clock.advance(10);
   const second = new Peer(master);
-  second.hello("worker", "two");
+  second.hello("worker", { instance: "two" });
   await master.clock.advance(10);
   expect(second.heard).toMatchObject([{ type: "refused", code: "node_in_use" }]);
   await master.clock.advance(6_000);
   const third = new Peer(master);
-  third.hello("worker", "two");
+  third.hello("worker", { instance: "two" });
   await master.clock.advance(10);
   expect(third.heard[0]?.type).toBe("welcome");
 });
@@ -302,9 +313,10 @@ test("Membership keeps services with secrets from a node that has no place for t
 test("Membership knows the process that has a node's session from all others", async () => {
   const master = await new Master().start();
   const worker = new Peer(master);
-  worker.hello("worker", "one");
+  worker.hello("worker", { nonce: "nonce of the worker" });
   await master.clock.advance(10);
-  const is = (node_id: string, instance: string) => master.membership.isConnected({ node_id, instance });
+  const caller = { authorization: `Bearer ${worker.token}`, remote: "10.0.0.2" };
+  const is = (node_id: string, instance: string) => master.membership.isConnected({ node_id, instance }, caller);
   expect([is("worker", "one"), is("worker", "two"), is("worker", ""), is("other", "one")]).toEqual([
     true,
     false,
@@ -313,4 +325,45 @@ test("Membership knows the process that has a node's session from all others", a
   ]);
   master.membership.stop();
   expect(is("worker", "one")).toBe(false);
+});
+
+test("Membership takes internal calls from nodes in session only, by the token of their welcome (point 14)", async () => {
+  const master = await new Master().start();
+  const [worker, other] = [new Peer(master, "10.0.0.2"), new Peer(master, "10.0.0.3")];
+  worker.hello("worker", { nonce: "nonce of the worker" });
+  other.hello("other", { nonce: "nonce of the other" });
+  await master.clock.advance(10);
+  const is = (authorization: string | undefined, remote = "10.0.0.2") =>
+    master.membership.isNode({ authorization, remote });
+  const asWorker = { node_id: "worker", instance: "one" };
+  const mayAsk = (token: string | undefined) =>
+    master.membership.isConnected(asWorker, { authorization: `Bearer ${token}`, remote: "10.0.0.2" });
+  expect(worker.token).not.toEqual(other.token);
+  expect([is(`Bearer ${worker.token}`), is(`bearer  ${worker.token}`, "10.0.0.9")]).toEqual([true, true]);
+  // The address of a node that has a token proves nothing.
+  for (const wrong of [undefined, "", "Bearer", "Bearer ", "Bearer x", `${worker.token}`, `Basic ${worker.token}`])
+    expect([wrong, is(wrong)]).toEqual([wrong, false]);
+  expect([mayAsk(worker.token), mayAsk(other.token)]).toEqual([true, false]);
+  const { token } = worker;
+  worker.hangUp();
+  expect([is(`Bearer ${token}`), is(`Bearer ${other.token}`)]).toEqual([false, true]);
+});
+
+test("Membership knows calls of a node of an earlier version by the address of its session (point 14)", async () => {
+  const master = await new Master().start();
+  const older = new Peer(master, "10.0.0.2");
+  const is = (remote: string | undefined) => master.membership.isNode({ authorization: undefined, remote });
+  expect(is("10.0.0.2")).toBe(false);
+  older.hello("older");
+  await master.clock.advance(10);
+  expect(older.heard.find(({ type }) => type === "welcome")).not.toContainAnyKeys(["token", "signature"]);
+  expect([is("10.0.0.2"), is("10.0.0.3"), is(undefined)]).toEqual([true, false, false]);
+  const asOlder = { node_id: "older", instance: "one" };
+  const caller = { authorization: undefined, remote: "10.0.0.2" };
+  expect(master.membership.isConnected(asOlder, caller)).toBe(true);
+  expect(master.membership.isConnected({ ...asOlder, instance: "two" }, caller)).toBe(false);
+  // Its process alone knows its instance: a secret is not refused because the node has several addresses.
+  expect(master.membership.isConnected(asOlder, { ...caller, remote: "10.0.0.3" })).toBe(true);
+  older.hangUp();
+  expect(is("10.0.0.2")).toBe(false);
 });

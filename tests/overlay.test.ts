@@ -10,6 +10,7 @@ import type { DirectoryMessage, Endpoint, NetworkMessage, ServiceEntry } from ".
 import { Overlay, type OverlayOptions } from "../src/overlay.ts";
 import type { OverlayState } from "../src/overlay_kernel.ts";
 import type { Overlay as KernelOverlay } from "../src/overlay_plan.ts";
+import type { Guard } from "../src/overlay_plan_guard.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
 
 const root = mkdtempSync(join(tmpdir(), "overlay-test-"));
@@ -25,6 +26,9 @@ class Machine {
   readonly applied: KernelOverlay[] = [];
   /** Whether each time the kernel was to be looked at. */
   readonly looks: boolean[] = [];
+  /** What was guarded while the node did without the network, and what of it cannot be had. */
+  readonly guarded: Guard[] = [];
+  unguarded: string[] = [];
   readonly removed: string[] = [];
   /** Whose address was tried, in order. */
   readonly asked: string[] = [];
@@ -81,8 +85,13 @@ class Machine {
             return { changed: [], problems: [this.refused], mtu: undefined, refused: this.refused };
           return { changed: [], problems: [], mtu: 1_450 };
         },
+        guard: async (guard) => {
+          this.guarded.push(guard);
+          return this.unguarded;
+        },
         remove: async (nodeId) => void this.removed.push(nodeId),
       },
+      apiPort: 9000,
       serveNames: (addresses) => (this.served = addresses),
       newEntries: () => ({
         update: (services) => (this.led = services),
@@ -222,7 +231,9 @@ describe("a node in the cluster's network", () => {
       await new Promise<void>((resolve) => void machine.clock.after(takes, resolve));
       return { changed: [], problems: [], mtu: 1_450 };
     };
-    const machine = new Machine({ kernel: { supported: async () => undefined, apply, remove: async () => {} } });
+    const machine = new Machine({
+      kernel: { supported: async () => undefined, apply, guard: async () => [], remove: async () => {} },
+    });
     const begun = machine.clock.now();
     machine.overlay.setBridges([BRIDGE]);
     machine.overlay.receive(network());
@@ -246,7 +257,9 @@ describe("a node in the cluster's network", () => {
       for (let turn = 0; turn < turns; turn++) await Promise.resolve();
       machine.overlay.setBridges([]);
     };
-    const machine = new Machine({ kernel: { supported: async () => undefined, apply, remove: async () => {} } });
+    const machine = new Machine({
+      kernel: { supported: async () => undefined, apply, guard: async () => [], remove: async () => {} },
+    });
     machine.overlay.setBridges([BRIDGE]);
     machine.overlay.receive(network());
     await machine.clock.advance(10);
@@ -259,7 +272,9 @@ describe("a node in the cluster's network", () => {
       await gates.at(-1)?.promise;
       return { changed: [], problems: [], mtu: 1_450 };
     };
-    const machine = new Machine({ kernel: { supported: async () => undefined, apply, remove: async () => {} } });
+    const machine = new Machine({
+      kernel: { supported: async () => undefined, apply, guard: async () => [], remove: async () => {} },
+    });
     machine.overlay.setBridges([BRIDGE]);
     machine.overlay.receive(network());
     const first = machine.overlay.connected();

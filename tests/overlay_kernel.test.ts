@@ -8,7 +8,7 @@ import { OverlayKernel } from "../src/overlay_kernel.ts";
 import { commandRunner } from "../src/overlay_kernel_command.ts";
 import { parseWireguard } from "../src/overlay_kernel_observe.ts";
 import { overlayChanges, planOverlay, type Overlay } from "../src/overlay_plan.ts";
-import { bareKernel } from "./overlay_model.ts";
+import { bareKernel, NO_GUARD } from "./overlay_model.ts";
 
 let dir: string;
 
@@ -27,6 +27,8 @@ const GOOD: Record<string, string> = {
   bridge: "echo '[]'",
   "iptables-save": "",
   "iptables-restore": "cat >/dev/null",
+  "ip6tables-save": "",
+  "ip6tables-restore": "cat >/dev/null",
   wg: "",
   nft: "",
   tee: "cat >/dev/null",
@@ -111,6 +113,7 @@ describe("apply()", () => {
     self: { node_id: "n1", underlay: "10.77.0.1", subnets: ["10.213.1.0/24"] },
     peers: [{ node_id: "n2", underlay: "10.77.0.2", subnets: ["10.213.2.0/24"] }],
     bridges: [],
+    guard: NO_GUARD,
   };
   const wireguard: Overlay = {
     ...overlay,

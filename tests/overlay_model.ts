@@ -4,6 +4,10 @@
  */
 import { isDeepStrictEqual } from "node:util";
 import type { ObservedLink, ObservedOverlay, OverlayStep } from "../src/overlay_plan.ts";
+import type { Guard } from "../src/overlay_plan_guard.ts";
+
+/** Nothing is kept from any API. */
+export const NO_GUARD: Guard = { port: 9000, bridges: [], shared: [], callers: [], nodes: [] };
 
 type Rules = Map<string, Map<string, string[]>>;
 type Mutable<T> = { -readonly [K in keyof T]: T[K] };
@@ -38,6 +42,15 @@ export function bareKernel(underlay: string): ObservedOverlay {
       ],
       ["raw", new Map([["PREROUTING", []]])],
     ]),
+    tables6: new Map([
+      [
+        "filter",
+        new Map([
+          ["INPUT", []],
+          ["FORWARD", []],
+        ]),
+      ],
+    ]),
   };
 }
 
@@ -52,6 +65,7 @@ export class ModelKernel {
   run(steps: readonly OverlayStep[]): void {
     for (const { argv, input = "" } of steps) {
       if (argv[0] === "iptables-restore") this.#restore(input);
+      else if (argv[0] === "ip6tables-restore") this.#restore(input, "tables6");
       else for (const line of input.trimEnd().split("\n")) this.#line(line);
     }
   }
@@ -72,8 +86,9 @@ export class ModelKernel {
 
   /** All that is ours in the kernel, in a fixed order. */
   ours(): unknown[] {
-    const { links, addresses, routes, neighbours, machines, tables } = this.state;
-    const rules = [...tables].flatMap(([table, chains]) =>
+    const { links, addresses, routes, neighbours, machines, tables, tables6 } = this.state;
+    const all = [...tables, ...[...(tables6 ?? [])].map(([table, chains]) => [`${table} of IPv6`, chains] as const)];
+    const rules = all.flatMap(([table, chains]) =>
       [...chains].flatMap(([chain, list]) => {
         if (chain.startsWith("CACOPHONY-")) return [[table, chain, ...list]];
         return list
@@ -195,9 +210,9 @@ export class ModelKernel {
   }
 
   /** As iptables-restore --noflush: all of a table or nothing. */
-  #restore(input: string): void {
+  #restore(input: string, kind: "tables" | "tables6" = "tables"): void {
     const tables: Rules = new Map(
-      [...this.state.tables].map(([table, chains]) => [
+      [...(this.state[kind] ?? [])].map(([table, chains]) => [
         table,
         new Map([...chains].map(([chain, rules]) => [chain, [...rules]])),
       ]),
@@ -208,7 +223,7 @@ export class ModelKernel {
       else if (line.startsWith(":")) chains.set(line.slice(1, line.indexOf(" ")), []);
       else if (line !== "COMMIT") changeChain(chains, line);
     }
-    this.state.tables = tables;
+    this.state[kind] = tables;
   }
 }
 
@@ -222,9 +237,9 @@ function changeChain(chains: Map<string, string[]>, line: string): void {
   const [, verb, chain = "", rest = ""] = /^-([ADIX]) (\S+)(?: 1)? ?(.*)$/.exec(line) ?? [];
   const rules = chains.get(chain);
   if (!rules) throw new KernelRefusal(`no chain ${chain}: ${line}`);
-  const target = / ?-j (\S+)(?: --to-destination \S+)?$/.exec(rest)?.[1] ?? "";
+  const target = / ?-j (\S+)(?: --to-destination \S+| --reject-with \S+)?$/.exec(rest)?.[1] ?? "";
   if (verb === "A" || verb === "I") {
-    refuseUnless(/^(ACCEPT|DROP|RETURN|MASQUERADE|DNAT)$/.test(target) || chains.has(target), line);
+    refuseUnless(/^(ACCEPT|DROP|REJECT|RETURN|MASQUERADE|DNAT)$/.test(target) || chains.has(target), line);
     if (verb === "A") rules.push(rest);
     else rules.unshift(rest);
   } else if (verb === "D") {

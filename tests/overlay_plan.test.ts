@@ -12,7 +12,7 @@ import {
 } from "../src/overlay_plan.ts";
 import type { ObservedOverlay, Overlay, OverlayStep } from "../src/overlay_plan.ts";
 import { NAMES_PORT, parseTables } from "../src/overlay_plan_firewall.ts";
-import { bareKernel, ModelKernel, verdict, type Packet } from "./overlay_model.ts";
+import { bareKernel, ModelKernel, NO_GUARD, verdict, type Packet } from "./overlay_model.ts";
 
 const CIDR = "10.213.0.0/16";
 const UNDERLAY = "10.77.0";
@@ -22,7 +22,15 @@ function peer(number: number, more: Partial<NetworkPeer> = {}): NetworkPeer {
 }
 
 function overlay(more: Partial<Overlay> = {}): Overlay {
-  return { link: { mode: "vxlan" }, cidr: CIDR, self: peer(1), peers: [peer(2)], bridges: [], ...more };
+  return {
+    link: { mode: "vxlan" },
+    cidr: CIDR,
+    self: peer(1),
+    peers: [peer(2)],
+    bridges: [],
+    guard: NO_GUARD,
+    ...more,
+  };
 }
 
 function bridge(

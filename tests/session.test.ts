@@ -56,6 +56,7 @@ class Node {
         engine,
         version: "0",
       }),
+      trust: () => ({ clusterKey: undefined, seenTerm: 0 }),
       addresses: () => [peer.address],
       onWelcome: () => {},
       onLeft: () => {},

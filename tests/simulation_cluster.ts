@@ -29,7 +29,7 @@ import { FAILURES } from "../src/reconcile_replace.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { Session } from "../src/session.ts";
 import { openSqliteStore, type Store, StoreError } from "../src/store.ts";
-import { idleMachine, noOverlay, unusedSealer } from "./cluster_fixture.ts";
+import { idleMachine, noOverlay, unusedSealer, welcoming } from "./cluster_fixture.ts";
 import { scoped, SimEngine } from "./simulation_engine.ts";
 import { Life, SimNetwork } from "./simulation_process.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
@@ -60,7 +60,14 @@ type Process = {
 };
 
 /** What a process keeps in its data directory. */
-type Identity = { cluster_id?: string; node_id: string; seen_term: number; master?: Peer; peers: Peer[] };
+type Identity = {
+  cluster_id?: string;
+  cluster_key?: string;
+  node_id: string;
+  seen_term: number;
+  master?: Peer;
+  peers: Peer[];
+};
 
 export type Machine = {
   name: string;
@@ -114,6 +121,7 @@ export class SimCluster {
   readonly #givenUp = new Set<string>();
   #checkedAt = 0;
   #ids = 0;
+  #nonces = 0;
 
   constructor(options: ClusterOptions) {
     this.#options = options;
@@ -178,12 +186,14 @@ export class SimCluster {
         ...(identity.cluster_id === undefined ? {} : { cluster_id: identity.cluster_id }),
         node_id: identity.node_id,
         instance,
+        nonce: `${instance} ${++this.#nonces}`,
         node_name: name,
         address,
         labels: [],
         engine: executor.engineStatus(),
         version: "0.0.0",
       }),
+      trust: () => ({ clusterKey: identity.cluster_key, seenTerm: identity.seen_term }),
       addresses: () => [this.master.address, ...identity.peers.map((peer) => peer.address)],
       onWelcome: (welcome) => {
         process.welcomedAt = this.#options.clock.now();
@@ -240,6 +250,7 @@ export class SimCluster {
       scheduler,
       self: { node_id: machine.identity.node_id, address: machine.address },
       ...TIMINGS,
+      ...welcoming(),
     });
     process.membership.start();
   }
@@ -608,8 +619,9 @@ function peerInfo({ identity, address, isMaster, process }: Machine): PeerInfo {
 }
 
 function welcomed({ identity, ids }: Machine, { welcome, executor }: { welcome: Welcome; executor: Executor }): void {
-  const { cluster_id, node_id, term, master, peers } = welcome;
-  Object.assign(identity, { cluster_id, node_id, master, peers, seen_term: Math.max(term, identity.seen_term) });
+  const { cluster_id, node_id, cluster_key, term, master, peers } = welcome;
+  const seen_term = Math.max(term, identity.seen_term);
+  Object.assign(identity, { cluster_id, node_id, cluster_key, master, peers, seen_term });
   ids.add(node_id);
   executor.adopt({ clusterId: cluster_id, nodeId: node_id });
   executor.noticeMaster();

@@ -10,7 +10,7 @@ import type { AllocationStatus, Assignments, EngineStatus, MasterMessage, NodeMe
 import { PROTOCOL_VERSION } from "../src/model.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { openSqliteStore } from "../src/store.ts";
-import { idleMachine, rules, spec, unusedSealer } from "./cluster_fixture.ts";
+import { idleMachine, rules, spec, unusedSealer, welcoming } from "./cluster_fixture.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
 
 /** Milliseconds from the least to the most that something takes. */
@@ -70,6 +70,7 @@ export class LargeCluster {
       self: { node_id: nodeName(1), address: "10.0.0.1:9000" },
       heartbeatIntervalMs,
       nodeTimeoutMs,
+      ...welcoming(),
     });
     for (let n = 1; n <= nodes; n++) {
       this.nodes.push(

@@ -1,0 +1,40 @@
+/** @module Where the APIs of nodes can be reached: this node's own addresses, for the others to know, and those of the others. */
+import { lookup } from "node:dns/promises";
+import { isIP } from "node:net";
+import { networkInterfaces } from "node:os";
+import { isLoopback, isWildcard, parseAddress } from "./address.ts";
+import type { Peer } from "./model.ts";
+
+/** More addresses of one machine are not told to others. */
+const MAX_ADDRESSES = 64;
+/** Docker's bridges and the ends of its containers' cables, and our own devices: other machines do not reach them. */
+const LOCAL_DEVICES = /^(?:docker\d|docker_gwbridge|br-|veth|cvx|cwg)/;
+
+/** The IP addresses that other machines may reach this node's API by, of those it listens on. */
+export function ownApiAddresses(listens: readonly string[], underlay: string | undefined): string[] {
+  const isEverywhere = listens.some(isWildcard);
+  const known = listens.filter((host) => isIP(host) !== 0 && !isWildcard(host) && !isLoopback(host));
+  const ofMachine = Object.entries(networkInterfaces()).flatMap(([device, all = []]) =>
+    LOCAL_DEVICES.test(device)
+      ? []
+      : all.filter(({ internal, address }) => !internal && !address.startsWith("fe80:")).map(({ address }) => address),
+  );
+  const addresses = [...known, ...(underlay === undefined ? [] : [underlay]), ...(isEverywhere ? ofMachine : [])];
+  return [...new Set(addresses)].toSorted().slice(0, MAX_ADDRESSES);
+}
+
+type Api = { address: string; port: number };
+
+/** Where the APIs of the other nodes are. What one of them says amiss costs the others nothing. */
+export async function apisOf(peers: readonly Peer[], { selfId }: { selfId: string }): Promise<Api[]> {
+  const others = peers.filter(({ node_id }) => node_id !== selfId);
+  const found = await Promise.allSettled(others.map(apisOfNode));
+  return found.flatMap((result) => (result.status === "fulfilled" ? result.value : []));
+}
+
+/** A name that can't be looked up now is left out: nodes tell their addresses, too. */
+async function apisOfNode({ address, api_addresses = [] }: Peer): Promise<Api[]> {
+  const { host, port } = parseAddress(address, "the address of a node");
+  const resolved = isIP(host) === 0 ? await lookup(host, { all: true }).catch(() => []) : [{ address: host }];
+  return [...resolved.map((one) => one.address), ...api_addresses].map((one) => ({ address: one, port }));
+}
