@@ -513,9 +513,14 @@ function sourceOf(
   { jobId, projectDir }: ContainerContext,
 ): string {
   if (mount.type === "volume") return mount.volume ? volumeName(mount.volume, jobId) : "";
-  if (mount.source.startsWith("/")) return mount.source;
+  return bindSource(mount.source, projectDir);
+}
+
+/** The path on the node that a bind mount's source means. */
+export function bindSource(source: string, projectDir: string): string {
+  if (source.startsWith("/")) return source;
   const base = withoutTrailing(projectDir, "/");
-  return mount.source === "." ? base : `${base}/${mount.source}`;
+  return source === "." ? base : `${base}/${source}`;
 }
 
 /** An object for JSON with keys that users chose: `__proto__` is one of them, and must be a key like any other. */

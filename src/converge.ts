@@ -35,6 +35,8 @@ export type Container = EndedContainer & {
   pid?: number;
   /** IPv4 addresses by network; absent in lists. */
   addresses?: readonly { network: string; address: string }[];
+  /** Paths of its machine that it mounts; absent in lists. */
+  binds?: readonly Bind[];
   /** The networks that it is on, with all that Docker says of it there. */
   endpoints?: readonly ContainerEndpoint[];
   createdAt: number;
@@ -43,6 +45,9 @@ export type Container = EndedContainer & {
   /** Whether it has a terminal, so that what it writes comes as it is. */
   tty?: boolean;
 };
+
+/** A path of this machine, and where a container has it. */
+export type Bind = { source: string; target: string };
 
 /** What the executor knows of an allocation beyond what Docker tells. */
 export type Memory = {

@@ -6,11 +6,14 @@
 import { Database } from "bun:sqlite";
 import {
   accessSync,
+  chmodSync,
   closeSync,
   constants,
   fsyncSync,
+  lstatSync,
   mkdirSync,
   openSync,
+  readdirSync,
   readFileSync,
   rmSync,
   renameSync,
@@ -82,19 +85,31 @@ export function newIdentity({ role, node_id }: Pick<Identity, "role" | "node_id"
   return { version: IDENTITY_VERSION, role, node_id, has_state: false, seen_term: 0, peers: [], settings: {} };
 }
 
+/**
+ * The files of the data directory that only its owner may read, with what SQLite and an unfinished write put beside them. Keys
+ * that are checked where they are read are left out: one that was open to others is to be replaced, and not to be hidden.
+ */
+const PRIVATE =
+  /^(lock|node\.json|cluster\.db|images\.json|restarts\.json|network\.json|wireguard\.key)(-journal|-wal|-shm|\.new)?$/;
+
 export class DataDir {
   readonly path: string;
+  /** Files that others can read, since the file system or their owner does not let this process change that. */
+  readonly exposed: readonly string[];
   readonly #lock: Database;
   #identity: Identity | undefined;
 
   private constructor(path: string, lock: Database) {
     this.path = path;
     this.#lock = lock;
+    this.exposed = readdirSync(path).filter((name) => PRIVATE.test(name) && !isClosed(join(path, name)));
     this.#identity = identityIn(path);
   }
 
   /**
-   * Makes the directory if need be and locks it for this process; the kernel frees the lock when the process ends, however.
+   * Makes the directory if need be and locks it for this process; the kernel frees the lock when the process ends, however. What is
+   * secret in it is closed to others, as earlier versions left the cluster's state open. The mode of the directory itself stays as its
+   * owner has set it: an Engine with user namespaces has to pass through to the project directories.
    * @throws StartError when it can't be written, is in use by a live process, or holds an identity that can't be read.
    */
   static open(path: string): DataDir {
@@ -143,14 +158,16 @@ export class DataDir {
 /** An SQLite file under an exclusive lock: locks of the kernel that end with the process, without native code of ours. */
 function takeLock(path: string): Database {
   const file = join(path, "lock");
-  const db = new Database(file, { create: true, readwrite: true });
+  let db: Database | undefined;
   try {
+    makePrivate(file);
+    db = new Database(file, { create: true, readwrite: true });
     db.run("PRAGMA locking_mode = EXCLUSIVE");
     db.run("CREATE TABLE IF NOT EXISTS owner (id INTEGER PRIMARY KEY CHECK (id = 1), pid INTEGER)");
     db.run("INSERT INTO owner VALUES (1, ?1) ON CONFLICT DO UPDATE SET pid = ?1", [process.pid]);
     return db;
   } catch (error) {
-    db.close();
+    db?.close();
     if ((error as { code?: string }).code === "SQLITE_NOTADB") {
       // Nothing is in a lock file but the lock: one that something else wrote over is made anew.
       rmSync(file);
@@ -196,17 +213,46 @@ export function identityIn(dir: string): Identity | undefined {
 
 /** Writes a file that only its owner can read, whole or not at all: a crash or a power cut leaves the old one or the new one. */
 export function writeDurably(path: string, text: string): void {
+  replace(path, text, { sync: true });
+  syncDirectory(dirname(path));
+}
+
+/** As `writeDurably`, of what may be lost with the power. */
+export function writePrivately(path: string, text: string): void {
+  replace(path, text, { sync: false });
+}
+
+function replace(path: string, text: string, { sync }: { sync: boolean }): void {
   const beside = `${path}.new`;
+  // One that was left behind may be open to others.
   rmSync(beside, { force: true });
   const file = openSync(beside, "wx", 0o600);
   try {
     writeFileSync(file, text);
-    fsyncSync(file);
+    if (sync) fsyncSync(file);
   } finally {
     closeSync(file);
   }
   renameSync(beside, path);
-  syncDirectory(dirname(path));
+}
+
+/** Makes an empty file that only its owner can read, where there is none: SQLite gives the files beside a database its mode. */
+export function makePrivate(path: string): void {
+  closeSync(openSync(path, "a", 0o600));
+}
+
+/** Closes a file to others; whether it is. */
+function isClosed(path: string): boolean {
+  const open = () => {
+    const found = lstatSync(path, { throwIfNoEntry: false });
+    return found?.isFile() === true && (found.mode & 0o077) !== 0;
+  };
+  try {
+    if (open()) chmodSync(path, 0o600);
+    return !open();
+  } catch {
+    return false;
+  }
 }
 
 /** Makes what was made, renamed or removed in a directory outlive a power cut. */

@@ -15,7 +15,7 @@ import { readLines } from "./docker_lines.ts";
 import { type LogLine, logLines } from "./docker_logs.ts";
 import { asPath, authOf, type RegistryLogin, splitImage } from "./docker_images.ts";
 import { type DevicesInfo, type EngineDevices, engineDevices } from "./docker_devices.ts";
-import { addressesOf, deviceOf, endpointsOf, type NetworkDevice, publishedPorts } from "./docker_ports.ts";
+import { addressesOf, bindsOf, deviceOf, endpointsOf, type NetworkDevice, publishedPorts } from "./docker_ports.ts";
 import { type Read, read } from "./docker_read.ts";
 import { endStrays } from "./docker_strays.ts";
 import { StartError } from "./model.ts";
@@ -204,9 +204,8 @@ class DockerodeEngine implements Engine {
       this.#call(PROBE_TIMEOUT_MS, (abortSignal) => system.info({ abortSignal })),
       this.#call(PROBE_TIMEOUT_MS, (abortSignal) => system.version({ abortSignal })),
     ]);
-    if (typeof info?.ID !== "string" || typeof version?.Version !== "string") {
+    if (typeof info?.ID !== "string" || typeof version?.Version !== "string")
       throw new EngineError("unavailable", `what answers on ${this.host} is no Docker Engine`);
-    }
     return {
       engineId: info.ID,
       dockerVersion: version.Version,
@@ -277,6 +276,7 @@ class DockerodeEngine implements Engine {
       addresses: addressesOf(endpoints),
       endpoints,
       ...(state.Pid > 0 && !this.remote && { pid: state.Pid }),
+      binds: bindsOf(found.Mounts),
       createdAt: time(found.Created) ?? 0,
       exitCode: state.ExitCode,
       ...healthOf(state.Health?.Status),

@@ -1,5 +1,8 @@
-/** @module The ports that a container has published, the networks it is on, and the bridge of a network, read from what Docker says about them. */
-import type { ContainerEndpoint } from "./converge.ts";
+/**
+ * @module The ports that a container has published, the paths that it binds, the networks it is on, and the bridge of a network, read
+ * from what Docker says about them.
+ */
+import type { Bind, ContainerEndpoint } from "./converge.ts";
 import type { PublishedPort } from "./model_reports.ts";
 import { BRIDGE_NAME_OPTION, isDeviceName } from "./model_network.ts";
 
@@ -18,6 +21,14 @@ export function publishedPorts(bindings: readonly { key: string; ip?: string; po
     else if (entry.host_ip === "0.0.0.0") twin.host_ip = entry.host_ip;
   }
   return ports.sort((a, b) => a.container_port - b.container_port || a.host_port - b.host_port);
+}
+
+/** The paths of its machine that a container mounts. */
+export function bindsOf(
+  mounts: readonly { Type?: string | undefined; Source: string; Destination: string }[] | null | undefined,
+): Bind[] {
+  const binds = (mounts ?? []).filter(({ Type }) => Type === "bind");
+  return binds.map(({ Source, Destination }) => ({ source: Source, target: Destination }));
 }
 
 function isSamePort(a: PublishedPort, b: PublishedPort): boolean {

@@ -8,8 +8,6 @@
  * What it knows comes from Docker's labels, so a new process takes over where the old one ended. What Docker can't keep is how
  * often an allocation was started again, and how it ended last; `executor_counts.ts` keeps that in a small file.
  */
-import { existsSync } from "node:fs";
-import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { atMost, type Clock, sleep, type Timer } from "./clock.ts";
 import {
@@ -30,6 +28,7 @@ import type { RegistryLogin } from "./docker_images.ts";
 import { Agreement } from "./executor_agreement.ts";
 import { EngineConnection, heard } from "./executor_connection.ts";
 import { RestartCounts } from "./executor_counts.ts";
+import { removeProject } from "./executor_files.ts";
 import { DiskLimit } from "./executor_disk.ts";
 import { heartbeatOf } from "./executor_heartbeat.ts";
 import { PulledImages } from "./executor_image_gc.ts";
@@ -196,7 +195,7 @@ export class Executor {
       random,
       owner,
       routes: () => meter.routes(),
-      projectDirOf: (jobId) => this.#projectDirOf(jobId),
+      projectsDir: join(dataDir, "projects"),
       nodeLogin: this.#options.nodeLogin ?? (async () => undefined),
       onNamed: (id, what) => pulled.note(id, what),
       specsOf: (jobId) => this.#specsOf(jobId),
@@ -587,8 +586,7 @@ export class Executor {
     this.#removalsUnderWay.add(removalId);
     try {
       await removeVolumes(this.#engine, { jobId, owner: this.#owner });
-      const projectDir = this.#projectDirOf(jobId);
-      if (existsSync(projectDir)) await rm(projectDir, { recursive: true, force: true });
+      await removeProject(join(this.#options.dataDir, "projects", jobId));
       this.#removalsDone.add(removalId);
       this.#log.info("volumes of a deleted job removed", { job_id: jobId });
     } catch (error) {
@@ -626,9 +624,5 @@ export class Executor {
   #neededImages(): Set<string> | undefined {
     if (!this.#assignments) return undefined;
     return new Set([...this.#assignments.specs.map(({ spec }) => spec.image), ...this.#agreement.names(this.#wanted)]);
-  }
-
-  #projectDirOf(jobId: string): string {
-    return join(this.#options.dataDir, "projects", jobId);
   }
 }

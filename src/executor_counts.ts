@@ -5,10 +5,11 @@
  * not synced, ignored if damaged. Losing it loses counts (and the attempts of `on-failure:N`) and stories, nothing else. It has an
  * entry of some 3 KB at most for each allocation that the node has or should have.
  */
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import * as v from "valibot";
 import type { Clock, Timer } from "./clock.ts";
 import type { Memory } from "./converge.ts";
+import { writePrivately } from "./data_dir.ts";
 import type { Log } from "./log.ts";
 import { containerEnd } from "./model.ts";
 
@@ -100,8 +101,7 @@ export class RestartCounts {
     this.#timer = undefined;
     if (this.#text === this.#saved) return;
     try {
-      writeFileSync(`${this.#path}.new`, this.#text, { mode: 0o600 });
-      renameSync(`${this.#path}.new`, this.#path);
+      writePrivately(this.#path, this.#text);
       this.#saved = this.#text;
     } catch (error) {
       this.#log.warn("restart counts could not be written", { path: this.#path, error });

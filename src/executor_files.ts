@@ -3,19 +3,25 @@
  * project directory before a container mounts them.
  *
  * A file is written when it is not there, or when another content was sent than was written last: what a container changed in
- * its own file is kept. Each file appears whole or not at all. Containers may have changed the directory in the meantime, so no
- * symbolic link is followed.
+ * its own file is kept. Each file appears whole or not at all. Containers may change the directory at any time, so all of it is
+ * done by `executor_tree.ts`, which follows no symbolic link.
  */
-import { lstat, mkdir, readFile, rm, rmdir } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { existsSync } from "node:fs";
+import { basename, dirname } from "node:path";
 import * as v from "valibot";
+import { Directory } from "./executor_tree.ts";
 import { Refusal } from "./executor_words.ts";
-import { writeWhole } from "./executor_write.ts";
-import { hash, OWN_DIRECTORY } from "./job_files.ts";
+import { cleanPath, hash, OWN_DIRECTORY } from "./job_files.ts";
 import type { FileSpec, ServiceSpec } from "./model_spec.ts";
 
 /** Next to files of the job's own, which a container may see. */
 const DURABLY = { suffix: `.${OWN_DIRECTORY.slice(1)}-new`, sync: true };
+
+const RECORD = "written.json";
+/** A container may have written the record anew: all that a form can send has shorter paths than this. */
+const MAX_RECORD_BYTES = 16 * 1024 * 1024;
+/** Stands in the record among the files once the directories of the job have the modes that they should have. */
+const MODES: readonly [path: string, version: string] = [`${OWN_DIRECTORY}/modes`, "1"];
 
 /** Path of each file that was written, and the version of it: lost, all files count as not written yet. */
 const written = v.array(v.tuple([v.string(), v.string()]));
@@ -55,33 +61,37 @@ export class ProjectFiles {
 
   async #ensure(jobId: string, spec: ServiceSpec): Promise<void> {
     const projectDir = this.#projectDirOf(jobId);
-    const record = join(projectDir, OWN_DIRECTORY, "written.json");
-    const known = await readRecord(record);
+    const known = await readRecord(projectDir);
     if (known.size === 0 && !spec.files) return;
-    await makeDirectory(projectDir, OWN_DIRECTORY);
-    const versions = new Map(known);
-    for (const file of spec.files ?? []) {
-      const version = versionOf(file);
-      // oxlint-disable-next-line no-await-in-loop -- a few files, one after the other, are soon done and hold little memory
-      if (known.get(file.path) === version && (await isFile(join(projectDir, file.path)))) continue;
-      // oxlint-disable-next-line no-await-in-loop -- as above
-      await this.#write(projectDir, file);
-      versions.set(file.path, version);
+    using root = Directory.make(projectDir);
+    const specs = [spec, ...this.#specsOf(jobId)];
+    if (known.size > 0 && known.get(MODES[0]) !== MODES[1]) openUp(root, specs);
+    using own = root.makeWay(OWN_DIRECTORY);
+    const versions = new Map(known).set(...MODES);
+    for (const [folder, files] of Map.groupBy(spec.files ?? [], ({ path }) => dirname(path))) {
+      const isWritten = (file: FileSpec, directory: Directory | undefined) =>
+        known.get(file.path) === versionOf(file) && directory?.hasFile(basename(file.path));
+      using there = root.walk(folder);
+      const missing = files.filter((file) => !isWritten(file, there));
+      for (const file of missing) {
+        // oxlint-disable-next-line no-await-in-loop -- a few files, one after the other, are soon done and hold little memory
+        await this.#write(root, file);
+        versions.set(file.path, versionOf(file));
+      }
     }
-    await removeUnneeded(projectDir, { versions, specs: [spec, ...this.#specsOf(jobId)] });
+    await removeUnneeded(root, { versions, specs });
     if (!Bun.deepEquals(known, versions))
-      await writeWhole(record, { data: Buffer.from(JSON.stringify([...versions])), mode: 0o600, ...DURABLY });
+      await own.writeFile(RECORD, { data: Buffer.from(JSON.stringify([...versions])), mode: 0o600, ...DURABLY });
   }
 
-  async #write(projectDir: string, file: FileSpec): Promise<void> {
+  async #write(root: Directory, file: FileSpec): Promise<void> {
     try {
       const data = await this.#contents(file);
-      await makeDirectory(projectDir, dirname(file.path));
-      const path = join(projectDir, file.path);
-      const there = await lstat(path).catch(ifAbsent);
+      using folder = root.makeWay(dirname(file.path));
+      const name = basename(file.path);
       // Docker makes a directory for a source that was not there; one that something was put into is left alone.
-      if (there?.isDirectory()) await rmdir(path);
-      await writeWhole(path, { ...file, data, ...DURABLY });
+      if (folder.look(name)?.isDirectory()) folder.removeEmpty(name);
+      await folder.writeFile(name, { ...file, data, ...DURABLY });
     } catch (error) {
       if (error instanceof Refusal) throw error;
       const why = error instanceof Error ? error.message : String(error);
@@ -107,11 +117,29 @@ function versionOf({ path: _, ...rest }: FileSpec): string {
   return hash(JSON.stringify(rest));
 }
 
-async function readRecord(path: string): Promise<Map<string, string>> {
+/** What was written before. Containers can write the record, too, so a path in it must be one that is below the project directory. */
+async function readRecord(projectDir: string): Promise<Map<string, string>> {
   try {
-    return new Map(v.parse(written, JSON.parse(await readFile(path, "utf8"))));
+    using root = Directory.open(projectDir);
+    using own = root.walk(OWN_DIRECTORY);
+    const text = await own?.readFile(RECORD, { maxBytes: MAX_RECORD_BYTES });
+    const entries = text ? v.parse(written, JSON.parse(text.toString())) : [];
+    return new Map(entries.filter(([path]) => cleanPath(path) === path && !/^(\/|\.\.?(\/|$))/.test(path)));
   } catch {
     return new Map();
+  }
+}
+
+/** Lets all users into the directories of sent files that an earlier version made: the umask may have kept them out. */
+function openUp(root: Directory, specs: readonly ServiceSpec[]): void {
+  const folders = new Set(["."]);
+  for (const { path } of specs.flatMap(({ files = [] }) => files)) {
+    const parts = path.split("/");
+    for (let count = 1; count < parts.length; count++) folders.add(parts.slice(0, count).join("/"));
+  }
+  for (const folder of folders) {
+    using directory = root.walk(folder);
+    directory?.unclose();
   }
 }
 
@@ -120,7 +148,7 @@ async function readRecord(path: string): Promise<Map<string, string>> {
  * them. All else stays: a relative path keeps what is there until the job is deleted with its volumes.
  */
 async function removeUnneeded(
-  projectDir: string,
+  root: Directory,
   { versions, specs }: { versions: Map<string, string>; specs: readonly ServiceSpec[] },
 ): Promise<void> {
   const needed = new Set(specs.flatMap(({ files = [] }) => files.map(({ path }) => path)));
@@ -130,43 +158,19 @@ async function removeUnneeded(
   const isBelow = (path: string, folder: string) => folder === "." || path.startsWith(`${folder}/`);
   const folders = [...new Set(sources)].filter((source) => [...needed].some((path) => isBelow(path, source)));
   for (const path of versions.keys()) {
-    if (needed.has(path) || ![OWN_DIRECTORY, ...folders].some((folder) => isBelow(path, folder))) continue;
+    if (path === MODES[0] || needed.has(path) || ![OWN_DIRECTORY, ...folders].some((folder) => isBelow(path, folder)))
+      continue;
+    using folder = root.walk(dirname(path));
     // oxlint-disable-next-line no-await-in-loop -- rare and few
-    if (await isPlain(projectDir, dirname(path))) await rm(join(projectDir, path), { force: true });
+    await folder?.removeFile(basename(path));
     versions.delete(path);
   }
 }
 
-/** Whether `path` below `root` is reached through directories alone, and no link. */
-async function isPlain(root: string, path: string): Promise<boolean> {
-  let at = root;
-  for (const part of path.split("/")) {
-    at = join(at, part);
-    // oxlint-disable-next-line no-await-in-loop -- each step depends on the one before
-    if (!(await lstat(at).catch(ifAbsent))?.isDirectory()) return false;
-  }
-  return true;
-}
-
-/** Makes `path` below `root`, step by step, so that a link on the way is seen. */
-async function makeDirectory(root: string, path: string): Promise<void> {
-  await mkdir(root, { recursive: true });
-  let at = root;
-  for (const part of path.split("/").filter((one) => one !== "" && one !== ".")) {
-    at = join(at, part);
-    // oxlint-disable-next-line no-await-in-loop -- each step depends on the one before
-    const there = await lstat(at).catch(ifAbsent);
-    // oxlint-disable-next-line no-await-in-loop -- as above
-    if (!there) await mkdir(at);
-    else if (!there.isDirectory()) throw new Refusal(`${at} is in the way of a file of the job: remove it`);
-  }
-}
-
-async function isFile(path: string): Promise<boolean> {
-  return (await lstat(path).catch(ifAbsent))?.isFile() ?? false;
-}
-
-function ifAbsent(error: unknown): undefined {
-  const code = (error as { code?: string }).code;
-  if (code !== "ENOENT" && code !== "ENOTDIR") throw error;
+/** Removes all that is in the project directory of a deleted job. */
+export async function removeProject(projectDir: string): Promise<void> {
+  const parent = dirname(projectDir);
+  if (!existsSync(parent)) return;
+  using projects = Directory.open(parent);
+  await projects.remove(basename(projectDir));
 }

@@ -7,9 +7,10 @@
  * unused is counted from the process's start at the earliest, so that what nobody watched counts as used. Losing the file
  * loses the right to remove what it named, nothing else.
  */
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import * as v from "valibot";
 import type { Clock, Timer } from "./clock.ts";
+import { writePrivately } from "./data_dir.ts";
 import type { Engine } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import { fullName } from "./job_images.ts";
@@ -143,8 +144,7 @@ export class PulledImages {
     const images = [...this.#names].map(([id, names]) => ({ id, names: [...names] }));
     const entry: v.InferOutput<typeof file> = { engine_id: this.#engineId ?? "", images };
     try {
-      writeFileSync(`${path}.new`, JSON.stringify(entry), { mode: 0o600 });
-      renameSync(`${path}.new`, path);
+      writePrivately(path, JSON.stringify(entry));
     } catch (error) {
       log.warn("the list of pulled images could not be written", { path, error });
     }

@@ -9,8 +9,8 @@ import { chmodSync, lstatSync, mkdirSync, readdirSync, rmSync, statfsSync } from
 import { lstat } from "node:fs/promises";
 import { basename, join } from "node:path";
 import { secretPath } from "./container_options.ts";
+import { Directory } from "./executor_tree.ts";
 import { Refusal } from "./executor_words.ts";
-import { writeWhole } from "./executor_write.ts";
 import type { SecretMount, ServiceSpec } from "./model_spec.ts";
 
 export type SecretSource = {
@@ -95,7 +95,8 @@ export class SecretFiles {
       for (const directory of [this.#parent, this.dir]) makePrivate(directory);
       if (!isTmpfs(this.dir)) throw new Error(`${this.dir} is no tmpfs, and secrets do not go to a disk`);
       this.#present.add(name);
-      await writeWhole(path, { ...mount, data, suffix: ".new", sync: false });
+      using directory = Directory.open(this.dir);
+      await directory.writeFile(name, { ...mount, data, suffix: ".new", sync: false });
     } catch (error) {
       const why = error instanceof Error ? error.message : String(error);
       throw new Refusal(`the secret ${mount.name} cannot be put on this node: ${why}`, { cause: error });

@@ -6,9 +6,17 @@
  * holds the allocation's id, so however answers get lost there is never a second container for one allocation.
  */
 import { availableParallelism } from "node:os";
+import { join } from "node:path";
 import { type Backoff, backoffMs, type Clock } from "./clock.ts";
-import { containerName, type ContainerContext, containerOptions, endpoints, networksOf } from "./container_options.ts";
-import type { Container, Joined } from "./converge.ts";
+import {
+  bindSource,
+  containerName,
+  type ContainerContext,
+  containerOptions,
+  endpoints,
+  networksOf,
+} from "./container_options.ts";
+import type { Bind, Container, Joined } from "./converge.ts";
 import type { Engine, EngineImage } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import type { RegistryLogin } from "./docker_images.ts";
@@ -18,6 +26,7 @@ import { digestOf, type ImageNeed, type ImageOptions, Images, PullError, type Pu
 import { type ExecutorOverlay, JobNetworks, type LocalAddresses, NoSubnet } from "./executor_networks.ts";
 import { SecretFiles, type SecretSource } from "./executor_secrets.ts";
 import { Slots } from "./executor_slots.ts";
+import { type SeenSources, seeSources } from "./executor_sources.ts";
 import { ensureVolumes } from "./executor_volumes.ts";
 import { inWords, portInUse, Refusal } from "./executor_words.ts";
 import { type AllocationRecord, LABELS } from "./model.ts";
@@ -52,6 +61,15 @@ export type CreateOptions = PullOptions & {
   joined: Joined | undefined;
 };
 
+/** How a container is started: `wanted` is known unless the node has no assignments; `networks` are those that it is on. */
+type StartDetails = {
+  wanted: Wanted | undefined;
+  binds: readonly Bind[];
+  neverRan: boolean;
+  networks: readonly string[];
+  signal: AbortSignal;
+};
+
 /** A step failed: in words, when to try again, and whether Docker may have done it nevertheless. */
 export type Failure = { error: string; retryAt: number; unsure: boolean; cause: unknown };
 
@@ -64,6 +82,7 @@ export class Worker {
   readonly #clock: Clock;
   readonly #random: () => number;
   readonly #owner: Owner;
+  readonly #projectsDir: string;
   readonly #projectDirOf: (jobId: string) => string;
   readonly #files: ProjectFiles;
   readonly #overlay: ExecutorOverlay;
@@ -76,7 +95,8 @@ export class Worker {
     random: () => number;
     owner: Owner;
     routes: () => string[];
-    projectDirOf: (jobId: string) => string;
+    /** Where each job has its project directory. */
+    projectsDir: string;
     nodeLogin: (host: string) => Promise<RegistryLogin | undefined>;
     onNamed: NonNullable<ImageOptions["onNamed"]>;
     specsOf: (jobId: string) => ServiceSpec[];
@@ -90,7 +110,8 @@ export class Worker {
     this.#clock = options.clock;
     this.#random = options.random;
     this.#owner = options.owner;
-    this.#projectDirOf = options.projectDirOf;
+    this.#projectsDir = options.projectsDir;
+    this.#projectDirOf = (jobId) => join(options.projectsDir, jobId);
     this.images = new Images(options);
     this.#overlay = options.overlay;
     const onChange = () => {
@@ -99,7 +120,7 @@ export class Worker {
     };
     this.networks = new JobNetworks({ ...options, onChange });
     this.guard = new ContainerGuard({ ...options, networks: this.networks });
-    this.#files = new ProjectFiles(options);
+    this.#files = new ProjectFiles({ ...options, projectDirOf: this.#projectDirOf });
     this.secrets = new SecretFiles({ ...options.secrets, nodeId: options.owner.nodeId });
   }
 
@@ -135,7 +156,8 @@ export class Worker {
       at("starting");
       if (wanted && hasSecrets(wanted.spec)) await this.#findSecrets(container, wanted.spec);
       const networks = container.endpoints?.map(({ networkId, network }) => networkId || network) ?? [];
-      await this.#start(container.id, { wanted, neverRan: container.state === "created", networks, signal });
+      const binds = container.binds ?? (await this.#engine.inspect(container.id))?.binds ?? [];
+      await this.#start(container.id, { wanted, binds, neverRan: container.state === "created", networks, signal });
     });
   }
 
@@ -195,9 +217,11 @@ export class Worker {
       ...(first && { NetworkingConfig: { EndpointsConfig: Object.fromEntries([first]) } }),
       HostConfig: { ...options.HostConfig, RestartPolicy: { Name: "no", MaximumRetryCount: 0 } },
     };
+    const binds = bindsOf(spec, context.projectDir);
+    this.#see(binds);
     throwIfAborted(signal);
     const id = await this.#createOrAdopt(containerName(context), { body, wanted });
-    await this.#start(id, { wanted, neverRan: true, networks: placesOf(wanted), signal });
+    await this.#start(id, { wanted, binds, neverRan: true, networks: placesOf(wanted), signal });
     return id;
   }
 
@@ -267,24 +291,19 @@ export class Worker {
     }
   }
 
-  async #start(
-    id: string,
-    {
-      wanted,
-      neverRan,
-      networks,
-      signal,
-    }: { wanted: Wanted | undefined; neverRan: boolean; networks: readonly string[]; signal: AbortSignal },
-  ): Promise<void> {
+  async #start(id: string, { wanted, binds, neverRan, networks, signal }: StartDetails): Promise<void> {
+    let seen: SeenSources | undefined;
     try {
       if (wanted && neverRan) await this.#connect(id, wanted);
       // What a container asks of another node in its first moment is to get there, and what it may not ask is not.
       const start = () => {
         throwIfAborted(signal);
+        seen = this.#see(binds);
         return this.#engine.start(id);
       };
       await this.guard.during(id, { networks, start });
     } catch (error) {
+      if (neverRan && error instanceof Refusal) await this.#engine.remove(id);
       if (!wanted || !(error instanceof EngineError)) throw error;
       // A container is bound to its network for good: when that was removed by hand, only a new one can start.
       const lostNetwork = error.code === "not_found" && /network/.test(error.message);
@@ -294,6 +313,23 @@ export class Worker {
       if (lostTrack) this.#engine.endStrays(id);
       // Nothing is in a container that never ran: where Docker fails on it, a new one is the better try.
       if (lostNetwork || lostTrack || (neverRan && error.code === "other")) await this.#engine.remove(id);
+      throw error;
+    }
+    if (seen) await this.#checkSources(id, { seen, neverRan });
+  }
+
+  /** Paths of another machine say nothing here. */
+  #see(binds: readonly Bind[]): SeenSources | undefined {
+    return this.#engine.remote ? undefined : seeSources(binds, this.#projectsDir);
+  }
+
+  /** Ends a container at once that may have got what is not its job's. */
+  async #checkSources(id: string, { seen, neverRan }: { seen: SeenSources; neverRan: boolean }): Promise<void> {
+    const found = await this.#engine.inspect(id).catch(() => undefined);
+    try {
+      seen.check(found);
+    } catch (error) {
+      await (neverRan ? this.#engine.remove(id) : this.#engine.stop(id, { graceMs: 0 }));
       throw error;
     }
   }
@@ -319,6 +355,12 @@ export function graceOf({ labels }: Container): number {
 function imageLabels(name: string, { id, digests }: EngineImage): Record<string, string> {
   const digest = digestOf(name, digests);
   return { [LABELS.image]: id, ...(digest !== undefined && { [LABELS.imageDigest]: digest }) };
+}
+
+function bindsOf({ mounts }: ServiceSpec, projectDir: string): Bind[] {
+  return mounts.flatMap((mount) =>
+    mount.type === "bind" ? [{ source: bindSource(mount.source, projectDir), target: mount.target }] : [],
+  );
 }
 
 function hasSecrets({ mounts }: ServiceSpec): boolean {

@@ -115,6 +115,14 @@ export class Node implements LocalNode {
    */
   static async start(options: StartOptions): Promise<Node> {
     const data = DataDir.open(options.dataDir);
+    if (data.exposed.length > 0)
+      options.log.warn(
+        "others can read files of the data directory, and their modes cannot be changed: chmod 600 them",
+        {
+          data: data.path,
+          files: data.exposed,
+        },
+      );
     try {
       const identity = await decideIdentity(data, options);
       const node = new Node(data, { identity, options });

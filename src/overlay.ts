@@ -4,11 +4,12 @@
  * so that a process that starts without a master goes on where the last one ended. The master's side is `directory.ts`; what is
  * to be in the kernel is decided in `overlay_plan.ts`.
  */
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
 import { type Clock, sleep, type Timer } from "./clock.ts";
 import { serviceKey } from "./cluster_state.ts";
+import { writePrivately } from "./data_dir.ts";
 import type { EntryProxy, EntryStatus } from "./entry_proxy.ts";
 import {
   type DrainOptions,
@@ -577,8 +578,7 @@ export class Overlay implements ExecutorOverlay {
       services: [...this.#services.values()],
     });
     try {
-      writeFileSync(`${path}.new`, text, { mode: 0o600 });
-      renameSync(`${path}.new`, path);
+      writePrivately(path, text);
     } catch (error) {
       log.warn("the known addresses could not be written", { path, error });
     }

@@ -1,7 +1,8 @@
 /** @module A node's WireGuard keys, kept in its data directory. */
 import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject } from "node:crypto";
-import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { writeDurably } from "./data_dir.ts";
 
 /**
  * This node's WireGuard keys as `wg` writes them, base64 of 32 bytes; made on first use. The file holds the private one, as
@@ -11,8 +12,7 @@ export function wireguardKeys(dataDir: string): { privateKey: string; publicKey:
   const path = join(dataDir, "wireguard.key");
   if (!existsSync(path)) {
     const { privateKey } = generateKeyPairSync("x25519");
-    writeFileSync(`${path}.new`, privateKey.export({ format: "pem", type: "pkcs8" }), { mode: 0o600 });
-    renameSync(`${path}.new`, path);
+    writeDurably(path, String(privateKey.export({ format: "pem", type: "pkcs8" })));
   }
   const key = createPrivateKey(readFileSync(path));
   return { privateKey: rawKey(key), publicKey: rawKey(createPublicKey(key)) };

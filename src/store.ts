@@ -7,6 +7,7 @@
 import { Database } from "bun:sqlite";
 import { existsSync } from "node:fs";
 import * as v from "valibot";
+import { makePrivate } from "./data_dir.ts";
 import type { Change, RecordKind, RecordOf, StoredState } from "./model.ts";
 import { keyOf, RECORD_KINDS, StartError } from "./model.ts";
 
@@ -53,6 +54,7 @@ export function openSqliteStore(path: string): Store {
   const existed = existsSync(path);
   let db: Database | undefined;
   try {
+    makePrivate(path);
     db = new Database(path, { create: true, readwrite: true });
     if (existed) refuseUnusable(db, path);
     // FULL: a commit is on the disk before it is acknowledged, also when the machine loses power.

@@ -179,7 +179,7 @@ function worker(engine: FakeEngine, root = memory): Worker {
     owner: { clusterId: "c", nodeId: "n1" },
     routes: () => [],
     isOwn: () => true,
-    projectDirOf: (jobId) => join(disk, jobId),
+    projectsDir: disk,
     nodeLogin: async () => undefined,
     onNamed: () => {},
     internalReaches: () => false,

@@ -299,7 +299,12 @@ export class FakeEngine implements Engine {
       }
       const { HostConfig: host, Labels: labels } = body;
       const bindings = (host?.PortBindings ?? {}) as Bindings;
-      return this.#add(name, { image, network: host?.NetworkMode ?? "bridge", bindings, labels: labels ?? {} }).id;
+      const added = this.#add(name, { image, network: host?.NetworkMode ?? "bridge", bindings, labels: labels ?? {} });
+      added.binds = (host?.Binds ?? []).map((bind) => {
+        const [source = "", target = ""] = bind.split(":");
+        return { source, target };
+      });
+      return added.id;
     });
   }
 

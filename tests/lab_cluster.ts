@@ -48,7 +48,14 @@ type Answer<T> = { status: number; headers: Headers; body: T };
 /** What one container said. */
 export type Asked = { host: LabHost; id: string; text: string };
 
-type StartOptions = { hosts: number; nodes?: number; bootstrap?: readonly string[]; join?: readonly string[] };
+type StartOptions = {
+  hosts: number;
+  nodes?: number;
+  bootstrap?: readonly string[];
+  join?: readonly string[];
+  /** Makes the command that runs a node of the command that it is given. */
+  within?: Within;
+};
 
 export class LabCluster {
   readonly lab: Lab;
@@ -56,18 +63,20 @@ export class LabCluster {
   /** The executable of nodes that are started from now on; undefined: the lab's. */
   binary: string | undefined;
   readonly #arguments: string[][] = [];
+  readonly #within: Within;
 
-  constructor(lab: Lab) {
+  constructor(lab: Lab, { within = (argv) => argv }: Pick<StartOptions, "within"> = {}) {
     this.lab = lab;
+    this.#within = within;
   }
 
   /**
    * A lab with a busybox image on each of its hosts, and a cluster on the first `nodes` of them, ready: a master on host 1, which
    * the others join. `bootstrap` and `join` are options of theirs.
    */
-  static async start({ hosts, nodes = hosts, bootstrap = [], join = [] }: StartOptions): Promise<LabCluster> {
+  static async start({ hosts, nodes = hosts, bootstrap = [], join = [], ...more }: StartOptions): Promise<LabCluster> {
     const lab = await Lab.start({ hosts });
-    const cluster = new LabCluster(lab);
+    const cluster = new LabCluster(lab, more);
     try {
       await Promise.all(lab.hosts.map((host) => host.importImage("busybox")));
       await lab.host(1).measurePace("busybox");
@@ -80,7 +89,10 @@ export class LabCluster {
   }
 
   /** Begins the cluster on the first `nodes` hosts of its lab, and waits until all are ready. */
-  async form(nodes: number, { bootstrap = [], join = [] }: Omit<StartOptions, "hosts" | "nodes"> = {}): Promise<void> {
+  async form(
+    nodes: number,
+    { bootstrap = [], join = [] }: Pick<StartOptions, "bootstrap" | "join"> = {},
+  ): Promise<void> {
     const master = `${this.lab.host(1).address}:9000`;
     await this.node(1, ["bootstrap", "--bind-addr", master, ...bootstrap]).waitFor(/this node is up/);
     for (let number = 2; number <= nodes; number++) this.node(number, ["join", master, ...join]);
@@ -88,9 +100,9 @@ export class LabCluster {
   }
 
   /** Starts a node on host `number` and remembers how, for `restart`. `within` makes a command that runs the one it is given. */
-  node(number: number, args: readonly string[], { within }: { within?: Within } = {}): LabProcess {
+  node(number: number, args: readonly string[], { within = this.#within }: { within?: Within } = {}): LabProcess {
     this.#arguments[number] = [...args];
-    const options = { env: TIMES, binary: this.binary, ...(within && { within }) };
+    const options = { env: TIMES, binary: this.binary, within };
     const started = this.lab.host(number).cacophony(args, options);
     this.processes[number] = started;
     return started;
