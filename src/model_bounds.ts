@@ -70,6 +70,8 @@ export const id = v.pipe(
 
 // oxlint-disable-next-line no-control-regex -- they are what is looked for
 const controls = /[\u0000-\u001f\u007f-\u009f\u2028\u2029]/;
+// oxlint-disable-next-line no-control-regex -- the same, each of them
+const eachControl = /[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g;
 /** A name as Docker or a document has it: any text of one line. */
 export const name = v.pipe(
   v.string(),
@@ -140,7 +142,7 @@ export function text(max: number) {
 export function line(max: number) {
   return v.pipe(
     v.string(),
-    v.transform((whole) => cut(whole, max).replaceAll(new RegExp(controls, "g"), " ")),
+    v.transform((whole) => cut(whole, max).replaceAll(eachControl, " ")),
   );
 }
 
