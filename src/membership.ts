@@ -8,6 +8,7 @@ import { type Signer, signWelcome } from "./cluster_key.ts";
 import { newView, type NodeView } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
+import { ProvenApis } from "./membership_apis.ts";
 import { Callers } from "./membership_callers.ts";
 import { Newcomers } from "./membership_newcomers.ts";
 import { messageWriter, PeerNews } from "./membership_peers.ts";
@@ -24,6 +25,7 @@ import type {
   NodeMessage,
   NodeRecord,
   Peer,
+  PeerInfo,
   StatusReport,
 } from "./model.ts";
 import { MAX_BLOCKS, MAX_CONTAINERS } from "./model_bounds.ts";
@@ -53,6 +55,8 @@ export type MembershipOptions = {
   signer: Signer;
   /** A secret text that differs each time. */
   newToken: () => string;
+  /** Who is at an address: a node may say that its API is where somebody else's service is. Absent: nobody is asked. */
+  askPeer?: (address: string) => Promise<PeerInfo>;
   /** How often nodes send a heartbeat, and after how long without one a node is down. Milliseconds. */
   heartbeatIntervalMs: number;
   nodeTimeoutMs: number;
@@ -82,6 +86,7 @@ export class Membership {
   readonly #removing = new Set<string>();
   readonly #newcomers: Newcomers;
   readonly #faults: ReportFaults;
+  readonly #apis: ProvenApis;
   #sweepTimer: Timer | undefined;
   #sweptAt = 0;
   #sweepDueAt = 0;
@@ -103,6 +108,12 @@ export class Membership {
       writeFailed: (error) => this.#writeFailed(error),
     });
     this.#faults = new ReportFaults(options.log);
+    this.#apis = new ProvenApis({
+      ...options,
+      selfId: options.self.node_id,
+      onProven: () => this.#peerNews.notice(),
+      writeFailed: (error) => this.#writeFailed(error),
+    });
     this.#callers = new Callers(options);
     const { nodeTimeoutMs, heartbeatIntervalMs, massFailureHoldMs: holdMs = DEFAULT_MASS_FAILURE_HOLD_MS } = options;
     this.#peerNews = new PeerNews({
@@ -209,7 +220,8 @@ export class Membership {
    */
   async #connect(hello: Hello, link: NodeLink): Promise<string | undefined> {
     if (this.#refuses(hello, link)) return undefined;
-    const record = await this.#newcomers.record(hello);
+    const claim = { hello, remote: link.remote };
+    const record = await this.#newcomers.record(this.#apis.proven(claim));
     if (!record) {
       // Without a refusal: a node takes most of those for final, and this one may come in when it tries again.
       this.#options.log.warn("too many new nodes at once: this one has to try again", { address: hello.address });
@@ -219,6 +231,7 @@ export class Membership {
     // Asked again: another node on the same engine may have come in while this one's record was being stored.
     if (this.#refuses(hello, link)) return undefined;
     this.#open(record, { hello, link });
+    void this.#apis.check(record.node_id, claim);
     return record.node_id;
   }
 

@@ -278,6 +278,7 @@ export class Node implements LocalNode {
       self: { node_id, address: this.#advertise },
       signer: key,
       newToken: randomText,
+      askPeer: (address) => networkTransport.askPeer(address),
       heartbeatIntervalMs,
       nodeTimeoutMs,
       ...(settings.engine_timeout_ms !== undefined && { engineTimeoutMs: settings.engine_timeout_ms }),

@@ -32,9 +32,9 @@ export async function apisOf(peers: readonly Peer[], { selfId }: { selfId: strin
   return found.flatMap((result) => (result.status === "fulfilled" ? result.value : []));
 }
 
-/** A name that can't be looked up now is left out: nodes tell their addresses, too. */
-async function apisOfNode({ address, api_addresses = [] }: Peer): Promise<Api[]> {
+/** The addresses that the master holds for proven; a master of an earlier version tells none, and the node's own word counts. */
+async function apisOfNode({ address, api_addresses: proven }: Peer): Promise<Api[]> {
   const { host, port } = parseAddress(address, "the address of a node");
-  const resolved = isIP(host) === 0 ? await lookup(host, { all: true }).catch(() => []) : [{ address: host }];
-  return [...resolved.map((one) => one.address), ...api_addresses].map((one) => ({ address: one, port }));
+  const found = proven ?? (isIP(host) === 0 ? (await lookup(host, { all: true })).map((one) => one.address) : [host]);
+  return found.map((one) => ({ address: one, port }));
 }

@@ -1,0 +1,88 @@
+/**
+ * @module At which addresses the API of a node is, as far as that is proven. Other nodes keep their containers from those addresses,
+ * so a node that named somebody else's would cut their containers off from it. Proven is the address that the node's session comes
+ * from, and each one at which a node answers with its id when the master asks.
+ */
+import { isIP } from "node:net";
+import { formatAddress, parseAddress } from "./address.ts";
+import type { Hello, NodeRecord, PeerInfo } from "./model.ts";
+import type { Scheduler } from "./scheduler.ts";
+
+/** Addresses of one node that are asked for: more than a machine has without a reason. */
+const MAX_ASKED = 16;
+
+export type ProvenApisOptions = {
+  scheduler: Scheduler;
+  selfId: string;
+  /** Asks who is at an address; absent: nobody can be asked, and only what a session comes from is proven. */
+  askPeer?: (address: string) => Promise<Pick<PeerInfo, "node_id">>;
+  /** What is proven of a node has changed. */
+  onProven: () => void;
+  writeFailed: (error: unknown) => void;
+};
+
+/** `remote`: the IP address that the node's session comes from; undefined for the master's session with itself. */
+export type Claim = { hello: Hello; remote: string | undefined };
+
+export class ProvenApis {
+  readonly #options: ProvenApisOptions;
+
+  constructor(options: ProvenApisOptions) {
+    this.#options = options;
+  }
+
+  /** The hello with those of its addresses that are proven already. */
+  proven({ hello, remote }: Claim): Hello {
+    const former = this.#options.scheduler.state.nodes.get(hello.node_id)?.api_addresses ?? [];
+    const isKnown = (address: string) => this.#isSure(address, { hello, remote }) || former.includes(address);
+    return { ...hello, api_addresses: claimsOf(hello).filter(isKnown) };
+  }
+
+  /** Asks at the addresses that are not proven by the session, and writes down what comes of it. */
+  async check(nodeId: string, claim: Claim): Promise<void> {
+    const { askPeer, scheduler, onProven, writeFailed } = this.#options;
+    const { hello } = claim;
+    const { port } = parseAddress(hello.address, "the address of a node");
+    const doubtful = claimsOf(hello)
+      .filter((address) => !this.#isSure(address, claim))
+      .slice(0, MAX_ASKED);
+    if (!askPeer || doubtful.length === 0) return;
+    const ids = new Set([nodeId, hello.node_id]);
+    const answers = await Promise.all(
+      doubtful.map(async (host): Promise<[string, boolean | undefined]> => {
+        const found = await askPeer(formatAddress({ host, port })).catch(() => undefined);
+        return [host, found && ids.has(found.node_id)];
+      }),
+    );
+    const verdicts = new Map(answers);
+    const isProven = (address: string, before: readonly string[]) =>
+      this.#isSure(address, claim) || (verdicts.get(address) ?? before.includes(address));
+    try {
+      await scheduler.change(() => {
+        const record = scheduler.state.nodes.get(nodeId);
+        if (!record) return [];
+        const before = record.api_addresses ?? [];
+        const next: NodeRecord = {
+          ...record,
+          api_addresses: claimsOf(hello).filter((address) => isProven(address, before)),
+        };
+        return Bun.deepEquals(next, record) ? [] : [{ op: "put", kind: "node", record: next }];
+      });
+    } catch (error) {
+      return writeFailed(error);
+    }
+    onProven();
+  }
+
+  #isSure(address: string, { hello, remote }: Claim): boolean {
+    if (remote === undefined) return hello.node_id === this.#options.selfId;
+    return remote === address || remote === `::ffff:${address}`;
+  }
+}
+
+/** The addresses that a node says it has, in one order. Older nodes say less. */
+function claimsOf({ address, underlay, api_addresses = [] }: Hello): string[] {
+  const { host } = parseAddress(address, "the address of a node");
+  const claims = [...api_addresses, ...(underlay === undefined ? [] : [underlay]), ...(isIP(host) === 0 ? [] : [host])];
+  return [...new Set(claims)].toSorted();
+}
