@@ -31,6 +31,11 @@ export function isWildcard(host: string): boolean {
   return host === "0.0.0.0" || host === "::";
 }
 
+/** An IPv4 address as a socket for both versions shows it, without what that puts in front of it. */
+export function withoutIpv6Prefix(address: string): string {
+  return address.startsWith("::ffff:") ? address.slice("::ffff:".length) : address;
+}
+
 /** Whether only this machine reaches the host. */
 export function isLoopback(host: string): boolean {
   return host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));

@@ -3,6 +3,7 @@
  * keeps them away already; this holds where there is none, and tells the levels apart. Containers are told by their addresses.
  */
 import type { Context, MiddlewareHandler } from "hono";
+import { withoutIpv6Prefix } from "./address.ts";
 import { type ApiAccess, CacophonyError } from "./model.ts";
 
 /** Where a request comes from; `remote` is the IP address of the other end, absent where nobody knows. */
@@ -21,7 +22,7 @@ const HIDDEN = "(hidden)";
 export function limitContainers(accessOf: (remote: string) => ApiAccess | undefined): MiddlewareHandler {
   return async (c, next) => {
     const { remote }: RequestOrigin = c.env ?? {};
-    const access = remote === undefined ? undefined : accessOf(withoutPrefix(remote));
+    const access = remote === undefined ? undefined : accessOf(withoutIpv6Prefix(remote));
     if (access === undefined) return next();
     refuse(c, access);
     await next();
@@ -50,11 +51,6 @@ export function refuse(c: Context, access: ApiAccess): void {
 
 function isBelow(path: string, place: string): boolean {
   return path === place || path.startsWith(`${place}/`);
-}
-
-/** An IPv4 address as a socket for both versions shows it. */
-function withoutPrefix(address: string): string {
-  return address.startsWith("::ffff:") ? address.slice("::ffff:".length) : address;
 }
 
 /** The answer without the values of environment, configs and secrets. */

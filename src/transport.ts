@@ -5,7 +5,7 @@
 import { createConnection } from "node:net";
 import * as v from "valibot";
 import type { Address } from "./address.ts";
-import { formatAddress } from "./address.ts";
+import { formatAddress, withoutIpv6Prefix } from "./address.ts";
 import type { PeerInfo, SecretRequest } from "./model.ts";
 import { peerInfo, StartError } from "./model.ts";
 
@@ -68,7 +68,7 @@ export type Handlers = {
   /** Answers a request; `remote`: the IP address of the other end. */
   fetch: (request: Request, origin: { remote?: string }) => Response | Promise<Response>;
   session: () => SessionHandler | undefined;
-  /** Whether a session may come from this address. */
+  /** Whether a session may come from this IP address. */
   isOpenTo?: (remote: string) => boolean;
 };
 
@@ -104,7 +104,7 @@ function serve({ host, port }: Address, { fetch, session, isOpenTo = () => true 
         const origin = remote === undefined ? {} : { remote };
         if (!url) return fetch(withoutBadHost(request), origin);
         if (url.pathname !== SESSION_PATH) return fetch(request, origin);
-        if (remote !== undefined && !isOpenTo(remote))
+        if (remote !== undefined && !isOpenTo(withoutIpv6Prefix(remote)))
           return new Response("a session is not for containers of jobs\n", { status: 403 });
         // Nodes are no browsers and send no Origin; a web page must not become a node through its reader's browser.
         if (request.headers.has("origin")) return new Response("a session is not for web pages\n", { status: 403 });

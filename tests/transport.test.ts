@@ -1,6 +1,7 @@
-/** @module A session of the master's process with itself. */
+/** @module A session of the master's process with itself, and whose sessions a node refuses. */
 import { expect, test } from "bun:test";
-import { type Channel, dialSelf } from "../src/transport.ts";
+import { type Channel, dialSelf, listen, SESSION_PATH } from "../src/transport.ts";
+import { freePort } from "./entry_fixture.ts";
 
 /** Both ends, and what they noticed in order. */
 function session(): { node: Channel; master: Channel; log: string[] } {
@@ -45,3 +46,18 @@ test.each(["node", "master"] as const)(
     expect(both.log).toEqual(["node got a refusal", "master closed", "node closed"]);
   },
 );
+
+test("a node that listens on all addresses of both IP versions knows a container's IPv4 address, and opens no session for it", async () => {
+  const port = await freePort();
+  const listener = await listen([{ host: "::", port }], {
+    fetch: () => new Response("api"),
+    session: () => undefined,
+    isOpenTo: (remote) => remote !== "127.0.0.1",
+  });
+  try {
+    expect((await fetch(`http://127.0.0.1:${port}${SESSION_PATH}`)).status).toBe(403);
+    expect((await fetch(`http://[::1]:${port}${SESSION_PATH}`)).status).toBe(421);
+  } finally {
+    await listener.stop();
+  }
+});
