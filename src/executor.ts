@@ -207,6 +207,10 @@ export class Executor {
       },
       secrets: this.#options.secrets ?? NO_SECRETS,
       isOwn: (container) => this.#isOwn(container),
+      lookAgain: async (id) => {
+        await this.#inspect(id);
+        this.#guard();
+      },
     });
     this.#counts = new RestartCounts({ path: join(dataDir, "restarts.json"), clock: this.#clock, log: this.#log });
     this.#memories = this.#counts.load();
@@ -376,6 +380,10 @@ export class Executor {
     return inspection.done;
   }
 
+  #guard(): void {
+    this.#worker?.guard.look({ own: [...this.#containers.values()], others: this.#others });
+  }
+
   #isOwn({ labels }: Container): boolean {
     const owner = this.#owner;
     return (
@@ -420,7 +428,7 @@ export class Executor {
     });
     this.#memories = memories;
     this.#statuses = statuses;
-    this.#worker?.guard.look({ own: [...this.#containers.values()], others: this.#others });
+    this.#guard();
     for (const id of this.#jobOf.keys()) if (!memories.has(id)) this.#jobOf.delete(id);
     for (const [id, task] of this.#tasks) {
       const isUnwanted = (assigned && !this.#wanted.has(id)) || memories.get(id)?.isolated !== undefined;

@@ -17,10 +17,12 @@ import { parseAddress, parseRange, type Range } from "./subnet.ts";
 type Containers = { own: readonly Container[]; others: readonly Container[] };
 
 export type ContainerGuardOptions = {
-  engine: Pick<Engine, "list" | "inspect">;
+  engine: Pick<Engine, "list">;
   overlay: Pick<ExecutorOverlay, "setGuard" | "connected">;
   networks: JobNetworks;
   isOwn: (container: Container) => boolean;
+  /** Resolves once `look` was called with the container as it is now, and so is every later call. */
+  lookAgain: (id: string) => Promise<void>;
 };
 
 export class ContainerGuard {
@@ -76,7 +78,7 @@ export class ContainerGuard {
     id: string,
     { networks, start }: { networks: readonly string[]; start: () => Promise<T> },
   ): Promise<T> {
-    const { engine, overlay, networks: known, isOwn } = this.#options;
+    const { engine, overlay, networks: known, isOwn, lookAgain } = this.#options;
     for (const network of networks) known.refuseOdd(network);
     const devices = networks.flatMap((network) => known.sharedDevice(network) ?? []);
     if (devices.length === 0) {
@@ -89,20 +91,13 @@ export class ContainerGuard {
     try {
       await overlay.connected();
       const result = await start();
-      await this.#takeIn(id);
+      // Its address is known before its bridge is opened to others again.
+      await lookAgain(id);
       return result;
     } finally {
       this.#starting.delete(id);
       this.update();
     }
-  }
-
-  /** The container's address is known before its bridge is opened to others again. */
-  async #takeIn(id: string): Promise<void> {
-    const found = await this.#options.engine.inspect(id);
-    if (!found) return;
-    const { own, others } = this.#containers ?? { own: [], others: [] };
-    this.#containers = { own: [...own.filter((one) => one.id !== id), found], others };
   }
 
   #shared(running: readonly Container[]): LocalGuard["shared"] {

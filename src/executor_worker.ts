@@ -105,6 +105,7 @@ export class Worker {
     internalReaches: () => boolean;
     secrets: SecretSource;
     isOwn: (container: Container) => boolean;
+    lookAgain: (id: string) => Promise<void>;
   }) {
     this.#engine = options.engine;
     this.#clock = options.clock;

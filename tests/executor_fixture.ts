@@ -3,6 +3,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "no
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Executor } from "../src/executor.ts";
+import type { ExecutorOverlay } from "../src/executor_networks.ts";
 import { silentLog } from "../src/log.ts";
 import { type AllocationRecord, type Assignments, LABELS } from "../src/model.ts";
 import type { Resources } from "../src/model_reports.ts";
@@ -52,9 +53,11 @@ export class Node {
   /** Since when there is no master. */
   isolatedSince: number | undefined;
   diskLimit: number | undefined;
+  readonly #overlay: ExecutorOverlay;
   #revision = 0;
 
-  constructor(seed = 1) {
+  constructor(seed = 1, overlay: Partial<ExecutorOverlay> = {}) {
+    this.#overlay = { ...noOverlay(() => this.pool), ...overlay };
     dirs.push(this.dataDir);
     this.random = seededRandom(seed);
     this.engine = new FakeEngine({ clock: this.clock, random: this.random });
@@ -64,7 +67,7 @@ export class Node {
   #make(): Executor {
     return new Executor({
       fetchChunk: () => Promise.reject(new Error("no files here")),
-      overlay: noOverlay(() => this.pool),
+      overlay: this.#overlay,
       engine: this.engine,
       meter: this.meter,
       clock: this.clock,

@@ -1,10 +1,11 @@
 /** @module The time around a container's start on networks that others share, and whom requests come from. */
-import { describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, test } from "bun:test";
 import type { Container } from "../src/converge.ts";
 import type { Engine, EngineNetwork } from "../src/docker.ts";
 import { ContainerGuard } from "../src/executor_guard.ts";
 import { JobNetworks, type LocalGuard } from "../src/executor_networks.ts";
 import { LABELS } from "../src/model.ts";
+import { cleanUp, Node } from "./executor_fixture.ts";
 
 const OWN = new Map([
   [LABELS.cluster, "c"],
@@ -43,7 +44,6 @@ async function started() {
   const engine = {
     networks: async () => NETWORKS,
     list: async () => all,
-    inspect: async (id: string) => container(id, { address: "172.17.0.3" }),
   };
   const networks = new JobNetworks({
     engine: engine as unknown as Engine,
@@ -61,6 +61,7 @@ async function started() {
       connected: async () => void events.push("in force"),
     },
     isOwn: ({ labels }) => labels.get(LABELS.cluster) === "c",
+    lookAgain: async (id) => guard.look({ own: [container(id, { address: "172.17.0.3" })], others: [] }),
   });
   guard.update();
   // Before the first look nothing is told: what runs is as the last process left it.
@@ -81,6 +82,7 @@ describe("ContainerGuard", () => {
       shared([], [{ address: "172.17.0.2", mac }]) as never,
       "in force",
       "start",
+      shared([{ address: "172.17.0.3", mac }], [{ address: "172.17.0.2", mac }]) as never,
       shared([{ address: "172.17.0.3", mac }], undefined) as never,
     ]);
   });
@@ -119,5 +121,34 @@ describe("ContainerGuard", () => {
     expect(guard.access("127.0.0.1")).toBeUndefined();
     expect(guard.access("fd00::1")).toBeUndefined();
     expect(events.at(-1)).toMatchObject({ callers: [{ device: "br-shop", address: "10.213.1.70" }] });
+  });
+});
+
+describe("Executor", () => {
+  afterAll(cleanUp);
+
+  test("goes on keeping out a container on a shared network, whatever it decides before it has heard of the start", async () => {
+    const told: LocalGuard[] = [];
+    const node = new Node(1, { setGuard: (facts) => void told.push(facts) });
+    const { engine } = node;
+    const networks = engine.networks.bind(engine);
+    const inspect = engine.inspect.bind(engine);
+    engine.networks = async () => [...(await networks()), ...NETWORKS.filter(({ name }) => name === "bridge")];
+    engine.watch = () => new Promise(() => {});
+    const isKeptOut = (facts: LocalGuard | undefined) => facts?.shared.some(({ own }) => own.length > 0) ?? false;
+    engine.inspect = async (id) => {
+      // The start is over: nothing more is heard of the container.
+      if (told.some(isKeptOut) && told.at(-1)?.shared[0]?.others === undefined) return new Promise(() => {});
+      const found = await inspect(id);
+      const { endpoints = [] } = container(id, { address: found?.state === "running" ? "172.17.0.3" : "" });
+      return found && { ...found, endpoints };
+    };
+    await node.start();
+    node.assign([{ id: "a", spec: { network_mode: "bridge" } }]);
+    await node.clock.advance(5_000);
+    expect(told.some(isKeptOut)).toBe(true);
+    node.executor.noticeMaster();
+    await node.clock.advance(1_000);
+    expect(isKeptOut(told.at(-1))).toBe(true);
   });
 });

@@ -179,6 +179,7 @@ function worker(engine: FakeEngine, root = memory): Worker {
     owner: { clusterId: "c", nodeId: "n1" },
     routes: () => [],
     isOwn: () => true,
+    lookAgain: async () => {},
     projectsDir: disk,
     nodeLogin: async () => undefined,
     onNamed: () => {},
