@@ -29,6 +29,8 @@ app.get("/cluster/job/shop", (c) =>
     },
   }),
 );
+// As another node answers what is passed on to it.
+app.all("/cluster/job/far", () => new Response(null, { headers: { "Content-Type": "application/json" } }));
 app.all("*", (c) => c.text("done"));
 
 async function ask(method: string, path: string, remote?: string): Promise<number> {
@@ -42,6 +44,8 @@ describe("limitContainers()", () => {
     ["GET", "/openapi.json", 403, 200, 200],
     ["GET", "/cluster/job", 403, 200, 200],
     ["GET", "/cluster/job/a/b", 403, 200, 200],
+    ["HEAD", "/cluster/job/shop", 403, 200, 200],
+    ["HEAD", "/cluster/job/far", 403, 200, 200],
     ["GET", "/cluster/jobs", 403, 403, 403],
     ["GET", "/cluster/service/a/b", 403, 200, 200],
     ["HEAD", "/cluster/service", 403, 200, 200],
