@@ -328,7 +328,9 @@ export class Overlay implements ExecutorOverlay {
   /** Brings the kernel up to date soon; one attempt at a time. */
   #apply(): void {
     this.#again = true;
-    if (this.#applying || this.#stopped || !this.#network) return;
+    // Containers are started again also where the network is not known yet: they are to be kept from the APIs all the same.
+    const isNeeded = this.#network !== undefined || this.#isGuarded || isGuarding(this.#guard());
+    if (this.#applying || this.#stopped || !isNeeded) return;
     this.#applying = true;
     this.#timer?.cancel();
     this.#work = this.#run();
@@ -361,6 +363,7 @@ export class Overlay implements ExecutorOverlay {
     } catch (error) {
       this.#options.log.warn("the cluster's network could not be set up here, trying again", { error });
       this.#failures++;
+      await this.#guardAlone(true);
       // Containers are not to wait for ever for what may never be.
       if (!this.#state && this.#failures >= MAX_FAILURES)
         this.#enter({ mode: "none", reason: `the cluster's network could not be set up: ${describeError(error)}` });
@@ -371,7 +374,7 @@ export class Overlay implements ExecutorOverlay {
   async #applyOnce(look: boolean): Promise<void> {
     const { kernel, serveNames, log } = this.#options;
     const network = this.#network;
-    if (!network) return;
+    if (!network) return this.#guardAlone(look);
     const wanted = await this.#choose(network);
     const bridges = this.#shared();
     const own = ownAddress(network);

@@ -705,6 +705,27 @@ describe("containers are kept from the APIs of nodes", () => {
     expect(machine.removed.at(-1)).toBe("n1");
   });
 
+  test("where the network is not known, since nothing of it was kept and there is no master", async () => {
+    const machine = new Machine({}, { guards: false });
+    machine.overlay.setGuard(facts);
+    await machine.overlay.connected();
+    expect(machine.guarded.at(-1)?.bridges).toEqual(["br-1"]);
+    machine.overlay.receive(network());
+    machine.overlay.setBridges([BRIDGE]);
+    await machine.overlay.connected();
+    expect(machine.applied.at(-1)?.guard.bridges).toEqual(["br-1"]);
+  });
+
+  test("where the rest of the network cannot be set up", async () => {
+    const machine = new Machine();
+    machine.fault = new Error("ip failed");
+    machine.overlay.receive(network());
+    machine.overlay.setBridges([BRIDGE]);
+    machine.overlay.setGuard(facts);
+    await machine.overlay.connected();
+    expect(machine.guarded.at(-1)?.bridges).toEqual(["br-1"]);
+  });
+
   test("as far as the machine can: containers start all the same, for the API itself refuses them", async () => {
     const warnings: string[] = [];
     const log = { ...silentLog, warn: (message: string) => void warnings.push(message) };
