@@ -164,7 +164,9 @@ export class JobNetworks {
   /** The bridge of a network that is not of a job, by its name or id; undefined for those of jobs and for other kinds of networks. */
   sharedDevice(network: string): string | undefined {
     const { device } = this.#devices.get(network) ?? {};
-    return device === undefined || this.devices.includes(device) ? undefined : device;
+    // Asked for each container with each decision, so no list is made for it.
+    for (const known of this.#known.values()) if (known.device === device) return undefined;
+    return device;
   }
 
   /** The bridge of a network, by its name or id. */

@@ -7,20 +7,28 @@ import type { Peer } from "./model.ts";
 
 /** More addresses of one machine are not told to others. */
 const MAX_ADDRESSES = 64;
-/** Docker's bridges and the ends of its containers' cables, and our own devices: other machines do not reach them. */
-const LOCAL_DEVICES = /^(?:docker\d|docker_gwbridge|br-|veth|cvx|cwg)/;
+/**
+ * Docker's bridges and the ends of its containers' cables, and our own devices: other machines do not reach them. `br-lan` is none
+ * of Docker's, but what some machines have their address on.
+ */
+const LOCAL_DEVICES = /^(?:docker\d|docker_gwbridge$|br-[0-9a-f]{12}$|veth|cvx|cwg)/;
 
 /** The IP addresses that other machines may reach this node's API by, of those it listens on. */
 export function ownApiAddresses(listens: readonly string[], underlay: string | undefined): string[] {
   const isEverywhere = listens.some(isWildcard);
   const known = listens.filter((host) => isIP(host) !== 0 && !isWildcard(host) && !isLoopback(host));
   const ofMachine = Object.entries(networkInterfaces()).flatMap(([device, all = []]) =>
-    LOCAL_DEVICES.test(device)
+    isLocalDevice(device)
       ? []
       : all.filter(({ internal, address }) => !internal && !address.startsWith("fe80:")).map(({ address }) => address),
   );
   const addresses = [...known, ...(underlay === undefined ? [] : [underlay]), ...(isEverywhere ? ofMachine : [])];
   return [...new Set(addresses)].toSorted().slice(0, MAX_ADDRESSES);
+}
+
+/** Whether no other machine reaches addresses of this device. */
+export function isLocalDevice(name: string): boolean {
+  return LOCAL_DEVICES.test(name);
 }
 
 type Api = { address: string; port: number };
