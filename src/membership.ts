@@ -150,6 +150,7 @@ export class Membership {
   stop(): void {
     this.#sweepTimer?.cancel();
     this.#peerNews.stop();
+    this.#apis.stop();
     for (const link of this.#links.values()) link.close();
     this.#links.clear();
   }

@@ -5,14 +5,18 @@
  */
 import { isIP } from "node:net";
 import { formatAddress, parseAddress } from "./address.ts";
+import { type Clock, sleep } from "./clock.ts";
 import type { Hello, NodeRecord, PeerInfo } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
 
 /** Addresses of one node that are asked for: more than a machine has without a reason. */
 const MAX_ASKED = 16;
+/** Where nobody answered: the node or the way to it may have been busy, or not up yet. Milliseconds after the last time. */
+const ASK_AGAIN_MS = [5_000, 60_000, 600_000];
 
 export type ProvenApisOptions = {
   scheduler: Scheduler;
+  clock: Clock;
   selfId: string;
   /** Asks who is at an address; absent: nobody can be asked, and only what a session comes from is proven. */
   askPeer?: (address: string) => Promise<Pick<PeerInfo, "node_id">>;
@@ -26,6 +30,9 @@ export type Claim = { hello: Hello; remote: string | undefined };
 
 export class ProvenApis {
   readonly #options: ProvenApisOptions;
+  /** What each node said last, while that is being checked. */
+  readonly #latest = new Map<string, Claim>();
+  readonly #stopped = new AbortController();
 
   constructor(options: ProvenApisOptions) {
     this.#options = options;
@@ -38,18 +45,45 @@ export class ProvenApis {
     return { ...hello, api_addresses: claimsOf(hello).filter(isKnown) };
   }
 
-  /** Asks at the addresses that are not proven by the session, and writes down what comes of it. */
+  /**
+   * Asks at the addresses that are not proven by the session, and writes down what comes of it. Where nobody answers it asks
+   * again, unless the node says hello again meanwhile.
+   */
   async check(nodeId: string, claim: Claim): Promise<void> {
-    const { askPeer, scheduler, onProven, writeFailed } = this.#options;
-    const { hello } = claim;
-    const { port } = parseAddress(hello.address, "the address of a node");
-    const doubtful = claimsOf(hello)
+    const { askPeer, clock } = this.#options;
+    const doubtful = claimsOf(claim.hello)
       .filter((address) => !this.#isSure(address, claim))
       .slice(0, MAX_ASKED);
-    if (!askPeer || doubtful.length === 0) return;
+    this.#latest.set(nodeId, claim);
+    const isCurrent = () => this.#latest.get(nodeId) === claim && !this.#stopped.signal.aborted;
+    let left = askPeer ? doubtful : [];
+    for (const delayMs of [0, ...ASK_AGAIN_MS]) {
+      // oxlint-disable-next-line no-await-in-loop -- one time after the other
+      if (delayMs > 0) await sleep(clock, delayMs, this.#stopped.signal);
+      if (!isCurrent()) return;
+      // oxlint-disable-next-line no-await-in-loop -- as above
+      left = await this.#ask(nodeId, { claim, addresses: left, isCurrent });
+      if (left.length === 0) break;
+    }
+    if (isCurrent()) this.#latest.delete(nodeId);
+  }
+
+  stop(): void {
+    this.#stopped.abort();
+  }
+
+  /** Resolves to the addresses at which nobody answered. */
+  async #ask(
+    nodeId: string,
+    { claim, addresses, isCurrent }: { claim: Claim; addresses: readonly string[]; isCurrent: () => boolean },
+  ): Promise<string[]> {
+    const { askPeer, scheduler, onProven, writeFailed } = this.#options;
+    const { hello } = claim;
+    if (!askPeer || addresses.length === 0) return [];
+    const { port } = parseAddress(hello.address, "the address of a node");
     const ids = new Set([nodeId, hello.node_id]);
     const answers = await Promise.all(
-      doubtful.map(async (host): Promise<[string, boolean | undefined]> => {
+      addresses.map(async (host): Promise<[string, boolean | undefined]> => {
         const found = await askPeer(formatAddress({ host, port })).catch(() => undefined);
         return [host, found && ids.has(found.node_id)];
       }),
@@ -60,7 +94,7 @@ export class ProvenApis {
     try {
       await scheduler.change(() => {
         const record = scheduler.state.nodes.get(nodeId);
-        if (!record) return [];
+        if (!record || !isCurrent()) return [];
         const before = record.api_addresses ?? [];
         const next: NodeRecord = {
           ...record,
@@ -68,10 +102,11 @@ export class ProvenApis {
         };
         return Bun.deepEquals(next, record) ? [] : [{ op: "put", kind: "node", record: next }];
       });
+      onProven();
     } catch (error) {
-      return writeFailed(error);
+      writeFailed(error);
     }
-    onProven();
+    return answers.flatMap(([address, verdict]) => (verdict === undefined ? [address] : []));
   }
 
   #isSure(address: string, { hello, remote }: Claim): boolean {

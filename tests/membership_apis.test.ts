@@ -26,6 +26,7 @@ async function joined(hello: Hello, answers: Record<string, string> = {}) {
   const asked: string[] = [];
   const apis = new ProvenApis({
     scheduler: master.scheduler,
+    clock: master.clock,
     selfId: "master",
     askPeer: async (address) => {
       asked.push(address);
@@ -52,16 +53,21 @@ async function joined(hello: Hello, answers: Record<string, string> = {}) {
     master.scheduler.change(() => [{ op: "put", kind: "node", record: { ...record, api_addresses } }]);
   await put([]);
   const known = () => master.scheduler.state.nodes.get("n2")?.api_addresses;
-  return { master, apis, asked, put, known };
+  /** Until the first answers are written down. */
+  const check = async (...claim: Parameters<ProvenApis["check"]>) => {
+    void apis.check(...claim);
+    await master.clock.advance(100);
+  };
+  return { master, apis, asked, put, known, check };
 }
 
 describe("ProvenApis", () => {
   test("takes the address that a session comes from, and nobody else's that a node claims (point 4)", async () => {
     const hello = helloOf({ api_addresses: ["10.0.0.2", "10.0.0.50"], address: "10.0.0.50:5432" });
-    const { apis, known } = await joined(hello);
+    const { apis, known, check } = await joined(hello);
     expect(apis.proven({ hello, remote: "10.0.0.2" }).api_addresses).toEqual(["10.0.0.2"]);
     expect(apis.proven({ hello, remote: "::ffff:10.0.0.2" }).api_addresses).toEqual(["10.0.0.2"]);
-    await apis.check("n2", { hello, remote: "10.0.0.2" });
+    await check("n2", { hello, remote: "10.0.0.2" });
     expect(known()).toEqual(["10.0.0.2"]);
   });
 
@@ -69,27 +75,43 @@ describe("ProvenApis", () => {
     const claims = ["10.0.0.2", "10.1.0.2", "10.2.0.2", "fd00::2"];
     const hello = helloOf({ api_addresses: claims });
     const answers = { "10.1.0.2:9000": "n2", "10.2.0.2:9000": "n3", "[fd00::2]:9000": "n2" };
-    const { apis, asked, known } = await joined(hello, answers);
-    await apis.check("n2", { hello, remote: "10.0.0.2" });
+    const { asked, known, check } = await joined(hello, answers);
+    await check("n2", { hello, remote: "10.0.0.2" });
     expect(asked.toSorted()).toEqual(["10.1.0.2:9000", "10.2.0.2:9000", "[fd00::2]:9000"]);
     expect(known()).toEqual(["10.0.0.2", "10.1.0.2", "fd00::2"]);
   });
 
   test("keeps what was proven while nobody answers there, and drops it when somebody else does or it is claimed no more", async () => {
     const hello = helloOf({ api_addresses: ["10.1.0.2", "10.2.0.2"] });
-    const { apis, put, known } = await joined(hello, { "10.2.0.2:9000": "n3" });
+    const { apis, put, known, check } = await joined(hello, { "10.2.0.2:9000": "n3" });
     await put(["10.1.0.2", "10.2.0.2", "10.3.0.2"]);
     expect(apis.proven({ hello, remote: "10.0.0.2" }).api_addresses).toEqual(["10.0.0.2", "10.1.0.2", "10.2.0.2"]);
-    await apis.check("n2", { hello, remote: "10.0.0.2" });
+    await check("n2", { hello, remote: "10.0.0.2" });
     expect(known()).toEqual(["10.0.0.2", "10.1.0.2"]);
   });
 
   test("asks at a bounded number of addresses", async () => {
     const many = Array.from({ length: 60 }, (_, n) => `10.9.0.${n + 1}`);
     const hello = helloOf({ api_addresses: many });
-    const { apis, asked } = await joined(hello);
-    await apis.check("n2", { hello, remote: "10.0.0.2" });
+    const { asked, check } = await joined(hello);
+    await check("n2", { hello, remote: "10.0.0.2" });
     expect(asked.length).toBe(16);
+  });
+
+  test("asks again where nobody answered, until the node says something else", async () => {
+    const hello = helloOf({ api_addresses: ["10.1.0.2"] });
+    const answers: Record<string, string> = {};
+    const { master, asked, known, check } = await joined(hello, answers);
+    await check("n2", { hello, remote: "10.0.0.2" });
+    expect(known()).toEqual(["10.0.0.2"]);
+    answers["10.1.0.2:9000"] = "n2";
+    await master.clock.advance(6_000);
+    expect(known()).toEqual(["10.0.0.2", "10.1.0.2"]);
+    delete answers["10.1.0.2:9000"];
+    await check("n2", { hello, remote: "10.0.0.2" });
+    await check("n2", { hello: helloOf(), remote: "10.0.0.2" });
+    await master.clock.advance(3_600_000);
+    expect(asked.length).toBe(3);
   });
 
   test("believes the master of itself", async () => {
