@@ -209,6 +209,8 @@ export class Worker {
     const body = {
       ...options,
       Labels: {
+        // A container has its image's labels, too, but for those that are set here: no image opens the API for itself.
+        [LABELS.api]: "none",
         ...options.Labels,
         ...imageLabels(spec.image, image),
         ...(joined && { [LABELS.joined]: joined.label }),

@@ -546,7 +546,7 @@ export const LABELS = {
   isolated: "cacophony.stop-when-isolated-ms",
   /** Milliseconds of grace, for an executor that stops a container which it has no spec for. */
   grace: "cacophony.stop-grace-ms",
-  /** What it may do with its node's API: `read` or `deploy`; absent: nothing. */
+  /** What it may do with its node's API: `read`, `deploy` or `none`; absent: nothing. */
   api: "cacophony.api",
   /** Id of the container's image, and its digest in the registry where it has one: whether replicas run the same. */
   image: "cacophony.image",

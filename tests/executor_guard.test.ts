@@ -127,6 +127,14 @@ describe("ContainerGuard", () => {
 describe("Executor", () => {
   afterAll(cleanUp);
 
+  test("gives each container a label for the API, since Docker would give it the one of its image", async () => {
+    const node = await new Node().start();
+    node.assign([{ id: "a" }, { id: "b", spec: { api: "read" } }]);
+    await node.until(() => node.isSettled(["a", "b"]));
+    const labels = ["a", "b"].map((id) => node.engine.running(id)[0]?.labels.get(LABELS.api));
+    expect(labels).toEqual(["none", "read"]);
+  });
+
   test("goes on keeping out a container on a shared network, whatever it decides before it has heard of the start", async () => {
     const told: LocalGuard[] = [];
     const node = new Node(1, { setGuard: (facts) => void told.push(facts) });
