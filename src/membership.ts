@@ -350,8 +350,9 @@ export class Membership {
     const members = [...this.#state.nodes.values()].filter(
       (node) => node.role === "master" || !this.#state.isGoneStranger(node),
     );
-    return members.map(({ node_id, address, api_addresses }) => {
-      return { node_id, address, ...(api_addresses && { api_addresses }) };
+    return members.map(({ node_id, address, api_addresses, api_port }) => {
+      const more = { ...(api_addresses && { api_addresses }), ...(api_port !== undefined && { api_port }) };
+      return { node_id, address, ...more };
     });
   }
 

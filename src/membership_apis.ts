@@ -81,11 +81,13 @@ export class ProvenApis {
     const { hello } = claim;
     if (!askPeer || addresses.length === 0) return [];
     const { port } = parseAddress(hello.address, "the address of a node");
+    const ports = [...new Set([port, hello.api_port ?? port])];
     const ids = new Set([nodeId, hello.node_id]);
     const answers = await Promise.all(
       addresses.map(async (host): Promise<[string, boolean | undefined]> => {
-        const found = await askPeer(formatAddress({ host, port })).catch(() => undefined);
-        return [host, found && ids.has(found.node_id)];
+        const asked = ports.map((one) => askPeer(formatAddress({ host, port: one })).catch(() => undefined));
+        const found = (await Promise.all(asked)).flatMap((info) => info ?? []);
+        return [host, found.length === 0 ? undefined : found.some(({ node_id }) => ids.has(node_id))];
       }),
     );
     const verdicts = new Map(answers);

@@ -44,6 +44,7 @@ export function recordFor(hello: Hello, { known, state, selfId, now }: RecordOpt
     ...(drain && { drain }),
     ...(underlay !== undefined && { underlay }),
     ...(hello.api_addresses && { api_addresses: hello.api_addresses }),
+    ...(hello.api_port !== undefined && { api_port: hello.api_port }),
     ...(former?.subnets && { subnets: former.subnets }),
     labels: hello.labels,
     set_labels: former?.set_labels ?? [],

@@ -11,7 +11,7 @@ import * as v from "valibot";
 import * as b from "./model_bounds.ts";
 import { directoryMessage, networkAddress, networkMessage, networkMode, nodeNetwork } from "./model_network.ts";
 import { foreignContainer, publishedPort, pullProgress, resources } from "./model_reports.ts";
-import { type apiAccess, count, type Detail, pairs, serviceRules, serviceSpec, strings } from "./model_spec.ts";
+import { type apiAccess, count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
 
 /** Version of the node-to-master protocol; a node with another one is refused with both numbers. */
 export const PROTOCOL_VERSION = 3;
@@ -170,6 +170,8 @@ export const nodeRecord = v.object({
   underlay: v.exactOptional(v.string()),
   /** Further IP addresses that its API may be reached by, at the port of `address`; absent: none are known. */
   api_addresses: v.exactOptional(apiAddresses),
+  /** Where it listens on another port than that of `address`, which something maps to it: reached by that one, too. */
+  api_port: v.exactOptional(port),
   /** Blocks of the cluster's range (CIDR) that are this node's for as long as it is a member. Absent: it gets one when it is ready. */
   subnets: v.exactOptional(strings),
   /** It has said hello and was never ready. Absent: it was, or its record is older than this mark. */
@@ -436,6 +438,7 @@ export const hello = v.object({
   /** IPv4 address that packets between containers of different nodes travel to; absent: it has none. */
   underlay: v.exactOptional(b.ipv4),
   api_addresses: v.exactOptional(apiAddresses),
+  api_port: v.exactOptional(port),
   labels: b.nodeLabels,
   engine: engineStatus,
   version: b.line(b.MAX_WORD),
@@ -483,7 +486,12 @@ export const secretRequest = v.object({ node_id: b.id, instance: b.id, secret_id
 export type SecretRequest = v.InferOutput<typeof secretRequest>;
 
 /** A node and where it is reached. */
-export const peer = v.object({ node_id: b.id, address: b.hostPort, api_addresses: v.exactOptional(apiAddresses) });
+export const peer = v.object({
+  node_id: b.id,
+  address: b.hostPort,
+  api_addresses: v.exactOptional(apiAddresses),
+  api_port: v.exactOptional(port),
+});
 export type Peer = v.InferOutput<typeof peer>;
 const peers = b.list(peer, { max: b.MAX_NODES, what: "peers" });
 

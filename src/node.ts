@@ -26,7 +26,7 @@ import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
 import { DEFAULT_NETWORK_CIDR, isPassing, PROTOCOL_VERSION, StartError } from "./model.ts";
-import { apisOf, ownApiAddresses } from "./node_addresses.ts";
+import { apisOf, mappedPort, ownApiAddresses } from "./node_addresses.ts";
 import { namesOfNode } from "./node_hosts.ts";
 import { decideIdentity, type IdentityOptions, newId, sealerOf } from "./node_identity.ts";
 import { advertisedAddress, bindAddress, bindTowards, listenAddresses, peersOf, underlayOf } from "./node_listen.ts";
@@ -312,11 +312,10 @@ export class Node implements LocalNode {
     this.#guardApis();
   }
 
-  /** Containers of this node are kept from the APIs of the others, wherever those are. */
+  /** Containers of this node are kept from the APIs of all nodes, wherever those are. */
   #guardApis(): void {
-    const { node_id, peers } = this.#identity;
     const before = this.#apis;
-    this.#apis = apisOf(peers, { selfId: node_id }).then(async (apis) => {
+    this.#apis = apisOf(this.#identity.peers).then(async (apis) => {
       await before;
       this.#overlay?.setApis(apis);
     });
@@ -472,6 +471,7 @@ export class Node implements LocalNode {
       address: this.#advertise,
       ...(this.#underlay === undefined ? {} : { underlay: this.#underlay }),
       api_addresses: ownApiAddresses(this.#bind ? [this.#bind.host] : [], this.#underlay),
+      ...mappedPort(this.#bind, this.#advertise),
       labels: settings.labels ?? [],
       engine: executor.engineStatus(),
       version: this.version,

@@ -1,8 +1,8 @@
-/** @module Where the APIs of nodes can be reached: this node's own addresses, for the others to know, and those of the others. */
+/** @module Where the APIs of nodes can be reached: this node's own addresses, for the others to know, and those of all nodes. */
 import { lookup } from "node:dns/promises";
 import { isIP } from "node:net";
 import { networkInterfaces } from "node:os";
-import { isLoopback, isWildcard, parseAddress } from "./address.ts";
+import { type Address, isLoopback, isWildcard, parseAddress } from "./address.ts";
 import type { Peer } from "./model.ts";
 
 /** More addresses of one machine are not told to others. */
@@ -26,6 +26,13 @@ export function ownApiAddresses(listens: readonly string[], underlay: string | u
   return [...new Set(addresses)].toSorted().slice(0, MAX_ADDRESSES);
 }
 
+/** The port that this node listens on, where others reach it by another one. */
+export function mappedPort(bind: Address | undefined, advertised: string): { api_port?: number } {
+  if (!bind || advertised === "") return {};
+  const { port } = parseAddress(advertised, "the advertised address");
+  return port === bind.port ? {} : { api_port: bind.port };
+}
+
 /** Whether no other machine reaches addresses of this device. */
 export function isLocalDevice(name: string): boolean {
   return LOCAL_DEVICES.test(name);
@@ -33,16 +40,19 @@ export function isLocalDevice(name: string): boolean {
 
 type Api = { address: string; port: number };
 
-/** Where the APIs of the other nodes are. What one of them says amiss costs the others nothing. */
-export async function apisOf(peers: readonly Peer[], { selfId }: { selfId: string }): Promise<Api[]> {
-  const others = peers.filter(({ node_id }) => node_id !== selfId);
-  const found = await Promise.allSettled(others.map(apisOfNode));
+/**
+ * Where the APIs of nodes are; of this one, too, which may be reached by an address that a router translates to its own. What one
+ * of them says amiss costs the others nothing.
+ */
+export async function apisOf(peers: readonly Peer[]): Promise<Api[]> {
+  const found = await Promise.allSettled(peers.map(apisOfNode));
   return found.flatMap((result) => (result.status === "fulfilled" ? result.value : []));
 }
 
 /** The addresses that the master holds for proven; a master of an earlier version tells none, and the node's own word counts. */
-async function apisOfNode({ address, api_addresses: proven }: Peer): Promise<Api[]> {
+async function apisOfNode({ address, api_addresses: proven, api_port }: Peer): Promise<Api[]> {
   const { host, port } = parseAddress(address, "the address of a node");
   const found = proven ?? (isIP(host) === 0 ? (await lookup(host, { all: true })).map((one) => one.address) : [host]);
-  return found.map((one) => ({ address: one, port }));
+  const ports = new Set([port, api_port ?? port]);
+  return found.flatMap((one) => [...ports].map((each) => ({ address: one, port: each })));
 }

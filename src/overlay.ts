@@ -95,7 +95,7 @@ export class Overlay implements ExecutorOverlay {
   #crossings: ReadonlyMap<string, Crossings> = new Map();
   /** What the executor says of containers that are to be kept from APIs; undefined before Docker was looked at. */
   #guarded: LocalGuard | undefined;
-  /** Where the APIs of other nodes are. */
+  /** Where the APIs of nodes are. */
   #apis: Guard["nodes"] = [];
   #guardProblems = "";
   /** Whether there are rules for that. */
@@ -202,7 +202,7 @@ export class Overlay implements ExecutorOverlay {
     this.#apply();
   }
 
-  /** Where the APIs of the other nodes are, which containers here are kept from. */
+  /** Where the APIs of nodes are, which containers here are kept from. */
   setApis(nodes: Guard["nodes"]): void {
     if (Bun.deepEquals(nodes, this.#apis)) return;
     this.#apis = nodes;

@@ -30,7 +30,7 @@ export type Guard = {
   }[];
   /** Containers that may call this node's API. */
   callers: readonly { device: string; address: string }[];
-  /** The APIs of other nodes: IPv4 and IPv6 addresses with their ports. */
+  /** The APIs of nodes as packets that are passed on meet them: IPv4 and IPv6 addresses with their ports. */
   nodes: readonly { address: string; port: number }[];
 };
 
@@ -39,7 +39,7 @@ export type IpVersion = 4 | 6;
 const CHAINS = {
   /** Packets to this node's API. */
   own: "CACOPHONY-API",
-  /** Forwarded packets to a port that an API of another node has. */
+  /** Forwarded packets to a port that an API of a node has. */
   others: "CACOPHONY-APIS",
   /** Refuses what comes from containers of jobs. */
   guard: "CACOPHONY-GUARD",

@@ -81,6 +81,14 @@ describe("ProvenApis", () => {
     expect(known()).toEqual(["10.0.0.2", "10.1.0.2", "fd00::2"]);
   });
 
+  test("asks at the port that a node listens on, too, where it is advertised with another one", async () => {
+    const hello = helloOf({ address: "203.0.113.2:19000", api_addresses: ["10.1.0.2"], api_port: 9000 });
+    const { asked, known, check } = await joined(hello, { "10.1.0.2:9000": "n2", "203.0.113.2:19000": "n2" });
+    await check("n2", { hello, remote: "10.0.0.2" });
+    expect(asked).toContain("10.1.0.2:19000");
+    expect(known()).toEqual(["10.0.0.2", "10.1.0.2", "203.0.113.2"]);
+  });
+
   test("keeps what was proven while nobody answers there, and drops it when somebody else does or it is claimed no more", async () => {
     const hello = helloOf({ api_addresses: ["10.1.0.2", "10.2.0.2"] });
     const { apis, put, known, check } = await joined(hello, { "10.2.0.2:9000": "n3" });
