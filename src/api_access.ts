@@ -27,8 +27,11 @@ export function limitContainers(accessOf: (remote: string) => ApiAccess | undefi
     refuse(c, access);
     await next();
     // Another node answers HEAD with the headers alone.
-    if (access === "read" && c.req.method === "GET" && isBelow(c.req.path, "/cluster/job"))
-      c.res = await withoutValues(c.res);
+    if (access !== "read" || c.req.method !== "GET" || !isBelow(c.req.path, "/cluster/job")) return;
+    const response = await withoutValues(c.res);
+    // Hono gives an answer the headers of the one before it, and this one has another length.
+    c.res = undefined;
+    c.res = response;
   };
 }
 

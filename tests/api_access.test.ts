@@ -31,6 +31,10 @@ app.get("/cluster/job/shop", (c) =>
 );
 // As another node answers what is passed on to it.
 app.all("/cluster/job/far", () => new Response(null, { headers: { "Content-Type": "application/json" } }));
+app.get("/cluster/job/long", () => {
+  const text = JSON.stringify({ document: { services: { web: { environment: { A: "a".repeat(99) } } } } });
+  return new Response(text, { headers: { "Content-Type": "application/json", "Content-Length": `${text.length}` } });
+});
 app.all("*", (c) => c.text("done"));
 
 async function ask(method: string, path: string, remote?: string): Promise<number> {
@@ -93,5 +97,10 @@ describe("limitContainers()", () => {
     });
     expect(JSON.stringify(await answer("10.0.0.3"))).toContain("hunter2");
     expect(JSON.stringify(await answer("10.0.0.9"))).toContain("c0ntent");
+  });
+
+  test("gives an answer without values no length of the one with them", async () => {
+    const { headers } = await app.request("/cluster/job/long", {}, { remote: "10.0.0.2" });
+    expect([headers.get("content-type"), headers.get("content-length")]).toEqual(["application/json", null]);
   });
 });
