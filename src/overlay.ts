@@ -156,8 +156,12 @@ export class Overlay implements ExecutorOverlay {
     const network = this.#network;
     // Containers go on talking while no process looks after them; a node without any leaves the machine as it was.
     const isIdle = this.#local?.every(({ state }) => state !== "running") === true;
-    if (network && this.#state && isIdle && (this.#state.mode !== "none" || this.#isGuarded))
-      await this.#options.kernel.remove(network.self.node_id);
+    const { kernel, log } = this.#options;
+    if (network && this.#state && isIdle && (this.#state.mode !== "none" || this.#isGuarded)) {
+      await kernel.remove(network.self.node_id).catch((error: unknown) => {
+        log.warn("rules and devices of the cluster's network are left behind, as they could not be removed", { error });
+      });
+    }
   }
 
   receive(message: NetworkMessage | DirectoryMessage): void {
@@ -419,13 +423,13 @@ export class Overlay implements ExecutorOverlay {
     // Containers on another machine are not this one's to keep away. Before Docker was looked at, rules stay as they are.
     if (unfit !== undefined || !this.#guarded) return;
     if (!isGuarding(guard) && !this.#isGuarded) return;
-    const problems = await kernel
-      .guard(guard, { look })
-      .catch((error: unknown) => [
-        `${describeError(error)}; this node's API refuses containers by itself, but they reach the APIs of other nodes`,
-      ]);
-    this.#isGuarded = isGuarding(guard);
-    const problem = problems.join("; ");
+    let problem: string;
+    try {
+      problem = (await kernel.guard(guard, { look })).join("; ");
+      this.#isGuarded = isGuarding(guard);
+    } catch (error) {
+      problem = `${describeError(error)}; this node's API refuses containers by itself, but they reach the APIs of other nodes`;
+    }
     if (problem !== this.#guardProblems && problem !== "")
       log.warn("containers could not be kept from the APIs of nodes by the firewall", { problems: problem });
     this.#guardProblems = problem;

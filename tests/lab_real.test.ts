@@ -218,7 +218,12 @@ const REAL: Record<string, Real> = {
         },
       },
     },
-    warnings: ["services.jellyfin.container_name", "services.sonarr.container_name", "services.torrent.container_name"],
+    warnings: [
+      "services.jellyfin.container_name",
+      "services.jellyfin.network_mode",
+      "services.sonarr.container_name",
+      "services.torrent.container_name",
+    ],
     asks: [
       { service: "sonarr", names: ["torrent"], script: "echo $TZ", says: "Etc/UTC" },
       {

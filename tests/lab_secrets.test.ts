@@ -154,9 +154,12 @@ describe("secrets", () => {
     const secret_id = source.split("/").at(-1)?.split("-")[0] ?? "";
     expect(secret_id).toMatch(/^[0-9a-f]{24}$/);
     const [node] = await cluster.nodes();
-    for (const instance of ["", crypto.randomUUID()]) {
+    for (const [instance, status] of [
+      ["", 422],
+      [crypto.randomUUID(), 404],
+    ]) {
       const body = JSON.stringify({ node_id: node?.node_id, instance, secret_id });
-      expect((await cluster.api("/internal/secret", { method: "POST", body })).status).toBe(404);
+      expect((await cluster.api("/internal/secret", { method: "POST", body })).status).toBe(Number(status));
     }
     expect((await cluster.api(`/internal/chunk/${secret_id}`)).status).toBe(404);
     expect((await cluster.api(`/internal/chunk/${hash(PASSWORD)}`)).status).toBe(404);

@@ -726,6 +726,27 @@ describe("containers are kept from the APIs of nodes", () => {
     expect(machine.guarded.at(-1)?.bridges).toEqual(["br-1"]);
   });
 
+  test("and a node ends as asked also where the rules cannot be removed, or never could be made", async () => {
+    const fails = async () => {
+      throw new Error("iptables-save is not installed");
+    };
+    const kernel = (guard: () => Promise<string[]>) => ({
+      supported: async () => undefined,
+      apply: async () => ({ changed: [], problems: [], mtu: 1_450 }),
+      guard,
+      remove: fails,
+    });
+    for (const guard of [fails, async () => []]) {
+      const machine = new Machine({ kernel: kernel(guard) });
+      machine.overlay.setBridges([BRIDGE]);
+      machine.overlay.setGuard(facts);
+      machine.overlay.receive(network({ mode: "none" }));
+      await machine.clock.advance(10);
+      machine.overlay.setLocal([]);
+      await machine.overlay.stop();
+    }
+  });
+
   test("as far as the machine can: containers start all the same, for the API itself refuses them", async () => {
     const warnings: string[] = [];
     const log = { ...silentLog, warn: (message: string) => void warnings.push(message) };
