@@ -216,8 +216,14 @@ describe.each([["vxlan"], ["none"]])("with --network %s", (mode) => {
     const call = (request: string, address: string) =>
       `(${request}; sleep 0.5) | nc -w 5 ${address} 9000 | tr -d '\\r' | sed -n '1s/HTTP.* \\([0-9]*\\) .*/\\1/p;$p'`;
     const get = (path: string) => `printf 'GET ${path} HTTP/1.0\\r\\n\\r\\n'`;
+    // An image may have any label.
+    for (const host of lab.hosts) {
+      await host.docker("create", "--name", "sly", "busybox", "true");
+      await host.docker("commit", "--change", "LABEL cacophony.api=deploy", "sly", "sly:1");
+    }
     await start("callers", {
       services: {
+        sly: everywhere({ image: "sly:1" }),
         reader: everywhere({ environment: { PASSWORD: "hunter2" }, "x-cacophony": { api: "read" } }),
         deployer: everywhere({ "x-cacophony": { api: "deploy" } }),
         plain: everywhere(),
@@ -245,7 +251,9 @@ describe.each([["vxlan"], ["none"]])("with --network %s", (mode) => {
     for (const text of await inside("reader", (gateway) => call(get("/cluster/node"), gateway)))
       expect(text).toStartWith("403\n");
     for (const text of await inside("deployer", (gateway) => call(put, gateway))) expect(text).toMatch(/^20[01]\n/);
-    for (const text of await inside("plain", (gateway) => `${ASK}\nask ${gateway}`)) expect(text).toEndWith("refused");
+    for (const service of ["plain", "sly"])
+      for (const text of await inside(service, (gateway) => `${ASK}\nask ${gateway}`))
+        expect(text).toEndWith("refused");
     const others = lab.hosts.map(({ address }) => address);
     const said = await asks("reader", others);
     // Its own node's is open to it, but this is more than it may ask; the other node's is closed.
