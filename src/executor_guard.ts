@@ -9,6 +9,7 @@ import { networkInterfaces } from "node:os";
 import type { Container } from "./converge.ts";
 import type { Engine } from "./docker.ts";
 import type { ExecutorOverlay, JobNetworks, LocalGuard } from "./executor_networks.ts";
+import { Refusal } from "./executor_words.ts";
 import { type ApiAccess, LABELS } from "./model.ts";
 import { apiAccess } from "./model_spec.ts";
 import type { GuardedEndpoint } from "./overlay_plan_guard.ts";
@@ -18,7 +19,7 @@ type Containers = { own: readonly Container[]; others: readonly Container[] };
 
 export type ContainerGuardOptions = {
   engine: Pick<Engine, "list">;
-  overlay: Pick<ExecutorOverlay, "setGuard" | "connected">;
+  overlay: Pick<ExecutorOverlay, "setGuard" | "connected" | "guardFault">;
   networks: JobNetworks;
   isOwn: (container: Container) => boolean;
   /** Resolves once `look` was called with the container as it is now, and so is every later call. */
@@ -78,18 +79,18 @@ export class ContainerGuard {
     id: string,
     { networks, start }: { networks: readonly string[]; start: () => Promise<T> },
   ): Promise<T> {
-    const { engine, overlay, networks: known, isOwn, lookAgain } = this.#options;
+    const { engine, networks: known, isOwn, lookAgain } = this.#options;
     for (const network of networks) known.refuseOdd(network);
     const devices = networks.flatMap((network) => known.sharedDevice(network) ?? []);
     if (devices.length === 0) {
-      await overlay.connected();
+      await this.#inForce();
       return start();
     }
     const others = (await engine.list()).filter((container) => !isOwn(container));
     this.#starting.set(id, { devices, others });
     this.update();
     try {
-      await overlay.connected();
+      await this.#inForce();
       const result = await start();
       // Its address is known before its bridge is opened to others again.
       await lookAgain(id);
@@ -98,6 +99,15 @@ export class ContainerGuard {
       this.#starting.delete(id);
       this.update();
     }
+  }
+
+  /** @throws Refusal where the rules can't be set now: the start is tried again. */
+  async #inForce(): Promise<void> {
+    const { overlay } = this.#options;
+    await overlay.connected();
+    const fault = overlay.guardFault();
+    if (fault === undefined) return;
+    throw new Refusal(`the firewall rules that keep containers from the APIs of nodes cannot be set now: ${fault}`);
   }
 
   #shared(running: readonly Container[]): LocalGuard["shared"] {

@@ -66,6 +66,8 @@ export interface ExecutorOverlay {
   setBridges(bridges: readonly LocalNetwork[]): void;
   /** Who is to be kept from the APIs; `connected` resolves once that is so, too. */
   setGuard(guard: LocalGuard): void;
+  /** Why the rules that keep containers from the APIs are not in force yet, though they may be soon; undefined: nothing to wait for. */
+  guardFault(): string | undefined;
   /** Resolves when a running replica that is out of names may be stopped. */
   drain(allocationId: string, options: DrainOptions): Promise<void>;
   /** Resolves once the bridges that were told of last are connected to what is known of other nodes, or that has failed. */

@@ -33,6 +33,7 @@ import {
 } from "./model_network.ts";
 import { type NameAnswer, type NameQuestion, Names } from "./names.ts";
 import type { OverlayKernel } from "./overlay_kernel.ts";
+import { CommandError } from "./overlay_kernel_command.ts";
 import type { Overlay as KernelOverlay } from "./overlay_plan.ts";
 import { checkedNetwork } from "./overlay_plan_checks.ts";
 import { type Crossings, crossingsOf } from "./overlay_plan_crossings.ts";
@@ -100,6 +101,9 @@ export class Overlay implements ExecutorOverlay {
   #guardProblems = "";
   /** Whether there are rules for that. */
   #isGuarded = false;
+  /** Why they could not be set the last time, and how often in a row. */
+  #guardFault = "";
+  #guardMisses = 0;
   /** What runs here; undefined before Docker was looked at. */
   #local: readonly AllocationStatus[] | undefined;
   /** What this node does; undefined before it is done. */
@@ -212,6 +216,11 @@ export class Overlay implements ExecutorOverlay {
     this.#apis = nodes;
     this.#told++;
     this.#apply();
+  }
+
+  guardFault(): string | undefined {
+    const isPassing = this.#guardMisses > 0 && this.#guardMisses < MAX_FAILURES;
+    return isPassing ? this.#guardFault : undefined;
   }
 
   async connected(): Promise<void> {
@@ -353,7 +362,8 @@ export class Overlay implements ExecutorOverlay {
       this.#applying = false;
     }
     if (this.#stopped) return;
-    const waitMs = this.#failures > 0 ? RETRY_MS : Math.max(0, this.#lookAt - clock.now());
+    const isFailing = this.#failures > 0 || this.guardFault() !== undefined;
+    const waitMs = isFailing ? RETRY_MS : Math.max(0, this.#lookAt - clock.now());
     this.#timer = clock.after(waitMs, () => this.#apply());
   }
 
@@ -400,6 +410,7 @@ export class Overlay implements ExecutorOverlay {
       return this.#enter({ mode: "none", reason: done.refused });
     }
     this.#isGuarded = isGuarding(guard);
+    this.#guardMisses = 0;
     this.#mtu = done.mtu;
     const problems = done.problems.join("; ");
     if (problems !== this.#problems && problems !== "") log.warn("the cluster's network has gaps here", { problems });
@@ -414,8 +425,8 @@ export class Overlay implements ExecutorOverlay {
   }
 
   /**
-   * Keeps containers from the APIs of nodes while this node does without the cluster's network. Where that fails the API refuses
-   * them by itself, so they are started all the same.
+   * Keeps containers from the APIs of nodes while this node does without the cluster's network. Where that fails again and again,
+   * or iptables is not there, the API refuses them by itself, and they are started all the same.
    */
   async #guardAlone(look: boolean): Promise<void> {
     const { kernel, unfit, log } = this.#options;
@@ -427,7 +438,11 @@ export class Overlay implements ExecutorOverlay {
     try {
       problem = (await kernel.guard(guard, { look })).join("; ");
       this.#isGuarded = isGuarding(guard);
+      this.#guardMisses = 0;
     } catch (error) {
+      const isMissing = error instanceof CommandError && error.code === "missing";
+      this.#guardMisses = isMissing ? MAX_FAILURES : this.#guardMisses + 1;
+      this.#guardFault = describeError(error);
       problem = `${describeError(error)}; this node's API refuses containers by itself, but they reach the APIs of other nodes`;
     }
     if (problem !== this.#guardProblems && problem !== "")

@@ -101,6 +101,7 @@ export function noOverlay(pool: () => string = () => "10.210.0.0/16"): ExecutorO
     addresses: async () => ({ pools: [pool()] }),
     setBridges: () => {},
     setGuard: () => {},
+    guardFault: () => undefined,
     connected: async () => {},
     drain: async () => {},
     noticeFull: () => {},

@@ -37,6 +37,7 @@ function container(id: string, more: Partial<Container> & { address?: string; ne
 async function started() {
   /** What the overlay was told, and what else happened, in order. */
   const events: (LocalGuard | string)[] = [];
+  const faults: string[] = [];
   const all = [
     container("stranger", { labels: new Map(), address: "172.17.0.2" }),
     container("new", { state: "created" }),
@@ -59,6 +60,7 @@ async function started() {
     overlay: {
       setGuard: (facts) => void events.push(facts),
       connected: async () => void events.push("in force"),
+      guardFault: () => faults[0],
     },
     isOwn: ({ labels }) => labels.get(LABELS.cluster) === "c",
     lookAgain: async (id) => guard.look({ own: [container(id, { address: "172.17.0.3" })], others: [] }),
@@ -68,7 +70,7 @@ async function started() {
   expect(events).toEqual([]);
   guard.look({ own: [], others: [] });
   events.length = 0;
-  return { guard, events };
+  return { guard, faults, events };
 }
 
 describe("ContainerGuard", () => {
@@ -95,6 +97,19 @@ describe("ContainerGuard", () => {
     events.length = 0;
     await guard.during("new", { networks: ["shop_default"], start: async () => void events.push("start") });
     expect(events).toEqual(["in force", "start"]);
+  });
+
+  test("starts nothing while the rules cannot be set", async () => {
+    const { guard, events, faults } = await started();
+    faults.push("iptables-restore is locked");
+    for (const network of ["bridge", "shop_default"]) {
+      const starting = guard.during("new", { networks: [network], start: async () => void events.push("start") });
+      await expect(starting).rejects.toThrow("cannot be set now: iptables-restore is locked");
+    }
+    expect(events).not.toContain("start");
+    faults.pop();
+    await guard.during("new", { networks: ["shop_default"], start: async () => void events.push("start") });
+    expect(events.at(-1)).toBe("start");
   });
 
   test("starts nothing on a network whose bridge no firewall rule can name", async () => {

@@ -9,6 +9,7 @@ import type { AllocationStatus } from "../src/model.ts";
 import type { DirectoryMessage, Endpoint, NetworkMessage, ServiceEntry } from "../src/model_network.ts";
 import { Overlay, type OverlayOptions } from "../src/overlay.ts";
 import type { OverlayState } from "../src/overlay_kernel.ts";
+import { CommandError } from "../src/overlay_kernel_command.ts";
 import type { Overlay as KernelOverlay } from "../src/overlay_plan.ts";
 import type { Guard } from "../src/overlay_plan_guard.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
@@ -724,6 +725,43 @@ describe("containers are kept from the APIs of nodes", () => {
     machine.overlay.setGuard(facts);
     await machine.overlay.connected();
     expect(machine.guarded.at(-1)?.bridges).toEqual(["br-1"]);
+  });
+
+  test("and containers wait while that fails, but not for ever, nor where there is no iptables", async () => {
+    let tries = 0;
+    let error: Error = new Error("somebody holds the lock");
+    const guard = async () => {
+      tries++;
+      if (tries < 3 || error instanceof CommandError) throw error;
+      return [];
+    };
+    const kernel = {
+      supported: async () => undefined,
+      apply: async () => ({ changed: [], problems: [], mtu: 1_450 }),
+      guard,
+      remove: async () => {},
+    };
+    const machine = new Machine({ kernel });
+    machine.overlay.setBridges([BRIDGE]);
+    machine.overlay.setGuard(facts);
+    machine.overlay.receive(network({ mode: "none" }));
+    await machine.clock.advance(10);
+    expect(machine.overlay.guardFault()).toBe("somebody holds the lock");
+    await machine.clock.advance(2_100);
+    expect(machine.overlay.guardFault()).toBeUndefined();
+    error = new CommandError("failed", "no such target");
+    machine.overlay.setGuard({ ...facts, bridges: ["br-2"] });
+    await machine.clock.advance(10);
+    expect(machine.overlay.guardFault()).toBe("no such target");
+    await machine.clock.advance(10_000);
+    expect(machine.overlay.guardFault()).toBeUndefined();
+    const bare = new Machine({ kernel });
+    error = new CommandError("missing", "the command iptables-save is not installed");
+    bare.overlay.setBridges([BRIDGE]);
+    bare.overlay.setGuard(facts);
+    bare.overlay.receive(network({ mode: "none" }));
+    await bare.clock.advance(10);
+    expect(bare.overlay.guardFault()).toBeUndefined();
   });
 
   test("and a node ends as asked also where the rules cannot be removed, or never could be made", async () => {
