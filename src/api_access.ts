@@ -5,6 +5,7 @@
 import type { Context, MiddlewareHandler } from "hono";
 import { withoutIpv6Prefix } from "./address.ts";
 import { type ApiAccess, CacophonyError } from "./model.ts";
+import { HIDDEN_VALUE } from "./model_spec.ts";
 
 /** Where a request comes from; `remote` is the IP address of the other end, absent where nobody knows. */
 export type RequestOrigin = { remote?: string };
@@ -15,8 +16,6 @@ const READABLE = ["/healthz", "/readyz", "/openapi.json", "/cluster/job", "/clus
 const INSPECTABLE = ["/cluster/allocation", "/cluster/node", "/cluster/resources", "/cluster/status"];
 /** What `deploy` may change. */
 const DEPLOYABLE = "/cluster/job";
-/** Stands for what `read` is not to see. */
-const HIDDEN = "(hidden)";
 
 /** Refuses what a container may not ask for, and hides the values that it may not see. */
 export function limitContainers(accessOf: (remote: string) => ApiAccess | undefined): MiddlewareHandler {
@@ -78,7 +77,7 @@ function hideIn(value: unknown): unknown {
   return Object.fromEntries(
     members.map(([key, member]) => {
       if (key === "environment" || key === "args") return [key, hidden(member)];
-      return [key, key === "content" ? HIDDEN : hideIn(member)];
+      return [key, key === "content" ? HIDDEN_VALUE : hideIn(member)];
     }),
   );
 }
@@ -86,7 +85,7 @@ function hideIn(value: unknown): unknown {
 /** The names without their values. */
 function hidden(values: unknown): unknown {
   if (Array.isArray(values))
-    return values.map((entry) => (typeof entry === "string" ? (entry.split("=", 1)[0] ?? "") : HIDDEN));
-  if (typeof values !== "object" || values === null) return HIDDEN;
-  return Object.fromEntries(Object.keys(values).map((name) => [name, HIDDEN]));
+    return values.map((entry) => (typeof entry === "string" ? (entry.split("=", 1)[0] ?? "") : HIDDEN_VALUE));
+  if (typeof values !== "object" || values === null) return HIDDEN_VALUE;
+  return Object.fromEntries(Object.keys(values).map((name) => [name, HIDDEN_VALUE]));
 }

@@ -226,7 +226,7 @@ const CACOPHONY = {
   stop_when_isolated: honoured(isolation),
   api: limited(
     oneOf(["read", "deploy"]),
-    "the API of the node that the container runs on, at any of that node's addresses: read gets services, jobs (without values of environment, configs and secrets) and discovery; deploy also sends jobs",
+    "the API of the node that the container runs on, at an address that the node listens on: read gets services, jobs (without values of environment, configs and secrets) and discovery; deploy also sends jobs",
   ),
   strategy: honoured(oneOf(["spread", "binpack"])),
 } satisfies Table;

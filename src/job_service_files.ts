@@ -9,7 +9,14 @@ import { Refusal, show } from "./job_grammar.ts";
 import type { FileObjectFields, ServiceFields } from "./job_keys.ts";
 import { SECCOMP_PROFILE } from "./job_paths.ts";
 import type { Path } from "./job_yaml.ts";
-import { CREDENTIAL_SPEC, type FileSpec, type MountSpec, type SecretMount, type ServiceSpec } from "./model_spec.ts";
+import {
+  CREDENTIAL_SPEC,
+  type FileSpec,
+  HIDDEN_VALUE,
+  type MountSpec,
+  type SecretMount,
+  type ServiceSpec,
+} from "./model_spec.ts";
 import { nearest } from "./nearest.ts";
 
 /** Takes in what is wrong with a service, and what its sender should know; paths are below the service. */
@@ -49,8 +56,15 @@ export function environmentOf(service: ServiceFields, around: FilesAround): stri
       `has the variable name ${show(name)}; a name is not empty and does not end with a space`,
     );
   }
+  for (const [name, value] of own)
+    if (value === HIDDEN_VALUE) report.fault(["environment"], hiddenFault(`the variable ${name}`));
   const entries = files.length === 0 ? own : [...all].toSorted(([a], [b]) => (a < b ? -1 : 1));
   return entries.map(([name, value]) => (value === undefined ? name : `${name}=${value}`));
+}
+
+/** A document that a container with `x-cacophony: {api: read}` was answered would lose its values when it is sent back. */
+function hiddenFault(what: string): string {
+  return `has ${HIDDEN_VALUE} for ${what}: that stands where a value was hidden from who asked; send the value itself`;
 }
 
 /** Labels of `label_file`, and over them those of `labels`. */
@@ -240,6 +254,7 @@ function fileMount(mount: FileMount, around: Making): Made | undefined {
     return { secret: { type: "secret", name, secret_id: "", read_only: true, mode: MOUNTED_MODE, ...owner } };
   }
   if (file === undefined) {
+    if (content === HIDDEN_VALUE) return fault(hiddenFault(`the contents of the ${kind} ${show(mount.source)}`));
     const text = content ?? around.env.get(environment ?? "");
     if (text === undefined)
       return fault(

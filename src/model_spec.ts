@@ -279,6 +279,9 @@ export const restartSpec = v.object({
 });
 export type RestartSpec = v.InferOutput<typeof restartSpec>;
 
+/** Stands for a value in what a container with `x-cacophony: {api: read}` is answered. */
+export const HIDDEN_VALUE = "(hidden)";
+
 /** What a service's containers may do with the API of the node that they run on (`x-cacophony.api`). */
 export const apiAccess = v.picklist(["read", "deploy"]);
 

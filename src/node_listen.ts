@@ -48,7 +48,8 @@ export async function advertisedAddress(bind: Address | undefined, identity: Ide
     return formatAddress(parseAddress(settings.advertise_addr, "--advertise-addr"));
   if (!bind) return "";
   if (!isWildcard(bind.host)) return formatAddress(bind);
-  const towards = await bindTowards(peersOf(identity));
+  // A master is its own first peer: the address that it had before says nothing of where others reach it now.
+  const towards = identity.role === "master" ? undefined : await bindTowards(peersOf(identity));
   const own = Object.values(networkInterfaces())
     .flat()
     .find((one) => one && !one.internal && one.family === "IPv4");

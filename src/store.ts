@@ -46,15 +46,19 @@ const MIGRATIONS: readonly string[] = [
    INSERT INTO leadership VALUES (1, 0);`,
 ];
 
+/** SQLite's name for a database without a file. */
+const IN_MEMORY = ":memory:";
+
 /**
  * Opens or creates the SQLite store at `path`.
  * @throws StartError when the file is damaged, not ours, or written by a newer Cacophony. It is left as it was.
  */
 export function openSqliteStore(path: string): Store {
-  const existed = existsSync(path);
+  const isInMemory = path === IN_MEMORY;
+  const existed = !isInMemory && existsSync(path);
   let db: Database | undefined;
   try {
-    makePrivate(path);
+    if (!isInMemory) makePrivate(path);
     db = new Database(path, { create: true, readwrite: true });
     if (existed) refuseUnusable(db, path);
     // FULL: a commit is on the disk before it is acknowledged, also when the machine loses power.

@@ -65,7 +65,26 @@ function localImports({ imports }: Source): string[] {
   return imports.filter((path) => path.startsWith("./")).map((path) => path.slice(2).replace(/\.ts$/, ""));
 }
 
+/** What a clone has at its top; `node_modules` and `dist` are made. */
+const TOP = [
+  "package.json",
+  "bunfig.toml",
+  "tsconfig.json",
+  "src",
+  "tests",
+  "examples",
+  "README.md",
+  "LICENSE",
+  "CHANGELOG.md",
+];
+
 describe("the house", () => {
+  test("has nothing else at its top, also after tests have run", () => {
+    const known = new Set([...TOP, "package-lock.json", "node_modules", "dist"]);
+    const found = readdirSync(join(SRC, "..")).filter((name) => !name.startsWith(".") && !known.has(name));
+    expect(found).toEqual([]);
+  });
+
   test("has a floor for every file", () => {
     expect(sources.filter(({ name }) => floorOf(name) < 0).map(({ name }) => name)).toEqual([]);
   });

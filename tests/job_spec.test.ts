@@ -1115,3 +1115,25 @@ describe("hostile documents are refused within 100 ms", () => {
     expect(faults(many, { BIG: "x".repeat(8000) })[0]?.message).toContain("variables");
   });
 });
+
+describe("what a container was not shown", () => {
+  const CONFIG = "configs: {c: {content: (hidden)}}\n";
+  test.each([
+    ["services.app.environment", "services: {app: {image: a, environment: {TOKEN: (hidden)}}}\n", "the variable TOKEN"],
+    [
+      "services.app.environment",
+      "services: {app: {image: a, environment: ['TOKEN=(hidden)']}}\n",
+      "the variable TOKEN",
+    ],
+    [
+      "services.app.configs[0]",
+      `services: {app: {image: a, configs: [c]}}\n${CONFIG}`,
+      'the contents of the config "c"',
+    ],
+  ])("is refused at %s when it is sent back", (path, document, what) => {
+    const result = parseJob(document, { jobId: "t", env: new Map() });
+    expect(result.ok ? [] : result.details.map((one) => [one.path, one.message.split(":")[0]])).toEqual([
+      [path, `has (hidden) for ${what}`],
+    ]);
+  });
+});

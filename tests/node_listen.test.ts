@@ -1,4 +1,5 @@
 /** @module Where a node listens, as its identity and its peers have it; and a listener on several addresses (point 10). */
+import { networkInterfaces } from "node:os";
 import { afterAll, describe, expect, test } from "bun:test";
 import { type Identity, newIdentity, type Settings } from "../src/data_dir.ts";
 import { StartError } from "../src/model.ts";
@@ -121,4 +122,12 @@ describe("listen()", () => {
     await listen([on("127.0.0.1")], handlers).then((listener) => listener.stop());
     await holder.stop(true);
   });
+});
+
+test("a master that listens everywhere now is not advertised at the loopback address that it had before", async () => {
+  const before = identity({ role: "master", master: { node_id: "n", address: PEER } }, { bind_addr: "0.0.0.0:9000" });
+  const own = Object.values(networkInterfaces())
+    .flat()
+    .find((one) => one && !one.internal && one.family === "IPv4");
+  expect((await places(before)).advertises).toBe(`${own?.address ?? "127.0.0.1"}:9000`);
 });
