@@ -47,6 +47,10 @@ beforeAll(async () => {
 
 afterEach(async () => {
   await cluster?.clear();
+  // A network goes after its last container, and the next cluster must not find those of this one.
+  const networks = () =>
+    Promise.all(lab.hosts.map((host) => host.docker("network", "ls", "-q", "--filter", "label=cacophony.cluster")));
+  await waitUntil("the networks to be gone", networks, { until: (ids) => ids.join("") === "", timeoutMs: 60_000 });
   for (const started of cluster.processes) await started?.kill();
   for (const host of lab.hosts) rmSync(host.dataDir, { recursive: true, force: true });
 });
