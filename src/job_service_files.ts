@@ -162,7 +162,7 @@ export function sentBelow(
   if (names.length === 0 && ending !== undefined && target.endsWith(`.${ending}`)) {
     report.warn(
       ["volumes", index],
-      `names ./${source}, which was not sent and so is an empty directory: ${sendIt(source)}`,
+      `names ./${source}, which was not sent and so is an empty directory: ${sendIt(source)}; for a directory, once for each of its files`,
     );
   }
   for (const path of names.filter((name) => secretPaths.has(name))) {
