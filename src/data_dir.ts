@@ -256,7 +256,7 @@ function isClosed(path: string): boolean {
 }
 
 /** Makes what was made, renamed or removed in a directory outlive a power cut. */
-export function syncDirectory(path: string): void {
+function syncDirectory(path: string): void {
   const directory = openSync(path, "r");
   try {
     fsyncSync(directory);

@@ -5,9 +5,9 @@
  * Owns the time around a start on a network that others share: the container's address is not known before Docker has started it,
  * so the bridge is closed until then to all but the containers that are known to be somebody else's.
  */
-import { networkInterfaces } from "node:os";
 import type { Container } from "./converge.ts";
 import type { Engine } from "./docker.ts";
+import { nodeAddresses } from "./entry_proxy_addresses.ts";
 import type { ExecutorOverlay, JobNetworks, LocalGuard } from "./executor_networks.ts";
 import { Refusal } from "./executor_words.ts";
 import { type ApiAccess, LABELS } from "./model.ts";
@@ -68,7 +68,7 @@ export class ContainerGuard {
     const isInside = ({ first, size }: Range) => address !== undefined && address >= first && address < first + size;
     if (!this.#ranges.some(isInside)) return undefined;
     // The machine itself has the gateway's address there.
-    return isLocal(remote) ? undefined : "none";
+    return nodeAddresses().includes(remote) ? undefined : "none";
   }
 
   /**
@@ -173,8 +173,4 @@ function accessLabel({ labels }: Container): ApiAccess {
 
 function sorted(endpoints: readonly GuardedEndpoint[]): GuardedEndpoint[] {
   return endpoints.toSorted((a, b) => (a.address < b.address ? -1 : 1));
-}
-
-function isLocal(address: string): boolean {
-  return Object.values(networkInterfaces()).some((all) => all?.some((one) => one.address === address));
 }

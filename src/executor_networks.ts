@@ -34,7 +34,6 @@ type Known = {
   definition: string | undefined;
   device?: string;
   bridge?: Bridge;
-  oddDevice?: string;
   /** Its job is gone, but something is on it still: tried again after the next look. */
   isLeft?: boolean;
 };
@@ -321,15 +320,14 @@ export class JobNetworks {
     this.#known.clear();
     this.#devices.clear();
     for (const network of networks) {
-      const { id, name, labels, device, bridge, oddDevice } = network;
+      const { id, name, labels, device, bridge } = network;
       this.#noteDevice(network);
       const jobId = labels.get(LABELS.job);
       const isOurs =
         labels.get(LABELS.cluster) === this.#owner.clusterId && labels.get(LABELS.node) === this.#owner.nodeId;
       const definition = labels.get(LABELS.definition);
       if (isOurs && jobId !== undefined) {
-        const found = { ...(device && { device }), ...(bridge && { bridge }), ...(oddDevice && { oddDevice }) };
-        this.#known.set(name, { id, jobId, definition, ...found });
+        this.#known.set(name, { id, jobId, definition, ...(device && { device }), ...(bridge && { bridge }) });
       }
     }
     this.#onChange();

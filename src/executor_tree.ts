@@ -26,7 +26,7 @@ import { promisify } from "node:util";
 import { Refusal } from "./executor_words.ts";
 
 /** Mode of the directories that containers get to see: whatever user they run as reads what is in them. */
-export const DIRECTORY_MODE = 0o755;
+const DIRECTORY_MODE = 0o755;
 const AS_DIRECTORY = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
 /** A FIFO or a device in the place of a file must not make the node wait. */
 const AS_FILE = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;

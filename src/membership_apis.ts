@@ -4,7 +4,7 @@
  * from, and each one at which a node answers with its id when the master asks.
  */
 import { isIP } from "node:net";
-import { formatAddress, parseAddress } from "./address.ts";
+import { formatAddress, parseAddress, withoutIpv6Prefix } from "./address.ts";
 import { type Clock, sleep } from "./clock.ts";
 import type { Hello, NodeRecord, PeerInfo } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
@@ -113,7 +113,7 @@ export class ProvenApis {
 
   #isSure(address: string, { hello, remote }: Claim): boolean {
     if (remote === undefined) return hello.node_id === this.#options.selfId;
-    return remote === address || remote === `::ffff:${address}`;
+    return withoutIpv6Prefix(remote) === address;
   }
 }
 

@@ -19,7 +19,7 @@ export const MAX_REPORT_CHARS = 32 * 2 ** 20;
 
 /** Labels of a node, from its command line or through the API: more than anybody gives, few enough to look at for each placement. */
 export const MAX_LABELS = 100;
-export const MAX_LABEL_NAME = 200;
+const MAX_LABEL_NAME = 200;
 export const MAX_LABEL_VALUE = 1_000;
 /** All labels of a command line together: they are kept for each node, also for one that never comes again. */
 export const MAX_LABELS_CHARS = 16 * 1024;

@@ -34,7 +34,7 @@ export type Guard = {
   nodes: readonly { address: string; port: number }[];
 };
 
-export type IpVersion = 4 | 6;
+type IpVersion = 4 | 6;
 
 const CHAINS = {
   /** Packets to this node's API. */
