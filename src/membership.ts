@@ -11,6 +11,7 @@ import type { Log } from "./log.ts";
 import { ProvenApis } from "./membership_apis.ts";
 import { Callers } from "./membership_callers.ts";
 import { Newcomers } from "./membership_newcomers.ts";
+import { lostMs, Pauses } from "./membership_pauses.ts";
 import { messageWriter, PeerNews } from "./membership_peers.ts";
 import { platformOf } from "./membership_records.ts";
 import { engineInUse, type Refusal, refusalOf } from "./membership_refusals.ts";
@@ -77,6 +78,7 @@ export class Membership {
   /** Nodes whose last report could not be written down, with the removals that it told of. */
   readonly #unconfirmed = new Map<string, readonly string[]>();
   readonly #silence: Silence;
+  readonly #pauses: Pauses;
   readonly #callers: Callers;
   /** Since when nodes have told that their Engine is dead. */
   readonly #engineDownSince = new Map<string, number>();
@@ -88,8 +90,6 @@ export class Membership {
   readonly #faults: ReportFaults;
   readonly #apis: ProvenApis;
   #sweepTimer: Timer | undefined;
-  #sweptAt = 0;
-  #sweepDueAt = 0;
   #roomChanged = false;
   /** When those that found no room were told last that there may be some, and whether there were any. */
   #toldOfRoomAt = 0;
@@ -124,6 +124,7 @@ export class Membership {
     // Of nodes that are cut off together, one was heard up to an interval later than the other.
     const suspectMs = Math.min(SILENT_HEARTBEATS * heartbeatIntervalMs, nodeTimeoutMs - 1.5 * heartbeatIntervalMs);
     this.#silence = new Silence({ nodeTimeoutMs, holdMs, suspectMs });
+    this.#pauses = new Pauses({ nodeTimeoutMs });
   }
 
   /** Nodes that are silent together, of which nothing is given up yet; undefined: there are none. */
@@ -143,7 +144,7 @@ export class Membership {
   start(): void {
     for (const nodeId of this.#state.nodes.keys()) this.#state.views.set(nodeId, newView(this.#options.clock.now()));
     this.#peerNews.start();
-    this.#sweepDueAt = this.#options.clock.now();
+    this.#pauses.expect(this.#options.clock.now(), 0);
     this.#sweep();
   }
 
@@ -246,7 +247,7 @@ export class Membership {
     const view = this.#state.views.get(nodeId);
     if (!view) return link.close(); // It was removed while its Docker Engine was dead.
     view.lastSeen = this.#options.clock.now();
-    this.#silence.forget(nodeId);
+    this.#heard(nodeId);
     if (message.type === "heartbeat") this.#heartbeat(nodeId, { view, link, heartbeat: message });
     else if (message.type === "status") this.#status(nodeId, { view, report: message });
   }
@@ -320,7 +321,7 @@ export class Membership {
     const view = this.#state.views.get(nodeId) ?? newView(this.#options.clock.now());
     this.#state.views.set(nodeId, view);
     Object.assign(view, { connected: true, isHeard: true, lastSeen: clock.now(), version: hello.version });
-    this.#silence.forget(nodeId);
+    this.#heard(nodeId);
     this.#newcomers.begin(nodeId);
     this.#noteEngine(nodeId, { view, engine: hello.engine });
     // Of an earlier session: kept for readers, but nothing is concluded from them until the node has reported in full.
@@ -474,27 +475,22 @@ export class Membership {
     const { clock, scheduler, heartbeatIntervalMs, self } = this.#options;
     const stepMs = heartbeatIntervalMs / SWEEPS_PER_HEARTBEAT;
     const now = clock.now();
-    // A master that stood still (suspended, or busy) heard nobody meanwhile: that time is not the nodes' silence.
-    if (now - this.#sweepDueAt > stepMs) {
-      // It may have begun right after the last sweep.
-      const deafMs = now - this.#sweptAt - stepMs;
-      // Nobody was heard in the future: what arrived since the pause ended counts as it is.
-      const later = (at: number) => Math.min(now, at + deafMs);
-      for (const view of this.#state.views.values()) {
-        view.lastSeen = later(view.lastSeen);
-        for (const [id, at] of view.unhealthySince ?? []) view.unhealthySince?.set(id, later(at));
-      }
-      for (const [id, at] of this.#engineDownSince) this.#engineDownSince.set(id, later(at));
-    }
-    this.#sweptAt = now;
+    const { pauseMs, asOf, nextMs: readMs } = this.#pauses.look(now, { stepMs, nodes: () => this.#nodesAfterPause() });
+    if (pauseMs > 0) this.#creditPause(pauseMs, now);
+    const again = (delayMs: number) => {
+      this.#pauses.expect(now, delayMs);
+      this.#sweepTimer = clock.after(delayMs, () => this.#sweep());
+    };
+    if (asOf === undefined) return again(readMs ?? stepMs);
     const wasHeld = this.hold !== undefined;
     this.#silence.judge(
       Array.from(this.#state.views, ([node_id, { lastSeen, isHeard = false, engine }]) => {
         const isNew = this.#state.nodes.get(node_id)?.never_ready === true;
         const wasReady = engine?.state !== "unready" && !isNew;
-        return { node_id, lastSeen, isHeard, wasReady, isNew, isSelf: node_id === self.node_id };
+        const isSpared = this.#pauses.isSpared(node_id, asOf);
+        return { node_id, lastSeen, isHeard, wasReady, isNew, isSelf: node_id === self.node_id, isSpared };
       }),
-      now,
+      asOf,
     );
     this.#tellHold(wasHeld);
     for (const [nodeId, view] of this.#state.views) this.#judge(nodeId, view);
@@ -506,9 +502,27 @@ export class Membership {
       this.#roomChanged = false;
       this.#toldOfRoomAt = now;
     }
-    const nextMs = this.#isCalm(now) ? heartbeatIntervalMs : stepMs;
-    this.#sweepDueAt = now + nextMs;
-    this.#sweepTimer = clock.after(nextMs, () => this.#sweep());
+    again(readMs ?? (this.#isCalm(now) ? heartbeatIntervalMs : stepMs));
+  }
+
+  *#nodesAfterPause() {
+    for (const [node_id, { lastSeen, connected }] of this.#state.views)
+      yield { node_id, lastSeen, isConnected: connected };
+  }
+
+  /** What nodes told before a pause of this master's, and may have told otherwise in it, has lasted for that much less. */
+  #creditPause(pauseMs: number, now: number): void {
+    // Nothing was heard in the future.
+    const later = (at: number) => Math.min(now, at + lostMs(pauseMs));
+    for (const { unhealthySince } of this.#state.views.values())
+      for (const [id, at] of unhealthySince ?? []) unhealthySince?.set(id, later(at));
+    for (const [id, at] of this.#engineDownSince) this.#engineDownSince.set(id, later(at));
+  }
+
+  /** The node has spoken, or is no member any more. */
+  #heard(nodeId: string): void {
+    this.#silence.forget(nodeId);
+    this.#pauses.forget(nodeId);
   }
 
   /** Whether nothing can be due for a heartbeat's interval, unless somebody says so. */
@@ -574,7 +588,7 @@ export class Membership {
     this.#options.log.info("forgot a node that never was ready", { node: nodeId });
     this.#links.get(nodeId)?.close();
     for (const known of [this.#links, this.#instances, this.#engineDownSince]) known.delete(nodeId);
-    this.#silence.forget(nodeId);
+    this.#heard(nodeId);
     this.#faults.forget(nodeId);
   }
 
@@ -607,7 +621,7 @@ export class Membership {
     link?.send({ type: "left" });
     this.#links.delete(nodeId);
     this.#instances.delete(nodeId);
-    this.#silence.forget(nodeId);
+    this.#heard(nodeId);
     this.#faults.forget(nodeId);
     this.#options.scheduler.detach(nodeId);
     link?.close();

@@ -29,7 +29,10 @@ export const NODE_TIMEOUT_MS = 15_000;
 export const ENGINE_TIMEOUT_MS = 60_000;
 export const HOLD_MS = 60_000;
 
-type MasterOptions = Pick<SchedulerOptions, "rebalance" | "strategy"> & { nodeTimeoutMs?: number };
+type MasterOptions = Pick<SchedulerOptions, "rebalance" | "strategy"> & {
+  nodeTimeoutMs?: number;
+  heartbeatIntervalMs?: number;
+};
 
 /** A master, one process after another, with a disk of its own. */
 export class Master {
@@ -104,7 +107,7 @@ export class Master {
       log: silentLog,
       scheduler: this.scheduler,
       self: { node_id: "master", address: "10.0.0.1:9000" },
-      heartbeatIntervalMs: HEARTBEAT_MS,
+      heartbeatIntervalMs: this.#options.heartbeatIntervalMs ?? HEARTBEAT_MS,
       nodeTimeoutMs: this.#options.nodeTimeoutMs ?? NODE_TIMEOUT_MS,
       engineTimeoutMs: ENGINE_TIMEOUT_MS,
       massFailureHoldMs: HOLD_MS,
