@@ -51,6 +51,9 @@ const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 408 | 409 | 412 | 413 | 
 /** Seconds after which a client that got 503 may try again: about what a reconnect takes. */
 const RETRY_AFTER_S = 2;
 
+/** Methods that change nothing: also a master that can't write its state answers them. */
+const READS: ReadonlySet<string> = new Set(["GET", "HEAD", "OPTIONS"]);
+
 const NO_NAMES: HostNames = new Set();
 
 /** What the API knows of the node that it runs on. */
@@ -126,7 +129,9 @@ export function createApi(options: ApiOptions): Hono {
   });
 
   app.use("/cluster/*", async (c, next) => {
-    if (options.scheduler()) return next();
+    const own = options.scheduler();
+    if (own && !READS.has(c.req.method)) own.writes.check();
+    if (own) return next();
     if (c.req.header(FORWARDED_HEADER))
       throw new CacophonyError("not_master", "this node was taken for the master, but is not");
     const body = () => c.get("bodyUpTo")(MAX_FORM_BYTES);
@@ -165,13 +170,14 @@ function clusterRoutes({
   });
   app.get("/status", (c) => {
     queryOf(c, []);
-    const { state, cluster, term } = scheduler();
+    const { state, cluster, term, writes } = scheduler();
     const { master } = local.peerInfo();
     return answer(c, {
       cluster_id: cluster.cluster_id,
       master: master ?? null,
       term,
       version: local.version,
+      store_fault: writes.fault ?? null,
       mass_failure: holdView(hold()),
       ...countsView(state),
     });

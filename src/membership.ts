@@ -144,6 +144,8 @@ export class Membership {
   start(): void {
     for (const nodeId of this.#state.nodes.keys()) this.#state.views.set(nodeId, newView(this.#options.clock.now()));
     this.#peerNews.start();
+    // Nodes were welcomed in an earlier term: they come again, and hear of the one that has begun.
+    this.#options.scheduler.writes.onBegun(() => this.#links.forEach((link) => link.close()));
     this.#pauses.expect(this.#options.clock.now(), 0);
     this.#sweep();
   }

@@ -5,7 +5,7 @@
 import type { Clock } from "./clock.ts";
 import { Admission, strangers } from "./membership_admission.ts";
 import { isSettled, knownAs, recordFor, sameRecord, settledRecord } from "./membership_records.ts";
-import type { Change, Hello, NodeRecord } from "./model.ts";
+import { CacophonyError, type Change, type Hello, type NodeRecord } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
 
 export type NewcomersOptions = {
@@ -33,8 +33,23 @@ export class Newcomers {
     this.#admission = new Admission(options.clock.now());
   }
 
-  /** Writes down who said hello; undefined where that is one new node too many for now. */
+  /**
+   * Writes down who said hello; undefined where that is one new node too many for now. A member stays one, as it was known, where
+   * what is new of it can't be written.
+   */
   async record(hello: Hello): Promise<NodeRecord | undefined> {
+    const { state } = this.#options.scheduler;
+    try {
+      return await this.#written(hello);
+    } catch (error) {
+      const { former } = knownAs(hello, state);
+      if (!former || !(error instanceof CacophonyError) || error.code !== "store_failed") throw error;
+      this.#options.writeFailed(error);
+      return former;
+    }
+  }
+
+  async #written(hello: Hello): Promise<NodeRecord | undefined> {
     const { scheduler, clock, selfId } = this.#options;
     const { state } = scheduler;
     let record: NodeRecord | undefined;

@@ -36,7 +36,7 @@ import { OverlayKernel } from "./overlay_kernel.ts";
 import { NAMES_PORT } from "./overlay_plan_firewall.ts";
 import { Scheduler } from "./scheduler.ts";
 import { Session } from "./session.ts";
-import { openSqliteStore } from "./store.ts";
+import { openThreadStore } from "./store_thread.ts";
 import type { CalledMaster, Caller, Listener, Transport } from "./transport.ts";
 import { dialSelf, fetchChunk, fetchSecret, listen, networkTransport } from "./transport.ts";
 
@@ -104,6 +104,7 @@ export class Node implements LocalNode {
     this.version = options.version;
     this.#log = options.log;
     this.#data = data;
+    data.onWriteFailed = (error) => this.#writeFailed(error);
     this.#identity = identity;
     this.#advertise = "";
     this.#hostNames = this.#findHostNames();
@@ -147,6 +148,8 @@ export class Node implements LocalNode {
     const faults: string[] = [];
     const engine = this.#executor?.engineStatus();
     if (engine?.state === "unready") faults.push(engine.reason);
+    const fault = this.#scheduler?.writes.fault;
+    if (fault !== undefined) faults.push(`the cluster state cannot be changed: ${fault}`);
     if (!this.#session?.lost) faults.push("no session with the master");
     return faults;
   }
@@ -209,7 +212,9 @@ export class Node implements LocalNode {
       this.#hostNames = this.#findHostNames();
       this.#warnOfExposure();
       this.#identity = { ...this.#identity, ...this.#lastBind() };
-      this.#data.save(this.#identity);
+      // A node that was one before starts by what it knows, also on a full disk; a new one must not be forgotten.
+      if (this.#data.identity) this.#update({});
+      else this.#data.save(this.#identity);
       if (this.#identity.role === "master") await this.#startMaster();
       this.#underlay = await underlayOf(this.#advertise);
       const engine = openEngine(this.#identity.settings.docker_host ?? options.defaultDockerHost);
@@ -249,7 +254,7 @@ export class Node implements LocalNode {
     const scheduler = new Scheduler({
       ...common,
       newId,
-      store: openSqliteStore(statePath),
+      store: openThreadStore(statePath),
       sealer: sealerOf(settings, this.#data),
       random: Math.random,
       ...(settings.rebalance && { rebalance: settings.rebalance }),
@@ -522,9 +527,13 @@ export class Node implements LocalNode {
     try {
       this.#data.save(this.#identity);
     } catch (error) {
-      // The node works on without it; at the next change or start the same is learnt again.
-      this.#log.error("could not write node.json", { error });
+      this.#writeFailed(error);
     }
+  }
+
+  /** The node works on without it; at the next change or start the same is learnt again. */
+  #writeFailed(error: unknown): void {
+    this.#log.error("could not write node.json", { error });
   }
 
   #warnOfExposure(): void {

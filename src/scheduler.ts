@@ -23,14 +23,14 @@ import type {
   NodeRecord,
 } from "./model.ts";
 import { isGlobal } from "./model_spec.ts";
-import { CacophonyError } from "./model.ts";
+import { StartError } from "./model.ts";
 import type { DrainWait } from "./reconcile_drain.ts";
 import type { Blocked, Plan, PlanContext } from "./reconcile_goal.ts";
 import type { Strategy } from "./placement.ts";
 import type { Rebalance } from "./reconcile_rebalance.ts";
 import { reconcileRemoved, reconcileService } from "./reconcile.ts";
 import { assignmentsFor } from "./scheduler_assignments.ts";
-import { openCluster } from "./scheduler_cluster.ts";
+import { openCluster, STATE_KINDS } from "./scheduler_cluster.ts";
 import { Drains } from "./scheduler_drains.ts";
 import { planBeforehand, type ServicePlan } from "./scheduler_dry_run.ts";
 import { Goals } from "./scheduler_goals.ts";
@@ -41,9 +41,9 @@ import { changesOfPlan } from "./scheduler_plans.ts";
 import { Registries } from "./scheduler_registries.ts";
 import { Secrets } from "./scheduler_secrets.ts";
 import { changesForUpgrade } from "./scheduler_upgrade.ts";
+import { Writes } from "./scheduler_writes.ts";
 import type { Sealer } from "./seal.ts";
 import type { Store } from "./store.ts";
-import { StoreError } from "./store.ts";
 
 /** A full look at every service: a slow safety net, and when unused specs are collected. */
 const FULL_PASS_MS = 30_000;
@@ -73,6 +73,8 @@ export class Scheduler {
   /** Where names and addresses lead; nodes hear of it in their session. */
   readonly directory: Directory;
   readonly secrets: Secrets;
+  /** How changes reach the Store. */
+  readonly writes: Writes;
   readonly #registries: Registries;
   readonly #options: SchedulerOptions;
   readonly #dirty = new Set<ServiceKey>();
@@ -100,6 +102,7 @@ export class Scheduler {
 
   constructor(options: SchedulerOptions) {
     this.#options = options;
+    this.writes = new Writes({ ...options, state: this.state });
     const network = () => ({ mode: this.cluster.network_mode, cidr: this.cluster.network_cidr });
     this.#goals = new Goals(this.state);
     this.#moves = new Moves({ state: this.state, goals: this.#goals });
@@ -133,37 +136,30 @@ export class Scheduler {
     fresh: ClusterRecord,
     { seen = 0, written = false, key }: { seen?: number; written?: boolean; key?: ClusterKey } = {},
   ): Promise<void> {
-    const { store, log } = this.#options;
+    const { store } = this.#options;
     const stored = await store.load();
     const known = stored.cluster[0];
     const record = openCluster(known, { fresh, written, key });
-    this.#term = await store.beginTerm(seen);
-    for (const kind of [
-      "spec",
-      "node",
-      "job",
-      "allocation",
-      "home",
-      "departure",
-      "history",
-      "removal",
-      "registry",
-      "secret",
-      "chunk",
-    ] as const) {
+    for (const kind of STATE_KINDS)
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
-    }
     this.#cluster = record;
+    const begin = async () => void (this.#term = await store.beginTerm(seen));
+    if (await this.writes.begin(begin, () => this.#lead(known))) await this.#lead(known);
+    else if (known) this.#term = (await store.lastTerm?.()) ?? 0;
+    else throw new StartError(`a new cluster's state cannot be written: ${this.writes.fault}`);
+    this.#fullPass();
+  }
+
+  /** The term has begun; `known`: the cluster's record in the Store. */
+  async #lead(known: ClusterRecord | undefined): Promise<void> {
+    const { store, log } = this.#options;
+    const record = this.cluster;
     if (!Bun.deepEquals(record, known)) await store.commit(this.#term, [{ op: "put", kind: "cluster", record }]);
-    log.info("this node is the master", {
-      cluster: fresh.cluster_id,
-      term: this.#term,
-      jobs: this.state.liveJobs().length,
-    });
+    const { cluster_id: cluster } = record;
+    log.info("this node is the master", { cluster, term: this.#term, jobs: this.state.liveJobs().length });
     await this.#upgrade();
     const fault = this.secrets.fault();
     if (fault !== undefined) log.error("the jobs' secrets cannot be opened; what runs goes on", { reason: fault });
-    this.#fullPass();
   }
 
   /** Where that fails, everything goes on as it was, and the next start tries it again. */
@@ -183,6 +179,7 @@ export class Scheduler {
 
   async stop(): Promise<void> {
     this.#stopped = true;
+    this.writes.stop();
     this.#passTimer?.cancel();
     this.#fullPassTimer?.cancel();
     this.#alarms.stop();
@@ -479,7 +476,7 @@ export class Scheduler {
   /** Sends the node the full set of what it must run. */
   sendAssignments(nodeId: string): void {
     const send = this.#senders.get(nodeId);
-    if (!send) return;
+    if (!send || this.writes.isHeld) return;
     const revision = ++this.#revision;
     const all = this.state.allocationsOn(nodeId);
     // What came to its end has to be gone, too, from a node that leaves.
@@ -601,12 +598,11 @@ export class Scheduler {
   }
 
   async #commit(changes: readonly Change[]): Promise<void> {
-    if (changes.length === 0) return;
+    if (changes.length === 0 && !this.writes.isUnsure) return;
     try {
-      await this.#options.store.commit(this.#term, changes);
-    } catch (error) {
-      if (error instanceof StoreError && error.code === "fenced") this.#options.onFenced();
-      throw new CacophonyError("store_failed", "the change could not be stored, nothing was changed", { cause: error });
+      await this.writes.commit(this.#term, changes, { fenced: () => this.#options.onFenced() });
+    } finally {
+      if (this.writes.isUnsure) this.#schedulePass(STORE_RETRY_MS);
     }
     this.state.apply(changes);
   }

@@ -2,6 +2,21 @@
 import type { ClusterKey } from "./cluster_key.ts";
 import { type ClusterRecord, StartError } from "./model.ts";
 
+/** Every kind of record that is loaded into the state, in this order. */
+export const STATE_KINDS = [
+  "spec",
+  "node",
+  "job",
+  "allocation",
+  "home",
+  "departure",
+  "history",
+  "removal",
+  "registry",
+  "secret",
+  "chunk",
+] as const;
+
 export type ClusterFacts = {
   /** The record of a state that is still empty. */
   fresh: ClusterRecord;

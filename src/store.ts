@@ -1,5 +1,6 @@
 /**
- * @module Durable cluster state: the `Store` interface that every backend implements, and the SQLite backend.
+ * @module Durable cluster state: the `Store` interface that every backend implements, and the SQLite backend, which blocks whoever
+ * calls it for as long as the disk takes; a master calls it by way of `store_thread.ts`.
  *
  * A Store keeps typed records (see `RECORD_KINDS`) and one number, the term. It knows nothing of what records mean. Only the
  * master writes; each commit carries the term it was elected in, and a commit of an older term is refused (fencing).
@@ -11,10 +12,15 @@ import { makePrivate } from "./data_dir.ts";
 import type { Change, RecordKind, RecordOf, StoredState } from "./model.ts";
 import { keyOf, RECORD_KINDS, StartError } from "./model.ts";
 
+export type StoreErrorCode = "fenced" | "failed" | "unknown";
+
 export class StoreError extends Error {
-  /** `fenced`: another master has begun a newer term; this one must stop deciding. `failed`: nothing was written. */
-  readonly code: "fenced" | "failed";
-  constructor(code: "fenced" | "failed", message: string, options?: ErrorOptions) {
+  /**
+   * `fenced`: another master has begun a newer term; this one must stop deciding. `failed`: nothing was written. `unknown`: it may
+   * have been written, or may turn out to have been when the store is opened next.
+   */
+  readonly code: StoreErrorCode;
+  constructor(code: StoreErrorCode, message: string, options?: ErrorOptions) {
     super(message, options);
     this.name = "StoreError";
     this.code = code;
@@ -28,6 +34,8 @@ export interface Store {
    * from here on.
    */
   beginTerm(seen?: number): Promise<number>;
+  /** The last term that was begun; 0: none was. Absent: a master that can't begin a new one does not start. */
+  lastTerm?(): Promise<number>;
   load(): Promise<StoredState>;
   /** Writes all changes or none; durable when the promise resolves. */
   commit(term: number, changes: readonly Change[]): Promise<void>;
@@ -77,6 +85,32 @@ export function openSqliteStore(path: string): Store {
   }
 }
 
+/** SQLite's codes for a disk without room, where files or their parts can't be made. */
+const NO_ROOM = /^SQLITE_(FULL|IOERR_SHMSIZE|IOERR_SHMOPEN|IOERR_WRITE|CANTOPEN)$/;
+
+/** Whether `openSqliteStore` failed since it could write nothing: what is there may be read all the same. */
+export function isForWantOfRoom(error: unknown): error is StartError {
+  return error instanceof StartError && NO_ROOM.test((error.cause as { code?: string } | undefined)?.code ?? "");
+}
+
+/**
+ * Opens the store that is at `path` where nothing can be written: as it is, of whatever earlier schema. Nobody else can open it until
+ * this one is closed.
+ * @throws StartError as `openSqliteStore`.
+ */
+export function openSqliteStoreToRead(path: string): Store {
+  const db = new Database(path, { readwrite: true });
+  try {
+    // The index of the log is kept in memory then, and needs no file (https://sqlite.org/wal.html#noshm).
+    db.run("PRAGMA locking_mode = EXCLUSIVE");
+    refuseUnusable(db, path);
+    return new SqliteStore(db, path);
+  } catch (error) {
+    db.close();
+    throw error;
+  }
+}
+
 function refuseUnusable(db: Database, path: string): void {
   let faults: string[];
   try {
@@ -118,6 +152,12 @@ function pragma(db: Database, name: "user_version" | "application_id"): number {
   return Object.values(db.query<Record<string, number>, []>(`PRAGMA ${name}`).get() ?? {})[0] ?? 0;
 }
 
+/**
+ * SQLite's codes for a commit of which no part that counts was written. After any other error, that of an fsync above all, the pages
+ * may be complete in the log: the next commit writes over them, but who opens the file before that finds them.
+ */
+const UNTOUCHED = /^SQLITE_(FULL|BUSY|BUSY_\w+|READONLY|READONLY_\w+|CANTOPEN|IOERR_SHMSIZE)$/;
+
 class SqliteStore implements Store {
   readonly #db: Database;
   readonly #path: string;
@@ -132,6 +172,10 @@ class SqliteStore implements Store {
       this.#db.run("UPDATE leadership SET term = max(term, ?1) + 1", [seen]);
       return this.#term();
     });
+  }
+
+  async lastTerm(): Promise<number> {
+    return this.#term();
   }
 
   async load(): Promise<StoredState> {
@@ -184,7 +228,8 @@ class SqliteStore implements Store {
       return this.#db.transaction(work).immediate();
     } catch (error) {
       if (error instanceof StoreError) throw error;
-      throw new StoreError("failed", `cannot write the cluster state to ${this.#path}: ${message(error)}`, {
+      const code = UNTOUCHED.test((error as { code?: string }).code ?? "") ? "failed" : "unknown";
+      throw new StoreError(code, `cannot write the cluster state to ${this.#path}: ${message(error)}`, {
         cause: error,
       });
     }

@@ -60,7 +60,7 @@ async function modesOfNode(umask: string, dataDir: string): Promise<Record<strin
     await waitUntil(
       "the node to answer",
       () =>
-        fetch(`http://127.0.0.1:${port}/healthz`).then(
+        fetch(`http://127.0.0.1:${port}/cluster/status`).then(
           ({ status }) => status,
           () => 0,
         ),
