@@ -91,7 +91,7 @@ export function newIdentity({ role, node_id }: Pick<Identity, "role" | "node_id"
  * that are checked where they are read are left out: one that was open to others is to be replaced, and not to be hidden.
  */
 const PRIVATE =
-  /^(lock|node\.json|cluster\.db|images\.json|restarts\.json|network\.json|wireguard\.key)(-journal|-wal|-shm|\.new)?$/;
+  /^(lock|node\.json|cluster\.db|images\.json|restarts\.json|network\.json|wireguard\.key)(-journal|-wal|-shm|\.new|\.next)?$/;
 
 export class DataDir {
   readonly path: string;
@@ -191,10 +191,10 @@ export class DataDir {
       while (this.#identity && this.#written !== this.#change) {
         const change = this.#change;
         // oxlint-disable-next-line no-await-in-loop -- one file, written again where it changed meanwhile
-        await writeBeside(this.#file, textOf(this.#identity));
+        await writeFor(this.#file, textOf(this.#identity));
         // Whoever wrote in between wrote more than this.
         if (this.#written >= change) continue;
-        renameSync(beside(this.#file), this.#file);
+        renameSync(`${this.#file}.next`, this.#file);
         this.#written = change;
         // oxlint-disable-next-line no-await-in-loop -- as above
         await syncDirectorySoon(this.path);
@@ -283,15 +283,13 @@ export function writePrivately(path: string, text: string): void {
   replace(path, text, { sync: false });
 }
 
-/** Where a file is written before it takes the place of the other one. */
-function beside(path: string): string {
-  return `${path}.new`;
-}
-
-/** Writes what is to replace a file, durably, without having this thread wait for the disk. */
-async function writeBeside(path: string, text: string): Promise<void> {
-  await rm(beside(path), { force: true });
-  const file = await open(beside(path), "wx", 0o600);
+/**
+ * Writes what is to replace a file, durably and without having this thread wait for the disk. Not where `replace` writes, which may
+ * come in between, and fail.
+ */
+async function writeFor(path: string, text: string): Promise<void> {
+  await rm(`${path}.next`, { force: true });
+  const file = await open(`${path}.next`, "wx", 0o600);
   try {
     await file.writeFile(text);
     await file.sync();
@@ -310,16 +308,17 @@ async function syncDirectorySoon(path: string): Promise<void> {
 }
 
 function replace(path: string, text: string, { sync }: { sync: boolean }): void {
+  const beside = `${path}.new`;
   // One that was left behind may be open to others.
-  rmSync(beside(path), { force: true });
-  const file = openSync(beside(path), "wx", 0o600);
+  rmSync(beside, { force: true });
+  const file = openSync(beside, "wx", 0o600);
   try {
     writeFileSync(file, text);
     if (sync) fsyncSync(file);
   } finally {
     closeSync(file);
   }
-  renameSync(beside(path), path);
+  renameSync(beside, path);
 }
 
 /** Makes an empty file that only its owner can read, where there is none: SQLite gives the files beside a database its mode. */
