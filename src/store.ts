@@ -57,6 +57,9 @@ const MIGRATIONS: readonly string[] = [
 /** SQLite's name for a database without a file. */
 const IN_MEMORY = ":memory:";
 
+/** SQLite's codes for a disk without room, where files or their parts can't be made. */
+const NO_ROOM = /^SQLITE_(FULL|IOERR_SHMSIZE|IOERR_SHMOPEN|IOERR_WRITE|CANTOPEN)$/;
+
 /**
  * Opens or creates the SQLite store at `path`.
  * @throws StartError when the file is damaged, not ours, or written by a newer Cacophony. It is left as it was.
@@ -79,14 +82,12 @@ export function openSqliteStore(path: string): Store {
   } catch (error) {
     db?.close();
     if (error instanceof StartError) throw error;
-    throw new StartError(`cannot open the cluster state in ${path} (nothing was changed): ${message(error)}`, {
+    const room = NO_ROOM.test((error as { code?: string }).code ?? "") ? "; make room on its disk" : "";
+    throw new StartError(`cannot open the cluster state in ${path} (nothing was changed): ${message(error)}${room}`, {
       cause: error,
     });
   }
 }
-
-/** SQLite's codes for a disk without room, where files or their parts can't be made. */
-const NO_ROOM = /^SQLITE_(FULL|IOERR_SHMSIZE|IOERR_SHMOPEN|IOERR_WRITE|CANTOPEN)$/;
 
 /** Whether `openSqliteStore` failed since it could write nothing: what is there may be read all the same. */
 export function isForWantOfRoom(error: unknown): error is StartError {
@@ -119,6 +120,7 @@ function refuseUnusable(db: Database, path: string): void {
       .all()
       .map((row) => row.quick_check);
   } catch (error) {
+    if (NO_ROOM.test((error as { code?: string }).code ?? "")) throw error;
     faults = [message(error)];
   }
   if (faults.join() !== "ok") {

@@ -26,9 +26,9 @@ export class NodeProcesses {
   /** Starts `cacophony ARGS` and resolves once it answers. */
   async start(
     args: readonly string[],
-    { env = {}, dataDir = this.newDir() }: { env?: Env; dataDir?: string } = {},
+    { env = {}, dataDir = this.newDir(), port: wanted }: { env?: Env; dataDir?: string; port?: number } = {},
   ): Promise<NodeProcess> {
-    const port = await freePort();
+    const port = wanted ?? (await freePort());
     const address = `127.0.0.1:${port}`;
     const options = ["--bind-addr", address, "--data-dir", dataDir, "--docker-host", `unix://${dataDir}/none.sock`];
     const process = this.run([...args, ...options, "--log-format", "json", "--log-level", "warn"], env);
