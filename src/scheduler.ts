@@ -154,7 +154,12 @@ export class Scheduler {
   async #lead(known: ClusterRecord | undefined): Promise<void> {
     const { store, log } = this.#options;
     const record = this.cluster;
-    if (!Bun.deepEquals(record, known)) await store.commit(this.#term, [{ op: "put", kind: "cluster", record }]);
+    try {
+      if (!Bun.deepEquals(record, known)) await store.commit(this.#term, [{ op: "put", kind: "cluster", record }]);
+    } catch (error) {
+      if (!known) throw error;
+      log.error("what is new of the cluster itself could not be stored; the next start tries it again", { error });
+    }
     const { cluster_id: cluster } = record;
     log.info("this node is the master", { cluster, term: this.#term, jobs: this.state.liveJobs().length });
     await this.#upgrade();

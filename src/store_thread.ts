@@ -49,17 +49,17 @@ class ThreadStore implements Store {
   }
 
   async beginTerm(seen?: number): Promise<number> {
-    const { term } = await (await this.#opened()).ask({ op: "beginTerm", seen });
+    const { term } = await this.#opened().ask({ op: "beginTerm", seen });
     if (term === undefined) throw new StoreError("unknown", "the store's thread did not say which term it began");
     return term;
   }
 
   async commit(term: number, changes: readonly Change[]): Promise<void> {
-    await (await this.#opened()).ask({ op: "commit", term, changes });
+    await this.#opened().ask({ op: "commit", term, changes });
   }
 
   async scrub(): Promise<void> {
-    await (await this.#opened()).ask({ op: "scrub" });
+    await this.#opened().ask({ op: "scrub" });
   }
 
   async close(): Promise<void> {
@@ -80,15 +80,14 @@ class ThreadStore implements Store {
   }
 
   /** The thread, with the file open in it. One that failed to open it, or has ended, is followed by another. */
-  async #opened(): Promise<StoreThread> {
+  #opened(): StoreThread {
     if (this.#isClosed) throw new StoreError("failed", `the cluster state in ${this.#path} was closed`);
     if (this.#thread?.isRunning) return this.#thread;
-    const thread = new StoreThread(this.#path);
-    this.#thread = thread;
-    // The file can't be opened to be written while it is open as one that has no room.
-    await this.#reader?.close();
+    // The file can't be opened to be written while it is open as one that has no room. SQLite closes at once.
+    void this.#reader?.close();
     this.#reader = undefined;
-    return thread;
+    this.#thread = new StoreThread(this.#path);
+    return this.#thread;
   }
 }
 

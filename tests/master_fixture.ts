@@ -16,7 +16,7 @@ import {
 } from "../src/model.ts";
 import type { DirectoryMessage, NetworkMessage, NodeNetwork, ServiceEntry } from "../src/model_network.ts";
 import { Scheduler, type SchedulerOptions } from "../src/scheduler.ts";
-import { openSqliteStore } from "../src/store.ts";
+import { openSqliteStore, type Store } from "../src/store.ts";
 import { idleMachine, seeded, unusedSealer, welcoming } from "./cluster_fixture.ts";
 import { VirtualClock } from "./virtual_clock.ts";
 
@@ -32,6 +32,8 @@ export const HOLD_MS = 60_000;
 type MasterOptions = Pick<SchedulerOptions, "rebalance" | "strategy"> & {
   nodeTimeoutMs?: number;
   heartbeatIntervalMs?: number;
+  /** What is between the scheduler and its disk. */
+  disk?: (store: Store) => Store;
 };
 
 /** A master, one process after another, with a disk of its own. */
@@ -93,7 +95,7 @@ export class Master {
       ...this.#options,
       clock: this.clock,
       log: silentLog,
-      store: openSqliteStore(this.#path),
+      store: (this.#options.disk ?? ((store) => store))(openSqliteStore(this.#path)),
       random: seeded(1),
       sealer: unusedSealer,
       newId: () => `id${++this.#ids}`,
