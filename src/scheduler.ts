@@ -147,6 +147,7 @@ export class Scheduler {
     if (await this.writes.begin(begin, () => this.#lead(known))) await this.#lead(known);
     else if (known) this.#term = (await store.lastTerm?.()) ?? 0;
     else throw new StartError(`a new cluster's state cannot be written: ${this.writes.fault}`);
+    store.background?.();
     this.#fullPass();
   }
 

@@ -14,7 +14,7 @@
  */
 import type { Clock, Timer } from "./clock.ts";
 import type { ClusterState } from "./cluster_state.ts";
-import { describeError, type Log } from "./log.ts";
+import type { Log } from "./log.ts";
 import { CacophonyError, type Change, keyOf, type RecordKind } from "./model.ts";
 import { type Store, StoreError } from "./store.ts";
 
@@ -106,7 +106,7 @@ export class Writes {
       const code = error instanceof StoreError ? error.code : "unknown";
       if (code === "unknown") this.#doubt(changes);
       if (error instanceof StoreError && code === "fenced") fenced(error);
-      const reason = describeError(error);
+      const reason = messageOf(error);
       this.#failed = { at: this.#options.clock.now(), reason };
       throw failure(reason, error);
     }
@@ -138,7 +138,7 @@ export class Writes {
   }
 
   #hold(error: StoreError): void {
-    const reason = `this master could not begin its term: ${describeError(error)}`;
+    const reason = `this master could not begin its term: ${messageOf(error)}`;
     if (this.#heldBy === undefined)
       this.#options.log.error("nothing can be changed until the cluster state can be written: make room on its disk", {
         reason,
@@ -182,4 +182,9 @@ function failure(reason: string, cause?: unknown): CacophonyError {
   return new CacophonyError("store_failed", `the change could not be stored, so nothing was changed: ${reason}`, {
     cause,
   });
+}
+
+/** A StoreError's message holds what caused it. */
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }

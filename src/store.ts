@@ -39,6 +39,8 @@ export interface Store {
   load(): Promise<StoredState>;
   /** Writes all changes or none; durable when the promise resolves. */
   commit(term: number, changes: readonly Change[]): Promise<void>;
+  /** The start is over: from here on, no call has the thread of its caller wait for the disk. */
+  background?(): void;
   /** Leaves nothing on the disk of what was removed or replaced. */
   scrub?(): Promise<void>;
   close(): Promise<void>;

@@ -1,7 +1,7 @@
 /**
  * @module The SQLite store in a thread of its own, for a master: a disk that takes seconds keeps no heartbeat and no request waiting.
  * Owns the thread, which `store_worker.ts` is, and what becomes of a commit when the thread ends. What is read, is read in the
- * caller's own thread, at its start.
+ * caller's own thread, as all of a start is.
  */
 import type { Change, StoredState } from "./model.ts";
 import { isForWantOfRoom, openSqliteStore, openSqliteStoreToRead, type Store, StoreError } from "./store.ts";
@@ -21,7 +21,8 @@ export type StoreAnswer = { term?: number } | { code: StoreErrorCode; message: s
 type Waiting = { resolve: (answer: { term?: number }) => void; reject: (error: StoreError) => void };
 
 /**
- * Opens or creates the SQLite store at `path`; the thread begins with the first change.
+ * Opens or creates the SQLite store at `path`. All is done in the caller's thread until `background()` is called: a start has nobody
+ * waiting.
  * @throws StartError as `openSqliteStore`. Where the disk has no room, what there is can be read, and each change tries again.
  */
 export function openThreadStore(path: string): Store {
@@ -30,14 +31,18 @@ export function openThreadStore(path: string): Store {
 
 class ThreadStore implements Store {
   readonly #path: string;
-  /** What is read from before the thread has the file. */
-  #reader: Store | undefined;
+  /** What the start goes by. */
+  #first: Opened | undefined;
   #thread: StoreThread | undefined;
   #isClosed = false;
 
   constructor(path: string) {
     this.#path = path;
-    this.#reader = openAnyhow(path);
+    this.#first = openAnyhow(path);
+  }
+
+  background(): void {
+    if (this.#first) this.#begin();
   }
 
   async lastTerm(): Promise<number> {
@@ -49,29 +54,32 @@ class ThreadStore implements Store {
   }
 
   async beginTerm(seen?: number): Promise<number> {
-    const { term } = await this.#opened().ask({ op: "beginTerm", seen });
+    if (this.#first) return this.#first.store.beginTerm(seen);
+    const { term } = await this.#running().ask({ op: "beginTerm", seen });
     if (term === undefined) throw new StoreError("unknown", "the store's thread did not say which term it began");
     return term;
   }
 
   async commit(term: number, changes: readonly Change[]): Promise<void> {
-    await this.#opened().ask({ op: "commit", term, changes });
+    if (this.#first) return this.#first.store.commit(term, changes);
+    await this.#running().ask({ op: "commit", term, changes });
   }
 
   async scrub(): Promise<void> {
-    await this.#opened().ask({ op: "scrub" });
+    if (this.#first) return this.#first.store.scrub?.();
+    await this.#running().ask({ op: "scrub" });
   }
 
   async close(): Promise<void> {
     this.#isClosed = true;
-    await this.#reader?.close();
-    this.#reader = undefined;
+    await this.#first?.store.close();
+    this.#first = undefined;
     await this.#thread?.close();
   }
 
   async #read<T>(read: (store: Store) => Promise<T>): Promise<T> {
-    if (this.#reader) return read(this.#reader);
-    const store = openAnyhow(this.#path);
+    if (this.#first) return read(this.#first.store);
+    const { store } = openAnyhow(this.#path);
     try {
       return await read(store);
     } finally {
@@ -79,23 +87,32 @@ class ThreadStore implements Store {
     }
   }
 
-  /** The thread, with the file open in it. One that failed to open it, or has ended, is followed by another. */
-  #opened(): StoreThread {
+  /** One that failed to open the file, or has ended, is followed by another. */
+  #running(): StoreThread {
     if (this.#isClosed) throw new StoreError("failed", `the cluster state in ${this.#path} was closed`);
-    if (this.#thread?.isRunning) return this.#thread;
-    // The file can't be opened to be written while it is open as one that has no room. SQLite closes at once.
-    void this.#reader?.close();
-    this.#reader = undefined;
-    this.#thread = new StoreThread(this.#path);
-    return this.#thread;
+    return this.#thread?.isRunning ? this.#thread : this.#begin();
+  }
+
+  #begin(): StoreThread {
+    const first = this.#first;
+    this.#first = undefined;
+    // What is open only to be read is open to nobody else. SQLite closes at once.
+    if (first?.isFull) void first.store.close();
+    const thread = new StoreThread(this.#path);
+    this.#thread = thread;
+    // Else it is closed when the thread has the file open, too: whoever closes it last writes the log back first.
+    if (first && !first.isFull) void thread.opened.then(() => first.store.close());
+    return thread;
   }
 }
 
-function openAnyhow(path: string): Store {
+type Opened = { store: Store; isFull: boolean };
+
+function openAnyhow(path: string): Opened {
   try {
-    return openSqliteStore(path);
+    return { store: openSqliteStore(path), isFull: false };
   } catch (error) {
-    if (isForWantOfRoom(error)) return openSqliteStoreToRead(path);
+    if (isForWantOfRoom(error)) return { store: openSqliteStoreToRead(path), isFull: true };
     throw error;
   }
 }
@@ -104,6 +121,8 @@ function openAnyhow(path: string): Store {
 class StoreThread {
   readonly #path: string;
   readonly #worker: Worker;
+  /** Resolves when the file is open, or can't be opened. */
+  readonly opened: Promise<void>;
   readonly #waiting: Waiting[] = [];
   #isOpen = false;
   #end: string | undefined;
@@ -115,8 +134,8 @@ class StoreThread {
     this.#worker.onerror = ({ message }) => this.#ended(message);
     this.#worker.addEventListener("close", () => this.#ended("it ended"));
     // Sent first: what it is asked for afterwards finds the file open, or is answered that it is not.
-    this.ask({ op: "open", path }).then(
-      () => (this.#isOpen = true),
+    this.opened = this.ask({ op: "open", path }).then(
+      () => void (this.#isOpen = true),
       (error: unknown) => {
         this.#ended(error instanceof Error ? error.message : String(error));
         this.#worker.terminate();

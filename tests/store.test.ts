@@ -106,14 +106,20 @@ contract("SQLite", () => {
   return { store: openSqliteStore(path), reopen: () => openSqliteStore(path) };
 });
 
+function inThread(path: string): Store {
+  const store = openThreadStore(path);
+  store.background?.();
+  return store;
+}
+
 contract("SQLite in a thread of its own", () => {
   const path = freshPath();
-  return { store: openThreadStore(path), reopen: () => openThreadStore(path) };
+  return { store: inThread(path), reopen: () => inThread(path) };
 });
 
 describe("openThreadStore()", () => {
   test("keeps the order of what it is asked for at once, and answers each by itself", async () => {
-    const store = openThreadStore(freshPath());
+    const store = inThread(freshPath());
     const first = store.beginTerm();
     const outcomes = await Promise.allSettled([
       first,
@@ -130,7 +136,7 @@ describe("openThreadStore()", () => {
 
   test("says that a commit did not happen while another process has the file locked", async () => {
     const path = freshPath();
-    const store = openThreadStore(path);
+    const store = inThread(path);
     const term = await store.beginTerm();
     const other = new Database(path);
     other.run("BEGIN IMMEDIATE");
