@@ -1,7 +1,17 @@
 /** Modes of the data directory of a process, whatever its umask is, and of what earlier versions left. */
 import { Database } from "bun:sqlite";
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { chmodSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -128,6 +138,11 @@ test("point 11: the lock that something wrote over is made again for its owner a
   new Database(join(dir, "lock")).close();
 });
 
+/** Of what is written in the background, the one peer. */
+function identityBeside(): string | undefined {
+  return (JSON.parse(readFileSync(join(dir, "node.json.next"), "utf8")) as Identity).peers[0]?.node_id;
+}
+
 const peer = (n: number) => ({ node_id: `n${n}`, address: `10.0.0.${n}:9000` });
 
 test("point 7: where other nodes are is written without anybody waiting for it, and what is not learnt again at once", async () => {
@@ -155,7 +170,7 @@ test("point 7: where other nodes are is written without anybody waiting for it, 
   const next = DataDir.open(dir);
   const other: Identity = { ...last, seen_term: 9 };
   next.save(other);
-  await Bun.sleep(50);
+  await waitUntil("what the first one had begun to be over", () => identityBeside(), { until: (n) => n === "n23" });
   expect(identityIn(dir)).toEqual(other);
   next.close();
   expect(readdirSync(dir).filter((name) => name !== "node.json.next")).toEqual(["lock", "node.json"]);
