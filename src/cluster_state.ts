@@ -20,6 +20,7 @@ import type {
   RegistryRecord,
   RemovalRecord,
 } from "./model.ts";
+import { describeError } from "./log.ts";
 import type { ForeignContainer, Resources } from "./model_reports.ts";
 import { isGlobal, type ServiceSpec } from "./model_spec.ts";
 import { RECORD_KINDS } from "./model.ts";
@@ -112,6 +113,31 @@ export function labelsOf(node: NodeRecord): Map<string, string> {
 const MAX_PAST = 5;
 /** A node that left stays listed for a day, and for as long as a slot's data are on it. */
 const DEPARTURE_KEPT_MS = 86_400_000;
+
+/** A node whose load cannot be worked out takes nothing, and keeps no other node from taking something. */
+function unreadable({ node_id, node_name, role }: NodeRecord, error: unknown): Candidate {
+  const zero = () => ({ cpus: 0, memory: 0 });
+  return {
+    node_id,
+    node_name,
+    role,
+    labels: new Map(),
+    volumes: undefined,
+    networks: undefined,
+    apiVersion: undefined,
+    refusal: `an internal error of Cacophony: ${describeError(error)}`,
+    resources: undefined,
+    reserved: zero(),
+    reservedStarting: zero(),
+    planned: zero(),
+    plannedStarting: zero(),
+    claims: [],
+    devices: new Map(),
+    reservedDevices: new Map(),
+    allocations: 0,
+    perJob: new Map(),
+  };
+}
 
 /** Sums over a node's allocations, kept until one of them changes. */
 type NodeLoad = Pick<
@@ -246,7 +272,13 @@ export class ClusterState {
     return [...this.nodes.values()]
       .filter((node) => !this.isGoneStranger(node))
       .toSorted((a, b) => (a.node_id < b.node_id ? -1 : 1))
-      .map((node) => this.#candidate(node));
+      .map((node) => {
+        try {
+          return this.#candidate(node);
+        } catch (error) {
+          return unreadable(node, error);
+        }
+      });
   }
 
   /** Whether the node never was ready and is not connected: anybody may have invented it, so nothing is planned with it. */

@@ -29,7 +29,8 @@ export const NODE_TIMEOUT_MS = 15_000;
 export const ENGINE_TIMEOUT_MS = 60_000;
 export const HOLD_MS = 60_000;
 
-type MasterOptions = Pick<SchedulerOptions, "rebalance" | "strategy"> & { nodeTimeoutMs?: number };
+type MasterOptions = Pick<SchedulerOptions, "rebalance" | "strategy"> &
+  Partial<Pick<SchedulerOptions, "log" | "newId">> & { nodeTimeoutMs?: number };
 
 /** A master, one process after another, with a disk of its own. */
 export class Master {
@@ -87,13 +88,13 @@ export class Master {
 
   #newScheduler(): Scheduler {
     return new Scheduler({
+      log: silentLog,
+      newId: () => `id${++this.#ids}`,
       ...this.#options,
       clock: this.clock,
-      log: silentLog,
       store: openSqliteStore(this.#path),
       random: seeded(1),
       sealer: unusedSealer,
-      newId: () => `id${++this.#ids}`,
       onFenced: () => {},
     });
   }
@@ -101,7 +102,7 @@ export class Master {
   #newMembership(): Membership {
     return new Membership({
       clock: this.clock,
-      log: silentLog,
+      log: this.#options.log ?? silentLog,
       scheduler: this.scheduler,
       self: { node_id: "master", address: "10.0.0.1:9000" },
       heartbeatIntervalMs: HEARTBEAT_MS,
