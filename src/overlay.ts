@@ -20,6 +20,7 @@ import {
   SUBNET_BITS,
 } from "./executor_networks.ts";
 import { describeError, type Log } from "./log.ts";
+import { stackOf } from "./log_faults.ts";
 import type { AllocationStatus } from "./model.ts";
 import {
   type DirectoryMessage,
@@ -350,7 +351,7 @@ export class Overlay implements ExecutorOverlay {
   }
 
   async #run(): Promise<void> {
-    const { clock } = this.#options;
+    const { clock, log } = this.#options;
     try {
       while (this.#again && !this.#stopped) {
         this.#again = false;
@@ -358,6 +359,10 @@ export class Overlay implements ExecutorOverlay {
         // oxlint-disable-next-line no-await-in-loop -- the kernel is brought to the newest state, one after the other
         await this.#pass;
       }
+    } catch (error) {
+      // Whatever it is, the next try comes.
+      this.#failures++;
+      log.error("an error of Cacophony itself, in the cluster's network here", { error, ...stackOf(error) });
     } finally {
       this.#applying = false;
     }
