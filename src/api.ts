@@ -156,12 +156,13 @@ function clusterRoutes({
   const app = new Hono();
   app.get("/resources", (c) => {
     queryOf(c, []);
-    return answer(c, resourcesView(scheduler().state));
+    return answer(c, resourcesView(scheduler().state, scheduler().faults.leftOut));
   });
   app.get("/allocation", (c) => {
     const query = queryOf(c, ["job", "service", "node", "state", "limit", "next"]);
     const filter = { job: query["job"], service: query["service"], node: query["node"], state: query["state"] };
-    return answer(c, allocationsView(scheduler().state, { filter, page: readPage(query) }));
+    const { state, faults } = scheduler();
+    return answer(c, allocationsView(state, { filter, page: readPage(query), onFault: faults.leftOut }));
   });
   app.get("/status", (c) => {
     queryOf(c, []);

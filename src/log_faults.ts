@@ -42,6 +42,10 @@ export class Faults {
     this.#log.error(what, { ...fields, error, ...stackOf(error), ...more });
   }
 
+  /** Hears of what a listing leaves out. */
+  readonly leftOut = (what: Readonly<Record<string, string>>, error: unknown): void =>
+    this.tell("an error of Cacophony itself: left out of a listing", error, what);
+
   /** Does `work`; an error of it is told, ends nothing else, and makes the answer undefined. */
   attempt<T>(what: string, work: () => T, fields: Readonly<Record<string, string | undefined>> = {}): T | undefined {
     try {

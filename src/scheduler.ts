@@ -15,15 +15,7 @@ import { Directory } from "./directory.ts";
 import { changesForDigests, changesForRestart } from "./job_images.ts";
 import type { Log } from "./log.ts";
 import { Faults } from "./log_faults.ts";
-import type {
-  AllocationRecord,
-  Change,
-  ClusterRecord,
-  DepartureRecord,
-  LiveJob,
-  MasterMessage,
-  NodeRecord,
-} from "./model.ts";
+import type { Change, ClusterRecord, DepartureRecord, LiveJob, MasterMessage, NodeRecord } from "./model.ts";
 import { isGlobal } from "./model_spec.ts";
 import { CacophonyError } from "./model.ts";
 import type { DrainWait } from "./reconcile_drain.ts";
@@ -36,7 +28,8 @@ import { Drains } from "./scheduler_drains.ts";
 import { planBeforehand, type ServicePlan } from "./scheduler_dry_run.ts";
 import { Goals } from "./scheduler_goals.ts";
 import { Moves } from "./scheduler_moves.ts";
-import { changesForLeave, changesForNode, departure, findDeparture, hasLeft } from "./scheduler_nodes.ts";
+import { changesForEnds, changesForLeave, changesForNode, departure } from "./scheduler_nodes.ts";
+import { findDeparture, hasLeft } from "./scheduler_nodes.ts";
 import { type NodeWish, withoutData } from "./scheduler_nodes.ts";
 import { Planner } from "./scheduler_planner.ts";
 import { Registries } from "./scheduler_registries.ts";
@@ -455,17 +448,8 @@ export class Scheduler {
 
   /** Remembers which of the node's allocations ended for good, as it reported; the node is told to leave them so. */
   async recordEnds(nodeId: string): Promise<void> {
-    const statuses = this.state.views.get(nodeId)?.statuses;
-    const isNews = ({ allocation_id, desired, ended }: AllocationRecord) =>
-      desired === "run" && ended === undefined && statuses?.get(allocation_id)?.final === true;
-    if (!this.state.allocationsOn(nodeId).some(isNews)) return;
-    await this.change(() =>
-      this.state.allocationsOn(nodeId).flatMap((record) => {
-        if (!isNews(record)) return [];
-        const ended = { exit_code: statuses?.get(record.allocation_id)?.exit_code ?? 0 };
-        return [{ op: "put", kind: "allocation", record: { ...record, ended } }];
-      }),
-    );
+    if (changesForEnds(this.state, nodeId).length === 0) return;
+    await this.change(() => changesForEnds(this.state, nodeId));
     this.sendAssignments(nodeId);
     this.wake(this.state.allocationsOn(nodeId).map(serviceKey));
     this.wakeBlocked();

@@ -1,5 +1,6 @@
 /** @module One service whose planning throws (point 4 of section 1): the others are planned, and it is tried again. */
 import { describe, expect, test } from "bun:test";
+import { createApi } from "../src/api.ts";
 import type { Log } from "../src/log.ts";
 import { silentLog } from "../src/log.ts";
 import type { ServiceSpec } from "../src/model_spec.ts";
@@ -199,5 +200,56 @@ describe("a service whose planning throws", () => {
     await master.delete("b");
     await master.delete("a");
     expect([running(master, "a"), running(master, "b"), running(master, "c")]).toEqual([0, 0, 4]);
+  });
+
+  test("is shown with its error, and left out where the rest of a listing can be shown", async () => {
+    const { log, errors } = listening();
+    const master = await Master.start(undefined, { log });
+    const nodes = [await Peer.join(master, 1), await Peer.join(master, 2)];
+    for (const id of ["a", "b"]) await master.put(id, service(2, { environment: { ID: id } }));
+    await master.put("c", { web: { image: "busybox", labels: { a: "b" } }, other: { image: "redis" } });
+    for (const node of nodes) await node.report();
+    const app = createApi({
+      local: {
+        nodeId: "master",
+        version: "0",
+        faults: () => [],
+        peerInfo: () => ({ node_id: "master", protocol: 1, version: "0", peers: [] }),
+        master: () => ({ address: undefined, lost: undefined }),
+      },
+      scheduler: () => master.scheduler,
+      dataDir: "/",
+      log: silentLog,
+    });
+    const get = async (path: string) => {
+      const response = await app.request(path, { headers: { host: "localhost" } });
+      expect([path, response.status]).toEqual([path, 200]);
+      return response.json() as Promise<never>;
+    };
+    const { state } = master.scheduler;
+    poison(master, "c");
+    // A record that passes every check, and that this code cannot show.
+    const bad = state.allocationsOf("a/web")[0];
+    if (!bad) throw new Error("nothing was placed");
+    const fail = () => {
+      throw new Error(TEXT);
+    };
+    Object.defineProperty(bad, "created_at", { get: fail });
+    for (const path of ["/cluster/job", "/cluster/node", "/cluster/resources", "/cluster/status"]) await get(path);
+    const services: { services: { job_id: string; service_name: string }[] } = await get("/cluster/service");
+    expect(services.services.map(({ job_id, service_name }) => `${job_id}/${service_name}`)).toEqual([
+      "a/web",
+      "b/web",
+      "c/other",
+    ]);
+    const { allocations }: { allocations: object[] } = await get("/cluster/allocation");
+    expect(allocations.length).toBe(state.allocations.size - 1);
+    await get("/cluster/discovery/prometheus");
+    await get("/cluster/discovery/traefik");
+    const job: { services: Record<string, { blocked: { reasons: string[] }[] }> } = await get("/cluster/job/a");
+    expect(job.services["web"]?.blocked[0]?.reasons.join()).toContain("internal error of Cacophony");
+    const other: { services: Record<string, { allocations: object[] }> } = await get("/cluster/job/b");
+    expect(other.services["web"]?.allocations.length).toBe(2);
+    expect(errors.map(({ message }) => message)).toContain("an error of Cacophony itself: left out of a listing");
   });
 });

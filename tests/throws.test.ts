@@ -2,13 +2,16 @@
  * @module What throws where nothing should (point 4 of section 1) ends its own piece of work and nothing else: loops go on, a node whose
  * report triggers a defect loses its session and comes again, later each time.
  */
-import { describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { repeat } from "../src/clock_loop.ts";
+import { type Container, converge } from "../src/converge.ts";
 import { type Log, silentLog } from "../src/log.ts";
 import { Faults } from "../src/log_faults.ts";
 import type { NodeView } from "../src/cluster_state.ts";
+import { LABELS } from "../src/model.ts";
+import { cleanUp, Node as MachineNode } from "./executor_fixture.ts";
 import { HEARTBEAT_MS, Master, NODE_TIMEOUT_MS, Peer } from "./master_fixture.ts";
 import { VirtualClock } from "./virtual_clock.ts";
 
@@ -179,6 +182,98 @@ describe("a master", () => {
     const before = node.heard.filter(({ type }) => type === "assignments").length;
     await pass(62_000);
     expect(node.heard.filter(({ type }) => type === "assignments").length).toBe(before + 2);
+  });
+});
+
+/** A container of which one thing throws when it is asked for. */
+function withDefect(container: Container, name: keyof Container): Container {
+  return Object.defineProperty({ ...container }, name, {
+    enumerable: true,
+    get: () => {
+      throw new Error("a defect");
+    },
+  });
+}
+
+describe("a node", () => {
+  afterAll(cleanUp);
+
+  test("whose decision about one allocation throws decides about all others, and says nothing of that one that it cannot know", () => {
+    const labelled = (id: string, state: "running" | "exited") => ({
+      id: `container-${id}`,
+      name: id,
+      labels: new Map([[LABELS.allocation, id]]),
+      state,
+      ports: [],
+      createdAt: 0,
+    });
+    const memory = { restarts: 7, ran: true, ends: 0, failures: 0, startAt: 0, removeAt: 0, unsure: false };
+    const decision = converge({
+      assigned: new Map([
+        ["a", "run"],
+        ["b", "run"],
+        ["c", "stop"],
+        ["d", "run"],
+      ]),
+      held: new Set(),
+      reviveAt: 0,
+      containers: [
+        withDefect(labelled("a", "running"), "startedAt"),
+        withDefect(labelled("b", "exited"), "exitCode"),
+        labelled("c", "running"),
+      ],
+      memories: new Map([["a", memory]]),
+      now: 1_000,
+      random: () => 0,
+    });
+    expect(decision.faults.map(({ allocation_id }) => allocation_id)).toEqual(["a", "b"]);
+    expect(decision.actions.map(({ type, allocation_id }) => `${type} ${allocation_id}`)).toEqual([
+      "remove c",
+      "start d",
+    ]);
+    // What is not told counts as gone, and what was known of it stays known.
+    expect(decision.statuses.map(({ allocation_id, state, final }) => [allocation_id, state, final])).toEqual([
+      ["a", "running", false],
+      ["b", "exited", false],
+      ["c", "stopping", false],
+      ["d", "pending", false],
+    ]);
+    expect(decision.statuses[0]?.error).toContain("internal error of Cacophony on this node");
+    expect(decision.memories.get("a")).toEqual(memory);
+    expect(decision.wakeAt).toBe(31_000);
+  });
+
+  test("whose whole decision throws makes it again soon, and takes its assignments all the same", async () => {
+    const { log, errors } = listening();
+    let isBad = true;
+    const setGuard = () => {
+      if (isBad) throw new Error("a defect");
+    };
+    const node = await new MachineNode(1, { setGuard }, log).start();
+    expect(node.assign([{ id: "a" }])).toBe("accepted");
+    await node.clock.advance(20_000);
+    expect(node.engine.running("a").length).toBe(0);
+    expect(errors.map(({ message }) => message)).toEqual([
+      "an error of Cacophony itself: what to do next could not be decided",
+    ]);
+    isBad = false;
+    await node.until(() => node.engine.running("a").length === 1, 6_000);
+  });
+
+  test("goes on to look after Docker when who hears of its state throws", async () => {
+    const node = await new MachineNode().start();
+    node.assign([{ id: "a" }]);
+    await node.until(() => node.isSettled(["a"]));
+    node.onChange = () => {
+      throw new Error("a defect");
+    };
+    node.engine.goDown();
+    await node.clock.advance(10_000);
+    node.engine.comeUp();
+    await node.clock.advance(10_000);
+    expect(node.executor.engineStatus().state).toBe("ready");
+    node.onChange = () => {};
+    await node.until(() => node.isSettled(["a"]), 60_000);
   });
 });
 
