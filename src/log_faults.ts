@@ -57,6 +57,11 @@ export class Faults {
   }
 }
 
+/** The line of the program that threw an error; undefined where that is not known. */
+export function placeOf(error: unknown): string | undefined {
+  return error instanceof Error ? /^\s*at .*$/m.exec(error.stack ?? "")?.[0].trim() : undefined;
+}
+
 /** Where an error was thrown, as a field of a log line. */
 export function stackOf(error: unknown): { stack?: string } {
   return error instanceof Error && error.stack !== undefined ? { stack: error.stack } : {};

@@ -3,7 +3,7 @@
  * report triggers a defect loses its session and comes again, later each time.
  */
 import { afterAll, describe, expect, test } from "bun:test";
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { repeat } from "../src/clock_loop.ts";
 import { type Container, converge } from "../src/converge.ts";
@@ -13,7 +13,9 @@ import type { NodeView } from "../src/cluster_state.ts";
 import { LABELS } from "../src/model.ts";
 import { cleanUp, Node as MachineNode } from "./executor_fixture.ts";
 import { HEARTBEAT_MS, Master, NODE_TIMEOUT_MS, Peer } from "./master_fixture.ts";
+import { NodeProcesses } from "./node_process.ts";
 import { VirtualClock } from "./virtual_clock.ts";
+import { waitUntil } from "./wait.ts";
 
 type Line = { message: string; fields: Record<string, unknown> };
 
@@ -274,6 +276,32 @@ describe("a node", () => {
     expect(node.executor.engineStatus().state).toBe("ready");
     node.onChange = () => {};
     await node.until(() => node.isSettled(["a"]), 60_000);
+  });
+});
+
+describe("a process", () => {
+  const processes = new NodeProcesses();
+  afterAll(() => processes.stop());
+
+  test("goes on after errors in timers, promises and callbacks, and tells them with their stack, each once", async () => {
+    const preload = join(processes.newDir(), "defects.ts");
+    writeFileSync(
+      preload,
+      `setInterval(() => { throw new Error("a defect in a timer"); }, 100);
+       setInterval(() => void Promise.reject(new Error("a defect in a promise")), 100);`,
+    );
+    const node = await processes.start(["bootstrap"], { env: { BUN_OPTIONS: `--preload=${preload}` } });
+    const told = () =>
+      node.process
+        .logs()
+        .split("\n")
+        .filter((line) => line.includes("an error of Cacophony itself"));
+    await waitUntil("both errors to be told", async () => told().length > 1, { timeoutMs: 10_000 });
+    const answer = await fetch(`http://${node.address}/cluster/status`, { proxy: false, keepalive: false });
+    expect([node.process.running, answer.status]).toEqual([true, 200]);
+    const lines = told().map((line) => JSON.parse(line) as { error: string; stack: string });
+    expect(lines.map(({ error }) => error).toSorted()).toEqual(["a defect in a promise", "a defect in a timer"]);
+    for (const { stack } of lines) expect(stack).toContain("defects.ts");
   });
 });
 
