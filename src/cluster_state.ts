@@ -6,6 +6,7 @@ import type {
   AllocationRecord,
   AllocationStatus,
   Change,
+  ClusterRecord,
   DepartureRecord,
   EngineStatus,
   HistoryRecord,
@@ -153,6 +154,8 @@ type NodeLoad = Pick<
 >;
 
 export class ClusterState {
+  /** The record of the cluster itself; undefined before one was loaded. */
+  cluster: ClusterRecord | undefined;
   readonly jobs = new Map<string, JobRecord>();
   readonly specs = new Map<string, ServiceSpec>();
   readonly nodes = new Map<string, NodeRecord>();
@@ -178,6 +181,7 @@ export class ClusterState {
   apply(changes: readonly Change[]): void {
     for (const change of changes) {
       if (change.op === "delete") this.#delete(change.kind, change.key);
+      else if (change.kind === "cluster") this.cluster = change.record;
       else if (change.kind === "job") this.#putJob(change.record);
       else if (change.kind === "spec") this.specs.set(change.record.spec_hash, change.record.spec);
       else if (change.kind === "node") this.nodes.set(change.record.node_id, change.record);

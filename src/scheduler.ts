@@ -10,7 +10,8 @@ import type { ServiceKey } from "./cluster_state.ts";
 import { ClusterState, serviceKey } from "./cluster_state.ts";
 import type { ClusterKey } from "./cluster_key.ts";
 import type { Preconditions, PutOutcome, WantedJob } from "./job_changes.ts";
-import { changesForDelete, changesForPut, changesForScale, checkPreconditions } from "./job_changes.ts";
+import { changesForDelete, changesForPut, changesForScale, changesForTombstones } from "./job_changes.ts";
+import { checkPreconditions } from "./job_changes.ts";
 import { Directory } from "./directory.ts";
 import { changesForDigests, changesForRestart } from "./job_images.ts";
 import type { Log } from "./log.ts";
@@ -87,7 +88,6 @@ export class Scheduler {
   /** When services are looked at again though nothing happened. */
   readonly #alarms = new Alarms<ServiceKey>();
   #queue: Promise<unknown> = Promise.resolve();
-  #cluster: ClusterRecord | undefined;
   #term = 0;
   #revision = 0;
   #passTimer: Timer | undefined;
@@ -119,8 +119,8 @@ export class Scheduler {
   }
 
   get cluster(): ClusterRecord {
-    if (!this.#cluster) throw new Error("the scheduler has not started");
-    return this.#cluster;
+    if (!this.state.cluster) throw new Error("the scheduler has not started");
+    return this.state.cluster;
   }
 
   /**
@@ -152,7 +152,7 @@ export class Scheduler {
     ] as const) {
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
     }
-    this.#cluster = record;
+    this.state.apply([{ op: "put", kind: "cluster", record }]);
     if (!Bun.deepEquals(record, known)) await store.commit(this.#term, [{ op: "put", kind: "cluster", record }]);
     log.info("this node is the master", {
       cluster: fresh.cluster_id,
@@ -174,6 +174,7 @@ export class Scheduler {
   async #upgrade(): Promise<void> {
     const { store, log } = this.#options;
     try {
+      await this.#commit(changesForTombstones(this.state));
       const changes = changesForUpgrade(this.state, this.secrets);
       if (changes.length === 0) return;
       await this.#commit(changes);
@@ -181,7 +182,7 @@ export class Scheduler {
       await store.scrub?.();
       log.info("sealed the secrets that an earlier version kept in plain", { changes: changes.length });
     } catch (error) {
-      log.error("secrets that an earlier version kept in plain could not be sealed", { error });
+      log.error("records of an earlier version could not be brought to what they are now", { error });
     }
   }
 
@@ -471,7 +472,6 @@ export class Scheduler {
     await this.change(() =>
       gone.map(({ allocation_id }) => ({ op: "delete", kind: "allocation", key: allocation_id })),
     );
-    for (const { allocation_id } of gone) this.#stopToldAt.delete(allocation_id);
     this.wake(gone.map(serviceKey));
     this.wakeBlocked();
   }
@@ -600,6 +600,9 @@ export class Scheduler {
       throw new CacophonyError("store_failed", "the change could not be stored, nothing was changed", { cause: error });
     }
     this.state.apply(changes);
+    // However the record went, nobody asks for it again.
+    for (const change of changes)
+      if (change.op === "delete" && change.kind === "allocation") this.#stopToldAt.delete(change.key);
   }
 
   /**
