@@ -114,6 +114,8 @@ export function labelsOf(node: NodeRecord): Map<string, string> {
 const MAX_PAST = 5;
 /** A node that left stays listed for a day, and for as long as a slot's data are on it. */
 const DEPARTURE_KEPT_MS = 86_400_000;
+/** A master forgets none of them before it has run for so long: it may be its clock alone by which a day has passed. */
+const DEPARTURE_KEPT_AGAIN_MS = 3_600_000;
 
 /** A node whose load cannot be worked out takes nothing, and keeps no other node from taking something. */
 function unreadable({ node_id, node_name, role }: NodeRecord, error: unknown): Candidate {
@@ -156,6 +158,8 @@ type NodeLoad = Pick<
 export class ClusterState {
   /** The record of the cluster itself; undefined before one was loaded. */
   cluster: ClusterRecord | undefined;
+  /** When this master began: its clock says little about times that are older. */
+  since = -Infinity;
   readonly jobs = new Map<string, JobRecord>();
   readonly specs = new Map<string, ServiceSpec>();
   readonly nodes = new Map<string, NodeRecord>();
@@ -320,7 +324,7 @@ export class ClusterState {
       if (this.nodes.has(node_id) || this.departures.has(node_id)) named.removal.add(removal_id);
     for (const home of this.homes.values()) named.departure.add(home.node_id);
     for (const { node_id, left_at } of this.departures.values())
-      if (now - left_at < DEPARTURE_KEPT_MS) named.departure.add(node_id);
+      if (now - left_at < DEPARTURE_KEPT_MS || now - this.since < DEPARTURE_KEPT_AGAIN_MS) named.departure.add(node_id);
     const unnamed = (kind: RecordKind, keys: Iterable<string>, kept: ReadonlySet<string>) =>
       [...keys].filter((key) => !kept.has(key)).map((key): Change => ({ op: "delete", kind, key }));
     return [

@@ -35,6 +35,7 @@ import { type NodeWish, withoutData } from "./scheduler_nodes.ts";
 import { Planner } from "./scheduler_planner.ts";
 import { Registries } from "./scheduler_registries.ts";
 import { Secrets } from "./scheduler_secrets.ts";
+import { boundedTimes } from "./scheduler_times.ts";
 import { changesForUpgrade } from "./scheduler_upgrade.ts";
 import type { Sealer } from "./seal.ts";
 import type { Store } from "./store.ts";
@@ -132,8 +133,9 @@ export class Scheduler {
     fresh: ClusterRecord,
     { seen = 0, written = false, key }: { seen?: number; written?: boolean; key?: ClusterKey } = {},
   ): Promise<void> {
-    const { store, log } = this.#options;
-    const stored = await store.load();
+    const { store, log, clock } = this.#options;
+    const stored = boundedTimes(await store.load(), clock.now());
+    this.state.since = clock.now();
     const known = stored.cluster[0];
     const record = openCluster(known, { fresh, written, key });
     this.#term = await store.beginTerm(seen);
@@ -162,7 +164,7 @@ export class Scheduler {
     await this.#upgrade();
     const fault = this.secrets.fault();
     if (fault !== undefined) log.error("the jobs' secrets cannot be opened; what runs goes on", { reason: fault });
-    this.#fullPassTimer = repeat(this.#options.clock, {
+    this.#fullPassTimer = repeat(clock, {
       firstMs: 0,
       retryMs: FULL_PASS_MS,
       work: () => this.#fullPass(),

@@ -4,6 +4,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { Clock } from "../src/clock.ts";
 import { parseJob } from "../src/job_spec.ts";
 import { silentLog } from "../src/log.ts";
 import { Membership } from "../src/membership.ts";
@@ -35,6 +36,8 @@ type MasterOptions = Pick<SchedulerOptions, "rebalance" | "strategy"> &
 /** A master, one process after another, with a disk of its own. */
 export class Master {
   readonly clock = new VirtualClock();
+  /** How far the next process's clock is ahead of time. */
+  skewMs = 0;
   readonly #path = join(mkdtempSync(join(root, "master-")), "cluster.db");
   readonly #cidr: string;
   readonly #options: MasterOptions;
@@ -86,12 +89,18 @@ export class Master {
     this.membership.start();
   }
 
+  /** The clock of a process: it begins as far off as the machine's is then, and goes on as time does. */
+  #skewed(): Clock {
+    const { clock, skewMs } = this;
+    return { now: () => clock.now() + skewMs, after: (ms, fn) => clock.after(ms, fn) };
+  }
+
   #newScheduler(): Scheduler {
     return new Scheduler({
       log: silentLog,
       newId: () => `id${++this.#ids}`,
       ...this.#options,
-      clock: this.clock,
+      clock: this.#skewed(),
       store: openSqliteStore(this.#path),
       random: seeded(1),
       sealer: unusedSealer,
@@ -101,7 +110,7 @@ export class Master {
 
   #newMembership(): Membership {
     return new Membership({
-      clock: this.clock,
+      clock: this.#skewed(),
       log: this.#options.log ?? silentLog,
       scheduler: this.scheduler,
       self: { node_id: "master", address: "10.0.0.1:9000" },
