@@ -5,6 +5,7 @@ import type { Log } from "../src/log.ts";
 import { silentLog } from "../src/log.ts";
 import type { ServiceSpec } from "../src/model_spec.ts";
 import { Master, Peer } from "./master_fixture.ts";
+import { seededRandom } from "./virtual_clock.ts";
 
 const TEXT = "a defect in planning";
 
@@ -252,4 +253,42 @@ describe("a service whose planning throws", () => {
     expect(other.services["web"]?.allocations.length).toBe(2);
     expect(errors.map(({ message }) => message)).toContain("an error of Cacophony itself: left out of a listing");
   });
+
+  test.each(Array.from({ length: 20 }, (_, n) => n + 1))(
+    "never has a node take more than it has, and is planned in the end, whatever throws when (seed %d)",
+    async (seed) => {
+      const random = seededRandom(seed);
+      let ids = 0;
+      let share = 0;
+      const newId = () => {
+        if (random() < share) throw new Error(TEXT);
+        return `id${++ids}`;
+      };
+      const master = await Master.start(undefined, { newId });
+      const nodes = [await Peer.join(master, 1), await Peer.join(master, 2), await Peer.join(master, 3)];
+      const jobs = ["a", "b", "c", "d", "e", "f"];
+      // Two CPUs each: twelve of these fit into the cluster.
+      const half = { deploy: { resources: { reservations: { cpus: "0.5" } } } };
+      for (const id of jobs) await master.put(id, service(0, { ...half, environment: { ID: id } }));
+      const { scheduler, clock } = master;
+      const report = async () => {
+        for (const node of nodes) await node.report();
+        for (const { id } of nodes) expect(scheduler.state.reservedOn(id).cpus).toBeLessThanOrEqual(2);
+      };
+      const scale = (id: string, to: number) => scheduler.scaleService(id, { serviceName: "web", scale: to });
+      for (let round = 0; round < 10; round++) {
+        share = random() < 0.8 ? 0.3 : 0;
+        await Promise.all(jobs.map((id) => scale(id, Math.floor(random() * 4))));
+        await clock.advance(random() * 3_000);
+        await report();
+      }
+      share = 0;
+      await Promise.all(jobs.map((id) => scale(id, 2)));
+      for (let past = 0; past < 40_000; past += 2_000) {
+        await clock.advance(2_000);
+        await report();
+      }
+      expect(jobs.map((id) => [running(master, id), reasons(master, id)])).toEqual(jobs.map(() => [2, []]));
+    },
+  );
 });
