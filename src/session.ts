@@ -73,8 +73,10 @@ const STATUS_DELAY_MS = 20;
 /** Nodes that came back together are not to report in step for ever. */
 const HEARTBEAT_JITTER = 0.1;
 
+type Reading = Omit<Heartbeat, "type" | "sequence">;
+
 /** What of a heartbeat cannot wait for the next one. */
-function urgentPart({ engine, overlay }: Omit<Heartbeat, "type" | "sequence">): string {
+function urgentPart({ engine, overlay }: Reading): string {
   return JSON.stringify([engine, overlay]);
 }
 
@@ -120,6 +122,7 @@ export class Session {
   readonly #doubted = new Set<string>();
   #live: Live | undefined;
   #lastHeard: number;
+  #lastReading: Reading | undefined;
   #loop: Promise<void> = Promise.resolve();
 
   constructor(options: SessionOptions) {
@@ -184,7 +187,7 @@ export class Session {
 
   #report(live: Live): void {
     // The engine's state and the node's networks travel with heartbeats; when they changed, the master hears of it now.
-    if (urgentPart(this.#options.executor.heartbeat()) !== live.sentUrgent) this.#sendHeartbeat(live);
+    if (urgentPart(this.#reading()) !== live.sentUrgent) this.#sendHeartbeat(live);
     this.#sendStatus(live);
   }
 
@@ -398,8 +401,17 @@ export class Session {
     });
   }
 
+  /** What a heartbeat says. Where that throws, the node is there all the same, and is as it was when it last could tell. */
+  #reading(): Reading {
+    const { executor, hello } = this.#options;
+    const what = "an error of Cacophony itself: the node could not be read";
+    const reading = this.#faults.attempt(what, () => executor.heartbeat()) ?? this.#lastReading;
+    this.#lastReading = reading ?? { engine: hello().engine, foreign: [] };
+    return this.#lastReading;
+  }
+
   #sendHeartbeat(live: Live): void {
-    const reading = this.#options.executor.heartbeat();
+    const reading = this.#reading();
     live.sequence++;
     live.sentUrgent = urgentPart(reading);
     live.sentAt.set(live.sequence, this.#options.clock.now());

@@ -14,7 +14,7 @@ class Node {
   readonly heard: NodeMessage[] = [];
   readonly learnt: (NetworkMessage | DirectoryMessage)[] = [];
   /** How often what the session calls throws yet. */
-  defects = { heartbeat: 0, welcome: 0, network: 0 };
+  defects = { heartbeat: 0, snapshot: 0, random: 0, welcome: 0, network: 0 };
   sessions = 0;
   lost = 0;
   /** How long its welcome is on its way. */
@@ -22,6 +22,7 @@ class Node {
   /** Whether the master answers heartbeats. */
   answers = true;
   overlay: NodeNetwork = { mode: "vxlan", networks: [], blocks: 1, full: false };
+  readonly #random = seededRandom(1);
   readonly session: Session;
   #say: (message: MasterMessage) => void = () => {};
 
@@ -40,14 +41,20 @@ class Node {
       },
       executor: {
         assign: () => "accepted",
-        snapshot: () => ({ allocations: [], removals_done: [] }),
+        snapshot: () => {
+          if (this.defects.snapshot-- > 0) throw new Error("a defect");
+          return { allocations: [], removals_done: [] };
+        },
         heartbeat: (): Omit<Heartbeat, "type" | "sequence"> => {
           if (this.defects.heartbeat-- > 0) throw new Error("a defect");
           return { engine, foreign: [], overlay: this.overlay };
         },
       },
       clock: this.clock,
-      random: seededRandom(1),
+      random: () => {
+        if (this.defects.random-- > 0) throw new Error("a defect");
+        return this.#random();
+      },
       log: silentLog,
       hello: () => ({
         type: "hello",
@@ -213,12 +220,29 @@ test("Session takes a welcome that was long on its way for no newer sign of the 
 test("Session goes on with its heartbeats after one that threw (point 4 of section 1)", async () => {
   const node = new Node();
   await node.clock.advance(100);
-  node.defects.heartbeat = 2;
-  await node.clock.advance(3.5 * INTERVAL_MS);
-  expect([node.sessions, node.beats]).toEqual([1, 2]);
-  node.defects.heartbeat = 1;
+  // One is sent, and the next one is not made ready.
+  node.defects.random = 1;
+  await node.clock.advance(4.5 * INTERVAL_MS);
+  expect([node.sessions, node.beats]).toEqual([1, 5]);
+});
+
+test("Session says that the node is there also where what it has cannot be read (point 4 of section 1)", async () => {
+  const node = new Node();
+  await node.clock.advance(100);
+  node.defects.heartbeat = 1_000;
   node.overlay = { ...node.overlay, full: true };
-  // A report that throws ends the session: the next one begins with all there is to say.
+  await node.clock.advance(4.5 * INTERVAL_MS);
+  expect([node.sessions, node.beats]).toEqual([1, 5]);
+  expect(node.heard.findLast(({ type }) => type === "heartbeat")).toMatchObject({ overlay: { full: false } });
+  node.defects.heartbeat = 0;
+  await node.clock.advance(INTERVAL_MS * 1.2);
+  expect(node.heard.findLast(({ type }) => type === "heartbeat")).toMatchObject({ overlay: { full: true } });
+});
+
+test("Session that can make no report ends, and the next one begins with all there is to say (point 4 of section 1)", async () => {
+  const node = new Node();
+  await node.clock.advance(100);
+  node.defects.snapshot = 1;
   node.session.notify();
   await node.clock.advance(1_000);
   expect(node.sessions).toBe(2);
