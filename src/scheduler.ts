@@ -162,7 +162,7 @@ export class Scheduler {
       jobs: this.state.liveJobs().length,
     });
     await this.#upgrade();
-    const fault = this.secrets.fault();
+    const fault = this.faults.attempt("an error of Cacophony itself in a look at secrets", () => this.secrets.fault());
     if (fault !== undefined) log.error("the jobs' secrets cannot be opened; what runs goes on", { reason: fault });
     this.#fullPassTimer = repeat(clock, {
       firstMs: 0,
