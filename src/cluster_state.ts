@@ -24,6 +24,7 @@ import type { ForeignContainer, Resources } from "./model_reports.ts";
 import { isGlobal, type ServiceSpec } from "./model_spec.ts";
 import { RECORD_KINDS } from "./model.ts";
 import type { NodeNetwork } from "./model_network.ts";
+import { Blocks } from "./cluster_state_blocks.ts";
 import type { Candidate, Load, PortClaim } from "./placement.ts";
 import { claimsOf, demandOf, reservationOf } from "./placement.ts";
 import { copyOf, devicesOf, reserve, type Reserved } from "./placement_devices.ts";
@@ -45,6 +46,8 @@ export type NodeView = {
   /** Whether it has spoken to this master at all. */
   isHeard?: boolean;
   version: string;
+  /** Which run of which kernel it is on, as its hello said. */
+  bootId?: string | undefined;
   engine: EngineStatus | undefined;
   resources: Resources | undefined;
   foreign: ForeignContainer[];
@@ -130,6 +133,8 @@ export class ClusterState {
   readonly jobs = new Map<string, JobRecord>();
   readonly specs = new Map<string, ServiceSpec>();
   readonly nodes = new Map<string, NodeRecord>();
+  /** The blocks of addresses that those have. */
+  readonly blocks = new Blocks();
   readonly allocations = new Map<string, AllocationRecord>();
   readonly homes = new Map<string, HomeRecord>();
   /** Nodes that are members no more. */
@@ -154,7 +159,7 @@ export class ClusterState {
       if (change.op === "delete") this.#delete(change.kind, change.key);
       else if (change.kind === "job") this.#putJob(change.record);
       else if (change.kind === "spec") this.specs.set(change.record.spec_hash, change.record.spec);
-      else if (change.kind === "node") this.nodes.set(change.record.node_id, change.record);
+      else if (change.kind === "node") this.#putNode(change.record);
       else if (change.kind === "allocation") this.#putAllocation(change.record);
       else if (change.kind === "home") this.homes.set(RECORD_KINDS.home.key(change.record), change.record);
       else if (change.kind === "departure") this.departures.set(change.record.node_id, change.record);
@@ -423,6 +428,16 @@ export class ClusterState {
     this.jobs.delete(jobId);
   }
 
+  #putNode(record: NodeRecord): void {
+    this.blocks.change(this.nodes.get(record.node_id)?.subnets ?? [], record.subnets ?? []);
+    this.nodes.set(record.node_id, record);
+  }
+
+  #deleteNode(nodeId: string): void {
+    this.blocks.change(this.nodes.get(nodeId)?.subnets ?? [], []);
+    this.nodes.delete(nodeId);
+  }
+
   #putAllocation(record: AllocationRecord): void {
     this.touch(record.node_id);
     this.allocations.set(record.allocation_id, record);
@@ -433,7 +448,7 @@ export class ClusterState {
   #delete(kind: string, key: string): void {
     if (kind === "job") this.#deleteJob(key);
     else if (kind === "spec") this.specs.delete(key);
-    else if (kind === "node") this.nodes.delete(key);
+    else if (kind === "node") this.#deleteNode(key);
     else if (kind === "home") this.homes.delete(key);
     else if (kind === "departure") this.departures.delete(key);
     else if (kind === "history") this.#deleteHistory(key);

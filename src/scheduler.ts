@@ -295,9 +295,10 @@ export class Scheduler {
   }
 
   /** Has a node leave the cluster: at once where it is down, else when it is empty. Resolves to whether it is gone. */
-  async removeNode(nodeId: string, wish: NodeWish): Promise<{ node: NodeRecord; isGone: boolean }> {
+  async removeNode(nodeId: string, wish: NodeWish, ifLost = false): Promise<{ node: NodeRecord; isGone: boolean }> {
     return this.#exclusive(async () => {
-      const { node, changes, isGone } = changesForLeave(this.state, { nodeId, wish, now: this.#options.clock.now() });
+      const now = this.#options.clock.now();
+      const { node, changes, isGone } = changesForLeave(this.state, { nodeId, wish, now, ifLost });
       if (isGone) await this.#depart(node, changes);
       else {
         await this.#commit(changes);
