@@ -3,6 +3,7 @@
  * Docker Engines and with the times that users have unless they say otherwise.
  */
 import { afterAll, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { rmSync } from "node:fs";
 import type { Allocation } from "./lab_cluster.ts";
 import { LabCluster, perNode, sleeper } from "./lab_cluster.ts";
 import { DEFAULT_TIMES, eachSlotOnce, run, runElsewhere } from "./lab_node_life.ts";
@@ -313,5 +314,39 @@ describe("a node that leaves", () => {
   test("is never the master", async () => {
     const answer = await cluster.api<{ error: { code: string } }>("/cluster/node/host-1", { method: "DELETE" });
     expect([answer.status, answer.body.error.code]).toEqual([409, "conflict"]);
+  });
+});
+
+describe("a machine that lost its data directory", () => {
+  test("and starts before its Docker Engine waits for that, and is the node that it was, with its containers (point 5)", async () => {
+    await run(cluster, "orphans", 6);
+    const host = cluster.lab.host(3);
+    const idsOn3 = async () =>
+      (await cluster.allocations("?job=orphans"))
+        .filter(({ node_name }) => node_name === "host-3")
+        .map(({ allocation_id }) => allocation_id)
+        .toSorted();
+    const [{ node_id }, before] = [await node("host-3"), await idsOn3()];
+    expect(before.length).toBeGreaterThan(0);
+    await setNode("host-3", { availability: "pause" });
+    await cluster.process(3).kill();
+    await host.killDocker();
+    rmSync(host.dataDir, { recursive: true });
+    cluster.restart(3);
+    const reasons = async () => {
+      // It does not know yet where to listen but on loopback.
+      const { stdout } = await host.curl("http://127.0.0.1:9000/readyz");
+      return stdout;
+    };
+    await waitUntil("the node to say what it waits for", reasons, {
+      until: (said) => said.includes(`waits for the Docker Engine at unix://${host.dockerSocket} before it joins: `),
+    });
+    expect((await cluster.nodes()).filter(({ state }) => state !== "left")).toHaveLength(3);
+    await host.restartDocker();
+    await cluster.ready(3);
+    expect((await node("host-3")).node_id).toBe(node_id);
+    await setNode("host-3", { availability: "active" });
+    await cluster.settled("orphans");
+    await eachSlotOnce(cluster, "orphans", 6);
   });
 });
