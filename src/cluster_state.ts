@@ -23,11 +23,12 @@ import type {
 import type { ForeignContainer, Resources } from "./model_reports.ts";
 import { isGlobal, type ServiceSpec } from "./model_spec.ts";
 import { RECORD_KINDS } from "./model.ts";
-import type { NodeNetwork } from "./model_network.ts";
+import type { NetworkMode, NodeNetwork } from "./model_network.ts";
 import { Blocks } from "./cluster_state_blocks.ts";
 import type { Candidate, Load, PortClaim } from "./placement.ts";
 import { claimsOf, demandOf, reservationOf } from "./placement.ts";
 import { copyOf, devicesOf, reserve, type Reserved } from "./placement_devices.ts";
+import { type FreeBlocks, poolNetworks, roomOf } from "./placement_networks.ts";
 import { matches, type NodeFacts } from "./placement_rules.ts";
 
 /** What is known of a node beyond its record. Times are milliseconds since 1970. */
@@ -117,7 +118,10 @@ const MAX_PAST = 5;
 const DEPARTURE_KEPT_MS = 86_400_000;
 
 /** Sums over a node's allocations, kept until one of them changes. */
-type NodeLoad = Pick<
+type NodeLoad = {
+  /** Names of networks that take a subnet for what is here. */
+  poolNetworks: ReadonlySet<string>;
+} & Pick<
   Candidate,
   | "reserved"
   | "reservedStarting"
@@ -135,6 +139,8 @@ export class ClusterState {
   readonly nodes = new Map<string, NodeRecord>();
   /** The blocks of addresses that those have. */
   readonly blocks = new Blocks();
+  /** The cluster's network, which limits how many networks nodes can have; absent: nothing does. */
+  network: { mode: NetworkMode; cidr: string } | undefined;
   readonly allocations = new Map<string, AllocationRecord>();
   readonly homes = new Map<string, HomeRecord>();
   /** Nodes that are members no more. */
@@ -248,10 +254,12 @@ export class ClusterState {
 
   /** Nodes as placement sees them, ordered by node id; a copy that placement may count into. */
   candidates(): Candidate[] {
+    const { cidr: range = "" } = this.network ?? {};
+    const free: FreeBlocks = { range, left: this.blocks.left(range) };
     return [...this.nodes.values()]
       .filter((node) => !this.isGoneStranger(node))
       .toSorted((a, b) => (a.node_id < b.node_id ? -1 : 1))
-      .map((node) => this.#candidate(node));
+      .map((node) => this.#candidate(node, free));
   }
 
   /** Whether the node never was ready and is not connected: anybody may have invented it, so nothing is planned with it. */
@@ -329,9 +337,11 @@ export class ClusterState {
     this.#loads.delete(nodeId);
   }
 
-  #candidate(node: NodeRecord): Candidate {
+  #candidate(node: NodeRecord, free: FreeBlocks): Candidate {
     const view = this.views.get(node.node_id);
     const load = this.#load(node.node_id);
+    const { subnets = [] } = node;
+    const facts = { subnets, told: view?.overlay, networks: view?.networks, promised: load.poolNetworks };
     return {
       ...this.#facts(node),
       refusal: refusalOf(node, view),
@@ -345,6 +355,7 @@ export class ClusterState {
       reservedDevices: copyOf(load.reservedDevices),
       allocations: load.allocations,
       perJob: new Map(load.perJob),
+      networkRoom: this.network && roomOf(facts, { mode: this.network.mode, free }),
     };
   }
 
@@ -373,9 +384,12 @@ export class ClusterState {
     const perJob = new Map<string, number>();
     for (const { job_id } of here) perJob.set(job_id, (perJob.get(job_id) ?? 0) + 1);
     const reservedDevices: Reserved = new Map();
-    for (const { spec_hash } of here) {
+    const networks = new Set<string>();
+    for (const { spec_hash, job_id } of here) {
       const spec = this.specs.get(spec_hash);
-      if (spec) reserve(reservedDevices, spec);
+      if (!spec) continue;
+      reserve(reservedDevices, spec);
+      for (const name of poolNetworks(spec, job_id)) networks.add(name);
     }
     const load: NodeLoad = {
       reserved: this.#sum(here, reservationOf),
@@ -386,6 +400,7 @@ export class ClusterState {
       reservedDevices,
       allocations: here.length,
       perJob,
+      poolNetworks: networks,
     };
     this.#loads.set(nodeId, load);
     return load;

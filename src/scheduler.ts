@@ -100,7 +100,6 @@ export class Scheduler {
 
   constructor(options: SchedulerOptions) {
     this.#options = options;
-    const network = () => ({ mode: this.cluster.network_mode, cidr: this.cluster.network_cidr });
     this.#goals = new Goals(this.state);
     this.#moves = new Moves({ state: this.state, goals: this.#goals });
     this.#drains = new Drains({
@@ -110,7 +109,7 @@ export class Scheduler {
       wake: (keys) => this.wake(keys),
       wakeForNode: (nodeId) => this.wakeForNode(nodeId),
     });
-    this.directory = new Directory({ state: this.state, clock: options.clock, network });
+    this.directory = new Directory({ state: this.state, clock: options.clock, network: () => networkOf(this.cluster) });
     this.secrets = new Secrets({ ...options, state: this.state });
     this.#registries = new Registries({ ...options, state: this.state });
   }
@@ -154,6 +153,7 @@ export class Scheduler {
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
     }
     this.#cluster = record;
+    this.state.network = networkOf(record);
     if (!Bun.deepEquals(record, known)) await store.commit(this.#term, [{ op: "put", kind: "cluster", record }]);
     log.info("this node is the master", {
       cluster: fresh.cluster_id,
@@ -628,4 +628,8 @@ export class Scheduler {
   #storeFailed(error: unknown): void {
     if (!this.#stopped) this.#options.log.error("a scheduling pass failed and is tried again", { error });
   }
+}
+
+function networkOf({ network_mode: mode, network_cidr: cidr }: ClusterRecord) {
+  return { mode, cidr };
 }
