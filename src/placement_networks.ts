@@ -22,7 +22,7 @@ export type NetworkRoom = {
   /** Names of the networks that are there, that are to come with what is placed there, and that were counted in since. */
   known: ReadonlySet<string>;
   promised: ReadonlySet<string>;
-  added: Set<string>;
+  added?: Set<string>;
   /** Further networks that its blocks have room for. A node without a block lacks the place of its own address, so it has -1. */
   own: number;
   /** How many blocks it has. */
@@ -49,7 +49,7 @@ export function roomOf(
   const blocks = subnets.length;
   if (mode === "none" || (told?.mode === "none" && blocks > 0)) return undefined;
   const known = networks ?? (told ? new Set(told.networks.map(({ network }) => network)) : NONE);
-  const room = { known, promised, added: new Set<string>(), own: leftIn(blocks, told), blocks, free };
+  const room: NetworkRoom = { known, promised, own: leftIn(blocks, told), blocks, free };
   let lacking = 0;
   for (const name of promised) if (!known.has(name)) lacking++;
   use(room, lacking);
@@ -81,13 +81,9 @@ export function lackOfNetworks(specs: readonly ServiceSpec[], jobId: string, roo
 /** Counts the networks of a service in that is placed there. */
 export function takeNetworks(spec: ServiceSpec, jobId: string, room: NetworkRoom): void {
   const missing = missingIn([spec], { jobId, room });
-  for (const name of missing) room.added.add(name);
+  if (missing.length === 0) return;
+  room.added = new Set([...(room.added ?? []), ...missing]);
   use(room, missing.length);
-}
-
-/** The same room, to be counted into by itself; the free blocks are still those of all. */
-export function copyOfRoom(room: NetworkRoom): NetworkRoom {
-  return { ...room, added: new Set(room.added) };
 }
 
 function use(room: NetworkRoom, networks: number): void {
@@ -102,7 +98,7 @@ function use(room: NetworkRoom, networks: number): void {
 function missingIn(specs: readonly ServiceSpec[], { jobId, room }: { jobId: string; room: NetworkRoom }): string[] {
   const { known, promised, added } = room;
   const names = new Set(specs.flatMap((spec) => poolNetworks(spec, jobId)));
-  return [...names].filter((name) => !known.has(name) && !promised.has(name) && !added.has(name));
+  return [...names].filter((name) => !known.has(name) && !promised.has(name) && !added?.has(name));
 }
 
 /** Names of a service's networks that take a subnet out of its node's blocks. */

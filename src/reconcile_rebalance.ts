@@ -18,7 +18,6 @@
 import { type ServiceKey, serviceKey } from "./cluster_state.ts";
 import type { AllocationRecord } from "./model.ts";
 import type { ServiceRules, ServiceSpec } from "./model_spec.ts";
-import { copyOfRoom } from "./placement_networks.ts";
 import { type Candidate, demandOf, groupsOf, isEligible, occupy, type PlacementRequest } from "./placement.ts";
 import { copyOf } from "./placement_devices.ts";
 import { type Load, NOISE, steadyUseOf } from "./placement_share.ts";
@@ -333,7 +332,7 @@ function copyOfCandidate(candidate: Candidate): Candidate {
     claims: [...candidate.claims],
     reservedDevices: copyOf(candidate.reservedDevices),
     perJob: new Map(candidate.perJob),
-    networkRoom: candidate.networkRoom && copyOfRoom(candidate.networkRoom),
+    ...(candidate.networkRoom && { networkRoom: { ...candidate.networkRoom } }),
   };
 }
 
