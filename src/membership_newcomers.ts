@@ -69,6 +69,11 @@ export class Newcomers {
       return isBack ? [...changes, { op: "delete", kind: "departure", key: next.node_id }] : changes;
     });
     for (const nodeId of forgotten) this.#drop(nodeId);
+    if (record && record.node_id !== hello.node_id)
+      log.info("a machine without its data directory is known by its Docker Engine's id", {
+        ...from,
+        node: record.node_id,
+      });
     return record && state.nodes.get(record.node_id);
   }
 
