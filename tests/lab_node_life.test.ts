@@ -321,31 +321,27 @@ describe("a machine that lost its data directory", () => {
   test("and starts before its Docker Engine waits for that, and is the node that it was, with its containers (point 5)", async () => {
     await run(cluster, "orphans", 6);
     const host = cluster.lab.host(3);
-    const idsOn3 = async () =>
-      (await cluster.allocations("?job=orphans"))
-        .filter(({ node_name }) => node_name === "host-3")
-        .map(({ allocation_id }) => allocation_id)
-        .toSorted();
-    const [{ node_id }, before] = [await node("host-3"), await idsOn3()];
-    expect(before.length).toBeGreaterThan(0);
-    await setNode("host-3", { availability: "pause" });
+    const members = async () => {
+      const found = (await cluster.nodes()).filter(({ state }) => state !== "left");
+      return found.map(({ node_id, node_name, state }) => `${node_name} ${node_id} ${state}`);
+    };
+    const before = await members();
     await cluster.process(3).kill();
     await host.killDocker();
     rmSync(host.dataDir, { recursive: true });
     cluster.restart(3);
-    const reasons = async () => {
-      // It does not know yet where to listen but on loopback.
-      const { stdout } = await host.curl("http://127.0.0.1:9000/readyz");
-      return stdout;
-    };
-    await waitUntil("the node to say what it waits for", reasons, {
-      until: (said) => said.includes(`waits for the Docker Engine at unix://${host.dockerSocket} before it joins: `),
+    // It does not know yet where to listen but on loopback.
+    const said = async () => (await host.curl("http://127.0.0.1:9000/readyz")).stdout;
+    await waitUntil("the node to say what it waits for", said, {
+      until: (text) => text.includes(`waits for the Docker Engine at unix://${host.dockerSocket} before it joins: `),
     });
-    expect((await cluster.nodes()).filter(({ state }) => state !== "left")).toHaveLength(3);
+    await runElsewhere(cluster, "orphans", { host: 3, count: 6 });
+    expect(await members()).toEqual(
+      before.map((one) => (one.startsWith("host-3 ") ? one.replace("ready", "down") : one)),
+    );
     await host.restartDocker();
-    await cluster.ready(3);
-    expect((await node("host-3")).node_id).toBe(node_id);
-    await setNode("host-3", { availability: "active" });
+    // The same nodes, and nothing is left of what was started elsewhere meanwhile.
+    await waitUntil("the node to be back as itself", members, { until: (found) => Bun.deepEquals(found, before) });
     await cluster.settled("orphans");
     await eachSlotOnce(cluster, "orphans", 6);
   });
