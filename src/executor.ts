@@ -38,7 +38,8 @@ import { Tails } from "./executor_tails.ts";
 import { removeVolumes } from "./executor_volumes.ts";
 import { isolationsOf, joinsOf } from "./executor_wanted.ts";
 import type { ExecutorOverlay } from "./executor_networks.ts";
-import { graceOf, type Owner, type Wanted, Worker } from "./executor_worker.ts";
+import { drainFirst } from "./executor_stop.ts";
+import { type Owner, type Wanted, Worker } from "./executor_worker.ts";
 import type { Log } from "./log.ts";
 import {
   type AllocationStatus,
@@ -493,10 +494,9 @@ export class Executor {
       this.#wake();
     };
     if (action.type === "remove") {
-      const graceMs = graceOf(action.container);
-      const { state, pid } = action.container;
-      if (state === "running") await this.#options.overlay.drain(id, { graceMs, signal, pid });
-      await worker.remove(action.container, signal);
+      const memory = this.#memories.get(id);
+      const graceMs = await drainFirst(action.container, { ...this.#options, allocationId: id, signal, memory });
+      await worker.remove(action.container, { graceMs, signal });
       this.#log.info("container removed", { allocation_id: id, container: action.container.name });
       await this.#inspect(action.container.id);
       return;

@@ -10,13 +10,14 @@ import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
 import { ProvenApis } from "./membership_apis.ts";
 import { Callers } from "./membership_callers.ts";
+import { engineChanges } from "./membership_engines.ts";
 import { Newcomers } from "./membership_newcomers.ts";
 import { messageWriter, PeerNews } from "./membership_peers.ts";
 import { platformOf } from "./membership_records.ts";
 import { engineInUse, type Refusal, refusalOf } from "./membership_refusals.ts";
 import { ownNetworks, readNodeMessage, ReportFaults } from "./membership_reports.ts";
 import { type Hold, Silence } from "./membership_silence.ts";
-import { SILENT_HEARTBEATS, verdictOf } from "./membership_verdict.ts";
+import { NOTICE_HEARTBEATS, SILENT_HEARTBEATS, verdictOf } from "./membership_verdict.ts";
 import type {
   EngineStatus,
   Heartbeat,
@@ -116,6 +117,7 @@ export class Membership {
     });
     this.#callers = new Callers(options);
     const { nodeTimeoutMs, heartbeatIntervalMs, massFailureHoldMs: holdMs = DEFAULT_MASS_FAILURE_HOLD_MS } = options;
+    this.#state.noticeMs = NOTICE_HEARTBEATS * heartbeatIntervalMs;
     this.#peerNews = new PeerNews({
       ...options,
       peers: () => this.#peers(),
@@ -590,6 +592,10 @@ export class Membership {
     view.engine = engine;
     if (engine.state === "ready") this.#engineDownSince.delete(nodeId);
     else if (!this.#engineDownSince.has(nodeId)) this.#engineDownSince.set(nodeId, this.#options.clock.now());
+    const changes = () => engineChanges(this.#state, nodeId);
+    // When this fails, the next heartbeat brings it again.
+    if (changes().length > 0)
+      this.#options.scheduler.change(changes).catch((error: unknown) => this.#writeFailed(error));
   }
 
   /** Since when checks call replicas unhealthy, by this master's clock. */

@@ -36,6 +36,7 @@ import { OverlayKernel } from "./overlay_kernel.ts";
 import { NAMES_PORT } from "./overlay_plan_firewall.ts";
 import { Scheduler } from "./scheduler.ts";
 import { Session } from "./session.ts";
+import { LastHeard } from "./session_heard.ts";
 import { openSqliteStore } from "./store.ts";
 import type { CalledMaster, Caller, Listener, Transport } from "./transport.ts";
 import { dialSelf, fetchChunk, fetchSecret, listen, networkTransport } from "./transport.ts";
@@ -88,6 +89,7 @@ export class Node implements LocalNode {
   #dns: DnsServer | undefined;
   #executor: Executor | undefined;
   #session: Session | undefined;
+  readonly #heard: LastHeard;
   #scheduler: Scheduler | undefined;
   #policy: Policy | undefined;
   #membership: Membership | undefined;
@@ -105,6 +107,7 @@ export class Node implements LocalNode {
     this.#log = options.log;
     this.#data = data;
     this.#identity = identity;
+    this.#heard = new LastHeard({ dataDir: data.path, clock: systemClock, log: options.log });
     this.#advertise = "";
     this.#hostNames = this.#findHostNames();
   }
@@ -341,7 +344,7 @@ export class Node implements LocalNode {
       seenTerm: seen_term,
       ...(settings.image_gc_ms !== undefined && settings.image_gc_ms > 0 && { imageGcMs: settings.image_gc_ms }),
       ...(diskLimit > 0 && { diskLimit }),
-      isolatedSince: () => (this.#session?.lost ? undefined : this.#session?.lastHeard),
+      isolatedSince: () => this.#heard.since(this.#session?.lost !== undefined),
       nodeLogin: nodeLogins({ ...dockerLogins, log: this.#log }),
       fetchChunk: async (chunkHash) => fetchChunk(this.#calledMaster(), chunkHash),
       secrets: { roots: secretRoots, fetch: (secretId) => this.#fetchSecret(secretId) },
@@ -363,7 +366,11 @@ export class Node implements LocalNode {
     this.#session = new Session({
       transport: this.#identity.role === "master" ? this.#selfTransport() : this.#networkTransport(),
       executor: {
-        assign: (assignments) => executor.assign(assignments),
+        assign: (assignments) => {
+          const outcome = executor.assign(assignments);
+          if (outcome === "accepted") this.#heard.take(assignments);
+          return outcome;
+        },
         snapshot: () => executor.snapshot(),
         heartbeat: () => ({ ...executor.heartbeat(), ...this.#overlayReport() }),
       },
@@ -377,6 +384,7 @@ export class Node implements LocalNode {
       onPeers: (peers) => this.#update({ peers }),
       onNetwork: (message) => this.#overlay?.receive(message),
       onLeft: () => this.#forgetCluster(),
+      onHeard: (at) => this.#heard.note(at),
       onLost: () => executor.noticeMaster(),
       onRefused: ({ code, message }) => {
         // A machine that was reset comes back before the master has noticed that it was gone: it waits.

@@ -55,6 +55,8 @@ export type SessionOptions = {
   onNetwork: (message: NetworkMessage | DirectoryMessage) => void;
   /** This node is a member no more. */
   onLeft: () => void;
+  /** The master is known to have been there at that time: `lastHeard`. */
+  onHeard?: (at: number) => void;
   /** An open session was lost. */
   onLost?: () => void;
   /** The master will not have this node: for good, as things are. A member hears that only from who has proved to be its master. */
@@ -308,13 +310,18 @@ export class Session {
   #acknowledge(live: Live, sequence: number): void {
     live.acknowledged = sequence;
     const sentAt = live.sentAt.get(sequence);
-    if (sentAt !== undefined) this.#lastHeard = Math.max(this.#lastHeard, sentAt);
+    if (sentAt !== undefined) this.#hear(sentAt);
     for (const earlier of live.sentAt.keys()) if (earlier <= sequence) live.sentAt.delete(earlier);
+  }
+
+  #hear(at: number): void {
+    this.#lastHeard = Math.max(this.#lastHeard, at);
+    this.#options.onHeard?.(this.#lastHeard);
   }
 
   #begin(welcome: Welcome, { channel, greetedAt }: Attempt): Live {
     this.#doubted.clear();
-    this.#lastHeard = Math.max(this.#lastHeard, greetedAt);
+    this.#hear(greetedAt);
     const live: Live = {
       channel,
       welcome,
