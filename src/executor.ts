@@ -79,8 +79,8 @@ export type ExecutorOptions = {
   imageGcMs?: number;
   /** At which share in use, in percent, Docker's disk takes no new containers; absent: it always does. */
   diskLimit?: number;
-  /** Since when the node has had no master; undefined while it has one. Absent: services are never stopped for that. */
-  isolatedSince?: () => number | undefined;
+  /** Since when the node has had no master; undefined while it has one. Absent: services are never stopped for that. `isTold`: whether this process has assignments. */
+  isolatedSince?: (isTold: boolean) => number | undefined;
 };
 
 export type Snapshot = { applied?: Order; allocations: AllocationStatus[]; removals_done: string[] };
@@ -419,7 +419,7 @@ export class Executor {
       assigned,
       held: this.#held(),
       joins: joinsOf(this.#wanted),
-      isolatedSince: this.#options.isolatedSince?.(),
+      isolatedSince: this.#options.isolatedSince?.(assigned !== undefined),
       isolations: isolationsOf(this.#wanted),
       reviveAt: this.#reviveAt,
       containers: this.#containers.values(),

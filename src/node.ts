@@ -344,7 +344,7 @@ export class Node implements LocalNode {
       seenTerm: seen_term,
       ...(settings.image_gc_ms !== undefined && settings.image_gc_ms > 0 && { imageGcMs: settings.image_gc_ms }),
       ...(diskLimit > 0 && { diskLimit }),
-      isolatedSince: () => this.#heard.since(this.#session?.lost !== undefined),
+      isolatedSince: (isTold) => this.#heard.since({ isOpen: this.#session?.lost !== undefined, isTold }),
       nodeLogin: nodeLogins({ ...dockerLogins, log: this.#log }),
       fetchChunk: async (chunkHash) => fetchChunk(this.#calledMaster(), chunkHash),
       secrets: { roots: secretRoots, fetch: (secretId) => this.#fetchSecret(secretId) },

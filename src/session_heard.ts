@@ -38,8 +38,7 @@ export class LastHeard {
   /** When this process did; before that, when it began. */
   #last: BootTime;
   #lastAt: number;
-  /** Whether it has assignments, and whether something in them is to be stopped without a master. */
-  #isTold = false;
+  /** Whether something that is assigned is to be stopped without a master. */
   #isAsked = false;
   #isFailing = false;
 
@@ -63,18 +62,17 @@ export class LastHeard {
 
   /** Takes in what the node runs from here on. */
   take({ specs }: Pick<Assignments, "specs">): void {
-    this.#isTold = true;
     const isAsked = specs.some(({ spec }) => spec.stop_when_isolated_ms !== undefined);
     if (isAsked && !this.#isAsked) this.#save();
     this.#isAsked = isAsked;
   }
 
   /**
-   * Since when the node has had no master, in milliseconds of this process's clock; undefined: it has one. A session alone (`isOpen`)
-   * is none to a process that knows of an earlier time and has no assignments yet: another node may run by now what runs here.
+   * Since when the node has had no master, in milliseconds of this process's clock; undefined: it has one. An open session is none
+   * yet to a process that knows of an earlier time and was not told what to run: another node may run it by now.
    */
-  since(isOpen: boolean): number | undefined {
-    const before = this.#isTold ? undefined : this.#before;
+  since({ isOpen, isTold }: { isOpen: boolean; isTold: boolean }): number | undefined {
+    const before = isTold ? undefined : this.#before;
     if (isOpen && !before) return undefined;
     const { boot, ms } = before ?? this.#last;
     // A machine that was suspended meanwhile has been away, too, which this process's clock does not count.
