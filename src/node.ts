@@ -29,7 +29,15 @@ import { DEFAULT_NETWORK_CIDR, isPassing, PROTOCOL_VERSION, StartError } from ".
 import { apisOf, mappedPort, ownApiAddresses } from "./node_addresses.ts";
 import { namesOfNode } from "./node_hosts.ts";
 import { decideIdentity, type IdentityOptions, newId, sealerOf } from "./node_identity.ts";
-import { advertisedAddress, bindAddress, bindTowards, listenAddresses, peersOf, underlayOf } from "./node_listen.ts";
+import {
+  advertisedAddress,
+  apiPortOf,
+  bindAddress,
+  bindTowards,
+  listenAddresses,
+  peersOf,
+  underlayOf,
+} from "./node_listen.ts";
 import { HostMeter } from "./resources.ts";
 import { Overlay } from "./overlay.ts";
 import { OverlayKernel } from "./overlay_kernel.ts";
@@ -200,14 +208,19 @@ export class Node implements LocalNode {
       access: (remote) => this.#executor?.apiAccess(remote),
       log,
     });
-    this.#bind = await bindAddress(this.#identity);
-    const addresses = listenAddresses(this.#bind, this.#identity);
-    this.#listener = await listen(addresses, {
-      fetch: (request, origin) => api.fetch(request, origin),
-      isOpenTo: (remote) => this.#executor?.apiAccess(remote) === undefined,
-      session: () => this.#membership && ((channel) => this.#membership!.accept(channel)),
-    });
+    const engine = openEngine(this.#identity.settings.docker_host ?? options.defaultDockerHost);
+    this.#startOverlay(options, engine);
+    // First of all: what must never run twice may run elsewhere by now, and goes before anybody was reached.
+    const begun = this.#startExecutor(options, engine).start();
+    let addresses: Address[];
     try {
+      this.#bind = await bindAddress(this.#identity);
+      addresses = listenAddresses(this.#bind, this.#identity);
+      this.#listener = await listen(addresses, {
+        fetch: (request, origin) => api.fetch(request, origin),
+        isOpenTo: (remote) => this.#executor?.apiAccess(remote) === undefined,
+        session: () => this.#membership && ((channel) => this.#membership!.accept(channel)),
+      });
       this.#advertise = await advertisedAddress(this.#bind, this.#identity);
       this.#hostNames = this.#findHostNames();
       this.#warnOfExposure();
@@ -215,12 +228,9 @@ export class Node implements LocalNode {
       this.#data.save(this.#identity);
       if (this.#identity.role === "master") await this.#startMaster();
       this.#underlay = await underlayOf(this.#advertise);
-      const engine = openEngine(this.#identity.settings.docker_host ?? options.defaultDockerHost);
-      this.#startOverlay(options, engine);
-      this.#startExecutor(options, engine);
-      this.#startSession();
+      this.#startSession(begun);
     } catch (error) {
-      await this.#listener.stop();
+      await Promise.all([this.#executor?.stop(), this.#listener?.stop(), this.#overlay?.stop(), this.#dns?.stop()]);
       throw error;
     }
     log.info("this node is up", {
@@ -301,7 +311,7 @@ export class Node implements LocalNode {
     const overlay = new Overlay({
       ...common,
       kernel: new OverlayKernel({ log, searchPath }),
-      apiPort: (this.#bind ?? LOOPBACK).port,
+      apiPort: apiPortOf(this.#identity),
       ...(remote && {
         unfit: `the cluster's network needs the Docker Engine on the node's own machine; this node's is at ${host}`,
       }),
@@ -325,7 +335,7 @@ export class Node implements LocalNode {
     this.#apis.catch((error: unknown) => this.#log.warn("an address of a node cannot be read", { error }));
   }
 
-  #startExecutor({ dockerLogins, secretRoots }: StartOptions, engine: Engine): void {
+  #startExecutor({ dockerLogins, secretRoots }: StartOptions, engine: Engine): Executor {
     const { settings, seen_term, cluster_id, node_id } = this.#identity;
     const { disk_limit: diskLimit = DEFAULT_DISK_LIMIT } = settings;
     const overlay = this.#overlay;
@@ -358,9 +368,11 @@ export class Node implements LocalNode {
     this.#executor = executor;
     if (cluster_id !== undefined && node_id !== undefined)
       this.#executor.adopt({ clusterId: cluster_id, nodeId: node_id });
+    return executor;
   }
 
-  #startSession(): void {
+  /** `begun`: the Docker Engine has answered for the first time, or does not soon. */
+  #startSession(begun: Promise<void>): void {
     const executor = this.#executor;
     if (!executor) throw new Error("the executor comes first");
     this.#session = new Session({
@@ -394,7 +406,7 @@ export class Node implements LocalNode {
     });
     const session = this.#session;
     // The hello carries the engine's id, so that a second node on one engine is noticed before it becomes a member.
-    void executor.start().then(() => session.start(this.#masterPeer()));
+    void begun.then(() => session.start(this.#masterPeer()));
   }
 
   async #fetchSecret(secret_id: string): Promise<Uint8Array> {

@@ -142,7 +142,7 @@ describe("never two (points 1.1 and 1.2)", () => {
   test("a stop for want of a master is over before another one starts, also where clients stay and signals are of no use", async () => {
     const server = {
       image: "busybox",
-      command: ["nc", "-lk", "-p", "80", "-e", "cat"],
+      command: ["nc", "-ll", "-p", "80", "-e", "cat"],
       stop_grace_period: `${GRACE_MS / 1_000}s`,
       ports: ["8090:80"],
     };
@@ -191,7 +191,7 @@ describe("never two (points 1.1 and 1.2)", () => {
   test("an ordinary stop takes its grace period once, also where clients stay and signals are of no use", async () => {
     const server = {
       image: "busybox",
-      command: ["nc", "-lk", "-p", "80", "-e", "cat"],
+      command: ["nc", "-ll", "-p", "80", "-e", "cat"],
       stop_grace_period: `${GRACE_MS / 1_000}s`,
       ports: ["8091:80"],
       "x-cacophony": { publish: "mesh", balance: "local_first" },
