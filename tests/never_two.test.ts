@@ -5,7 +5,8 @@
 import { describe, expect, test } from "bun:test";
 import { createApi } from "../src/api.ts";
 import { silentLog } from "../src/log.ts";
-import type { AllocationRecord } from "../src/model.ts";
+import { recordFor } from "../src/membership_records.ts";
+import { type AllocationRecord, type Hello, PROTOCOL_VERSION } from "../src/model.ts";
 import { stoppedAloneAt } from "../src/reconcile_goal.ts";
 import { giveUp } from "../src/scheduler_give_up.ts";
 import { rules } from "./cluster_fixture.ts";
@@ -250,13 +251,7 @@ describe("never two: a slot whose former replica may still run", () => {
     bench.settle(goal);
     const [old] = bench.running();
     if (!old) throw new Error("nothing runs");
-    const lose = () =>
-      Object.assign(bench.state.views.get(old.node_id) ?? {}, {
-        state: "unready",
-        lost: true,
-        engine: { state: "unready", reason: "dockerd hangs" },
-      });
-    return { bench, goal, old, lose };
+    return { bench, goal, old, lose: () => bench.lose(old.node_id) };
   }
 
   test("stays empty after a change of scale, and for the next job of that id, and says why", () => {
@@ -290,8 +285,15 @@ describe("never two: a slot whose former replica may still run", () => {
   });
 
   test("of a service that runs once on each node is not taken by another node's replica", () => {
-    const { bench, goal, old, lose } = hung({ ...singleton, rules: rules({ mode: "global" }) }, 3);
-    lose();
+    const bench = new Bench(["c"]);
+    const goal = bench.goal(1, { ...singleton, rules: rules({ mode: "global" }) });
+    bench.settle(goal);
+    // The others come later, and have later slots.
+    for (const id of ["a", "b"]) bench.add(id);
+    bench.settle({ ...goal, scale: 3 });
+    const [old] = bench.running().filter(({ node_id }) => node_id === "c");
+    if (!old) throw new Error("nothing runs");
+    bench.lose(old.node_id);
     const others = [...bench.state.nodes.keys()].filter((id) => id !== old.node_id);
     const nowhere = [{ key: "node.id", operator: "==" as const, value: "none" }];
     const none = { ...goal, scale: 0, rules: { ...goal.rules, constraints: nowhere } };
@@ -310,5 +312,29 @@ describe("never two: a slot whose former replica may still run", () => {
     bench.state.noticeMs = 3.3 * 3_000;
     expect(stoppedAloneAt(old, bench.state)).toBe(1_000_000 + 9_900 + 2_000 + 2_000);
     expect(goal.spec.stop_grace_period_ms).toBe(1_500);
+  });
+
+  test("is waited for by what a master knows of heartbeats, and of an Engine also while a hello is taken in", async () => {
+    const { master, home } = await Story.begin();
+    const { state } = master.scheduler;
+    expect(state.noticeMs).toBe(3.3 * HEARTBEAT_MS);
+    home.engineFault = "dockerd hangs";
+    await home.beat();
+    const former = state.nodes.get(home.id);
+    expect(former?.engine_silent).toBe(true);
+    const hello: Hello = {
+      type: "hello",
+      protocol: PROTOCOL_VERSION,
+      cluster_id: "c",
+      node_id: home.id,
+      instance: "next",
+      node_name: home.id,
+      address: home.address,
+      labels: [],
+      engine: { state: "unready", reason: "Docker has not been asked yet" },
+      version: "0",
+    };
+    const known = { former, departed: undefined };
+    expect(recordFor(hello, { known, state, selfId: "master", now: 0 }).engine_silent).toBe(true);
   });
 });
