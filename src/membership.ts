@@ -31,6 +31,7 @@ import type {
 } from "./model.ts";
 import { MAX_BLOCKS, MAX_CONTAINERS } from "./model_bounds.ts";
 import type { NodeNetwork } from "./model_network.ts";
+import { chosenProtocol } from "./model_protocol.ts";
 import type { Scheduler } from "./scheduler.ts";
 import { lostLeavers } from "./scheduler_nodes.ts";
 import { freeBlock } from "./directory_blocks.ts";
@@ -339,6 +340,7 @@ export class Membership {
       heartbeat_interval_ms: heartbeatIntervalMs,
       node_timeout_ms: nodeTimeoutMs,
       ...(token !== undefined && { token }),
+      ...chosenProtocol(hello),
     };
     link.send(signWelcome(welcome, { hello, signer }));
     scheduler.attach(nodeId, (message) => link.send(message));

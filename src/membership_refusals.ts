@@ -1,6 +1,7 @@
 /** @module Why a node that says hello is not taken, or not yet (`PASSING_REFUSALS`). Pure. */
 import type { ClusterState } from "./cluster_state.ts";
-import { type Hello, type NodeRecord, type PassingRefusal, PROTOCOL_VERSION } from "./model.ts";
+import type { Hello, NodeRecord, PassingRefusal } from "./model.ts";
+import { protocolFault, protocolsOf } from "./model_protocol.ts";
 
 export type Refusal = { code: string; message: string };
 
@@ -13,13 +14,10 @@ export type RefusalFacts = {
 };
 
 export function refusalOf(hello: Hello, { clusterId, state, isHeld, holder }: RefusalFacts): Refusal | undefined {
-  const { node_id, cluster_id, protocol, engine } = hello;
+  const { node_id, cluster_id, engine } = hello;
   const node = state.nodes.get(node_id);
-  if (protocol !== PROTOCOL_VERSION)
-    return {
-      code: "protocol",
-      message: `the cluster speaks protocol ${PROTOCOL_VERSION}, this node ${protocol}: run the same version of cacophony on both`,
-    };
+  const unknownProtocol = protocolFault(protocolsOf(hello));
+  if (unknownProtocol !== undefined) return { code: "protocol", message: unknownProtocol };
   if (cluster_id !== undefined && cluster_id !== clusterId)
     return { code: "other_cluster", message: `this node belongs to cluster ${cluster_id}, not to ${clusterId}` };
   if (isHeld)

@@ -10,10 +10,11 @@
 import * as v from "valibot";
 import * as b from "./model_bounds.ts";
 import { directoryMessage, networkAddress, networkMessage, networkMode, nodeNetwork } from "./model_network.ts";
+import { protocolRange } from "./model_protocol.ts";
 import { foreignContainer, publishedPort, pullProgress, resources } from "./model_reports.ts";
 import { type apiAccess, count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
 
-/** Version of the node-to-master protocol; a node with another one is refused with both numbers. */
+/** What a hello says for masters that know no range of versions (`model_protocol.ts`): they take a node of this one only. */
 export const PROTOCOL_VERSION = 3;
 
 // ---- Records: what the Store keeps ----------------------------------------------------------------------------------
@@ -428,6 +429,8 @@ const MAX_NONCE_LENGTH = 128;
 export const hello = v.object({
   type: v.literal("hello"),
   protocol: b.safeNumber,
+  /** Absent: the node understands `protocol` only. */
+  protocols: v.exactOptional(protocolRange),
   /** Absent on a first join: the master hands it out, and with it maybe another node id. */
   cluster_id: v.exactOptional(b.id),
   node_id: b.id,
@@ -503,6 +506,8 @@ export const welcome = v.object({
   node_id: b.id,
   node_name: b.line(b.MAX_NAME),
   term: b.safeCount,
+  /** The version that this session speaks. Absent: the only one that the node understands. */
+  protocol: v.exactOptional(b.safeCount),
   master: peer,
   peers,
   heartbeat_interval_ms: b.interval,
@@ -534,6 +539,7 @@ export const peerInfo = v.object({
   cluster_id: v.exactOptional(b.id),
   node_id: b.id,
   protocol: b.safeNumber,
+  protocols: v.exactOptional(protocolRange),
   version: b.line(b.MAX_WORD),
   master: v.exactOptional(peer),
   peers,

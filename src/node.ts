@@ -26,6 +26,7 @@ import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
 import { DEFAULT_NETWORK_CIDR, isPassing, PROTOCOL_VERSION, StartError } from "./model.ts";
+import { PROTOCOLS } from "./model_protocol.ts";
 import { apisOf, mappedPort, ownApiAddresses } from "./node_addresses.ts";
 import { namesOfNode } from "./node_hosts.ts";
 import { decideIdentity, type IdentityOptions, newId, sealerOf } from "./node_identity.ts";
@@ -173,6 +174,7 @@ export class Node implements LocalNode {
       ...(cluster_id === undefined ? {} : { cluster_id }),
       node_id,
       protocol: PROTOCOL_VERSION,
+      protocols: PROTOCOLS,
       version: this.version,
       ...(master ? { master } : {}),
       peers,
@@ -483,6 +485,7 @@ export class Node implements LocalNode {
     return {
       type: "hello",
       protocol: PROTOCOL_VERSION,
+      protocols: PROTOCOLS,
       ...(cluster_id === undefined ? {} : { cluster_id }),
       node_id,
       instance: this.#instance,
