@@ -50,6 +50,8 @@ const MIGRATIONS: readonly string[] = [
   `CREATE TABLE record (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
    CREATE TABLE leadership (id INTEGER PRIMARY KEY CHECK (id = 1), term INTEGER NOT NULL);
    INSERT INTO leadership VALUES (1, 0);`,
+  // A node's record has `engine_silent`.
+  "",
 ];
 
 /** The schema's version, which a test holds against the shapes of the records. */

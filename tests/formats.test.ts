@@ -34,6 +34,8 @@ const STORE_FORMATS: Record<number, Record<string, string>> = {
     secret: "809247279946c49c",
     spec: "7e7ec8bd0d6374af",
   },
+  // `engine_silent`: a node's Docker Engine did not answer.
+  2: { node: "92b437d843f2a785" },
 };
 /** By format: the fingerprint of `node.json`. */
 const IDENTITY_FORMATS: Record<number, string> = {
