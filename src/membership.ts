@@ -10,7 +10,7 @@ import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
 import { ProvenApis } from "./membership_apis.ts";
 import { Callers } from "./membership_callers.ts";
-import { engineChanges } from "./membership_engines.ts";
+import { engineChanges } from "./membership_engine_marks.ts";
 import { Newcomers } from "./membership_newcomers.ts";
 import { messageWriter, PeerNews } from "./membership_peers.ts";
 import { platformOf } from "./membership_records.ts";

@@ -310,18 +310,15 @@ export class Session {
   #acknowledge(live: Live, sequence: number): void {
     live.acknowledged = sequence;
     const sentAt = live.sentAt.get(sequence);
-    if (sentAt !== undefined) this.#hear(sentAt);
-    for (const earlier of live.sentAt.keys()) if (earlier <= sequence) live.sentAt.delete(earlier);
-  }
-
-  #hear(at: number): void {
-    this.#lastHeard = Math.max(this.#lastHeard, at);
+    if (sentAt !== undefined) this.#lastHeard = Math.max(this.#lastHeard, sentAt);
     this.#options.onHeard?.(this.#lastHeard);
+    for (const earlier of live.sentAt.keys()) if (earlier <= sequence) live.sentAt.delete(earlier);
   }
 
   #begin(welcome: Welcome, { channel, greetedAt }: Attempt): Live {
     this.#doubted.clear();
-    this.#hear(greetedAt);
+    this.#lastHeard = Math.max(this.#lastHeard, greetedAt);
+    this.#options.onHeard?.(this.#lastHeard);
     const live: Live = {
       channel,
       welcome,
