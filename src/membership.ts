@@ -11,6 +11,7 @@ import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
 import { ProvenApis } from "./membership_apis.ts";
 import { Callers } from "./membership_callers.ts";
+import { engineChanges } from "./membership_engine_marks.ts";
 import { Growth } from "./membership_growth.ts";
 import { guarded } from "./membership_guard.ts";
 import { Newcomers } from "./membership_newcomers.ts";
@@ -20,7 +21,7 @@ import { engineInUse, type EngineUser } from "./membership_engines.ts";
 import { type Refusal, refusalOf } from "./membership_refusals.ts";
 import { ownNetworks, readNodeMessage, ReportFaults } from "./membership_reports.ts";
 import { type Hold, Silence } from "./membership_silence.ts";
-import { SILENT_HEARTBEATS, verdictOf } from "./membership_verdict.ts";
+import { NOTICE_HEARTBEATS, SILENT_HEARTBEATS, verdictOf } from "./membership_verdict.ts";
 import type {
   EngineStatus,
   Heartbeat,
@@ -125,6 +126,7 @@ export class Membership {
     });
     this.#callers = new Callers(options);
     const { nodeTimeoutMs, heartbeatIntervalMs, massFailureHoldMs: holdMs = DEFAULT_MASS_FAILURE_HOLD_MS } = options;
+    this.#state.noticeMs = NOTICE_HEARTBEATS * heartbeatIntervalMs;
     this.#peerNews = new PeerNews({
       ...options,
       peers: () => peersOf(this.#state),
@@ -614,6 +616,10 @@ export class Membership {
     view.engine = engine;
     if (engine.state === "ready") this.#engineDownSince.delete(nodeId);
     else if (!this.#engineDownSince.has(nodeId)) this.#engineDownSince.set(nodeId, this.#options.clock.now());
+    const changes = () => engineChanges(this.#state, nodeId);
+    // When this fails, the next heartbeat brings it again.
+    if (changes().length > 0)
+      this.#options.scheduler.change(changes).catch((error: unknown) => this.#writeFailed(error));
   }
 
   /** Since when checks call replicas unhealthy, by this master's clock. */
