@@ -20,7 +20,7 @@ import { platformOf } from "./membership_records.ts";
 import { engineInUse, type EngineUser } from "./membership_engines.ts";
 import { type Refusal, refusalOf } from "./membership_refusals.ts";
 import { ownNetworks, readNodeMessage, ReportFaults } from "./membership_reports.ts";
-import { type Hold, Silence } from "./membership_silence.ts";
+import { type Hold, Silence, tellHold } from "./membership_silence.ts";
 import { NOTICE_HEARTBEATS, SILENT_HEARTBEATS, verdictOf } from "./membership_verdict.ts";
 import type {
   Heartbeat,
@@ -518,7 +518,7 @@ export class Membership {
       }),
       now,
     );
-    this.#tellHold(wasHeld);
+    tellHold(this.#options.log, { hold: this.hold, wasHeld });
     // What fails for one node, or of these parts, is not to keep the others from being done.
     const part = (work: () => void) => void scheduler.faults.attempt("an error of Cacophony itself in a sweep", work);
     for (const nodeId of this.#state.views.keys()) part(() => this.#judgeNode(nodeId));
@@ -541,18 +541,6 @@ export class Membership {
     const recentMs = RECENT_HEARTBEATS * this.#options.heartbeatIntervalMs;
     const views = [...this.#state.views.values()];
     return views.every(({ state, lastSeen }) => state === "ready" && now - lastSeen <= recentMs);
-  }
-
-  #tellHold(wasHeld: boolean): void {
-    const { hold } = this;
-    const { log } = this.#options;
-    if (hold && !wasHeld) {
-      log.error("most nodes fell silent together: this master may be cut off, so nothing is rescheduled for now", {
-        nodes: hold.nodes,
-        until: new Date(hold.until).toISOString(),
-        hint: "POST /cluster/reschedule goes ahead at once",
-      });
-    } else if (!hold && wasHeld) log.warn("silent nodes are no longer held: what they ran is rescheduled");
   }
 
   #judgeNode(nodeId: string): void {
