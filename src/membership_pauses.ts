@@ -25,7 +25,7 @@ export const RECONNECT_MS = 10_000;
 const READ_MS = 20;
 
 /** A node as it is when a pause is over. */
-type Paused = { node_id: string; lastSeen: number; isConnected: boolean };
+type Paused = { lastSeen: number; connected: boolean };
 
 /** What a look at everybody's silence goes by. */
 export type Look = {
@@ -49,20 +49,21 @@ export class Pauses {
     this.#nodeTimeoutMs = options.nodeTimeoutMs;
   }
 
-  /** Says when the next look is due. */
-  expect(now: number, nextMs: number): void {
+  /** Says that the next look is due after `nextMs`, and returns that. */
+  expect(now: number, nextMs: number): number {
     this.#lookedAt = now;
     this.#dueAt = now + nextMs;
+    return nextMs;
   }
 
   /** Begins a look; one that is late by more than `stepMs` comes after a pause. */
-  look(now: number, { stepMs, nodes }: { stepMs: number; nodes: () => Iterable<Paused> }): Look {
+  look(now: number, { stepMs, nodes }: { stepMs: number; nodes: Iterable<readonly [string, Paused]> }): Look {
     const isLate = now - this.#dueAt > stepMs;
     // It may have begun right after the last look.
     const pauseMs = isLate ? now - this.#lookedAt - Math.min(stepMs, this.#dueAt - this.#lookedAt) : 0;
     const before = this.#unread;
     this.#unread = isLate ? { endedAt: now, pauseMs } : undefined;
-    if (before) this.#note(before, nodes());
+    if (before) this.#note(before, nodes);
     if (!isLate) return { pauseMs, asOf: now, nextMs: undefined };
     return { pauseMs, asOf: before && now - pauseMs, nextMs: READ_MS };
   }
@@ -78,16 +79,16 @@ export class Pauses {
     this.#spared.delete(nodeId);
   }
 
-  #note({ endedAt, pauseMs }: { endedAt: number; pauseMs: number }, nodes: Iterable<Paused>): void {
+  #note({ endedAt, pauseMs }: { endedAt: number; pauseMs: number }, nodes: Iterable<readonly [string, Paused]>): void {
     const isLong = pauseMs >= this.#nodeTimeoutMs;
     const graceMs = isLong ? Math.max(RECONNECT_MS, this.#nodeTimeoutMs) : REDIAL_MS;
-    for (const { node_id, lastSeen, isConnected } of nodes) {
-      if (lastSeen >= endedAt || (isConnected && !isLong)) continue;
-      const known = this.#spared.get(node_id);
+    for (const [nodeId, { lastSeen, connected }] of nodes) {
+      if (lastSeen >= endedAt || (connected && !isLong)) continue;
+      const known = this.#spared.get(nodeId);
       const shifted = (known?.until ?? 0) + lostMs(pauseMs);
       const isFirst = !known || (isLong && !known.isLong);
       const until = isFirst ? Math.max(shifted, endedAt + graceMs) : shifted;
-      this.#spared.set(node_id, { until, isLong: isLong || known?.isLong === true });
+      this.#spared.set(nodeId, { until, isLong: isLong || known?.isLong === true });
     }
   }
 }

@@ -28,7 +28,7 @@ describe("Pauses", () => {
     ["a long one, heard since", { pauseMs: 8_000, isConnected: true, lastSeen: 10_010 }, undefined],
   ])("%s", (_, { pauseMs, isConnected, lastSeen }, until) => {
     const pauses = new Pauses({ nodeTimeoutMs: NODE_TIMEOUT_MS });
-    const nodes = () => [{ node_id: "a", lastSeen, isConnected }];
+    const nodes = new Map([["a", { lastSeen, connected: isConnected }]]);
     pauses.expect(10_000 - pauseMs - STEP_MS, STEP_MS);
     const first = pauses.look(10_000, { stepMs: STEP_MS, nodes });
     expect(first).toMatchObject({ pauseMs, asOf: undefined });
@@ -43,7 +43,7 @@ describe("Pauses", () => {
 
   test("judges by what was known before the second of two pauses that leave no time to read", () => {
     const pauses = new Pauses({ nodeTimeoutMs: NODE_TIMEOUT_MS });
-    const look = (now: number) => pauses.look(now, { stepMs: STEP_MS, nodes: () => [] });
+    const look = (now: number) => pauses.look(now, { stepMs: STEP_MS, nodes: [] });
     pauses.expect(0, STEP_MS);
     expect(look(2_250).asOf).toBeUndefined();
     pauses.expect(2_250, 20);
@@ -52,7 +52,7 @@ describe("Pauses", () => {
 
   test("gives the time after a long pause once, and later only what calls could not wait for", () => {
     const pauses = new Pauses({ nodeTimeoutMs: NODE_TIMEOUT_MS });
-    const nodes = () => [{ node_id: "a", lastSeen: 0, isConnected: false }];
+    const nodes = new Map([["a", { lastSeen: 0, connected: false }]]);
     let now = 0;
     const spared: boolean[] = [];
     pauses.expect(now, STEP_MS);
@@ -71,7 +71,7 @@ describe("Pauses", () => {
 /** A node as the master's process finds it; times are of the model. Hangs up and calls again as `session.ts` does. */
 class ModelNode {
   lastSeen = 0;
-  isConnected = true;
+  connected = true;
   readonly #isAlive: () => boolean;
   readonly #random: () => number;
   readonly #phase: number;
@@ -90,12 +90,12 @@ class ModelNode {
   /** Each millisecond in which the node runs, whether the master does or not. */
   tick(now: number): void {
     if (!this.#isAlive()) return;
-    if (this.isConnected && now - this.#answeredAt > 2_000 + this.#phase) {
-      this.isConnected = false;
+    if (this.connected && now - this.#answeredAt > 2_000 + this.#phase) {
+      this.connected = false;
       this.#attempt = 1;
       this.#again(now);
     }
-    if (!this.isConnected && now > this.#callAt + PATIENCE_MS) {
+    if (!this.connected && now > this.#callAt + PATIENCE_MS) {
       this.#attempt++;
       this.#again(now);
     }
@@ -109,7 +109,7 @@ class ModelNode {
   /** Each turn of the master's event loop: what waits is read. */
   read(now: number): boolean {
     if (!this.#isAlive()) return false;
-    if (this.isConnected) {
+    if (this.connected) {
       if (now - this.#answeredAt < 1_000) return false;
     } else if (now < this.#callAt) return false;
     else if (!this.#isDialling) {
@@ -117,7 +117,7 @@ class ModelNode {
       this.#callAt = now + 2;
       return false;
     }
-    this.isConnected = true;
+    this.connected = true;
     this.lastSeen = now;
     this.#answeredAt = now;
     return true;
@@ -155,13 +155,11 @@ function model(options: {
       pauseAt = now + gapMs();
     }
     if (now >= sweepAt) {
-      const list = () =>
-        Array.from(nodes, ([node_id, { lastSeen, isConnected }]) => ({ node_id, lastSeen, isConnected }));
-      const { asOf, nextMs } = pauses.look(now, { stepMs: STEP_MS, nodes: list });
+      const { asOf, nextMs } = pauses.look(now, { stepMs: STEP_MS, nodes });
       if (asOf !== undefined) {
-        const heard = list().map((node) => {
-          const isSpared = pauses.isSpared(node.node_id, asOf);
-          return { ...node, isHeard: true, wasReady: true, isSelf: false, isSpared };
+        const heard = Array.from(nodes, ([node_id, { lastSeen }]) => {
+          const isSpared = pauses.isSpared(node_id, asOf);
+          return { node_id, lastSeen, isHeard: true, wasReady: true, isSelf: false, isSpared };
         });
         silence.judge(heard, asOf);
         for (const id of nodes.keys()) if (silence.of(id) && !downAt.has(id)) downAt.set(id, now);
@@ -171,7 +169,7 @@ function model(options: {
     }
     for (const [id, node] of nodes) {
       node.tick(now);
-      if (!isLinkOpen && id === "dead" && now >= diesAt) node.isConnected = false;
+      if (!isLinkOpen && id === "dead" && now >= diesAt) node.connected = false;
       if (!node.read(now)) continue;
       silence.forget(id);
       pauses.forget(id);
