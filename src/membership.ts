@@ -16,6 +16,7 @@ import { platformOf } from "./membership_records.ts";
 import { engineInUse, type Refusal, refusalOf } from "./membership_refusals.ts";
 import { ownNetworks, readNodeMessage, ReportFaults } from "./membership_reports.ts";
 import { type Hold, Silence } from "./membership_silence.ts";
+import { OwnTerm, type TermNews } from "./membership_terms.ts";
 import { SILENT_HEARTBEATS, verdictOf } from "./membership_verdict.ts";
 import type {
   EngineStatus,
@@ -46,7 +47,7 @@ const RECENT_HEARTBEATS = 1.25;
 /** A connection that does not say who it is by then is closed. */
 const HELLO_TIMEOUT_MS = 5_000;
 
-export type MembershipOptions = {
+export type MembershipOptions = TermNews & {
   scheduler: Scheduler;
   clock: Clock;
   log: Log;
@@ -79,10 +80,11 @@ export class Membership {
   readonly #unconfirmed = new Map<string, readonly string[]>();
   readonly #silence: Silence;
   readonly #callers: Callers;
+  readonly #ownTerm: OwnTerm;
   /** Since when nodes have told that their Engine is dead. */
   readonly #engineDownSince = new Map<string, number>();
   readonly #peerNews: PeerNews;
-  readonly #write = messageWriter();
+  readonly #write: (message: MasterMessage) => string;
   /** Lost nodes whose leaving is being written down. */
   readonly #removing = new Set<string>();
   readonly #newcomers: Newcomers;
@@ -98,6 +100,7 @@ export class Membership {
 
   constructor(options: MembershipOptions) {
     this.#options = options;
+    this.#write = messageWriter(() => options.scheduler.term);
     this.#newcomers = new Newcomers({
       ...options,
       selfId: options.self.node_id,
@@ -116,6 +119,7 @@ export class Membership {
       writeFailed: (error) => this.#writeFailed(error),
     });
     this.#callers = new Callers(options);
+    this.#ownTerm = new OwnTerm({ ...options, stop: () => this.stop() });
     const { nodeTimeoutMs, heartbeatIntervalMs, massFailureHoldMs: holdMs = DEFAULT_MASS_FAILURE_HOLD_MS } = options;
     this.#peerNews = new PeerNews({
       ...options,
@@ -143,6 +147,7 @@ export class Membership {
   /** Begins to listen for every node that the state knows: each gets the whole timeout before it counts as down. */
   start(): void {
     for (const nodeId of this.#state.nodes.keys()) this.#state.views.set(nodeId, newView(this.#options.clock.now()));
+    if (!this.#ownTerm.begin()) return;
     this.#peerNews.start();
     this.#sweepDueAt = this.#options.clock.now();
     this.#sweep();
@@ -295,7 +300,8 @@ export class Membership {
     const { engine_id } = hello.engine;
     const holder = engine_id === undefined ? undefined : this.#holderOf(engine_id);
     const clusterId = this.#options.scheduler.cluster.cluster_id;
-    return refusalOf(hello, { clusterId, state: this.#state, isHeld: this.#isHeldByAnother(hello), holder });
+    const facts = { clusterId, state: this.#state, isHeld: this.#isHeldByAnother(hello), holder };
+    return this.#ownTerm.refusalOf(hello) ?? refusalOf(hello, facts);
   }
 
   /** Whether another process that speaks regularly is this node. A link that went silent may be of a machine that is gone. */
@@ -339,6 +345,7 @@ export class Membership {
       node_timeout_ms: nodeTimeoutMs,
       ...(token !== undefined && { token }),
       ...chosenProtocol(hello),
+      ...this.#ownTerm.proof(),
     };
     link.send(signWelcome(welcome, { hello, signer }));
     scheduler.attach(nodeId, (message) => link.send(message));
