@@ -24,7 +24,7 @@ import * as v from "valibot";
 import { peer, StartError } from "./model.ts";
 import { lenient, list, MAX_NODES } from "./model_bounds.ts";
 import { networkMode } from "./model_network.ts";
-import { termProof } from "./model_term.ts";
+import { type TermProof, termProof } from "./model_term.ts";
 
 /** What a node was last started with; an option that is not given again stays as it was. */
 export const settings = v.object({
@@ -99,6 +99,11 @@ export const identityShape = identity;
 /** The newest leadership that a node has seen; which one that is where it has proof. */
 export function newestSeen({ seen_term: seenTerm, last_term: proof }: Pick<Identity, "seen_term" | "last_term">) {
   return { seenTerm, seenLeadership: proof?.term === seenTerm ? proof.leadership : undefined };
+}
+
+/** What of an identity changes when a node is shown proof of a term. */
+export function newerSeen({ seen_term }: Pick<Identity, "seen_term">, proof: TermProof): Partial<Identity> {
+  return proof.term < seen_term ? {} : { seen_term: proof.term, last_term: proof };
 }
 
 /** A node before its first start: it knows only what it was told. */

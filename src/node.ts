@@ -13,7 +13,7 @@ import type { HostNames } from "./api_hosts.ts";
 import { systemClock } from "./clock.ts";
 import { ClusterKey } from "./cluster_key.ts";
 import type { Identity } from "./data_dir.ts";
-import { DataDir, newestSeen, newIdentity } from "./data_dir.ts";
+import { DataDir, newerSeen, newestSeen, newIdentity } from "./data_dir.ts";
 import { type Engine, openEngine } from "./docker.ts";
 import { nodeLogins } from "./docker_login.ts";
 import { DnsServer } from "./dns_server.ts";
@@ -282,7 +282,7 @@ export class Node implements LocalNode {
       self: { node_id, address: this.#advertise },
       signer: key,
       newToken: randomText,
-      onNewerTerm: (last_term) => this.#update({ last_term, seen_term: last_term.term }),
+      onNewerTerm: (proof) => this.#update(newerSeen(this.#identity, proof)),
       askPeer: (address) => networkTransport.askPeer(address),
       heartbeatIntervalMs,
       nodeTimeoutMs,
