@@ -286,7 +286,8 @@ export class Membership {
   #refuses(hello: Hello, link: NodeLink): boolean {
     const refused = this.#refusalOf(hello);
     if (!refused) return false;
-    this.#options.log.warn("refused a node", {
+    // Nodes come again and again, and a master that does not lead has said so.
+    this.#options.log[refused.code === "not_leading" ? "debug" : "warn"]("refused a node", {
       name: hello.node_name,
       address: hello.address,
       reason: refused.message,

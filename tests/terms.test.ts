@@ -442,7 +442,10 @@ describe("point 3: a process", () => {
       node = await processes.start(options, { dataDir });
       const told = "has proof of term 2, but this master's state is at term 1";
       const readyz = await ask(node.port, "/readyz");
-      expect(readyz.status).toBe(503);
+      expect([readyz.status, JSON.parse(readyz.text).reasons]).toEqual([
+        503,
+        expect.arrayContaining([expect.stringMatching(/^this master does not lead: this machine's node.json/)]),
+      ]);
       for (const text of [readyz.text, (await ask(node.port, "/cluster/status")).text, node.process.logs()]) {
         expect(text).toContain(told);
         expect(text).toContain("start it once with 'cacophony --restored'");
