@@ -140,7 +140,7 @@ export class Session {
     return this.#live?.lost.signal;
   }
 
-  /** Why there is no session, as of the last attempt at one; undefined: there is one, or there was no attempt yet. */
+  /** Why there is no session, as of the last attempt at one; undefined: there is one, or nothing is known of why not. */
   get fault(): string | undefined {
     return this.#live ? undefined : this.#fault;
   }
@@ -284,7 +284,7 @@ export class Session {
     const fault = termFault(message, { session: live.welcome.term, seen: this.#options.trust().seenTerm });
     if (fault !== undefined) {
       log.error("a message of the master is of another term, ending the session", { fault });
-      attempt.fault = fault;
+      this.#fault = attempt.fault = fault;
     }
     if (message.type === "welcome" || fault !== undefined) live.channel.close();
     else if (message.type === "refused") onRefused(message);
@@ -341,6 +341,7 @@ export class Session {
     };
     this.#master = welcome.master;
     this.#live = live;
+    this.#fault = undefined;
     this.#options.onWelcome(welcome);
     this.#options.log.info("in session with the master", { master: welcome.master.address, term: welcome.term });
     this.#beat(live);

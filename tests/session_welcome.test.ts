@@ -385,6 +385,9 @@ describe("a session", () => {
       const node = new Node({ pin: KEY.publicKey, seenTerm: 7 });
       const said = { ...order, term: 6 };
       node.machines.set(MASTER.address, { master: MASTER, onHello: (to) => [welcomed(to), said, ...ORDERS] });
+      const ended = () => node.session.lost === undefined && node.done.length > 0;
+      await node.clock.until(ended, { limitMs: 1_500 });
+      expect(node.session.fault).toContain("is of term 6, older than term 7");
       await node.clock.advance(1_500);
       expect(node.hellos.length).toBeGreaterThan(1);
       expect(new Set(node.done)).toEqual(new Set(["welcome"]));
