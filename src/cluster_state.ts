@@ -6,6 +6,7 @@ import type {
   AllocationRecord,
   AllocationStatus,
   Change,
+  ClusterRecord,
   DepartureRecord,
   EngineStatus,
   HistoryRecord,
@@ -20,6 +21,7 @@ import type {
   RegistryRecord,
   RemovalRecord,
 } from "./model.ts";
+import { describeError } from "./log.ts";
 import type { ForeignContainer, Resources } from "./model_reports.ts";
 import { isGlobal, type ServiceSpec } from "./model_spec.ts";
 import { RECORD_KINDS } from "./model.ts";
@@ -112,6 +114,33 @@ export function labelsOf(node: NodeRecord): Map<string, string> {
 const MAX_PAST = 5;
 /** A node that left stays listed for a day, and for as long as a slot's data are on it. */
 const DEPARTURE_KEPT_MS = 86_400_000;
+/** A master forgets none of them before it has run for so long: it may be its clock alone by which a day has passed. */
+const DEPARTURE_KEPT_AGAIN_MS = 3_600_000;
+
+/** A node whose load cannot be worked out takes nothing, and keeps no other node from taking something. */
+function unreadable({ node_id, node_name, role }: NodeRecord, error: unknown): Candidate {
+  const zero = () => ({ cpus: 0, memory: 0 });
+  return {
+    node_id,
+    node_name,
+    role,
+    labels: new Map(),
+    volumes: undefined,
+    networks: undefined,
+    apiVersion: undefined,
+    refusal: `an internal error of Cacophony: ${describeError(error)}`,
+    resources: undefined,
+    reserved: zero(),
+    reservedStarting: zero(),
+    planned: zero(),
+    plannedStarting: zero(),
+    claims: [],
+    devices: new Map(),
+    reservedDevices: new Map(),
+    allocations: 0,
+    perJob: new Map(),
+  };
+}
 
 /** Sums over a node's allocations, kept until one of them changes. */
 type NodeLoad = Pick<
@@ -127,6 +156,10 @@ type NodeLoad = Pick<
 >;
 
 export class ClusterState {
+  /** The record of the cluster itself; undefined before one was loaded. */
+  cluster: ClusterRecord | undefined;
+  /** When this master began: its clock says little about times that are older. */
+  since = -Infinity;
   readonly jobs = new Map<string, JobRecord>();
   readonly specs = new Map<string, ServiceSpec>();
   readonly nodes = new Map<string, NodeRecord>();
@@ -152,6 +185,7 @@ export class ClusterState {
   apply(changes: readonly Change[]): void {
     for (const change of changes) {
       if (change.op === "delete") this.#delete(change.kind, change.key);
+      else if (change.kind === "cluster") this.cluster = change.record;
       else if (change.kind === "job") this.#putJob(change.record);
       else if (change.kind === "spec") this.specs.set(change.record.spec_hash, change.record.spec);
       else if (change.kind === "node") this.nodes.set(change.record.node_id, change.record);
@@ -246,7 +280,13 @@ export class ClusterState {
     return [...this.nodes.values()]
       .filter((node) => !this.isGoneStranger(node))
       .toSorted((a, b) => (a.node_id < b.node_id ? -1 : 1))
-      .map((node) => this.#candidate(node));
+      .map((node) => {
+        try {
+          return this.#candidate(node);
+        } catch (error) {
+          return unreadable(node, error);
+        }
+      });
   }
 
   /** Whether the node never was ready and is not connected: anybody may have invented it, so nothing is planned with it. */
@@ -284,7 +324,7 @@ export class ClusterState {
       if (this.nodes.has(node_id) || this.departures.has(node_id)) named.removal.add(removal_id);
     for (const home of this.homes.values()) named.departure.add(home.node_id);
     for (const { node_id, left_at } of this.departures.values())
-      if (now - left_at < DEPARTURE_KEPT_MS) named.departure.add(node_id);
+      if (now - left_at < DEPARTURE_KEPT_MS || now - this.since < DEPARTURE_KEPT_AGAIN_MS) named.departure.add(node_id);
     const unnamed = (kind: RecordKind, keys: Iterable<string>, kept: ReadonlySet<string>) =>
       [...keys].filter((key) => !kept.has(key)).map((key): Change => ({ op: "delete", kind, key }));
     return [

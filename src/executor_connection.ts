@@ -13,6 +13,7 @@ import { atMost, backoffMs, type Clock, sleep } from "./clock.ts";
 import type { Engine, EngineEvent } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import type { Log } from "./log.ts";
+import { stackOf } from "./log_faults.ts";
 import type { EngineStatus } from "./model.ts";
 import { cut, MAX_ERROR_CHARS } from "./model_bounds.ts";
 
@@ -245,7 +246,12 @@ export class EngineConnection {
     this.#status = status;
     if (status.state === "ready") this.#options.log.info("Docker is ready", status);
     else this.#options.log.warn("Docker is not ready", { reason: status.reason });
-    this.#options.onStatus();
+    try {
+      this.#options.onStatus();
+    } catch (error) {
+      // Who listens must not end what keeps in touch with Docker.
+      this.#options.log.error("an error of Cacophony itself, at news of Docker", { error, ...stackOf(error) });
+    }
   }
 }
 

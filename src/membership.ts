@@ -4,14 +4,16 @@
  * `session.ts`.
  */
 import type { Clock, Timer } from "./clock.ts";
+import { repeat } from "./clock_loop.ts";
 import { type Signer, signWelcome } from "./cluster_key.ts";
 import { newView, type NodeView } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
 import { ProvenApis } from "./membership_apis.ts";
 import { Callers } from "./membership_callers.ts";
+import { guarded } from "./membership_guard.ts";
 import { Newcomers } from "./membership_newcomers.ts";
-import { messageWriter, PeerNews } from "./membership_peers.ts";
+import { messageWriter, PeerNews, peersOf } from "./membership_peers.ts";
 import { platformOf } from "./membership_records.ts";
 import { engineInUse, type Refusal, refusalOf } from "./membership_refusals.ts";
 import { ownNetworks, readNodeMessage, ReportFaults } from "./membership_reports.ts";
@@ -29,6 +31,7 @@ import type {
   PeerInfo,
   StatusReport,
 } from "./model.ts";
+import { CacophonyError } from "./model.ts";
 import { MAX_BLOCKS, MAX_CONTAINERS } from "./model_bounds.ts";
 import type { NodeNetwork } from "./model_network.ts";
 import { chosenProtocol } from "./model_protocol.ts";
@@ -123,7 +126,7 @@ export class Membership {
     const { nodeTimeoutMs, heartbeatIntervalMs, massFailureHoldMs: holdMs = DEFAULT_MASS_FAILURE_HOLD_MS } = options;
     this.#peerNews = new PeerNews({
       ...options,
-      peers: () => this.#peers(),
+      peers: () => peersOf(this.#state),
       tell: (message) => this.#links.forEach((link) => link.send(message)),
     });
     // Of nodes that are cut off together, one was heard up to an interval later than the other.
@@ -150,7 +153,12 @@ export class Membership {
     if (!this.#ownTerm.begin()) return;
     this.#peerNews.start();
     this.#sweepDueAt = this.#options.clock.now();
-    this.#sweep();
+    this.#sweepTimer = repeat(this.#options.clock, {
+      firstMs: 0,
+      retryMs: this.#stepMs,
+      work: () => this.#sweep(),
+      onFault: (error) => this.#writeFailed(error),
+    });
   }
 
   stop(): void {
@@ -184,8 +192,8 @@ export class Membership {
     let connecting = false;
     let closed = false;
     const timeout = this.#options.clock.after(HELLO_TIMEOUT_MS, () => channel.close());
-    return {
-      onMessage: (text) => {
+    const handlers = {
+      onMessage: (text: string) => {
         const read = readNodeMessage(text, { isHello: nodeId === undefined });
         if (!read.ok) {
           this.#options.log.warn("closed a session with an unreadable message", { node: nodeId, fault: read.fault });
@@ -219,6 +227,7 @@ export class Membership {
         if (nodeId !== undefined) this.#disconnect(nodeId, link);
       },
     };
+    return guarded(handlers, { channel, faults: this.#options.scheduler.faults, node: () => nodeId });
   }
 
   /**
@@ -237,8 +246,13 @@ export class Membership {
     }
     // Asked again: another node on the same engine may have come in while this one's record was being stored.
     if (this.#refuses(hello, link)) return undefined;
-    this.#open(record, { hello, link });
-    void this.#apis.check(record.node_id, claim);
+    try {
+      this.#open(record, { hello, link });
+    } catch (error) {
+      this.#disconnect(record.node_id, link);
+      throw error;
+    }
+    this.#apis.check(record.node_id, claim).catch((error: unknown) => this.#writeFailed(error));
     return record.node_id;
   }
 
@@ -341,7 +355,7 @@ export class Membership {
       node_name: record.node_name,
       term: scheduler.term,
       master: self,
-      peers: this.#peers(),
+      peers: peersOf(this.#state),
       heartbeat_interval_ms: heartbeatIntervalMs,
       node_timeout_ms: nodeTimeoutMs,
       ...(token !== undefined && { token }),
@@ -353,17 +367,6 @@ export class Membership {
     this.#judge(nodeId, view);
     log.info("a node joined the session", { node: nodeId, node_name: record.node_name, address: record.address });
     this.#peerNews.notice();
-  }
-
-  #peers(): Peer[] {
-    // Strangers that are gone say nothing of where a master, or an API, is.
-    const members = [...this.#state.nodes.values()].filter(
-      (node) => node.role === "master" || !this.#state.isGoneStranger(node),
-    );
-    return members.map(({ node_id, address, api_addresses, api_port }) => {
-      const more = { ...(api_addresses && { api_addresses }), ...(api_port !== undefined && { api_port }) };
-      return { node_id, address, ...more };
-    });
   }
 
   // ---- Reports --------------------------------------------------------------------------------------------------------
@@ -475,14 +478,21 @@ export class Membership {
   }
 
   #writeFailed(error: unknown): void {
-    this.#options.log.error("what a node reported could not be stored", { error });
+    const { log, scheduler } = this.#options;
+    if (error instanceof CacophonyError) log.error("what a node reported could not be stored", { error });
+    else scheduler.faults.tell("an error of Cacophony itself: what a node reported could not be taken in", error);
   }
 
   // ---- Ready, unready, down -------------------------------------------------------------------------------------------
 
-  #sweep(): void {
+  get #stepMs(): number {
+    return this.#options.heartbeatIntervalMs / SWEEPS_PER_HEARTBEAT;
+  }
+
+  /** Returns when the next one is due. */
+  #sweep(): number {
     const { clock, scheduler, heartbeatIntervalMs, self } = this.#options;
-    const stepMs = heartbeatIntervalMs / SWEEPS_PER_HEARTBEAT;
+    const stepMs = this.#stepMs;
     const now = clock.now();
     // A master that stood still (suspended, or busy) heard nobody meanwhile: that time is not the nodes' silence.
     if (now - this.#sweepDueAt > stepMs) {
@@ -507,9 +517,11 @@ export class Membership {
       now,
     );
     this.#tellHold(wasHeld);
-    for (const [nodeId, view] of this.#state.views) this.#judge(nodeId, view);
-    this.#removeLost(now);
-    this.#newcomers.forgetStrangers();
+    // What fails for one node, or of these parts, is not to keep the others from being done.
+    const part = (work: () => void) => void scheduler.faults.attempt("an error of Cacophony itself in a sweep", work);
+    for (const nodeId of this.#state.views.keys()) part(() => this.#judgeNode(nodeId));
+    part(() => this.#removeLost(now));
+    part(() => this.#newcomers.forgetStrangers());
     for (const [nodeId, removalsDone] of this.#unconfirmed) this.#confirm(nodeId, removalsDone);
     if (this.#roomChanged && now - this.#toldOfRoomAt > 1.5 * stepMs) {
       this.#isRoomWanted = scheduler.wakeBlocked();
@@ -518,7 +530,7 @@ export class Membership {
     }
     const nextMs = this.#isCalm(now) ? heartbeatIntervalMs : stepMs;
     this.#sweepDueAt = now + nextMs;
-    this.#sweepTimer = clock.after(nextMs, () => this.#sweep());
+    return nextMs;
   }
 
   /** Whether nothing can be due for a heartbeat's interval, unless somebody says so. */

@@ -31,6 +31,8 @@ export const clusterRecord = v.object({
   network_cidr: v.optional(v.string(), DEFAULT_NETWORK_CIDR),
   /** Public part of the cluster's key (`cluster_key.ts`). Absent: no master that signs its welcomes has run yet. */
   cluster_key: v.exactOptional(v.string()),
+  /** What all deleted jobs leave together: no version up to this one is given out again, for no job. Absent: 0. */
+  version_floor: v.exactOptional(count),
 });
 export type ClusterRecord = v.InferOutput<typeof clusterRecord>;
 
@@ -57,7 +59,7 @@ export type JobServiceRecord = v.InferOutput<typeof jobServiceRecord>;
 export const jobSecret = v.object({ name: v.string(), secret_id: v.string() });
 export type JobSecret = v.InferOutput<typeof jobSecret>;
 
-/** A deleted job leaves its last version behind, so that a version never repeats for a job id. */
+/** Deleted jobs have no records but in a Store of an earlier version, whose master kept the last version of each of them. */
 export const jobRecord = v.variant("state", [
   v.object({
     state: v.literal("live"),

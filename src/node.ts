@@ -321,7 +321,7 @@ export class Node implements LocalNode {
   #guardApis(): void {
     const before = this.#apis;
     this.#apis = apisOf(this.#identity.peers).then(async (apis) => {
-      await before;
+      await before.catch(() => {});
       this.#overlay?.setApis(apis);
     });
     this.#apis.catch((error: unknown) => this.#log.warn("an address of a node cannot be read", { error }));
@@ -353,8 +353,11 @@ export class Node implements LocalNode {
       overlay,
       onChange: () => {
         const snapshot = executor.snapshot();
-        if (snapshot) overlay.setLocal(snapshot.allocations);
-        this.#session?.notify();
+        try {
+          if (snapshot) overlay.setLocal(snapshot.allocations);
+        } finally {
+          this.#session?.notify();
+        }
       },
     });
     this.#executor = executor;
@@ -391,7 +394,7 @@ export class Node implements LocalNode {
     });
     const session = this.#session;
     // The hello carries the engine's id, so that a second node on one engine is noticed before it becomes a member.
-    void executor.start().then(() => session.start(this.#masterPeer()));
+    void executor.start().finally(() => session.start(this.#masterPeer()));
   }
 
   async #fetchSecret(secret_id: string): Promise<Uint8Array> {

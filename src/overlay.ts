@@ -20,6 +20,7 @@ import {
   SUBNET_BITS,
 } from "./executor_networks.ts";
 import { describeError, type Log } from "./log.ts";
+import { Faults } from "./log_faults.ts";
 import type { AllocationStatus } from "./model.ts";
 import {
   type DirectoryMessage,
@@ -35,7 +36,7 @@ import { type NameAnswer, type NameQuestion, Names } from "./names.ts";
 import type { OverlayKernel } from "./overlay_kernel.ts";
 import { CommandError } from "./overlay_kernel_command.ts";
 import type { Overlay as KernelOverlay } from "./overlay_plan.ts";
-import { checkedNetwork } from "./overlay_plan_checks.ts";
+import { checkedNetwork, completed } from "./overlay_plan_checks.ts";
 import { type Crossings, crossingsOf } from "./overlay_plan_crossings.ts";
 import { type Guard, isGuarding } from "./overlay_plan_guard.ts";
 import { connectionsWith } from "./overlay_sockets.ts";
@@ -88,6 +89,7 @@ export class Overlay implements ExecutorOverlay {
   /** The same with the addresses that lead there from here. */
   readonly #reached = new Map<string, ServiceEntry>();
   readonly #path: string;
+  readonly #defects: Faults;
   #names: Names | undefined;
   #entries: ReturnType<OverlayOptions["newEntries"]> | undefined;
   #network: NetworkMessage | undefined;
@@ -136,6 +138,7 @@ export class Overlay implements ExecutorOverlay {
 
   constructor(options: OverlayOptions) {
     this.#options = options;
+    this.#defects = new Faults(options);
     this.#path = join(options.dataDir, "network.json");
     this.#load();
   }
@@ -318,8 +321,8 @@ export class Overlay implements ExecutorOverlay {
     const reach = JSON.stringify([cidr, self, peers, this.#state?.mode === "none"]);
     if (reach === this.#reach) return;
     this.#reach = reach;
-    for (const entry of this.#services.values()) this.#put(entry);
-    this.#lead();
+    for (const entry of this.#services.values()) this.#lone(() => this.#put(entry), entry);
+    this.#lone(() => this.#lead());
   }
 
   // ---- The kernel -----------------------------------------------------------------------------------------------------
@@ -358,6 +361,10 @@ export class Overlay implements ExecutorOverlay {
         // oxlint-disable-next-line no-await-in-loop -- the kernel is brought to the newest state, one after the other
         await this.#pass;
       }
+    } catch (error) {
+      // Whatever it is, the next try comes.
+      this.#failures++;
+      this.#defects.tell("an error of Cacophony itself in the cluster's network here", error);
     } finally {
       this.#applying = false;
     }
@@ -502,9 +509,14 @@ export class Overlay implements ExecutorOverlay {
       const named = new Set(services.map(serviceKey));
       for (const entry of this.#services.values()) if (!named.has(serviceKey(entry))) this.#remove(entry);
     }
-    for (const entry of services) this.#put(this.#completed(entry));
-    for (const of of gone) this.#remove(of);
-    this.#lead();
+    for (const entry of services) this.#lone(() => this.#put(this.#completed(entry)), entry);
+    for (const of of gone) this.#lone(() => this.#remove(of), of);
+    this.#lone(() => this.#lead());
+  }
+
+  /** Does what is about one service; an error of Cacophony itself there keeps no other name from leading where it should. */
+  #lone(work: () => void, of?: { job_id: string; service_name: string }): void {
+    this.#defects.attempt("an error of Cacophony itself in names and entries", work, of && { service: serviceKey(of) });
   }
 
   /** Entries and the kernel follow the directory, and what this node sees itself. */
@@ -514,7 +526,7 @@ export class Overlay implements ExecutorOverlay {
       this.#crossings = crossings;
       this.#apply();
     }
-    this.#entries?.update([...this.#reached.values()]);
+    this.#lone(() => this.#entries?.update([...this.#reached.values()]));
     this.#exclude();
   }
 
@@ -605,25 +617,6 @@ export class Overlay implements ExecutorOverlay {
       log.warn("the known addresses could not be written", { path, error });
     }
   }
-}
-
-/** The message with what was known before of nodes that the master has not heard of yet. */
-function completed(message: NetworkMessage, before: NetworkMessage | undefined): NetworkMessage {
-  const { unknown = [], ...rest } = message;
-  if (unknown.length === 0 || !before) return rest;
-  const isSelfUnknown = unknown.includes(message.self.node_id);
-  const blocks = message.peers.filter(({ node_id }) => unknown.includes(node_id)).flatMap(({ subnets }) => subnets);
-  const networks = new Map(rest.networks.map(({ network, subnets }) => [network, new Set(subnets)]));
-  for (const { network, subnets } of before.networks) {
-    const kept = subnets.filter((subnet) => isSelfUnknown || blocks.some((block) => contains(block, subnet)));
-    if (kept.length > 0) networks.set(network, new Set([...(networks.get(network) ?? []), ...kept]));
-  }
-  const keys = new Map(before.peers.map(({ node_id, public_key }) => [node_id, public_key]));
-  const peers = rest.peers.map((peer) => {
-    const key = peer.public_key ?? (unknown.includes(peer.node_id) ? keys.get(peer.node_id) : undefined);
-    return { ...peer, ...(key !== undefined && { public_key: key }) };
-  });
-  return { ...rest, peers, networks: [...networks].map(([network, subnets]) => ({ network, subnets: [...subnets] })) };
 }
 
 /** The node's own address in the cluster's network. */

@@ -455,8 +455,11 @@ function holds(room: Load, { cpus, memory }: Load): number {
   return Number.isFinite(number) ? number : room.cpus;
 }
 
+/** What is counted of a replica. */
+type Counted = Pick<PlacementRequest, "job_id" | "spec" | "own"> & Partial<PlacementRequest>;
+
 /** Counts one more replica into its node. */
-export function occupy({ job_id, spec, own }: PlacementRequest, node: Candidate): void {
+export function occupy({ job_id, spec, own }: Counted, node: Candidate): void {
   const demand = demandOf(spec);
   const reservation = reservationOf(spec);
   for (const [sum, part] of [

@@ -141,6 +141,16 @@ function isLostLeaver(
   return state.allocationsOn(node_id).every((one) => one.ended !== undefined || stoppedAloneAt(one, state) <= now);
 }
 
+/** Changes by which it is remembered which of the node's allocations ended for good, as far as it told and is not remembered yet. */
+export function changesForEnds(state: ClusterState, nodeId: string): Change[] {
+  const statuses = state.views.get(nodeId)?.statuses;
+  return state.allocationsOn(nodeId).flatMap((record): Change[] => {
+    const status = statuses?.get(record.allocation_id);
+    if (record.desired !== "run" || record.ended !== undefined || status?.final !== true) return [];
+    return [{ op: "put", kind: "allocation", record: { ...record, ended: { exit_code: status.exit_code ?? 0 } } }];
+  });
+}
+
 /** Whether nothing of the cluster's is on a node that is to leave, as it has told since it knows that. */
 export function hasLeft(state: ClusterState, { nodeId, term }: { nodeId: string; term: number }): boolean {
   const view = state.views.get(nodeId);

@@ -34,8 +34,10 @@ const STORE_FORMATS: Record<number, Record<string, string>> = {
     secret: "809247279946c49c",
     spec: "7e7ec8bd0d6374af",
   },
+  // `version_floor`: what deleted jobs leave.
+  2: { cluster: "b2226f5b40f823a7" },
   // The leadership got an id; the records stayed.
-  2: {},
+  3: {},
 };
 /** By format: the fingerprint of `node.json`. */
 const IDENTITY_FORMATS: Record<number, string> = {
