@@ -6,7 +6,6 @@
 import type { Clock, Timer } from "./clock.ts";
 import { bySlot, type ClusterState, type ServiceKey, parseServiceKey, serviceKey } from "./cluster_state.ts";
 import { exposedPorts, networkName } from "./container_options.ts";
-import { freeBlock } from "./directory_blocks.ts";
 import type { Faults } from "./log_faults.ts";
 import type { AllocationRecord } from "./model.ts";
 import type { ServiceSpec } from "./model_spec.ts";
@@ -168,7 +167,7 @@ export class Directory {
       places: this.#places(ids),
       peers: ids.flatMap((node) => this.#worked("nodes", () => this.#peer(node), { node }) ?? []),
       unknown: ids.filter((id) => !state.views.get(id)?.overlay && !state.isDown(id)),
-      hasRoom: all.length < state.nodes.size && freeBlock(state, network().cidr) !== undefined,
+      hasRoom: all.length < state.nodes.size && state.blocks.free(network().cidr) !== undefined,
     };
   }
 

@@ -179,11 +179,12 @@ export class Executor {
     });
   }
 
-  /** Begins to probe the Engine; resolves after the first answer, or 2 s. */
+  /** Begins to probe the Engine; resolves after its first answer, or 2 s, and where the node is no member yet, with its id. */
   async start(): Promise<void> {
     const first = Promise.withResolvers<void>();
     this.#loop = this.#connection.run(this.#stopped.signal, first.resolve);
     await Promise.race([first.promise, sleep(this.#clock, FIRST_PROBE_MS, this.#stopped.signal)]);
+    if (!this.#owner) await Promise.race([this.#connection.identified, this.#loop]);
   }
 
   /** From here on the containers of this cluster and node are looked after. Nothing of Docker's is touched before. */

@@ -47,6 +47,7 @@ export class EngineConnection {
   readonly #options: ConnectionOptions;
   #status: EngineStatus = { state: "unready", reason: "Docker has not been asked yet" };
   #engineId: string | undefined;
+  readonly #identified = Promise.withResolvers<void>();
   /** What to follow; undefined while the node belongs to no cluster. */
   #labels: string[] | undefined;
   /** Aborts when the present line is given up. */
@@ -65,6 +66,11 @@ export class EngineConnection {
 
   get status(): EngineStatus {
     return this.#status;
+  }
+
+  /** Resolves once the Engine has told its id, by which the master knows again a node that lost its data directory. */
+  get identified(): Promise<void> {
+    return this.#identified.promise;
   }
 
   /** Where the Engine keeps its data on its machine, as far as it told. */
@@ -146,7 +152,9 @@ export class EngineConnection {
       platform: { os: info.os, arch: info.arch },
       ...(info.genericResources.length > 0 && { generic_resources: info.genericResources }),
       ...(info.hasGpus && { has_gpus: true }),
+      remote: engine.remote,
     });
+    this.#identified.resolve();
   }
 
   /** Stays with the Engine until the line breaks. */
@@ -238,7 +246,9 @@ export class EngineConnection {
 
   #lose(error: unknown): void {
     const reason = cut(error instanceof Error ? error.message : String(error), MAX_ERROR_CHARS);
-    this.#setStatus({ state: "unready", reason, ...(this.#engineId !== undefined && { engine_id: this.#engineId }) });
+    const { remote } = this.#options.engine;
+    const id = this.#engineId !== undefined && { engine_id: this.#engineId };
+    this.#setStatus({ state: "unready", reason, ...id, remote });
   }
 
   #setStatus(status: EngineStatus): void {

@@ -5,20 +5,21 @@
  */
 import type { Clock, Timer } from "./clock.ts";
 import { repeat } from "./clock_loop.ts";
-import { type Signer, signWelcome } from "./cluster_key.ts";
 import { newView, type NodeView } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
 import { ProvenApis } from "./membership_apis.ts";
 import { Callers } from "./membership_callers.ts";
+import { Growth } from "./membership_growth.ts";
 import { guarded } from "./membership_guard.ts";
 import { Newcomers } from "./membership_newcomers.ts";
 import { messageWriter, PeerNews, peersOf } from "./membership_peers.ts";
 import { platformOf } from "./membership_records.ts";
-import { engineInUse, type Refusal, refusalOf } from "./membership_refusals.ts";
+import { engineInUse, type EngineUser } from "./membership_engines.ts";
+import { type Refusal, refusalOf } from "./membership_refusals.ts";
 import { ownNetworks, readNodeMessage, ReportFaults } from "./membership_reports.ts";
 import { type Hold, Silence } from "./membership_silence.ts";
-import { OwnTerm, type TermNews } from "./membership_terms.ts";
+import { OwnTerm, type WelcomeOptions } from "./membership_terms.ts";
 import { SILENT_HEARTBEATS, verdictOf } from "./membership_verdict.ts";
 import type {
   EngineStatus,
@@ -27,17 +28,14 @@ import type {
   MasterMessage,
   NodeMessage,
   NodeRecord,
-  Peer,
   PeerInfo,
   StatusReport,
 } from "./model.ts";
 import { CacophonyError } from "./model.ts";
-import { MAX_BLOCKS, MAX_CONTAINERS } from "./model_bounds.ts";
+import { MAX_CONTAINERS } from "./model_bounds.ts";
 import type { NodeNetwork } from "./model_network.ts";
-import { chosenProtocol } from "./model_protocol.ts";
 import type { Scheduler } from "./scheduler.ts";
 import { lostLeavers } from "./scheduler_nodes.ts";
-import { freeBlock } from "./directory_blocks.ts";
 import type { Caller, Channel } from "./transport.ts";
 
 /** One open connection of a node. */
@@ -50,21 +48,14 @@ const RECENT_HEARTBEATS = 1.25;
 /** A connection that does not say who it is by then is closed. */
 const HELLO_TIMEOUT_MS = 5_000;
 
-export type MembershipOptions = TermNews & {
+export type MembershipOptions = WelcomeOptions & {
   scheduler: Scheduler;
   clock: Clock;
   log: Log;
-  /** This master as nodes reach it. Its own record may not be there yet, or be of a former address. */
-  self: Peer;
-  /** The cluster's key: welcomes are signed with it. */
-  signer: Signer;
   /** A secret text that differs each time. */
   newToken: () => string;
   /** Who is at an address: a node may say that its API is where somebody else's service is. Absent: nobody is asked. */
   askPeer?: (address: string) => Promise<PeerInfo>;
-  /** How often nodes send a heartbeat, and after how long without one a node is down. Milliseconds. */
-  heartbeatIntervalMs: number;
-  nodeTimeoutMs: number;
   /** After how long a dead Docker Engine's containers are replaced elsewhere. Milliseconds; a minute unless said. */
   engineTimeoutMs?: number;
   /** How long nothing is given up when most nodes fall silent together. Milliseconds; a minute unless said. */
@@ -79,6 +70,8 @@ export class Membership {
   readonly #links = new Map<string, NodeLink>();
   /** The process that is behind each link. */
   readonly #instances = new Map<string, string>();
+  /** Hellos that are taken, with the record that each was written down as, until their session is open. */
+  readonly #arriving = new Map<NodeLink, { record: NodeRecord; hello: Hello }>();
   /** Nodes whose last report could not be written down, with the removals that it told of. */
   readonly #unconfirmed = new Map<string, readonly string[]>();
   readonly #silence: Silence;
@@ -91,6 +84,7 @@ export class Membership {
   /** Lost nodes whose leaving is being written down. */
   readonly #removing = new Set<string>();
   readonly #newcomers: Newcomers;
+  readonly #growth: Growth;
   readonly #faults: ReportFaults;
   readonly #apis: ProvenApis;
   #sweepTimer: Timer | undefined;
@@ -114,6 +108,7 @@ export class Membership {
       onForgotten: (nodeId) => this.#forget(nodeId),
       writeFailed: (error) => this.#writeFailed(error),
     });
+    this.#growth = new Growth({ ...options, writeFailed: (error) => this.#writeFailed(error) });
     this.#faults = new ReportFaults(options.log);
     this.#apis = new ProvenApis({
       ...options,
@@ -237,23 +232,27 @@ export class Membership {
   async #connect(hello: Hello, link: NodeLink): Promise<string | undefined> {
     if (this.#refuses(hello, link)) return undefined;
     const claim = { hello, remote: link.remote };
-    const record = await this.#newcomers.record(this.#apis.proven(claim));
-    if (!record) {
-      // Without a refusal: a node takes most of those for final, and this one may come in when it tries again.
-      this.#options.log.warn("too many new nodes at once: this one has to try again", { address: hello.address });
-      link.close();
-      return undefined;
-    }
-    // Asked again: another node on the same engine may have come in while this one's record was being stored.
-    if (this.#refuses(hello, link)) return undefined;
+    // Asked again in its turn: another may be this node by then, or on this engine, and a hello that is refused writes nothing.
+    const admits = (record: NodeRecord) => {
+      if (this.#refuses(hello, link)) return false;
+      this.#arriving.set(link, { record, hello });
+      return true;
+    };
     try {
-      this.#open(record, { hello, link });
-    } catch (error) {
-      this.#disconnect(record.node_id, link);
-      throw error;
+      const record = await this.#newcomers.record(this.#apis.proven(claim), admits);
+      // Without a refusal: a node takes most of those for final, and this one may come in when it tries again.
+      if (!record) return void link.close();
+      try {
+        this.#open(record, { hello, link });
+      } catch (error) {
+        this.#disconnect(record.node_id, link);
+        throw error;
+      }
+      this.#apis.check(record.node_id, claim).catch((error: unknown) => this.#writeFailed(error));
+      return record.node_id;
+    } finally {
+      this.#arriving.delete(link);
     }
-    this.#apis.check(record.node_id, claim).catch((error: unknown) => this.#writeFailed(error));
-    return record.node_id;
   }
 
   /** A message of a connected node. Messages of a link that was replaced are dropped. */
@@ -321,6 +320,8 @@ export class Membership {
 
   /** Whether another process that speaks regularly is this node. A link that went silent may be of a machine that is gone. */
   #isHeldByAnother({ node_id, instance }: Hello): boolean {
+    for (const { record, hello } of this.#arriving.values())
+      if (record.node_id === node_id && hello.instance !== instance) return true;
     const view = this.#state.views.get(node_id);
     const { clock, heartbeatIntervalMs } = this.#options;
     const isHeld = this.#links.has(node_id) && this.#instances.get(node_id) !== instance;
@@ -328,12 +329,21 @@ export class Membership {
   }
 
   /** The connected node that runs on this Docker Engine. */
-  #holderOf(engineId: string): NodeRecord | undefined {
-    return [...this.#state.nodes.values()].find((node) => node.engine_id === engineId && this.#links.has(node.node_id));
+  #holderOf(engineId: string): EngineUser | undefined {
+    for (const { record, hello } of this.#arriving.values())
+      if (record.engine_id === engineId) return { ...record, boot_id: hello.boot_id, engine: hello.engine };
+    for (const node of this.#state.nodes.values())
+      if (node.engine_id === engineId && this.#links.has(node.node_id)) return this.#userOf(node);
+    return undefined;
+  }
+
+  #userOf(node: NodeRecord): EngineUser {
+    const { bootId: boot_id, engine } = this.#state.views.get(node.node_id) ?? { engine: undefined };
+    return { ...node, boot_id, engine };
   }
 
   #open(record: NodeRecord, { hello, link }: { hello: Hello; link: NodeLink }): void {
-    const { scheduler, log, clock, self, signer, heartbeatIntervalMs, nodeTimeoutMs } = this.#options;
+    const { scheduler, log, clock } = this.#options;
     const nodeId = record.node_id;
     const replaced = this.#links.get(nodeId);
     this.#links.set(nodeId, link);
@@ -341,28 +351,15 @@ export class Membership {
     replaced?.close();
     const view = this.#state.views.get(nodeId) ?? newView(this.#options.clock.now());
     this.#state.views.set(nodeId, view);
-    Object.assign(view, { connected: true, isHeard: true, lastSeen: clock.now(), version: hello.version });
+    const { version, boot_id: bootId } = hello;
+    Object.assign(view, { connected: true, isHeard: true, lastSeen: clock.now(), version, bootId });
     this.#silence.forget(nodeId);
     this.#newcomers.begin(nodeId);
     this.#noteEngine(nodeId, { view, engine: hello.engine });
     // Of an earlier session: kept for readers, but nothing is concluded from them until the node has reported in full.
     Object.assign(view, { reported: false, applied: undefined });
     const token = this.#callers.admit(link, { nodeId, hello });
-    const welcome = {
-      type: "welcome" as const,
-      cluster_id: scheduler.cluster.cluster_id,
-      node_id: nodeId,
-      node_name: record.node_name,
-      term: scheduler.term,
-      master: self,
-      peers: peersOf(this.#state),
-      heartbeat_interval_ms: heartbeatIntervalMs,
-      node_timeout_ms: nodeTimeoutMs,
-      ...(token !== undefined && { token }),
-      ...chosenProtocol(hello),
-      ...this.#ownTerm.proof(),
-    };
-    link.send(signWelcome(welcome, { hello, signer }));
+    link.send(this.#ownTerm.welcome(hello, { record, token }));
     scheduler.attach(nodeId, (message) => link.send(message));
     this.#judge(nodeId, view);
     log.info("a node joined the session", { node: nodeId, node_name: record.node_name, address: record.address });
@@ -391,46 +388,35 @@ export class Membership {
     if (engineId === undefined || !record) return;
     const platform = platformOf(heartbeat.engine, record);
     if (record.engine_id === engineId && Bun.deepEquals(platform, platformOf(undefined, record))) return;
-    const holder = this.#holderOf(engineId);
-    if (holder && holder.node_id !== nodeId) {
-      link.send({ type: "refused", ...engineInUse(holder) });
+    const holder = () => {
+      const found = this.#holderOf(engineId);
+      return found?.node_id === nodeId ? undefined : found;
+    };
+    const other = holder();
+    if (other) {
+      link.send({ type: "refused", ...engineInUse(this.#userOf(record), other) });
       link.close();
       return this.#disconnect(nodeId, link);
     }
-    // When this fails, the next heartbeat brings it again.
+    // When this fails, the next heartbeat brings it again; so it does where another node was on this engine first.
     this.#options.scheduler
       .change(() => {
-        const latest = this.#state.nodes.get(nodeId) ?? record;
+        const latest = this.#state.nodes.get(nodeId);
+        if (!latest || holder()) return [];
         return [{ op: "put", kind: "node", record: { ...latest, engine_id: engineId, ...platform } }];
       })
       .catch((error: unknown) => this.#writeFailed(error));
   }
 
   #overlay(nodeId: string, { view, told }: { view: NodeView; told: NodeNetwork | undefined }): void {
-    const { scheduler, log } = this.#options;
+    const { scheduler } = this.#options;
     // A process that has just started does not know yet; what its kernel has is what the last one told.
     if (!told) return;
     const { overlay, faults } = ownNetworks(told, this.#state.nodes.get(nodeId) ?? {});
     this.#faults.tell(nodeId, faults);
     if (!Bun.deepEquals(view.overlay, overlay)) scheduler.directory.touchNetworks();
     view.overlay = overlay;
-    if (!overlay.full) return;
-    const grow = () => {
-      const record = this.#state.nodes.get(nodeId);
-      // A node that has not heard of its latest block yet may have room in that.
-      const isCurrent = record?.subnets?.length === overlay.blocks;
-      const { subnets: own = [] } = record ?? {};
-      const block =
-        isCurrent && own.length < MAX_BLOCKS ? freeBlock(this.#state, scheduler.cluster.network_cidr) : undefined;
-      if (!record || block === undefined) return [];
-      const subnets = [...own, block];
-      log.info("a node gets a further block of addresses", { node: nodeId, subnets });
-      return [{ op: "put", kind: "node", record: { ...record, subnets } } as const];
-    };
-    scheduler.change(grow).then(
-      () => scheduler.directory.touchNetworks(),
-      (error: unknown) => this.#writeFailed(error),
-    );
+    this.#growth.notice(nodeId, overlay);
   }
 
   #status(nodeId: string, { view, report }: { view: NodeView; report: StatusReport }): void {
@@ -586,7 +572,7 @@ export class Membership {
     for (const { node_id: nodeId } of lostLeavers(this.#state, now)) {
       if (this.#removing.has(nodeId)) continue;
       this.#removing.add(nodeId);
-      const removed = this.#options.scheduler.removeNode(nodeId, {});
+      const removed = this.#options.scheduler.removeNode(nodeId, {}, true);
       void removed.catch((error: unknown) => this.#writeFailed(error)).finally(() => this.#removing.delete(nodeId));
     }
   }

@@ -1,18 +1,29 @@
-/** @module What a master shows and is shown of terms: the proof of its own one, for each welcome, and a newer one in a node's hello. */
-import { isProofOf, signTerm, type Signer } from "./cluster_key.ts";
+/**
+ * @module The welcome that a node gets, and who gets none: whether this master still leads. Owns what a master shows and is shown of
+ * terms: the proof of its own one, for each welcome, and a newer one in a node's hello.
+ */
+import { isProofOf, signTerm, type Signer, signWelcome } from "./cluster_key.ts";
+import { peersOf } from "./membership_peers.ts";
 import type { Refusal } from "./membership_refusals.ts";
-import type { Hello, PassingRefusal } from "./model.ts";
+import type { Hello, NodeRecord, PassingRefusal, Peer, Welcome } from "./model.ts";
+import { chosenProtocol } from "./model_protocol.ts";
 import { behindText, isBehind, type TermProof } from "./model_term.ts";
 import type { Scheduler } from "./scheduler.ts";
 
-export type TermNews = {
+export type WelcomeOptions = {
+  /** This master as nodes reach it. Its own record may not be there yet, or be of a former address. */
+  self: Peer;
+  /** The cluster's key: welcomes are signed with it. */
+  signer: Signer;
+  /** How often nodes send a heartbeat, and after how long without one a node is down. Milliseconds. */
+  heartbeatIntervalMs: number;
+  nodeTimeoutMs: number;
   /** A node has proof of a leadership that this one is behind: what is kept of it keeps the next start from leading, too. */
   onNewerTerm?: (proof: TermProof) => void;
 };
 
-export type TermOptions = TermNews & {
+export type TermOptions = WelcomeOptions & {
   scheduler: Pick<Scheduler, "cluster" | "leadership" | "state">;
-  signer: Signer;
   /** Ends all sessions. */
   stop: () => void;
 };
@@ -40,12 +51,32 @@ export class OwnTerm {
     return isLeading;
   }
 
-  /** A welcome's part: proof of this leadership. */
-  proof(): { term_proof?: TermProof } {
+  /** `record`: the node that said hello; `token`: what it shows in internal calls. */
+  welcome(hello: Hello, { record, token }: { record: NodeRecord; token: string | undefined }): Welcome {
+    const { scheduler, self, signer, heartbeatIntervalMs, nodeTimeoutMs } = this.#options;
+    const welcome = {
+      type: "welcome" as const,
+      cluster_id: scheduler.cluster.cluster_id,
+      node_id: record.node_id,
+      node_name: record.node_name,
+      term: scheduler.leadership.begun.term,
+      master: self,
+      peers: peersOf(scheduler.state),
+      heartbeat_interval_ms: heartbeatIntervalMs,
+      node_timeout_ms: nodeTimeoutMs,
+      ...(token !== undefined && { token }),
+      ...chosenProtocol(hello),
+      ...this.#ownProof(),
+    };
+    return signWelcome(welcome, { hello, signer });
+  }
+
+  #ownProof(): { term_proof?: TermProof } {
     const { scheduler, signer } = this.#options;
     const { term, leadership } = scheduler.leadership.begun;
     if (leadership === undefined) return {};
-    this.#proof ??= signTerm({ term, leadership }, { cluster_id: scheduler.cluster.cluster_id, signer });
+    if (this.#proof?.term !== term)
+      this.#proof = signTerm({ term, leadership }, { cluster_id: scheduler.cluster.cluster_id, signer });
     return { term_proof: this.#proof };
   }
 

@@ -349,11 +349,14 @@ export const engineStatus = v.variant("state", [
     generic_resources: v.exactOptional(b.list(genericResource, { max: b.MAX_SEVERAL, what: "generic_resources" })),
     /** Whether it can hand out NVIDIA GPUs, if there are any. */
     has_gpus: v.exactOptional(v.boolean()),
+    /** Whether it is on another machine than the node. Absent: the node is older and does not tell. */
+    remote: v.exactOptional(v.boolean()),
   }),
   v.object({
     state: v.literal("unready"),
     reason: b.text(b.MAX_ERROR_CHARS),
     engine_id: v.exactOptional(b.line(b.MAX_WORD)),
+    remote: v.exactOptional(v.boolean()),
   }),
 ]);
 export type EngineStatus = v.InferOutput<typeof engineStatus>;
@@ -447,6 +450,8 @@ export const hello = v.object({
   api_port: v.exactOptional(port),
   labels: b.nodeLabels,
   engine: engineStatus,
+  /** Which run of which kernel the node is on: clones of a machine differ in it. Absent: not known, or the node is older. */
+  boot_id: v.exactOptional(b.line(b.MAX_WORD)),
   version: b.line(b.MAX_WORD),
   /** Proof of the newest term that the node has seen. Absent: it knows none, or is older. */
   last_term: v.exactOptional(termProof),

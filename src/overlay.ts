@@ -17,7 +17,6 @@ import {
   type LocalAddresses,
   type LocalGuard,
   type LocalNetwork,
-  SUBNET_BITS,
 } from "./executor_networks.ts";
 import { describeError, type Log } from "./log.ts";
 import { Faults } from "./log_faults.ts";
@@ -39,9 +38,10 @@ import type { Overlay as KernelOverlay } from "./overlay_plan.ts";
 import { checkedNetwork, completed } from "./overlay_plan_checks.ts";
 import { type Crossings, crossingsOf } from "./overlay_plan_crossings.ts";
 import { type Guard, isGuarding } from "./overlay_plan_guard.ts";
+import { poolsOf, SubnetRoom } from "./overlay_room.ts";
 import { connectionsWith } from "./overlay_sockets.ts";
 import { wireguardKeys } from "./overlay_wireguard.ts";
-import { contains, firstAddress, withoutFirst } from "./subnet.ts";
+import { contains, firstAddress } from "./subnet.ts";
 
 export type OverlayOptions = {
   kernel: Pick<OverlayKernel, "supported" | "apply" | "guard" | "remove">;
@@ -124,7 +124,7 @@ export class Overlay implements ExecutorOverlay {
   /** What `#reachable` depends on, as it was last. */
   #reach = "";
   #mtu: number | undefined;
-  #fullAt = 0;
+  readonly #room = new SubnetRoom();
   #applying = false;
   #again = false;
   /** How often bridges or other nodes have changed, and after which of these changes the kernel was last set up in full. */
@@ -173,7 +173,6 @@ export class Overlay implements ExecutorOverlay {
 
   receive(message: NetworkMessage | DirectoryMessage): void {
     if (message.type === "network") {
-      if (message.self.subnets.length > (this.#network?.self.subnets.length ?? 0)) this.#fullAt = 0;
       this.#settle(completed(this.#checked(message), this.#network));
       this.#told++;
       this.#apply();
@@ -187,10 +186,8 @@ export class Overlay implements ExecutorOverlay {
     await this.#known.promise;
     const network = this.#network;
     if (!network) throw new Error("the network is known by now");
-    const [first = "", ...others] = network.self.subnets;
     const dns = ownAddress(network);
-    // The node's own address lies in the first subnet of its first block.
-    const pools = [...withoutFirst(first, SUBNET_BITS), ...others];
+    const pools = poolsOf(network.self.subnets);
     // Its own blocks first: those networks will do when the node takes part one day.
     if (this.#state?.mode === "none") return { pools: [...pools, network.cidr] };
     return { pools, ...(dns !== undefined && { dns }), ...(this.#mtu !== undefined && { mtu: this.#mtu }) };
@@ -204,6 +201,10 @@ export class Overlay implements ExecutorOverlay {
     this.#told++;
     this.#apply();
     this.#options.onChange();
+  }
+
+  setTaken(subnets: readonly string[]): void {
+    if (this.#room.setTaken(subnets)) this.#options.onChange();
   }
 
   setGuard(guarded: LocalGuard): void {
@@ -234,7 +235,7 @@ export class Overlay implements ExecutorOverlay {
   }
 
   noticeFull(): void {
-    this.#fullAt = this.#network?.self.subnets.length ?? 0;
+    this.#room.noticeFull(this.#network?.self.subnets.length ?? 0);
     this.#options.onChange();
   }
 
@@ -280,13 +281,14 @@ export class Overlay implements ExecutorOverlay {
     const faults = this.entries().flatMap(({ port, protocol, reason: why }) =>
       why === undefined ? [] : [{ port, protocol, reason: why }],
     );
-    const blocks = network.self.subnets.length;
+    const { blocks, full, free } = this.#room.report(network.self.subnets);
     return {
       mode,
       ...(reason !== undefined && { reason }),
       networks: mode === "none" ? [] : this.#shared().map(({ network: name, subnet }) => ({ network: name, subnet })),
       blocks,
-      full: mode !== "none" && this.#fullAt === blocks,
+      full: mode !== "none" && full,
+      ...(mode !== "none" && free !== undefined && { free }),
       ...(publicKey !== undefined && { public_key: publicKey }),
       ...(faults.length > 0 && { entry_faults: faults }),
     };

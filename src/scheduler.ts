@@ -101,7 +101,6 @@ export class Scheduler {
     this.#options = options;
     this.leadership = new Leadership(options);
     this.leadership.onEnd(() => this.#halt());
-    const network = () => ({ mode: this.cluster.network_mode, cidr: this.cluster.network_cidr });
     this.faults = new Faults(options);
     this.#goals = new Goals(this.state);
     this.#planner = new Planner({ ...options, state: this.state, goals: this.#goals });
@@ -113,6 +112,7 @@ export class Scheduler {
       wake: (keys) => this.wake(keys),
       wakeForNode: (nodeId) => this.wakeForNode(nodeId),
     });
+    const network = () => ({ mode: this.cluster.network_mode, cidr: this.cluster.network_cidr });
     this.directory = new Directory({ ...options, state: this.state, faults: this.faults, network });
     this.secrets = new Secrets({ ...options, state: this.state });
     this.#registries = new Registries({ ...options, state: this.state });
@@ -300,9 +300,10 @@ export class Scheduler {
   }
 
   /** Has a node leave the cluster: at once where it is down, else when it is empty. Resolves to whether it is gone. */
-  async removeNode(nodeId: string, wish: NodeWish): Promise<{ node: NodeRecord; isGone: boolean }> {
+  async removeNode(nodeId: string, wish: NodeWish, ifLost = false): Promise<{ node: NodeRecord; isGone: boolean }> {
     return this.#exclusive(async () => {
-      const { node, changes, isGone } = changesForLeave(this.state, { nodeId, wish, now: this.#options.clock.now() });
+      const now = this.#options.clock.now();
+      const { node, changes, isGone } = changesForLeave(this.state, { nodeId, wish, now, ifLost });
       if (isGone) await this.#depart(node, changes);
       else {
         await this.#commit(changes);

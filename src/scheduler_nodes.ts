@@ -63,14 +63,16 @@ export function changesForNode(
 }
 
 /**
- * Changes that have a node leave: one that is lost does so at once, another is emptied before.
+ * Changes that have a node leave: one that is lost does so at once, another is emptied before. `ifLost`: only if it is to leave and is
+ * lost; else there are none, for it may be back by now, or an operator wants it again.
  * @throws CacophonyError `conflict` for the master.
  */
 export function changesForLeave(
   state: ClusterState,
-  { nodeId, wish, now }: { nodeId: string; wish: NodeWish; now: number },
+  { nodeId, wish, now, ifLost = false }: { nodeId: string; wish: NodeWish; now: number; ifLost?: boolean },
 ): { node: NodeRecord; changes: Change[]; isGone: boolean } {
   const found = findNode(state, nodeId);
+  if (ifLost && !isLostLeaver(state, { node: found, now })) return { node: found, changes: [], isGone: false };
   if (found.role === "master") {
     throw new CacophonyError(
       "conflict",

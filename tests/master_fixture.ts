@@ -132,6 +132,8 @@ export class Peer {
   /** The services that it knows. */
   readonly services = new Map<string, ServiceEntry>();
   overlay: NodeNetwork | undefined = { mode: "vxlan", networks: [], blocks: 1, full: false };
+  /** Names of its Docker networks; undefined: it does not tell. */
+  networks: string[] | undefined;
   underlay: string | undefined;
   address: string;
   /** Why its Docker Engine does not answer; undefined: it does. */
@@ -214,6 +216,7 @@ export class Peer {
       engine: this.#engine,
       resources: idleMachine(),
       foreign: [],
+      ...(this.networks && { networks: this.networks }),
       ...overlay,
     });
     await this.#master.clock.advance(20);

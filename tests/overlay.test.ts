@@ -240,6 +240,17 @@ describe("a node in the cluster's network", () => {
     expect(machine.applied.length).toBeGreaterThan(before);
   });
 
+  test("tells how many further networks its blocks have room for (point 9)", async () => {
+    const machine = await connected();
+    expect(machine.overlay.report()).not.toHaveProperty("free");
+    machine.overlay.setTaken([BRIDGE.subnet, "172.17.0.0/16"]);
+    expect(machine.overlay.report()).toMatchObject({ full: false, free: 2 });
+    machine.overlay.noticeFull();
+    expect(machine.overlay.report()).toMatchObject({ full: true, free: 0 });
+    machine.overlay.setTaken(["172.17.0.0/16"]);
+    expect(machine.overlay.report()).toMatchObject({ full: false, free: 3 });
+  });
+
   test("puts back what somebody took away within 5 s", async () => {
     const machine = await connected();
     const before = machine.applied.length;

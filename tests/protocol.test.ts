@@ -20,7 +20,7 @@ function hello(more: Partial<Hello> = {}): Hello {
     node_name: "n",
     address: "10.0.0.2:9000",
     labels: [],
-    engine: { state: "unready", reason: "" },
+    engine: { state: "unready", reason: "", engine_id: "e" },
     version: "0",
     ...more,
   };
