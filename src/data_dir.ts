@@ -25,6 +25,7 @@ import * as v from "valibot";
 import { peer, StartError } from "./model.ts";
 import { lenient, list, MAX_NODES } from "./model_bounds.ts";
 import { networkMode } from "./model_network.ts";
+import { type TermProof, termProof } from "./model_term.ts";
 
 /** What a node was last started with; an option that is not given again stays as it was. */
 export const settings = v.object({
@@ -60,7 +61,7 @@ export type Settings = v.InferOutput<typeof settings>;
  * Number of the format of `node.json`. It is raised whenever the shapes below or `settings` get a field: an earlier binary drops
  * what it does not know when it writes the file, so it has to refuse one of a later format. Earlier formats go on being read.
  */
-export const IDENTITY_FORMAT = 1;
+export const IDENTITY_FORMAT = 2;
 
 const identity = v.object({
   /** Of the format; what is read is written again in this binary's one. */
@@ -85,6 +86,8 @@ const identity = v.object({
   has_state: v.boolean(),
   /** Newest term of a master that proved to be this cluster's, or that took this node in when it joined. */
   seen_term: v.number(),
+  /** Proof of a term, shown to who says that he is the master. Absent: all masters so far were of earlier versions. */
+  last_term: v.exactOptional(lenient(termProof, "last_term")),
   // Learnt again at the next welcome: what an earlier version took for an address is no reason not to start.
   master: v.exactOptional(lenient(peer, "master")),
   peers: list(peer, { max: MAX_NODES, what: "peers" }),
@@ -93,6 +96,16 @@ const identity = v.object({
 export type Identity = v.InferOutput<typeof identity>;
 /** The shape of `node.json`, which a test holds against its number. */
 export const identityShape = identity;
+
+/** The newest leadership that a node has seen; which one that is where it has proof. */
+export function newestSeen({ seen_term: seenTerm, last_term: proof }: Pick<Identity, "seen_term" | "last_term">) {
+  return { seenTerm, seenLeadership: proof?.term === seenTerm ? proof.leadership : undefined };
+}
+
+/** What of an identity changes when a node is shown proof of a term. */
+export function newerSeen({ seen_term }: Pick<Identity, "seen_term">, proof: TermProof): Partial<Identity> {
+  return proof.term < seen_term ? {} : { seen_term: proof.term, last_term: proof };
+}
 
 /** A node before its first start: it knows only what it was told. */
 export function newIdentity({ role, node_id }: Pick<Identity, "role" | "node_id">): Identity {

@@ -5,7 +5,6 @@
  */
 import type { Clock, Timer } from "./clock.ts";
 import { repeat } from "./clock_loop.ts";
-import { type Signer, signWelcome } from "./cluster_key.ts";
 import { newView, type NodeView } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
@@ -22,21 +21,12 @@ import { engineInUse, type EngineUser } from "./membership_engines.ts";
 import { type Refusal, refusalOf } from "./membership_refusals.ts";
 import { ownNetworks, readNodeMessage, ReportFaults } from "./membership_reports.ts";
 import { type Hold, Silence, tellHold } from "./membership_silence.ts";
+import { OwnTerm, type WelcomeOptions } from "./membership_terms.ts";
 import { NOTICE_HEARTBEATS, SILENT_HEARTBEATS, verdictOf } from "./membership_verdict.ts";
-import type {
-  Heartbeat,
-  Hello,
-  MasterMessage,
-  NodeMessage,
-  NodeRecord,
-  Peer,
-  PeerInfo,
-  StatusReport,
-} from "./model.ts";
+import type { Heartbeat, Hello, MasterMessage, NodeMessage, NodeRecord, PeerInfo, StatusReport } from "./model.ts";
 import { CacophonyError } from "./model.ts";
 import { MAX_CONTAINERS } from "./model_bounds.ts";
 import type { NodeNetwork } from "./model_network.ts";
-import { chosenProtocol } from "./model_protocol.ts";
 import type { Scheduler } from "./scheduler.ts";
 import { lostLeavers } from "./scheduler_nodes.ts";
 import type { Caller, Channel } from "./transport.ts";
@@ -51,21 +41,14 @@ const RECENT_HEARTBEATS = 1.25;
 /** A connection that does not say who it is by then is closed. */
 const HELLO_TIMEOUT_MS = 5_000;
 
-export type MembershipOptions = {
+export type MembershipOptions = WelcomeOptions & {
   scheduler: Scheduler;
   clock: Clock;
   log: Log;
-  /** This master as nodes reach it. Its own record may not be there yet, or be of a former address. */
-  self: Peer;
-  /** The cluster's key: welcomes are signed with it. */
-  signer: Signer;
   /** A secret text that differs each time. */
   newToken: () => string;
   /** Who is at an address: a node may say that its API is where somebody else's service is. Absent: nobody is asked. */
   askPeer?: (address: string) => Promise<PeerInfo>;
-  /** How often nodes send a heartbeat, and after how long without one a node is down. Milliseconds. */
-  heartbeatIntervalMs: number;
-  nodeTimeoutMs: number;
   /** After how long a dead Docker Engine's containers are replaced elsewhere. Milliseconds; a minute unless said. */
   engineTimeoutMs?: number;
   /** How long nothing is given up when most nodes fall silent together. Milliseconds; a minute unless said. */
@@ -87,8 +70,9 @@ export class Membership {
   readonly #pauses: Pauses;
   readonly #callers: Callers;
   readonly #deadEngines: DeadEngines;
+  readonly #ownTerm: OwnTerm;
   readonly #peerNews: PeerNews;
-  readonly #write = messageWriter();
+  readonly #write: (message: MasterMessage) => string;
   /** Lost nodes whose leaving is being written down. */
   readonly #removing = new Set<string>();
   readonly #newcomers: Newcomers;
@@ -103,6 +87,7 @@ export class Membership {
 
   constructor(options: MembershipOptions) {
     this.#options = options;
+    this.#write = messageWriter(() => options.scheduler.term);
     this.#newcomers = new Newcomers({
       ...options,
       selfId: options.self.node_id,
@@ -123,6 +108,7 @@ export class Membership {
     });
     this.#callers = new Callers(options);
     this.#deadEngines = new DeadEngines({ ...options, writeFailed: (error) => this.#writeFailed(error) });
+    this.#ownTerm = new OwnTerm({ ...options, stop: () => this.stop() });
     const { nodeTimeoutMs, heartbeatIntervalMs, massFailureHoldMs: holdMs = DEFAULT_MASS_FAILURE_HOLD_MS } = options;
     this.#state.noticeMs = NOTICE_HEARTBEATS * heartbeatIntervalMs;
     this.#peerNews = new PeerNews({
@@ -152,6 +138,7 @@ export class Membership {
   /** Begins to listen for every node that the state knows: each gets the whole timeout before it counts as down. */
   start(): void {
     for (const nodeId of this.#state.nodes.keys()) this.#state.views.set(nodeId, newView(this.#options.clock.now()));
+    if (!this.#ownTerm.begin()) return;
     this.#peerNews.start();
     // Nodes were welcomed in an earlier term: they come again, and hear of the one that has begun.
     this.#options.scheduler.writes.onBegun(() => this.#links.forEach((link) => link.close()));
@@ -307,7 +294,8 @@ export class Membership {
   #refuses(hello: Hello, link: NodeLink): boolean {
     const refused = this.#refusalOf(hello);
     if (!refused) return false;
-    this.#options.log.warn("refused a node", {
+    // Nodes come again and again, and a master that does not lead has said so.
+    this.#options.log[refused.code === "not_leading" ? "debug" : "warn"]("refused a node", {
       name: hello.node_name,
       address: hello.address,
       reason: refused.message,
@@ -321,7 +309,8 @@ export class Membership {
     const { engine_id } = hello.engine;
     const holder = engine_id === undefined ? undefined : this.#holderOf(engine_id);
     const clusterId = this.#options.scheduler.cluster.cluster_id;
-    return refusalOf(hello, { clusterId, state: this.#state, isHeld: this.#isHeldByAnother(hello), holder });
+    const facts = { clusterId, state: this.#state, isHeld: this.#isHeldByAnother(hello), holder };
+    return this.#ownTerm.refusalOf(hello) ?? refusalOf(hello, facts);
   }
 
   /** Whether another process that speaks regularly is this node. A link that went silent may be of a machine that is gone. */
@@ -349,7 +338,7 @@ export class Membership {
   }
 
   #open(record: NodeRecord, { hello, link }: { hello: Hello; link: NodeLink }): void {
-    const { scheduler, log, clock, self, signer, heartbeatIntervalMs, nodeTimeoutMs } = this.#options;
+    const { scheduler, log, clock } = this.#options;
     const nodeId = record.node_id;
     const replaced = this.#links.get(nodeId);
     this.#links.set(nodeId, link);
@@ -365,20 +354,7 @@ export class Membership {
     // Of an earlier session: kept for readers, but nothing is concluded from them until the node has reported in full.
     Object.assign(view, { reported: false, applied: undefined });
     const token = this.#callers.admit(link, { nodeId, hello });
-    const welcome = {
-      type: "welcome" as const,
-      cluster_id: scheduler.cluster.cluster_id,
-      node_id: nodeId,
-      node_name: record.node_name,
-      term: scheduler.term,
-      master: self,
-      peers: peersOf(this.#state),
-      heartbeat_interval_ms: heartbeatIntervalMs,
-      node_timeout_ms: nodeTimeoutMs,
-      ...(token !== undefined && { token }),
-      ...chosenProtocol(hello),
-    };
-    link.send(signWelcome(welcome, { hello, signer }));
+    link.send(this.#ownTerm.welcome(hello, { record, token }));
     scheduler.attach(nodeId, (message) => link.send(message));
     this.#judge(nodeId, view);
     log.info("a node joined the session", { node: nodeId, node_name: record.node_name, address: record.address });

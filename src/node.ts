@@ -13,7 +13,7 @@ import type { HostNames } from "./api_hosts.ts";
 import { systemClock } from "./clock.ts";
 import { ClusterKey } from "./cluster_key.ts";
 import type { Identity } from "./data_dir.ts";
-import { DataDir, newIdentity } from "./data_dir.ts";
+import { DataDir, newerSeen, newestSeen, newIdentity } from "./data_dir.ts";
 import { type Engine, openEngine } from "./docker.ts";
 import { nodeLogins } from "./docker_login.ts";
 import { DnsServer } from "./dns_server.ts";
@@ -165,9 +165,12 @@ export class Node implements LocalNode {
     const waiting = this.#waitsForEngine();
     if (waiting !== undefined) faults.push(waiting);
     else if (engine?.state === "unready") faults.push(engine.reason);
-    const fault = this.#scheduler?.writes.fault;
-    if (fault !== undefined) faults.push(`the cluster state cannot be changed: ${fault}`);
-    if (!this.#session?.lost) faults.push("no session with the master");
+    const notLeading = this.#scheduler?.leadership.fault;
+    if (notLeading !== undefined) faults.push(`this master does not lead: ${notLeading}`);
+    const unwritten = this.#scheduler?.writes.fault;
+    if (unwritten !== undefined) faults.push(`the cluster state cannot be changed: ${unwritten}`);
+    const { lost, fault } = this.#session ?? {};
+    if (!lost) faults.push(`no session with the master${fault === undefined ? "" : `: ${fault}`}`);
     return faults;
   }
 
@@ -239,7 +242,7 @@ export class Node implements LocalNode {
       // A node that was one before starts by what it knows, also on a full disk; a new one must not be forgotten.
       if (this.#data.identity) this.#update({});
       else this.#data.begin(this.#identity);
-      if (this.#identity.role === "master") await this.#startMaster();
+      if (this.#identity.role === "master") await this.#startMaster(options);
       this.#underlay = await underlayOf(this.#advertise);
       this.#startSession(begun);
     } catch (error) {
@@ -254,8 +257,8 @@ export class Node implements LocalNode {
     });
   }
 
-  async #startMaster(): Promise<void> {
-    const { cluster_id, node_id, has_state, seen_term, settings } = this.#identity;
+  async #startMaster({ restored = false }: StartOptions): Promise<void> {
+    const { cluster_id, node_id, has_state, settings } = this.#identity;
     if (cluster_id === undefined) throw new Error("a master has an identity before it starts");
     const { statePath } = this.#data;
     if (has_state && !existsSync(statePath)) {
@@ -280,7 +283,6 @@ export class Node implements LocalNode {
       random: Math.random,
       ...(settings.rebalance && { rebalance: settings.rebalance }),
       ...(settings.strategy && { strategy: settings.strategy }),
-      onFenced: () => this.#fail(new StartError("another master has taken over this cluster's state; this one ends")),
     });
     const fresh = {
       cluster_id,
@@ -291,7 +293,7 @@ export class Node implements LocalNode {
     const { clusterKeyPath } = this.#data;
     const key = new ClusterKey(clusterKeyPath);
     const isNew = !existsSync(clusterKeyPath);
-    await scheduler.start(fresh, { seen: seen_term, written: has_state, key });
+    await scheduler.start(fresh, { ...newestSeen(this.#identity), written: has_state, restored, key });
     if (isNew)
       this.#log.info("this master has made the cluster's key, which its nodes will know it by: keep a backup of it", {
         file: clusterKeyPath,
@@ -304,6 +306,7 @@ export class Node implements LocalNode {
       self: { node_id, address: this.#advertise },
       signer: key,
       newToken: randomText,
+      onNewerTerm: (proof) => this.#update(newerSeen(this.#identity, proof)),
       askPeer: (address) => networkTransport.askPeer(address),
       heartbeatIntervalMs,
       nodeTimeoutMs,
@@ -406,7 +409,7 @@ export class Node implements LocalNode {
       random: Math.random,
       log: this.#log,
       hello: () => this.#hello(executor),
-      trust: () => ({ clusterKey: this.#identity.cluster_key, seenTerm: this.#identity.seen_term }),
+      trust: () => ({ clusterKey: this.#identity.cluster_key, ...newestSeen(this.#identity) }),
       addresses: () => this.#knownAddresses(),
       onWelcome: (welcome) => this.#welcomed(welcome, executor),
       onPeers: (peers) => this.#update({ peers }),
@@ -511,7 +514,7 @@ export class Node implements LocalNode {
   }
 
   #hello(executor: Executor): Hello {
-    const { cluster_id, node_id, settings } = this.#identity;
+    const { cluster_id, node_id, settings, last_term } = this.#identity;
     return {
       type: "hello",
       protocol: PROTOCOL_VERSION,
@@ -529,16 +532,19 @@ export class Node implements LocalNode {
       engine: executor.engineStatus(),
       ...bootId(),
       version: this.version,
+      ...(last_term && { last_term }),
     };
   }
 
-  #welcomed({ cluster_id, node_id, cluster_key, term, master, peers }: Welcome, executor: Executor): void {
+  #welcomed(welcome: Welcome, executor: Executor): void {
+    const { cluster_id, node_id, cluster_key, term, master, peers, term_proof: last_term } = welcome;
     // A master of an earlier version proves nothing: only on a first join, where everything is believed, its term is kept.
     const isProved = cluster_key !== undefined || this.#identity.cluster_id === undefined;
     const seen_term = isProved ? Math.max(term, this.#identity.seen_term) : this.#identity.seen_term;
     if (cluster_key !== undefined && this.#identity.cluster_key === undefined)
       this.#log.info("this node keeps the cluster's key, and follows nobody without it", { cluster_key });
-    this.#update({ cluster_id, node_id, ...(cluster_key !== undefined && { cluster_key }), seen_term, master, peers });
+    const proven = { ...(cluster_key !== undefined && { cluster_key }), ...(last_term && { last_term }) };
+    this.#update({ cluster_id, node_id, ...proven, seen_term, master, peers });
     executor.adopt({ clusterId: cluster_id, nodeId: node_id });
     executor.noticeMaster();
   }

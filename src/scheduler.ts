@@ -8,7 +8,6 @@ import { Alarms, type Clock, type Timer } from "./clock.ts";
 import { repeat } from "./clock_loop.ts";
 import type { ServiceKey } from "./cluster_state.ts";
 import { ClusterState, serviceKey } from "./cluster_state.ts";
-import type { ClusterKey } from "./cluster_key.ts";
 import type { Preconditions, PutOutcome, WantedJob } from "./job_changes.ts";
 import { changesForDelete, changesForPut, changesForScale, changesForTombstones } from "./job_changes.ts";
 import { checkPreconditions } from "./job_changes.ts";
@@ -24,10 +23,11 @@ import type { Blocked, Plan, PlanContext } from "./reconcile_goal.ts";
 import type { Strategy } from "./placement.ts";
 import type { Rebalance } from "./reconcile_rebalance.ts";
 import { assignmentsFor } from "./scheduler_assignments.ts";
-import { openCluster, STATE_KINDS } from "./scheduler_cluster.ts";
+import { openCluster, type StartFacts, STATE_KINDS } from "./scheduler_cluster.ts";
 import { Drains } from "./scheduler_drains.ts";
 import { planBeforehand, type ServicePlan } from "./scheduler_dry_run.ts";
 import { Goals } from "./scheduler_goals.ts";
+import { Leadership } from "./scheduler_leadership.ts";
 import { Moves } from "./scheduler_moves.ts";
 import { changesForEnds, changesForLeave, changesForNode, departure } from "./scheduler_nodes.ts";
 import { findDeparture, hasLeft } from "./scheduler_nodes.ts";
@@ -60,8 +60,8 @@ export type SchedulerOptions = {
   strategy?: Strategy;
   /** `auto`: replicas are moved without being asked when nodes came or went; `off` unless said. */
   rebalance?: "off" | "auto";
-  /** Called when this master was replaced by one with a newer term: the process must stop deciding at once. */
-  onFenced: () => void;
+  /** Called when another leadership is found to be newer (`Leadership`): this process decides nothing any more. */
+  onFenced?: () => void;
 };
 
 export class Scheduler {
@@ -71,6 +71,8 @@ export class Scheduler {
   readonly secrets: Secrets;
   /** How changes reach the Store. */
   readonly writes: Writes;
+  /** Whether this process leads its cluster. */
+  readonly leadership: Leadership;
   readonly #registries: Registries;
   readonly #options: SchedulerOptions;
   readonly #dirty = new Set<ServiceKey>();
@@ -91,7 +93,6 @@ export class Scheduler {
   /** When services are looked at again though nothing happened. */
   readonly #alarms = new Alarms<ServiceKey>();
   #queue: Promise<unknown> = Promise.resolve();
-  #term = 0;
   #revision = 0;
   #passTimer: Timer | undefined;
   #passedAt = -Infinity;
@@ -100,6 +101,8 @@ export class Scheduler {
 
   constructor(options: SchedulerOptions) {
     this.#options = options;
+    this.leadership = new Leadership(options);
+    this.leadership.onEnd(() => this.#halt());
     this.faults = new Faults(options);
     this.writes = new Writes({ ...options, state: this.state });
     this.#goals = new Goals(this.state);
@@ -119,7 +122,7 @@ export class Scheduler {
   }
 
   get term(): number {
-    return this.#term;
+    return this.leadership.begun.term;
   }
 
   get cluster(): ClusterRecord {
@@ -128,27 +131,24 @@ export class Scheduler {
   }
 
   /**
-   * Begins a new term and loads the state. `fresh` is the cluster record of a store that is still empty; `seen` the newest term
-   * that this node knows of, 0 if its state was never written; `key` the cluster's, which goes with its record.
+   * Begins a new term, where nothing is newer, and loads the state. `fresh` is the cluster record of a store that is still empty.
    * @throws StartError when the state is of another cluster, empty though it was written before, or without its key.
    */
-  async start(
-    fresh: ClusterRecord,
-    { seen = 0, written = false, key }: { seen?: number; written?: boolean; key?: ClusterKey } = {},
-  ): Promise<void> {
-    const { store, clock } = this.#options;
+  async start(fresh: ClusterRecord, facts: StartFacts = {}): Promise<void> {
+    const { store, clock, newId } = this.#options;
     const stored = boundedTimes(await store.load(), clock.now());
     this.state.since = clock.now();
     const known = stored.cluster[0];
-    const record = openCluster(known, { fresh, written, key });
+    const record = openCluster(known, { fresh, ...facts });
     for (const kind of STATE_KINDS)
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
     this.state.apply([{ op: "put", kind: "cluster", record }]);
-    const begin = async () => void (this.#term = await store.beginTerm(seen));
+    const begin = () => this.leadership.begin(store, { ...facts, leadership: newId() });
     if (await this.writes.begin(begin, () => this.#lead(known))) await this.#lead(known);
-    else if (known) this.#term = (await store.lastTerm?.()) ?? 0;
+    else if (known) this.leadership.wait((await store.lastTerm?.()) ?? 0);
     else throw new StartError(`a new cluster's state cannot be written: ${this.writes.fault}`);
     store.background?.();
+    if (this.leadership.fault !== undefined) return;
     this.#fullPassTimer = repeat(clock, {
       firstMs: 0,
       retryMs: FULL_PASS_MS,
@@ -161,14 +161,15 @@ export class Scheduler {
   async #lead(known: ClusterRecord | undefined): Promise<void> {
     const { store, log } = this.#options;
     const record = this.cluster;
+    if (this.leadership.fault !== undefined) return;
     try {
-      if (!Bun.deepEquals(record, known)) await store.commit(this.#term, [{ op: "put", kind: "cluster", record }]);
+      if (!Bun.deepEquals(record, known)) await store.commit(this.term, [{ op: "put", kind: "cluster", record }]);
     } catch (error) {
       if (!known) throw error;
       log.error("what is new of the cluster itself could not be stored; the next start tries it again", { error });
     }
     const { cluster_id: cluster } = record;
-    log.info("this node is the master", { cluster, term: this.#term, jobs: this.state.liveJobs().length });
+    log.info("this node is the master", { cluster, term: this.term, jobs: this.state.liveJobs().length });
     await this.#upgrade();
     const fault = this.faults.attempt("an error of Cacophony itself in a look at secrets", () => this.secrets.fault());
     if (fault !== undefined) log.error("the jobs' secrets cannot be opened; what runs goes on", { reason: fault });
@@ -190,7 +191,8 @@ export class Scheduler {
     }
   }
 
-  async stop(): Promise<void> {
+  /** Nothing is decided any more, and nobody is told anything. */
+  #halt(): void {
     this.#stopped = true;
     this.writes.stop();
     this.#passTimer?.cancel();
@@ -198,6 +200,11 @@ export class Scheduler {
     this.#alarms.stop();
     this.#drains.stop();
     this.directory.stop();
+    for (const nodeId of this.#senders.keys()) this.detach(nodeId);
+  }
+
+  async stop(): Promise<void> {
+    this.#halt();
     await this.#queue.catch(() => {});
     await this.#options.store.close();
   }
@@ -337,10 +344,10 @@ export class Scheduler {
 
   /** Ends the membership of a node that is to leave, and has; resolves to whether it did. */
   async finishLeaving(nodeId: string): Promise<boolean> {
-    if (!hasLeft(this.state, { nodeId, term: this.#term })) return false;
+    if (!hasLeft(this.state, { nodeId, term: this.term })) return false;
     return this.#exclusive(async () => {
       const node = this.state.nodes.get(nodeId);
-      if (!node || !hasLeft(this.state, { nodeId, term: this.#term })) return false;
+      if (!node || !hasLeft(this.state, { nodeId, term: this.term })) return false;
       await this.#depart(node, departure(this.state, { node, now: this.#options.clock.now() }));
       return true;
     });
@@ -468,7 +475,7 @@ export class Scheduler {
    */
   async confirmStopped(nodeId: string): Promise<void> {
     const view = this.state.views.get(nodeId);
-    if (!view?.applied || !view.reported || view.applied.term !== this.#term) return;
+    if (!view?.applied || !view.reported || view.applied.term !== this.term) return;
     const applied = view.applied.revision;
     const gone = this.state.allocationsOn(nodeId).filter(({ allocation_id, desired }) => {
       const toldAt = this.#stopToldAt.get(allocation_id);
@@ -498,7 +505,7 @@ export class Scheduler {
     for (const { allocation_id, desired } of all) {
       if (desired === "stop" && !this.#stopToldAt.has(allocation_id)) this.#stopToldAt.set(allocation_id, revision);
     }
-    const order = { term: this.#term, revision };
+    const order = { term: this.term, revision };
     send(assignmentsFor(nodeId, { state: this.state, registries: this.#registries, allocations, order }));
   }
 
@@ -592,7 +599,7 @@ export class Scheduler {
 
   /** One change of state at a time: what a change is computed from is what it is applied to. */
   #exclusive<T>(work: () => Promise<T>): Promise<T> {
-    const result = this.#queue.then(work);
+    const result = this.#queue.then(() => this.leadership.check()).then(work);
     this.#queue = result.catch(() => {});
     return result;
   }
@@ -600,7 +607,7 @@ export class Scheduler {
   async #commit(changes: readonly Change[]): Promise<void> {
     if (changes.length === 0 && !this.writes.isUnsure) return;
     try {
-      await this.writes.commit(this.#term, changes, { fenced: () => this.#options.onFenced() });
+      await this.writes.commit(this.term, changes, { fenced: (error) => this.leadership.fence(error) });
     } finally {
       if (this.writes.isUnsure) this.#schedulePass(STORE_RETRY_MS);
     }

@@ -11,6 +11,7 @@ import * as v from "valibot";
 import { makePrivate } from "./data_dir.ts";
 import type { Change, RecordKind, RecordOf, StoredState } from "./model.ts";
 import { keyOf, RECORD_KINDS, StartError } from "./model.ts";
+import { type Begun, isBehind, RESTORE_STEP } from "./model_term.ts";
 
 export type StoreErrorCode = "fenced" | "failed" | "unknown";
 
@@ -20,20 +21,32 @@ export class StoreError extends Error {
    * have been written, or may turn out to have been when the store is opened next.
    */
   readonly code: StoreErrorCode;
-  constructor(code: StoreErrorCode, message: string, options?: ErrorOptions) {
+  /** Where a term could not be begun because the store was set back: the last one that it knows. */
+  readonly last: Begun | undefined;
+  constructor(code: StoreErrorCode, message: string, options?: ErrorOptions & { last?: Begun | undefined }) {
     super(message, options);
     this.name = "StoreError";
     this.code = code;
+    this.last = options?.last;
   }
 }
+
+export type NewTerm = {
+  /** An id for this leadership. */
+  leadership?: string;
+  /** The newest leadership that the master's own node knows of. */
+  seen?: Begun;
+  /** The state was restored: the term becomes newer than all that was begun after the backup was made. */
+  restored?: boolean;
+};
 
 /** Where a master keeps the cluster's state. All methods reject with `StoreError`. */
 export interface Store {
   /**
-   * Begins a new leadership: raises the term durably, above `seen` too, and returns it. Commits of earlier terms are refused
-   * from here on.
+   * Begins a new leadership: raises the term durably by one, and returns it. Commits of earlier terms are refused from here on.
+   * Refused as `fenced`, with `last`, where the store is behind `seen`: it was set back. After a restore it begins all the same.
    */
-  beginTerm(seen?: number): Promise<number>;
+  beginTerm(wanted?: NewTerm): Promise<number>;
   /** The last term that was begun; 0: none was. Absent: a master that can't begin a new one does not start. */
   lastTerm?(): Promise<number>;
   load(): Promise<StoredState>;
@@ -62,6 +75,8 @@ const MIGRATIONS: readonly string[] = [
    INSERT INTO leadership VALUES (1, 0);`,
   // The cluster's record has `version_floor`, a node's `engine_silent`.
   "",
+  // Which of those that began this term it was; NULL: one of an earlier version.
+  "ALTER TABLE leadership ADD COLUMN leadership TEXT;",
 ];
 
 /** The schema's version, which a test holds against the shapes of the records. */
@@ -183,15 +198,20 @@ class SqliteStore implements Store {
     this.#path = path;
   }
 
-  async beginTerm(seen = 0): Promise<number> {
+  async beginTerm({ leadership, seen = { term: 0 }, restored = false }: NewTerm = {}): Promise<number> {
     return this.#attempt(() => {
-      this.#db.run("UPDATE leadership SET term = max(term, ?1) + 1", [seen]);
-      return this.#term();
+      const last = this.#last();
+      if (!restored && isBehind(last, seen))
+        throw new StoreError("fenced", `the store is at term ${last.term}, term ${seen.term} was seen`, { last });
+      const term = restored ? Math.max(last.term, seen.term) + RESTORE_STEP : last.term + 1;
+      if (!Number.isSafeInteger(term)) throw new StoreError("failed", `no term is left after ${last.term}`);
+      this.#db.run("UPDATE leadership SET term = ?1, leadership = ?2", [term, leadership ?? null]);
+      return term;
     });
   }
 
   async lastTerm(): Promise<number> {
-    return this.#term();
+    return this.#last().term;
   }
 
   async load(): Promise<StoredState> {
@@ -214,7 +234,7 @@ class SqliteStore implements Store {
 
   async commit(term: number, changes: readonly Change[]): Promise<void> {
     this.#attempt(() => {
-      const newest = this.#term();
+      const newest = this.#last().term;
       if (newest !== term) throw new StoreError("fenced", `term ${term} is over, the store is at term ${newest}`);
       const put = this.#db.query(
         "INSERT INTO record (kind, key, value) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?3",
@@ -235,8 +255,12 @@ class SqliteStore implements Store {
     this.#db.close();
   }
 
-  #term(): number {
-    return this.#db.query<{ term: number }, []>("SELECT term FROM leadership").get()?.term ?? 0;
+  #last(): Begun {
+    const query = this.#db.query<{ term: number; leadership: string | null }, []>(
+      "SELECT term, leadership FROM leadership",
+    );
+    const { term = 0, leadership = null } = query.get() ?? {};
+    return { term, ...(leadership !== null && { leadership }) };
   }
 
   #attempt<T>(work: () => T): T {

@@ -4,19 +4,20 @@
  * caller's own thread, as all of a start is.
  */
 import type { Change, StoredState } from "./model.ts";
+import type { Begun } from "./model_term.ts";
 import { isForWantOfRoom, openSqliteStore, openSqliteStoreToRead, type Store, StoreError } from "./store.ts";
-import type { StoreErrorCode } from "./store.ts";
+import type { NewTerm, StoreErrorCode } from "./store.ts";
 
 /** What the thread is asked for. It does one after the other, in this order. */
 export type StoreRequest =
   | { op: "open"; path: string }
-  | { op: "beginTerm"; seen: number | undefined }
+  | { op: "beginTerm"; wanted: NewTerm | undefined }
   | { op: "commit"; term: number; changes: readonly Change[] }
   | { op: "scrub" }
   | { op: "close" };
 
 /** Its answer to each. */
-export type StoreAnswer = { term?: number } | { code: StoreErrorCode; message: string };
+export type StoreAnswer = { term?: number } | { code: StoreErrorCode; message: string; last?: Begun | undefined };
 
 type Waiting = { resolve: (answer: { term?: number }) => void; reject: (error: StoreError) => void };
 
@@ -53,9 +54,9 @@ class ThreadStore implements Store {
     return this.#read((store) => store.load());
   }
 
-  async beginTerm(seen?: number): Promise<number> {
-    if (this.#first) return this.#first.store.beginTerm(seen);
-    const { term } = await this.#running().ask({ op: "beginTerm", seen });
+  async beginTerm(wanted?: NewTerm): Promise<number> {
+    if (this.#first) return this.#first.store.beginTerm(wanted);
+    const { term } = await this.#running().ask({ op: "beginTerm", wanted });
     if (term === undefined) throw new StoreError("unknown", "the store's thread did not say which term it began");
     return term;
   }
@@ -164,7 +165,7 @@ class StoreThread {
 
   #answered(answer: StoreAnswer): void {
     const waiting = this.#waiting.shift();
-    if ("code" in answer) waiting?.reject(new StoreError(answer.code, answer.message));
+    if ("code" in answer) waiting?.reject(new StoreError(answer.code, answer.message, { last: answer.last }));
     else waiting?.resolve(answer);
   }
 

@@ -23,7 +23,7 @@ async function answerTo(request: StoreRequest): Promise<StoreAnswer> {
       return {};
     }
     if (!store) return fault;
-    if (request.op === "beginTerm") return { term: await store.beginTerm(request.seen) };
+    if (request.op === "beginTerm") return { term: await store.beginTerm(request.wanted) };
     if (request.op === "commit") await store.commit(request.term, request.changes);
     else if (request.op === "scrub") await store.scrub?.();
     else await store.close();
@@ -31,7 +31,8 @@ async function answerTo(request: StoreRequest): Promise<StoreAnswer> {
   } catch (error) {
     const isKnown = error instanceof StoreError;
     const message = error instanceof Error ? error.message : String(error);
-    const answer: StoreAnswer = { code: isKnown ? error.code : request.op === "open" ? "failed" : "unknown", message };
+    const code = isKnown ? error.code : request.op === "open" ? "failed" : "unknown";
+    const answer: StoreAnswer = { code, message, last: isKnown ? error.last : undefined };
     if (request.op === "open") fault = answer;
     return answer;
   }
