@@ -5,7 +5,7 @@
  */
 import type { Log } from "./log.ts";
 import { CacophonyError } from "./model.ts";
-import { behindText, type Begun, restoresOf, SET_BACK_HINT } from "./model_term.ts";
+import { behindText, type Begun, isBehind, restoresOf, SET_BACK_HINT } from "./model_term.ts";
 import type { StartFacts } from "./scheduler_cluster.ts";
 import { type Store, StoreError } from "./store.ts";
 
@@ -55,6 +55,13 @@ export class Leadership {
       this.#begun = error.last;
       this.end(behindText(error.last, { seen, witness: "this machine's node.json" }));
     }
+  }
+
+  /** No term can be begun yet: nodes are welcomed in the last one, unless that is older than what this machine has seen. */
+  async wait(store: Store, { seenTerm = 0, seenLeadership }: Claim): Promise<void> {
+    const seen = { term: seenTerm, leadership: seenLeadership };
+    this.#begun = (await store.last?.()) ?? { term: 0 };
+    if (isBehind(this.#begun, seen)) this.end(behindText(this.#begun, { seen, witness: "this machine's node.json" }));
   }
 
   /**
