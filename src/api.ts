@@ -16,6 +16,7 @@ import { openApi } from "./api_openapi.ts";
 import { registryRoutes } from "./api_registries.ts";
 import { answer, MAX_FORM_BYTES, queryOf, readBody, readFlag, readJson, readPage } from "./api_request.ts";
 import { discoveryRoutes, serviceRoutes } from "./api_services.ts";
+import { systemClock } from "./clock.ts";
 import { allocationsView, countsView, rebalanceView, resourcesView } from "./cluster_views.ts";
 import type { Policy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
@@ -23,6 +24,7 @@ import { stackOf } from "./log_faults.ts";
 import type { ApiAccess, ErrorCode, PeerInfo, SecretRequest } from "./model.ts";
 import { CacophonyError, secretRequest } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
+import { giveUp } from "./scheduler_give_up.ts";
 import type { Hold } from "./membership_silence.ts";
 import { type Caller, CHUNK_PATH, PEER_PATH, SECRET_PATH } from "./transport.ts";
 
@@ -190,9 +192,11 @@ function clusterRoutes({
     const found = scheduler().rebalance({ dryRun });
     return answer(c, rebalanceView(found, { state: scheduler().state, dryRun }), dryRun ? 200 : 202);
   });
-  app.post("/reschedule", (c) => {
-    queryOf(c, []);
-    return answer(c, { nodes: reschedule() }, 202);
+  app.post("/reschedule", async (c) => {
+    const { node: nodeId } = queryOf(c, ["node"]);
+    if (nodeId === undefined) return answer(c, { nodes: reschedule() }, 202);
+    const { node_id } = await giveUp(scheduler(), { nodeId, now: systemClock.now() });
+    return answer(c, { nodes: [node_id] }, 202);
   });
   only(app, ["/resources", "/allocation", "/status"], "GET");
   only(app, ["/rebalance", "/reschedule"], "POST");

@@ -183,6 +183,8 @@ export class ClusterState {
   /** Pieces of sent files by their hash, in base64. */
   readonly chunks = new Map<string, string>();
   readonly views = new Map<string, NodeView>();
+  /** How long a node may take to notice that its master is gone, by how often it sends heartbeats. Milliseconds. */
+  noticeMs = 0;
   readonly #byService = new Map<ServiceKey, Map<string, AllocationRecord>>();
   readonly #byNode = new Map<string, Map<string, AllocationRecord>>();
   readonly #loads = new Map<string, NodeLoad>();
@@ -258,6 +260,12 @@ export class ClusterState {
   /** Whether what is assigned to the node is given up: nothing waits for what it says any more. */
   isLost(nodeId: string): boolean {
     return this.views.get(nodeId)?.lost ?? this.isDown(nodeId);
+  }
+
+  /** Whether the node's Docker Engine did not answer when the node last spoke: a node can't stop anything then. */
+  isEngineSilent(nodeId: string): boolean {
+    const engine = this.views.get(nodeId)?.engine;
+    return engine ? engine.state !== "ready" : this.nodes.get(nodeId)?.engine_silent === true;
   }
 
   /** The last allocations that a slot of the service had, by slot. */

@@ -10,7 +10,8 @@
  *
  * The rules lean one way: without assignments nothing is removed, and what is running is never touched for lack of knowledge. The
  * one exception is a service that says so: when the node has had no master for as long as the container's label tells, the
- * container is removed, and made again only by assignments that come after. That is no end: it counts for nothing.
+ * container is removed, and made again only by assignments that come after. That is no end: it counts for nothing. A process without
+ * assignments starts no such container either: the machine may have been away for long, and another node run it by now.
  */
 import { type EndedContainer, knownEnd, type KnownEnd, runOf } from "./converge_ends.ts";
 import { isOver, isSuccess, restartPolicyOf, restartWaitMs } from "./converge_restarts.ts";
@@ -279,7 +280,7 @@ function decide(subject: Subject, view: View): { action: Action; at: number } | 
   if (wanted === "stop" || memory.isolated !== undefined)
     return container && container.state !== "removing" ? remove(container) : undefined;
   if (wanted === "unknown") {
-    if (!container || !isEnded(container, memory)) return undefined;
+    if (!container || !isEnded(container, memory) || limitOf(container) > 0) return undefined;
     return start(Math.max(memory.startAt, view.reviveAt));
   }
   const double = containers.at(-1);
@@ -323,8 +324,14 @@ function isolationOf(
   if (isolatedSince === undefined || memory.isolated !== undefined) return undefined;
   // What ended for good runs nowhere twice.
   if (container ? isFinal(container, memory) : memory.final !== undefined) return undefined;
-  const limitMs = Number(container?.labels.get(LABELS.isolated) ?? isolations?.get(id) ?? 0);
+  const limitMs = container?.labels.has(LABELS.isolated) ? limitOf(container) : (isolations?.get(id) ?? 0);
   return limitMs > 0 ? { at: isolatedSince + limitMs, limitMs } : undefined;
+}
+
+/** After how many milliseconds without a master a container is to be stopped; 0: never. */
+function limitOf({ labels }: Container): number {
+  const limitMs = Number(labels.get(LABELS.isolated) ?? 0);
+  return limitMs > 0 ? limitMs : 0;
 }
 
 function firstMemory(container: Container | undefined, { now }: View): Memory {

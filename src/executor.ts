@@ -38,7 +38,8 @@ import { Tails } from "./executor_tails.ts";
 import { removeVolumes } from "./executor_volumes.ts";
 import { heldBy, isolationsOf, joinsOf } from "./executor_wanted.ts";
 import type { ExecutorOverlay } from "./executor_networks.ts";
-import { graceOf, type Owner, type Wanted, Worker } from "./executor_worker.ts";
+import { drainFirst } from "./executor_stop.ts";
+import { type Owner, type Wanted, Worker } from "./executor_worker.ts";
 import { describeError, type Log } from "./log.ts";
 import { Faults } from "./log_faults.ts";
 import {
@@ -79,8 +80,8 @@ export type ExecutorOptions = {
   imageGcMs?: number;
   /** At which share in use, in percent, Docker's disk takes no new containers; absent: it always does. */
   diskLimit?: number;
-  /** Since when the node has had no master; undefined while it has one. Absent: services are never stopped for that. */
-  isolatedSince?: () => number | undefined;
+  /** Since when the node has had no master; undefined while it has one. Absent: services are never stopped for that. `isTold`: whether this process has assignments. */
+  isolatedSince?: (isTold: boolean) => number | undefined;
 };
 
 export type Snapshot = { applied?: Order; allocations: AllocationStatus[]; removals_done: string[] };
@@ -414,7 +415,7 @@ export class Executor {
       assigned,
       held: heldBy(this.#assignments, { wanted: this.#wanted, removals: this.#pendingRemovals() }),
       joins: joinsOf(this.#wanted),
-      isolatedSince: this.#options.isolatedSince?.(),
+      isolatedSince: this.#options.isolatedSince?.(assigned !== undefined),
       isolations: isolationsOf(this.#wanted),
       reviveAt: this.#reviveAt,
       containers: this.#containers.values(),
@@ -500,10 +501,9 @@ export class Executor {
       this.#wake();
     };
     if (action.type === "remove") {
-      const graceMs = graceOf(action.container);
-      const { state, pid } = action.container;
-      if (state === "running") await this.#options.overlay.drain(id, { graceMs, signal, pid });
-      await worker.remove(action.container, signal);
+      const memory = this.#memories.get(id);
+      const graceMs = await drainFirst(action.container, { ...this.#options, allocationId: id, signal, memory });
+      await worker.remove(action.container, { graceMs, signal });
       this.#log.info("container removed", { allocation_id: id, container: action.container.name });
       await this.#inspections.of(action.container.id);
       return;

@@ -163,9 +163,8 @@ export class Worker {
     });
   }
 
-  /** Stops a container within its grace period, and removes it. */
-  async remove(container: Container, signal: AbortSignal): Promise<void> {
-    const graceMs = graceOf(container);
+  /** Stops a container within that grace period, and removes it. */
+  async remove(container: Container, { graceMs, signal }: { graceMs: number; signal: AbortSignal }): Promise<void> {
     await this.#stops.run(async () => {
       throwIfAborted(signal);
       const isUp = ["running", "paused", "restarting"].includes(container.state);

@@ -50,6 +50,7 @@ export function recordFor(hello: Hello, { known, state, selfId, now }: RecordOpt
     ...platformOf(hello.engine, former),
     ...(engine_id !== undefined && { engine_id }),
     ...(neverReady && { never_ready: true }),
+    ...(former?.engine_silent && { engine_silent: true }),
     joined_at: former?.joined_at ?? now,
   };
 }

@@ -180,6 +180,8 @@ export const nodeRecord = v.object({
   subnets: v.exactOptional(strings),
   /** It has said hello and was never ready. Absent: it was, or its record is older than this mark. */
   never_ready: v.exactOptional(v.literal(true)),
+  /** Its Docker Engine did not answer when it last spoke, and it has what must never run twice. Absent: one of the two is not so. */
+  engine_silent: v.exactOptional(v.literal(true)),
   joined_at: count,
 });
 export type NodeRecord = v.InferOutput<typeof nodeRecord>;

@@ -30,13 +30,22 @@ import { PROTOCOLS } from "./model_protocol.ts";
 import { apisOf, mappedPort, ownApiAddresses } from "./node_addresses.ts";
 import { namesOfNode } from "./node_hosts.ts";
 import { bootId, decideIdentity, type IdentityOptions, newId, sealerOf } from "./node_identity.ts";
-import { advertisedAddress, bindAddress, bindTowards, listenAddresses, peersOf, underlayOf } from "./node_listen.ts";
+import {
+  advertisedAddress,
+  apiPortOf,
+  bindAddress,
+  bindTowards,
+  listenAddresses,
+  peersOf,
+  underlayOf,
+} from "./node_listen.ts";
 import { HostMeter } from "./resources.ts";
 import { Overlay } from "./overlay.ts";
 import { OverlayKernel } from "./overlay_kernel.ts";
 import { NAMES_PORT } from "./overlay_plan_firewall.ts";
 import { Scheduler } from "./scheduler.ts";
 import { Session } from "./session.ts";
+import { LastHeard } from "./session_heard.ts";
 import { openSqliteStore } from "./store.ts";
 import type { CalledMaster, Caller, Listener, Transport } from "./transport.ts";
 import { dialSelf, fetchChunk, fetchSecret, listen, networkTransport } from "./transport.ts";
@@ -92,6 +101,7 @@ export class Node implements LocalNode {
   #dns: DnsServer | undefined;
   #executor: Executor | undefined;
   #session: Session | undefined;
+  readonly #heard: LastHeard;
   #scheduler: Scheduler | undefined;
   #policy: Policy | undefined;
   #membership: Membership | undefined;
@@ -109,6 +119,7 @@ export class Node implements LocalNode {
     this.#log = options.log;
     this.#data = data;
     this.#identity = identity;
+    this.#heard = new LastHeard({ dataDir: data.path, clock: systemClock, log: options.log });
     this.#advertise = "";
     this.#hostNames = this.#findHostNames();
   }
@@ -207,14 +218,20 @@ export class Node implements LocalNode {
       access: (remote) => this.#executor?.apiAccess(remote),
       log,
     });
-    this.#bind = await bindAddress(this.#identity);
-    const addresses = listenAddresses(this.#bind, this.#identity);
-    this.#listener = await listen(addresses, {
-      fetch: (request, origin) => api.fetch(request, origin),
-      isOpenTo: (remote) => this.#executor?.apiAccess(remote) === undefined,
-      session: () => this.#membership && ((channel) => this.#membership!.accept(channel)),
-    });
+    const engine = openEngine(this.#identity.settings.docker_host ?? options.defaultDockerHost);
+    this.#dockerHost = engine.host;
+    this.#startOverlay(options, engine);
+    // First of all: what must never run twice may run elsewhere by now, and goes before anybody was reached.
+    const begun = this.#startExecutor(options, engine).start();
+    let addresses: Address[];
     try {
+      this.#bind = await bindAddress(this.#identity);
+      addresses = listenAddresses(this.#bind, this.#identity);
+      this.#listener = await listen(addresses, {
+        fetch: (request, origin) => api.fetch(request, origin),
+        isOpenTo: (remote) => this.#executor?.apiAccess(remote) === undefined,
+        session: () => this.#membership && ((channel) => this.#membership!.accept(channel)),
+      });
       this.#advertise = await advertisedAddress(this.#bind, this.#identity);
       this.#hostNames = this.#findHostNames();
       this.#warnOfExposure();
@@ -222,13 +239,9 @@ export class Node implements LocalNode {
       this.#data.save(this.#identity);
       if (this.#identity.role === "master") await this.#startMaster(options);
       this.#underlay = await underlayOf(this.#advertise);
-      const engine = openEngine(this.#identity.settings.docker_host ?? options.defaultDockerHost);
-      this.#dockerHost = engine.host;
-      this.#startOverlay(options, engine);
-      this.#startExecutor(options, engine);
-      this.#startSession();
+      this.#startSession(begun);
     } catch (error) {
-      await this.#listener.stop();
+      await Promise.all([this.#executor?.stop(), this.#listener?.stop(), this.#overlay?.stop(), this.#dns?.stop()]);
       throw error;
     }
     log.info("this node is up", {
@@ -309,7 +322,7 @@ export class Node implements LocalNode {
     const overlay = new Overlay({
       ...common,
       kernel: new OverlayKernel({ log, searchPath }),
-      apiPort: (this.#bind ?? LOOPBACK).port,
+      apiPort: apiPortOf(this.#identity),
       ...(remote && {
         unfit: `the cluster's network needs the Docker Engine on the node's own machine; this node's is at ${host}`,
       }),
@@ -333,7 +346,7 @@ export class Node implements LocalNode {
     this.#apis.catch((error: unknown) => this.#log.warn("an address of a node cannot be read", { error }));
   }
 
-  #startExecutor({ dockerLogins, secretRoots }: StartOptions, engine: Engine): void {
+  #startExecutor({ dockerLogins, secretRoots }: StartOptions, engine: Engine): Executor {
     const { settings, seen_term, cluster_id, node_id } = this.#identity;
     const { disk_limit: diskLimit = DEFAULT_DISK_LIMIT } = settings;
     const overlay = this.#overlay;
@@ -352,7 +365,7 @@ export class Node implements LocalNode {
       seenTerm: seen_term,
       ...(settings.image_gc_ms !== undefined && settings.image_gc_ms > 0 && { imageGcMs: settings.image_gc_ms }),
       ...(diskLimit > 0 && { diskLimit }),
-      isolatedSince: () => (this.#session?.lost ? undefined : this.#session?.lastHeard),
+      isolatedSince: (isTold) => this.#heard.since({ isOpen: this.#session?.lost !== undefined, isTold }),
       nodeLogin: nodeLogins({ ...dockerLogins, log: this.#log }),
       fetchChunk: async (chunkHash) => fetchChunk(this.#calledMaster(), chunkHash),
       secrets: { roots: secretRoots, fetch: (secretId) => this.#fetchSecret(secretId) },
@@ -369,15 +382,21 @@ export class Node implements LocalNode {
     this.#executor = executor;
     if (cluster_id !== undefined && node_id !== undefined)
       this.#executor.adopt({ clusterId: cluster_id, nodeId: node_id });
+    return executor;
   }
 
-  #startSession(): void {
+  /** `begun`: the Docker Engine has answered for the first time, or does not soon. */
+  #startSession(begun: Promise<void>): void {
     const executor = this.#executor;
     if (!executor) throw new Error("the executor comes first");
     this.#session = new Session({
       transport: this.#identity.role === "master" ? this.#selfTransport() : this.#networkTransport(),
       executor: {
-        assign: (assignments) => executor.assign(assignments),
+        assign: (assignments) => {
+          const outcome = executor.assign(assignments);
+          if (outcome === "accepted") this.#heard.take(assignments);
+          return outcome;
+        },
         snapshot: () => executor.snapshot(),
         heartbeat: () => ({ ...executor.heartbeat(), ...this.#overlayReport() }),
       },
@@ -391,6 +410,7 @@ export class Node implements LocalNode {
       onPeers: (peers) => this.#update({ peers }),
       onNetwork: (message) => this.#overlay?.receive(message),
       onLeft: () => this.#forgetCluster(),
+      onHeard: (at) => this.#heard.note(at),
       onLost: () => executor.noticeMaster(),
       onRefused: ({ code, message }) => {
         // A machine that was reset comes back before the master has noticed that it was gone: it waits.
@@ -405,7 +425,7 @@ export class Node implements LocalNode {
       const waiting = this.#waitsForEngine();
       if (waiting !== undefined) this.#log.warn("this node has not joined yet", { reason: waiting });
     });
-    void executor.start().finally(() => {
+    void begun.finally(() => {
       notice.cancel();
       session.start(this.#masterPeer());
     });

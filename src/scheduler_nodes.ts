@@ -63,8 +63,9 @@ export function changesForNode(
 }
 
 /**
- * Changes that have a node leave: one that is lost does so at once, another is emptied before. `ifLost`: only if it is to leave and is
- * lost; else there are none, for it may be back by now, or an operator wants it again.
+ * Changes that have a node leave: one that is lost does so at once, another is emptied before; so is a lost one on which something
+ * may still run that must never run twice. `ifLost`: only if it is to leave and is lost; else there are none, for it may be back by
+ * now, or an operator wants it again.
  * @throws CacophonyError `conflict` for the master.
  */
 export function changesForLeave(
@@ -85,7 +86,9 @@ export function changesForLeave(
     drain: drainOf(found, { wish, now, leave: true }),
   };
   const put: Change = { op: "put", kind: "node", record: node };
-  const isGone = state.isDown(found.node_id) || isLostLeaver(state, { node: found, now });
+  const isGone = state.isDown(found.node_id)
+    ? isStill(state, { node: found, now })
+    : isLostLeaver(state, { node: found, now });
   if (!isGone) return { node, changes: [put], isGone };
   return { node, changes: departure(state, { node, now }), isGone };
 }
@@ -130,17 +133,19 @@ export function withoutData(state: ClusterState, nodeId: string): Change[] {
   return homes.map(([key]) => ({ op: "delete", kind: "home", key }));
 }
 
-/** Nodes that were to leave and are lost; of one that is down, not while something may still run there that must never run twice. */
+/** Nodes that were to leave and are lost, but for those on which something may still run that must never run twice. */
 export function lostLeavers(state: ClusterState, now: number): NodeRecord[] {
   return [...state.nodes.values()].filter((node) => isLostLeaver(state, { node, now }));
 }
 
-function isLostLeaver(
-  state: ClusterState,
-  { node: { node_id, drain }, now }: { node: NodeRecord; now: number },
-): boolean {
-  if (!drain?.leave || !state.views.get(node_id)?.lost) return false;
-  return state.allocationsOn(node_id).every((one) => one.ended !== undefined || stoppedAloneAt(one, state) <= now);
+function isLostLeaver(state: ClusterState, { node, now }: { node: NodeRecord; now: number }): boolean {
+  const isLost = node.drain?.leave === true && state.views.get(node.node_id)?.lost === true;
+  return isLost && isStill(state, { node, now });
+}
+
+/** Whether nothing runs on a lost node any more that must never run twice. */
+function isStill(state: ClusterState, { node, now }: { node: NodeRecord; now: number }): boolean {
+  return state.allocationsOn(node.node_id).every((one) => stoppedAloneAt(one, state) <= now);
 }
 
 /** Changes by which it is remembered which of the node's allocations ended for good, as far as it told and is not remembered yet. */

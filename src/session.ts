@@ -58,6 +58,8 @@ export type SessionOptions = {
   onNetwork: (message: NetworkMessage | DirectoryMessage) => void;
   /** This node is a member no more. */
   onLeft: () => void;
+  /** The master is known to have been there at that time: `lastHeard`. */
+  onHeard?: (at: number) => void;
   /** An open session was lost. */
   onLost?: () => void;
   /** The master will not have this node: for good, as things are. A member hears that only from who has proved to be its master. */
@@ -344,6 +346,7 @@ export class Session {
     live.acknowledged = sequence;
     const sentAt = live.sentAt.get(sequence);
     if (sentAt !== undefined) this.#lastHeard = Math.max(this.#lastHeard, sentAt);
+    this.#options.onHeard?.(this.#lastHeard);
     for (const earlier of live.sentAt.keys()) if (earlier <= sequence) live.sentAt.delete(earlier);
   }
 
@@ -351,6 +354,7 @@ export class Session {
     const { channel, greetedAt } = attempt;
     this.#doubted.clear();
     this.#lastHeard = Math.max(this.#lastHeard, greetedAt);
+    this.#options.onHeard?.(this.#lastHeard);
     const live: Live = {
       channel,
       welcome,

@@ -63,7 +63,7 @@ const MIGRATIONS: readonly string[] = [
   `CREATE TABLE record (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
    CREATE TABLE leadership (id INTEGER PRIMARY KEY CHECK (id = 1), term INTEGER NOT NULL);
    INSERT INTO leadership VALUES (1, 0);`,
-  // The cluster's record has `version_floor`.
+  // The cluster's record has `version_floor`, a node's `engine_silent`.
   "",
   // Which of those that began this term it was; NULL: one of an earlier version.
   "ALTER TABLE leadership ADD COLUMN leadership TEXT;",

@@ -34,8 +34,8 @@ const STORE_FORMATS: Record<number, Record<string, string>> = {
     secret: "809247279946c49c",
     spec: "7e7ec8bd0d6374af",
   },
-  // `version_floor`: what deleted jobs leave.
-  2: { cluster: "b2226f5b40f823a7" },
+  // `version_floor`: what deleted jobs leave. `engine_silent`: a node's Docker Engine did not answer.
+  2: { cluster: "b2226f5b40f823a7", node: "92b437d843f2a785" },
   // The leadership got an id; the records stayed.
   3: {},
 };

@@ -505,7 +505,7 @@ export class SimCluster {
         if (record.replaces?.allocation_id === other.allocation_id) continue;
         if (state.isLost(other.node_id)) {
           this.#givenUp.add(other.allocation_id);
-          if (sameSlot && state.isDown(other.node_id) && !other.ended) this.#checkAlone(other);
+          if (sameSlot && !other.ended) this.#checkAlone(other);
         } else
           this.violations.push(`allocation ${id} was placed before ${other.allocation_id} of its slot or job was gone`);
       }
