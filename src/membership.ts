@@ -67,8 +67,8 @@ export class Membership {
   readonly #unconfirmed = new Map<string, readonly string[]>();
   readonly #silence: Silence;
   readonly #callers: Callers;
-  readonly #ownTerm: OwnTerm;
   readonly #deadEngines: DeadEngines;
+  readonly #ownTerm: OwnTerm;
   readonly #peerNews: PeerNews;
   readonly #write: (message: MasterMessage) => string;
   /** Lost nodes whose leaving is being written down. */
@@ -107,8 +107,8 @@ export class Membership {
       writeFailed: (error) => this.#writeFailed(error),
     });
     this.#callers = new Callers(options);
-    this.#ownTerm = new OwnTerm({ ...options, stop: () => this.stop() });
     this.#deadEngines = new DeadEngines({ ...options, writeFailed: (error) => this.#writeFailed(error) });
+    this.#ownTerm = new OwnTerm({ ...options, stop: () => this.stop() });
     const { nodeTimeoutMs, heartbeatIntervalMs, massFailureHoldMs: holdMs = DEFAULT_MASS_FAILURE_HOLD_MS } = options;
     this.#state.noticeMs = NOTICE_HEARTBEATS * heartbeatIntervalMs;
     this.#peerNews = new PeerNews({
