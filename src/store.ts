@@ -256,9 +256,8 @@ class SqliteStore implements Store {
   }
 
   #last(): Begun {
-    const query = this.#db.query<{ term: number; leadership: string | null }, []>(
-      "SELECT term, leadership FROM leadership",
-    );
+    // Whatever columns there are: a store that can't be written is read in its earlier schema.
+    const query = this.#db.query<{ term: number; leadership?: string | null }, []>("SELECT * FROM leadership");
     const { term = 0, leadership = null } = query.get() ?? {};
     return { term, ...(leadership !== null && { leadership }) };
   }
