@@ -165,10 +165,9 @@ export class Node implements LocalNode {
     const waiting = this.#waitsForEngine();
     if (waiting !== undefined) faults.push(waiting);
     else if (engine?.state === "unready") faults.push(engine.reason);
-    const notLeading = this.#scheduler?.leadership.fault;
-    if (notLeading !== undefined) faults.push(`this master does not lead: ${notLeading}`);
-    const unwritten = this.#scheduler?.writes.fault;
-    if (unwritten !== undefined) faults.push(`the cluster state cannot be changed: ${unwritten}`);
+    const { leadership, writes } = this.#scheduler ?? {};
+    if (leadership?.fault !== undefined) faults.push(`this master does not lead: ${leadership.fault}`);
+    if (writes?.fault !== undefined) faults.push(`the cluster state cannot be changed: ${writes.fault}`);
     const { lost, fault } = this.#session ?? {};
     if (!lost) faults.push(`no session with the master${fault === undefined ? "" : `: ${fault}`}`);
     return faults;

@@ -17,7 +17,6 @@ import type { Log } from "./log.ts";
 import { Faults } from "./log_faults.ts";
 import type { Change, ClusterRecord, DepartureRecord, LiveJob, MasterMessage, NodeRecord } from "./model.ts";
 import { isGlobal } from "./model_spec.ts";
-import { StartError } from "./model.ts";
 import type { DrainWait } from "./reconcile_drain.ts";
 import type { Blocked, Plan, PlanContext } from "./reconcile_goal.ts";
 import type { Strategy } from "./placement.ts";
@@ -69,10 +68,10 @@ export class Scheduler {
   /** Where names and addresses lead; nodes hear of it in their session. */
   readonly directory: Directory;
   readonly secrets: Secrets;
-  /** How changes reach the Store. */
-  readonly writes: Writes;
   /** Whether this process leads its cluster. */
   readonly leadership: Leadership;
+  /** How changes reach the Store. */
+  readonly writes: Writes;
   readonly #registries: Registries;
   readonly #options: SchedulerOptions;
   readonly #dirty = new Set<ServiceKey>();
@@ -143,12 +142,15 @@ export class Scheduler {
     for (const kind of STATE_KINDS)
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
     this.state.apply([{ op: "put", kind: "cluster", record }]);
-    const begin = () => this.leadership.begin(store, { ...facts, leadership: newId() });
-    if (await this.writes.begin(begin, () => this.#lead(known))) await this.#lead(known);
-    else if (known) this.leadership.wait((await store.lastTerm?.()) ?? 0);
-    else throw new StartError(`a new cluster's state cannot be written: ${this.writes.fault}`);
-    store.background?.();
+    const claim = { ...facts, leadership: newId() };
+    const hasBegun = await this.writes.begin(
+      () => this.leadership.begin(store, claim),
+      () => this.#lead(known),
+    );
+    if (hasBegun) await this.#lead(known);
+    else await this.leadership.wait(store, { claim, isNew: !known, fault: this.writes.fault });
     if (this.leadership.fault !== undefined) return;
+    store.background?.();
     this.#fullPassTimer = repeat(clock, {
       firstMs: 0,
       retryMs: FULL_PASS_MS,
@@ -159,6 +161,7 @@ export class Scheduler {
 
   /** The term has begun; `known`: the cluster's record in the Store. */
   async #lead(known: ClusterRecord | undefined): Promise<void> {
+    if (this.leadership.fault !== undefined) return;
     const { store, log } = this.#options;
     const record = this.cluster;
     if (this.leadership.fault !== undefined) return;

@@ -80,7 +80,7 @@ export class Writes {
       return true;
     } catch (error) {
       const isPassing = error instanceof StoreError && error.code !== "fenced";
-      if (!isPassing || !this.#options.store.lastTerm) throw error;
+      if (!isPassing || !this.#options.store.last) throw error;
       this.#hold(error);
       this.#timer = this.#options.clock.after(BEGIN_RETRY_MS, () => void this.#beginLate(begin, then));
       return false;

@@ -47,8 +47,8 @@ export interface Store {
    * Refused as `fenced`, with `last`, where the store is behind `seen`: it was set back. After a restore it begins all the same.
    */
   beginTerm(wanted?: NewTerm): Promise<number>;
-  /** The last term that was begun; 0: none was. Absent: a master that can't begin a new one does not start. */
-  lastTerm?(): Promise<number>;
+  /** The last leadership that was begun; term 0: none was. Absent: a master that can't begin a new one does not start. */
+  last?(): Promise<Begun>;
   load(): Promise<StoredState>;
   /** Writes all changes or none; durable when the promise resolves. */
   commit(term: number, changes: readonly Change[]): Promise<void>;
@@ -210,8 +210,8 @@ class SqliteStore implements Store {
     });
   }
 
-  async lastTerm(): Promise<number> {
-    return this.#last().term;
+  async last(): Promise<Begun> {
+    return this.#last();
   }
 
   async load(): Promise<StoredState> {
@@ -256,9 +256,8 @@ class SqliteStore implements Store {
   }
 
   #last(): Begun {
-    const query = this.#db.query<{ term: number; leadership: string | null }, []>(
-      "SELECT term, leadership FROM leadership",
-    );
+    // Whatever columns there are: a store that can't be written is read in its earlier schema.
+    const query = this.#db.query<{ term: number; leadership?: string | null }, []>("SELECT * FROM leadership");
     const { term = 0, leadership = null } = query.get() ?? {};
     return { term, ...(leadership !== null && { leadership }) };
   }

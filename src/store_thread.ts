@@ -46,8 +46,8 @@ class ThreadStore implements Store {
     if (this.#first) this.#begin();
   }
 
-  async lastTerm(): Promise<number> {
-    return this.#read(async (store) => (await store.lastTerm?.()) ?? 0);
+  async last(): Promise<Begun> {
+    return this.#read(async (store) => (await store.last?.()) ?? { term: 0 });
   }
 
   async load(): Promise<StoredState> {

@@ -118,7 +118,7 @@ test("point 8: a term that can't be begun is begun later; until then nodes stay 
       return work();
     };
     return {
-      lastTerm: async () => (await store.lastTerm?.()) ?? 0,
+      last: async () => (await store.last?.()) ?? { term: 0 },
       load: () => store.load(),
       close: () => store.close(),
       beginTerm: (seen) => unlessFull(() => store.beginTerm(seen)),
@@ -169,7 +169,7 @@ test("point 8: a term that can't be begun is begun later; until then nodes stay 
 
 test("point 8: a new cluster does not start on a disk that takes no term", async () => {
   const disk = (store: Store): Store => ({
-    lastTerm: async () => 0,
+    last: async () => ({ term: 0 }),
     load: () => store.load(),
     close: () => store.close(),
     beginTerm: () => Promise.reject(new StoreError("failed", "the disk is full")),

@@ -129,7 +129,7 @@ describe("openThreadStore()", () => {
     ]);
     expect(outcomes.map(({ status }) => status)).toEqual(["fulfilled", "fulfilled", "rejected", "fulfilled"]);
     expect((await store.load()).node.map(({ node_id }) => node_id)).toEqual(["c"]);
-    expect(await store.lastTerm?.()).toBe(1);
+    expect((await store.last?.())?.term).toBe(1);
     await store.close();
     expect(await faultOf(store.commit(1, [node("d")]))).toMatchObject({ code: "failed" });
   });
@@ -216,7 +216,7 @@ describe("openSqliteStore()", () => {
     await store.close();
     const read = openSqliteStoreToRead(copy);
     expect((await read.load()).node).toHaveLength(1);
-    expect(await read.lastTerm?.()).toBe(1);
+    expect((await read.last?.())?.term).toBe(1);
     await read.close();
   });
 
