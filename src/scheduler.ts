@@ -164,7 +164,6 @@ export class Scheduler {
     if (this.leadership.fault !== undefined) return;
     const { store, log } = this.#options;
     const record = this.cluster;
-    if (this.leadership.fault !== undefined) return;
     try {
       if (!Bun.deepEquals(record, known)) await store.commit(this.term, [{ op: "put", kind: "cluster", record }]);
     } catch (error) {

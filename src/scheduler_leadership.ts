@@ -57,11 +57,6 @@ export class Leadership {
     }
   }
 
-  /** No leadership could be begun yet, since the store, which is at `term`, can't be written. Nothing is proved by that. */
-  wait(term: number): void {
-    this.#begun = { term };
-  }
-
   /**
    * No term can be begun yet, because of `fault`: nodes are welcomed in the last one, unless that is older than what this machine
    * has seen.
