@@ -19,6 +19,7 @@ import {
   renameSync,
   writeFileSync,
 } from "node:fs";
+import { open, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import * as v from "valibot";
 import { peer, StartError } from "./model.ts";
@@ -116,14 +117,21 @@ export function newIdentity({ role, node_id }: Pick<Identity, "role" | "node_id"
  * that are checked where they are read are left out: one that was open to others is to be replaced, and not to be hidden.
  */
 const PRIVATE =
-  /^(lock|node\.json|cluster\.db|images\.json|restarts\.json|network\.json|wireguard\.key)(-journal|-wal|-shm|\.new)?$/;
+  /^(lock|node\.json|cluster\.db|images\.json|restarts\.json|network\.json|wireguard\.key)(-journal|-wal|-shm|\.new|\.next)?$/;
 
 export class DataDir {
   readonly path: string;
   /** Files that others can read, since the file system or their owner does not let this process change that. */
   readonly exposed: readonly string[];
+  /** Called where what is written in the background could not be. */
+  onWriteFailed: (error: unknown) => void = () => {};
   readonly #lock: Database;
   #identity: Identity | undefined;
+  /** Grows with each identity that is to be written, and with the end. */
+  #change = 0;
+  /** The last change that is on the disk, or is not to be. */
+  #written = 0;
+  #isWriting = false;
 
   private constructor(path: string, lock: Database) {
     this.path = path;
@@ -169,16 +177,84 @@ export class DataDir {
     return join(this.path, "cluster.db");
   }
 
-  /** Writes the identity durably. */
+  /**
+   * Writes the identity durably before it returns; but where nothing is new but where others are, soon, without having anything wait
+   * for the disk: that is learnt again at the next welcome.
+   */
   save(next: Identity): void {
-    if (this.#identity && Bun.deepEquals(this.#identity, next)) return;
-    writeDurably(join(this.path, "node.json"), `${JSON.stringify(next, undefined, 2)}\n`);
+    const before = this.#identity;
+    if (before && Bun.deepEquals(before, next)) return;
+    if (before && Bun.deepEquals(withoutPeers(before), withoutPeers(next))) {
+      this.#identity = next;
+      this.#change++;
+      if (!this.#isWriting) void this.#writeSoon();
+      return;
+    }
+    writeDurably(this.#file, textOf(next));
     this.#identity = next;
+    this.#written = ++this.#change;
+  }
+
+  /**
+   * Writes the identity of a node that has none yet.
+   * @throws StartError when it can't be written.
+   */
+  begin(first: Identity): void {
+    try {
+      this.save(first);
+    } catch (error) {
+      const why = error instanceof Error ? error.message : String(error);
+      throw new StartError(`a new node cannot be written to ${this.#file} (${why}): make room on its disk`, {
+        cause: error,
+      });
+    }
   }
 
   close(): void {
-    this.#lock.close();
+    const isUnwritten = this.#written !== this.#change;
+    this.#written = ++this.#change;
+    try {
+      if (isUnwritten && this.#identity) writeDurably(this.#file, textOf(this.#identity));
+    } catch (error) {
+      this.onWriteFailed(error);
+    } finally {
+      this.#lock.close();
+    }
   }
+
+  get #file(): string {
+    return join(this.path, "node.json");
+  }
+
+  async #writeSoon(): Promise<void> {
+    this.#isWriting = true;
+    try {
+      while (this.#identity && this.#written !== this.#change) {
+        const change = this.#change;
+        // oxlint-disable-next-line no-await-in-loop -- one file, written again where it changed meanwhile
+        await writeFor(this.#file, textOf(this.#identity));
+        // Whoever wrote in between wrote more than this.
+        if (this.#written >= change) continue;
+        renameSync(`${this.#file}.next`, this.#file);
+        this.#written = change;
+        // oxlint-disable-next-line no-await-in-loop -- as above
+        await syncDirectorySoon(this.path);
+      }
+    } catch (error) {
+      this.onWriteFailed(error);
+    } finally {
+      this.#isWriting = false;
+    }
+  }
+}
+
+function textOf(identity: Identity): string {
+  return `${JSON.stringify(identity, undefined, 2)}\n`;
+}
+
+/** What of an identity is not learnt again. */
+function withoutPeers({ master: _, peers: __, ...rest }: Identity): Omit<Identity, "master" | "peers"> {
+  return rest;
 }
 
 /** An SQLite file under an exclusive lock: locks of the kernel that end with the process, without native code of ours. */
@@ -188,9 +264,9 @@ function takeLock(path: string): Database {
   try {
     makePrivate(file);
     db = new Database(file, { create: true, readwrite: true });
-    db.run("PRAGMA locking_mode = EXCLUSIVE");
-    db.run("CREATE TABLE IF NOT EXISTS owner (id INTEGER PRIMARY KEY CHECK (id = 1), pid INTEGER)");
-    db.run("INSERT INTO owner VALUES (1, ?1) ON CONFLICT DO UPDATE SET pid = ?1", [process.pid]);
+    // Held for as long as the process lives. Nothing is ever written, nor a journal made, so that it can be taken on a full disk.
+    db.run("PRAGMA journal_mode = MEMORY");
+    db.run("BEGIN EXCLUSIVE");
     return db;
   } catch (error) {
     db?.close();
@@ -256,6 +332,30 @@ export function writeDurably(path: string, text: string): void {
 /** As `writeDurably`, of what may be lost with the power. */
 export function writePrivately(path: string, text: string): void {
   replace(path, text, { sync: false });
+}
+
+/**
+ * Writes what is to replace a file, durably and without having this thread wait for the disk. Not where `replace` writes, which may
+ * come in between, and fail.
+ */
+async function writeFor(path: string, text: string): Promise<void> {
+  await rm(`${path}.next`, { force: true });
+  const file = await open(`${path}.next`, "wx", 0o600);
+  try {
+    await file.writeFile(text);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+}
+
+async function syncDirectorySoon(path: string): Promise<void> {
+  const directory = await open(path, "r");
+  try {
+    await directory.sync();
+  } finally {
+    await directory.close();
+  }
 }
 
 function replace(path: string, text: string, { sync }: { sync: boolean }): void {

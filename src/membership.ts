@@ -14,6 +14,7 @@ import { DeadEngines } from "./membership_engine_marks.ts";
 import { Growth } from "./membership_growth.ts";
 import { guarded } from "./membership_guard.ts";
 import { Newcomers } from "./membership_newcomers.ts";
+import { lostMs, Pauses } from "./membership_pauses.ts";
 import { messageWriter, PeerNews, peersOf } from "./membership_peers.ts";
 import { platformOf } from "./membership_records.ts";
 import { engineInUse, type EngineUser } from "./membership_engines.ts";
@@ -66,6 +67,7 @@ export class Membership {
   /** Nodes whose last report could not be written down, with the removals that it told of. */
   readonly #unconfirmed = new Map<string, readonly string[]>();
   readonly #silence: Silence;
+  readonly #pauses: Pauses;
   readonly #callers: Callers;
   readonly #deadEngines: DeadEngines;
   readonly #ownTerm: OwnTerm;
@@ -78,8 +80,6 @@ export class Membership {
   readonly #faults: ReportFaults;
   readonly #apis: ProvenApis;
   #sweepTimer: Timer | undefined;
-  #sweptAt = 0;
-  #sweepDueAt = 0;
   #roomChanged = false;
   /** When those that found no room were told last that there may be some, and whether there were any. */
   #toldOfRoomAt = 0;
@@ -119,6 +119,7 @@ export class Membership {
     // Of nodes that are cut off together, one was heard up to an interval later than the other.
     const suspectMs = Math.min(SILENT_HEARTBEATS * heartbeatIntervalMs, nodeTimeoutMs - 1.5 * heartbeatIntervalMs);
     this.#silence = new Silence({ nodeTimeoutMs, holdMs, suspectMs });
+    this.#pauses = new Pauses({ nodeTimeoutMs });
   }
 
   /** Nodes that are silent together, of which nothing is given up yet; undefined: there are none. */
@@ -139,7 +140,9 @@ export class Membership {
     for (const nodeId of this.#state.nodes.keys()) this.#state.views.set(nodeId, newView(this.#options.clock.now()));
     if (!this.#ownTerm.begin()) return;
     this.#peerNews.start();
-    this.#sweepDueAt = this.#options.clock.now();
+    // Nodes were welcomed in an earlier term: they come again, and hear of the one that has begun.
+    this.#options.scheduler.writes.onBegun(() => this.#links.forEach((link) => link.close()));
+    this.#pauses.expect(this.#options.clock.now(), 0);
     this.#sweepTimer = repeat(this.#options.clock, {
       firstMs: 0,
       retryMs: this.#stepMs,
@@ -257,7 +260,7 @@ export class Membership {
     const view = this.#state.views.get(nodeId);
     if (!view) return link.close(); // It was removed while its Docker Engine was dead.
     view.lastSeen = this.#options.clock.now();
-    this.#silence.forget(nodeId);
+    this.#heard(nodeId);
     if (message.type === "heartbeat") this.#heartbeat(nodeId, { view, link, heartbeat: message });
     else if (message.type === "status") this.#status(nodeId, { view, report: message });
   }
@@ -345,7 +348,7 @@ export class Membership {
     this.#state.views.set(nodeId, view);
     const { version, boot_id: bootId } = hello;
     Object.assign(view, { connected: true, isHeard: true, lastSeen: clock.now(), version, bootId });
-    this.#silence.forget(nodeId);
+    this.#heard(nodeId);
     this.#newcomers.begin(nodeId);
     this.#deadEngines.note(nodeId, { view, engine: hello.engine });
     // Of an earlier session: kept for readers, but nothing is concluded from them until the node has reported in full.
@@ -472,27 +475,18 @@ export class Membership {
     const { clock, scheduler, heartbeatIntervalMs, self } = this.#options;
     const stepMs = this.#stepMs;
     const now = clock.now();
-    // A master that stood still (suspended, or busy) heard nobody meanwhile: that time is not the nodes' silence.
-    if (now - this.#sweepDueAt > stepMs) {
-      // It may have begun right after the last sweep.
-      const deafMs = now - this.#sweptAt - stepMs;
-      // Nobody was heard in the future: what arrived since the pause ended counts as it is.
-      const later = (at: number) => Math.min(now, at + deafMs);
-      for (const view of this.#state.views.values()) {
-        view.lastSeen = later(view.lastSeen);
-        for (const [id, at] of view.unhealthySince ?? []) view.unhealthySince?.set(id, later(at));
-      }
-      this.#deadEngines.postpone(later);
-    }
-    this.#sweptAt = now;
+    const { pauseMs, asOf, nextMs: readMs } = this.#pauses.look(now, { stepMs, nodes: this.#state.views });
+    if (pauseMs > 0) this.#creditPause(pauseMs, now);
+    if (asOf === undefined) return this.#pauses.expect(now, readMs ?? stepMs);
     const wasHeld = this.hold !== undefined;
     this.#silence.judge(
       Array.from(this.#state.views, ([node_id, { lastSeen, isHeard = false, engine }]) => {
         const isNew = this.#state.nodes.get(node_id)?.never_ready === true;
         const wasReady = engine?.state !== "unready" && !isNew;
-        return { node_id, lastSeen, isHeard, wasReady, isNew, isSelf: node_id === self.node_id };
+        const isSpared = this.#pauses.isSpared(node_id, asOf);
+        return { node_id, lastSeen, isHeard, wasReady, isNew, isSelf: node_id === self.node_id, isSpared };
       }),
-      now,
+      asOf,
     );
     tellHold(this.#options.log, { hold: this.hold, wasHeld });
     // What fails for one node, or of these parts, is not to keep the others from being done.
@@ -506,9 +500,22 @@ export class Membership {
       this.#roomChanged = false;
       this.#toldOfRoomAt = now;
     }
-    const nextMs = this.#isCalm(now) ? heartbeatIntervalMs : stepMs;
-    this.#sweepDueAt = now + nextMs;
-    return nextMs;
+    return this.#pauses.expect(now, readMs ?? (this.#isCalm(now) ? heartbeatIntervalMs : stepMs));
+  }
+
+  /** What nodes told before a pause of this master's, and may have told otherwise in it, has lasted for that much less. */
+  #creditPause(pauseMs: number, now: number): void {
+    // Nothing was heard in the future.
+    const later = (at: number) => Math.min(now, at + lostMs(pauseMs));
+    for (const { unhealthySince } of this.#state.views.values())
+      for (const [id, at] of unhealthySince ?? []) unhealthySince?.set(id, later(at));
+    this.#deadEngines.postpone(later);
+  }
+
+  /** The node has spoken, or is no member any more. */
+  #heard(nodeId: string): void {
+    this.#silence.forget(nodeId);
+    this.#pauses.forget(nodeId);
   }
 
   /** Whether nothing can be due for a heartbeat's interval, unless somebody says so. */
@@ -562,7 +569,7 @@ export class Membership {
     this.#options.log.info("forgot a node that never was ready", { node: nodeId });
     this.#links.get(nodeId)?.close();
     for (const known of [this.#links, this.#instances, this.#deadEngines]) known.delete(nodeId);
-    this.#silence.forget(nodeId);
+    this.#heard(nodeId);
     this.#faults.forget(nodeId);
   }
 
@@ -587,7 +594,7 @@ export class Membership {
     link?.send({ type: "left" });
     this.#links.delete(nodeId);
     this.#instances.delete(nodeId);
-    this.#silence.forget(nodeId);
+    this.#heard(nodeId);
     this.#faults.forget(nodeId);
     this.#options.scheduler.detach(nodeId);
     link?.close();

@@ -46,7 +46,7 @@ import { NAMES_PORT } from "./overlay_plan_firewall.ts";
 import { Scheduler } from "./scheduler.ts";
 import { Session } from "./session.ts";
 import { LastHeard } from "./session_heard.ts";
-import { openSqliteStore } from "./store.ts";
+import { openThreadStore } from "./store_thread.ts";
 import type { CalledMaster, Caller, Listener, Transport } from "./transport.ts";
 import { dialSelf, fetchChunk, fetchSecret, listen, networkTransport } from "./transport.ts";
 
@@ -118,6 +118,7 @@ export class Node implements LocalNode {
     this.version = options.version;
     this.#log = options.log;
     this.#data = data;
+    data.onWriteFailed = (error) => this.#writeFailed(error);
     this.#identity = identity;
     this.#heard = new LastHeard({ dataDir: data.path, clock: systemClock, log: options.log });
     this.#advertise = "";
@@ -164,8 +165,9 @@ export class Node implements LocalNode {
     const waiting = this.#waitsForEngine();
     if (waiting !== undefined) faults.push(waiting);
     else if (engine?.state === "unready") faults.push(engine.reason);
-    const notLeading = this.#scheduler?.leadership.fault;
-    if (notLeading !== undefined) faults.push(`this master does not lead: ${notLeading}`);
+    const { leadership, writes } = this.#scheduler ?? {};
+    if (leadership?.fault !== undefined) faults.push(`this master does not lead: ${leadership.fault}`);
+    if (writes?.fault !== undefined) faults.push(`the cluster state cannot be changed: ${writes.fault}`);
     const { lost, fault } = this.#session ?? {};
     if (!lost) faults.push(`no session with the master${fault === undefined ? "" : `: ${fault}`}`);
     return faults;
@@ -236,7 +238,9 @@ export class Node implements LocalNode {
       this.#hostNames = this.#findHostNames();
       this.#warnOfExposure();
       this.#identity = { ...this.#identity, ...this.#lastBind() };
-      this.#data.save(this.#identity);
+      // A node that was one before starts by what it knows, also on a full disk; a new one must not be forgotten.
+      if (this.#data.identity) this.#update({});
+      else this.#data.begin(this.#identity);
       if (this.#identity.role === "master") await this.#startMaster(options);
       this.#underlay = await underlayOf(this.#advertise);
       this.#startSession(begun);
@@ -273,7 +277,7 @@ export class Node implements LocalNode {
     const scheduler = new Scheduler({
       ...common,
       newId,
-      store: openSqliteStore(statePath),
+      store: openThreadStore(statePath),
       sealer: sealerOf(settings, this.#data),
       random: Math.random,
       ...(settings.rebalance && { rebalance: settings.rebalance }),
@@ -577,9 +581,13 @@ export class Node implements LocalNode {
     try {
       this.#data.save(this.#identity);
     } catch (error) {
-      // The node works on without it; at the next change or start the same is learnt again.
-      this.#log.error("could not write node.json", { error });
+      this.#writeFailed(error);
     }
+  }
+
+  /** The node works on without it; at the next change or start the same is learnt again. */
+  #writeFailed(error: unknown): void {
+    this.#log.error("could not write node.json", { error });
   }
 
   #warnOfExposure(): void {

@@ -17,7 +17,6 @@ import type { Log } from "./log.ts";
 import { Faults } from "./log_faults.ts";
 import type { Change, ClusterRecord, DepartureRecord, LiveJob, MasterMessage, NodeRecord } from "./model.ts";
 import { isGlobal } from "./model_spec.ts";
-import { CacophonyError } from "./model.ts";
 import type { DrainWait } from "./reconcile_drain.ts";
 import type { Blocked, Plan, PlanContext } from "./reconcile_goal.ts";
 import type { Strategy } from "./placement.ts";
@@ -37,9 +36,9 @@ import { Registries } from "./scheduler_registries.ts";
 import { Secrets } from "./scheduler_secrets.ts";
 import { boundedTimes } from "./scheduler_times.ts";
 import { changesForUpgrade } from "./scheduler_upgrade.ts";
+import { Writes } from "./scheduler_writes.ts";
 import type { Sealer } from "./seal.ts";
 import type { Store } from "./store.ts";
-import { StoreError } from "./store.ts";
 
 /** A full look at every service: a slow safety net, and when unused specs are collected. */
 const FULL_PASS_MS = 30_000;
@@ -71,6 +70,8 @@ export class Scheduler {
   readonly secrets: Secrets;
   /** Whether this process leads its cluster. */
   readonly leadership: Leadership;
+  /** How changes reach the Store. */
+  readonly writes: Writes;
   readonly #registries: Registries;
   readonly #options: SchedulerOptions;
   readonly #dirty = new Set<ServiceKey>();
@@ -102,6 +103,7 @@ export class Scheduler {
     this.leadership = new Leadership(options);
     this.leadership.onEnd(() => this.#halt());
     this.faults = new Faults(options);
+    this.writes = new Writes({ ...options, state: this.state });
     this.#goals = new Goals(this.state);
     this.#planner = new Planner({ ...options, state: this.state, goals: this.#goals });
     this.#moves = new Moves({ state: this.state, goals: this.#goals });
@@ -132,31 +134,47 @@ export class Scheduler {
    * @throws StartError when the state is of another cluster, empty though it was written before, or without its key.
    */
   async start(fresh: ClusterRecord, facts: StartFacts = {}): Promise<void> {
-    const { store, log, clock, newId } = this.#options;
+    const { store, clock, newId } = this.#options;
     const stored = boundedTimes(await store.load(), clock.now());
     this.state.since = clock.now();
     const known = stored.cluster[0];
     const record = openCluster(known, { fresh, ...facts });
-    await this.leadership.begin(store, { ...facts, leadership: newId() });
     for (const kind of STATE_KINDS)
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
     this.state.apply([{ op: "put", kind: "cluster", record }]);
+    const claim = { ...facts, leadership: newId() };
+    const hasBegun = await this.writes.begin(
+      () => this.leadership.begin(store, claim),
+      () => this.#lead(known),
+    );
+    if (hasBegun) await this.#lead(known);
+    else await this.leadership.wait(store, { claim, isNew: !known, fault: this.writes.fault });
     if (this.leadership.fault !== undefined) return;
-    if (!Bun.deepEquals(record, known)) await store.commit(this.term, [{ op: "put", kind: "cluster", record }]);
-    log.info("this node is the master", {
-      cluster: fresh.cluster_id,
-      term: this.term,
-      jobs: this.state.liveJobs().length,
-    });
-    await this.#upgrade();
-    const fault = this.faults.attempt("an error of Cacophony itself in a look at secrets", () => this.secrets.fault());
-    if (fault !== undefined) log.error("the jobs' secrets cannot be opened; what runs goes on", { reason: fault });
+    store.background?.();
     this.#fullPassTimer = repeat(clock, {
       firstMs: 0,
       retryMs: FULL_PASS_MS,
       work: () => this.#fullPass(),
       onFault: (error) => this.faults.tell("an error of Cacophony itself: a full pass failed", error),
     });
+  }
+
+  /** The term has begun; `known`: the cluster's record in the Store. */
+  async #lead(known: ClusterRecord | undefined): Promise<void> {
+    if (this.leadership.fault !== undefined) return;
+    const { store, log } = this.#options;
+    const record = this.cluster;
+    try {
+      if (!Bun.deepEquals(record, known)) await store.commit(this.term, [{ op: "put", kind: "cluster", record }]);
+    } catch (error) {
+      if (!known) throw error;
+      log.error("what is new of the cluster itself could not be stored; the next start tries it again", { error });
+    }
+    const { cluster_id: cluster } = record;
+    log.info("this node is the master", { cluster, term: this.term, jobs: this.state.liveJobs().length });
+    await this.#upgrade();
+    const fault = this.faults.attempt("an error of Cacophony itself in a look at secrets", () => this.secrets.fault());
+    if (fault !== undefined) log.error("the jobs' secrets cannot be opened; what runs goes on", { reason: fault });
   }
 
   /** Where that fails, everything goes on as it was, and the next start tries it again. */
@@ -178,6 +196,7 @@ export class Scheduler {
   /** Nothing is decided any more, and nobody is told anything. */
   #halt(): void {
     this.#stopped = true;
+    this.writes.stop();
     this.#passTimer?.cancel();
     this.#fullPassTimer?.cancel();
     this.#alarms.stop();
@@ -476,7 +495,7 @@ export class Scheduler {
   sendAssignments(nodeId: string): void {
     const send = this.#senders.get(nodeId);
     const what = "an error of Cacophony itself: a node could not be sent its assignments";
-    if (send) this.faults.attempt(what, () => this.#assign(nodeId, send), { node: nodeId });
+    if (send && !this.writes.isHeld) this.faults.attempt(what, () => this.#assign(nodeId, send), { node: nodeId });
   }
 
   #assign(nodeId: string, send: (message: MasterMessage) => void): void {
@@ -588,12 +607,11 @@ export class Scheduler {
   }
 
   async #commit(changes: readonly Change[]): Promise<void> {
-    if (changes.length === 0) return;
+    if (changes.length === 0 && !this.writes.isUnsure) return;
     try {
-      await this.#options.store.commit(this.term, changes);
-    } catch (error) {
-      if (error instanceof StoreError && error.code === "fenced") this.leadership.fence(error);
-      throw new CacophonyError("store_failed", "the change could not be stored, nothing was changed", { cause: error });
+      await this.writes.commit(this.term, changes, { fenced: (error) => this.leadership.fence(error) });
+    } finally {
+      if (this.writes.isUnsure) this.#schedulePass(STORE_RETRY_MS);
     }
     this.state.apply(changes);
     // However the record went, nobody asks for it again.
