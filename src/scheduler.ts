@@ -16,7 +16,6 @@ import type { Log } from "./log.ts";
 import { Faults } from "./log_faults.ts";
 import type { Change, ClusterRecord, DepartureRecord, LiveJob, MasterMessage, NodeRecord } from "./model.ts";
 import { isGlobal } from "./model_spec.ts";
-import { StartError } from "./model.ts";
 import type { DrainWait } from "./reconcile_drain.ts";
 import type { Blocked, Plan, PlanContext } from "./reconcile_goal.ts";
 import type { Strategy } from "./placement.ts";
@@ -148,8 +147,7 @@ export class Scheduler {
       () => this.#lead(known),
     );
     if (hasBegun) await this.#lead(known);
-    else if (known && !facts.restored) await this.leadership.wait(store, claim);
-    else throw new StartError(`the state of a new or restored cluster must be written first: ${this.writes.fault}`);
+    else await this.leadership.wait(store, { claim, isNew: !known, fault: this.writes.fault });
     if (this.leadership.fault !== undefined) return;
     store.background?.();
     this.#fullPassTimer = repeat(clock, {

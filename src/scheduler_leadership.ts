@@ -4,7 +4,7 @@
  * nothing; it still answers who reads. What ended it does not pass by itself, so it never leads again before it is started again.
  */
 import type { Log } from "./log.ts";
-import { CacophonyError } from "./model.ts";
+import { CacophonyError, StartError } from "./model.ts";
 import { behindText, type Begun, isBehind, restoresOf, SET_BACK_HINT } from "./model_term.ts";
 import type { StartFacts } from "./scheduler_cluster.ts";
 import { type Store, StoreError } from "./store.ts";
@@ -57,9 +57,18 @@ export class Leadership {
     }
   }
 
-  /** No term can be begun yet: nodes are welcomed in the last one, unless that is older than what this machine has seen. */
-  async wait(store: Store, { seenTerm = 0, seenLeadership }: Claim): Promise<void> {
-    const seen = { term: seenTerm, leadership: seenLeadership };
+  /**
+   * No term can be begun yet, because of `fault`: nodes are welcomed in the last one, unless that is older than what this machine
+   * has seen.
+   * @throws StartError for a cluster that is new or restored: no node may follow the term that is there.
+   */
+  async wait(
+    store: Store,
+    { claim, isNew, fault }: { claim: Claim; isNew: boolean; fault: string | undefined },
+  ): Promise<void> {
+    const which = isNew ? "new" : "restored";
+    if (isNew || claim.restored) throw new StartError(`a ${which} cluster's state cannot be written: ${fault}`);
+    const seen = { term: claim.seenTerm ?? 0, leadership: claim.seenLeadership };
     this.#begun = (await store.last?.()) ?? { term: 0 };
     if (isBehind(this.#begun, seen)) this.end(behindText(this.#begun, { seen, witness: "this machine's node.json" }));
   }
