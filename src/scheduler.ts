@@ -6,8 +6,7 @@
  */
 import { Alarms, type Clock, type Timer } from "./clock.ts";
 import { repeat } from "./clock_loop.ts";
-import type { ServiceKey } from "./cluster_state.ts";
-import { ClusterState, serviceKey } from "./cluster_state.ts";
+import { ClusterState, type ServiceKey, serviceKey } from "./cluster_state.ts";
 import type { Preconditions, PutOutcome, WantedJob } from "./job_changes.ts";
 import { changesForDelete, changesForPut, changesForScale, changesForTombstones } from "./job_changes.ts";
 import { checkPreconditions } from "./job_changes.ts";
