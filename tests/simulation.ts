@@ -3,7 +3,7 @@
  * store on machines with fake Docker Engines, while a seeded generator sends requests and breaks everything that can break.
  *
  * Then all is healed and the cluster must settle by itself: exactly what the acknowledged requests ask for runs, and nothing
- * else. While it runs, the rules of `simulation_cluster.ts` must hold. The same seed makes the same run.
+ * else. While it runs, the rules of `simulation_rules.ts` must hold. The same seed makes the same run.
  */
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -12,7 +12,8 @@ import type { ClusterState } from "../src/cluster_state.ts";
 import { type Log, silentLog } from "../src/log.ts";
 import { LABELS } from "../src/model.ts";
 import { type Requests, SimClient, VARIANT } from "./simulation_client.ts";
-import { type Machine, SimCluster } from "./simulation_cluster.ts";
+import { SimCluster } from "./simulation_cluster.ts";
+import type { Machine } from "./simulation_machine.ts";
 import { SimOperator } from "./simulation_operator.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
 
@@ -102,7 +103,7 @@ class Simulation {
       this.#client.masterGone();
       this.#operator.masterGone();
     };
-    this.#cluster.onLoad = ({ job, node }) => {
+    this.#cluster.disk.onLoad = ({ job, node }) => {
       this.#client.compare(job);
       this.#operator.compare(node);
     };
@@ -144,7 +145,7 @@ class Simulation {
       seed: this.#seed,
       trace: this.#storyHash,
       requests: this.#client.requests,
-      commits: this.#cluster.commits,
+      commits: this.#cluster.disk.commits,
       containers: after.length,
       virtualMs: this.#clock.now() - this.#begin,
       settledMs,
@@ -213,7 +214,7 @@ class Simulation {
         network.latency = this.#random() < 0.6 ? [1, 10] : [1, 1_500];
         return;
       case "full disk":
-        this.#cluster.storeFaults = this.#random() < 0.6 ? 0 : 0.5;
+        this.#cluster.disk.faults = this.#random() < 0.6 ? 0 : 0.5;
         return;
       default:
         return this.#engineTrouble(machine, does);
@@ -283,7 +284,7 @@ class Simulation {
 
   async #heal(): Promise<void> {
     this.#say("all is healed");
-    this.#cluster.storeFaults = 0;
+    this.#cluster.disk.faults = 0;
     this.#cluster.network.latency = [1, 10];
     for (const machine of this.#cluster.machines) {
       this.#cluster.network.join(machine.address);
@@ -355,7 +356,7 @@ class Simulation {
       faults.push(`volumes of job ${job_id} are still to be removed on ${node_id}`);
     }
     // What containers there are is looked at anew where it, or what the master wrote down, is not as at the last look.
-    const seen = `${this.#cluster.changes} ${this.#cluster.commits} ${this.#cluster.starts}`;
+    const seen = `${this.#cluster.changes} ${this.#cluster.disk.commits} ${this.#cluster.starts}`;
     if (seen !== this.#seen) this.#onNodes = [...this.#containerFaults(), ...this.#leftovers(state)];
     this.#seen = seen;
     return [...faults, ...this.#onNodes];
@@ -430,8 +431,8 @@ class Simulation {
 
   /** After every instant: the rules hold. */
   #check(): void {
-    this.#cluster.check();
-    const broken = this.#cluster.violations[0] ?? this.#client.violations[0] ?? this.#operator.violations[0];
+    this.#cluster.rules.check();
+    const broken = this.#cluster.rules.violations[0] ?? this.#client.violations[0] ?? this.#operator.violations[0];
     if (broken !== undefined) this.#fail(broken);
   }
 

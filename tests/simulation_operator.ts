@@ -26,7 +26,7 @@ export class SimOperator {
     this.#cluster = cluster;
     this.#random = options.random;
     this.#say = options.say;
-    cluster.isRemoving = (nodeId) => this.#underWay.get(nodeId)?.has("remove") === true;
+    cluster.rules.isRemoving = (nodeId) => this.#underWay.get(nodeId)?.has("remove") === true;
   }
 
   /** Sends one request, if a master is there to take it. */

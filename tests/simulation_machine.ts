@@ -1,0 +1,45 @@
+/** @module What a machine of the simulation is: its disk, its Docker Engine, and the process that comes and goes on it. */
+import type { Executor } from "../src/executor.ts";
+import type { Membership } from "../src/membership.ts";
+import type { Peer } from "../src/model.ts";
+import type { Scheduler } from "../src/scheduler.ts";
+import type { Session } from "../src/session.ts";
+import type { Store } from "../src/store.ts";
+import type { SimEngine } from "./simulation_engine.ts";
+import type { Life } from "./simulation_process.ts";
+
+/** A running `cacophony` with all that it has in memory. */
+export type Process = {
+  life: Life;
+  executor: Executor;
+  session: Session;
+  /** When its last session began. */
+  welcomedAt?: number;
+  scheduler?: Scheduler;
+  membership?: Membership;
+  store?: Store;
+};
+
+/** What a process keeps in its data directory. */
+export type Identity = {
+  cluster_id?: string;
+  cluster_key?: string;
+  node_id: string;
+  seen_term: number;
+  master?: Peer;
+  peers: Peer[];
+};
+
+export type Machine = {
+  name: string;
+  address: string;
+  isMaster: boolean;
+  dataDir: string;
+  engine: SimEngine;
+  identity: Identity;
+  /** All ids that it ever had as a member. */
+  ids: Set<string>;
+  process: Process | undefined;
+  /** When its process or its Engine last failed, or was repaired. */
+  touchedAt: number;
+};

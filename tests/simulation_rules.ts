@@ -1,0 +1,295 @@
+/** @module The rules of the simulation: what must hold at every moment, whatever goes wrong. */
+import type { ClusterState } from "../src/cluster_state.ts";
+import {
+  type AllocationRecord,
+  type Change,
+  type HomeRecord,
+  LABELS,
+  type RemovalRecord,
+  type StoredState,
+} from "../src/model.ts";
+import { sharesOf } from "../src/model_spec.ts";
+import { claimsOf } from "../src/placement.ts";
+import { isStateful, stoppedAloneAt } from "../src/reconcile_goal.ts";
+import { FAILURES } from "../src/reconcile_replace.ts";
+import type { Scheduler } from "../src/scheduler.ts";
+import type { Machine } from "./simulation_machine.ts";
+import type { VirtualClock } from "./virtual_clock.ts";
+
+/** The first assignments of a session are there after this, however slow the network is. */
+const ASSIGNMENTS_MS = 3_000;
+/** A stop that was begun is done by then: grace periods are 10 s. */
+const HALF_DONE_MS = 15_000;
+
+export type RulesOptions = {
+  clock: VirtualClock;
+  machines: readonly Machine[];
+  /** The scheduler of the master's process, also of one that is frozen. */
+  scheduler: () => Scheduler | undefined;
+};
+
+export class SimRules {
+  /** Broken rules, in the words of a person who looks for the cause. */
+  readonly violations: string[] = [];
+  /** Allocation records as they are on the master's disk. */
+  readonly allocations = new Map<string, AllocationRecord>();
+  /** Whether somebody has just asked for a node's removal, and has no answer yet. */
+  isRemoving: (nodeId: string) => boolean = () => false;
+  /** What is to be stopped after how many milliseconds without a master, by definition. */
+  readonly #isolations = new Map<string, number>();
+  /** When a node first stopped an allocation because it had been without a master for so long. */
+  readonly #isolatedAt = new Map<string, number>();
+  readonly #removals = new Map<string, RemovalRecord>();
+  readonly #options: RulesOptions;
+  /** Allocations that were given up while their node was down: theirs may run beside their replacement's. */
+  readonly #givenUp = new Set<string>();
+  #checkedAt = 0;
+
+  constructor(options: RulesOptions) {
+    this.#options = options;
+  }
+
+  /** A master that starts reads what was written. */
+  loaded(state: StoredState): void {
+    const stored = new Map(state.allocation.map((record) => [record.allocation_id, record]));
+    if (!Bun.deepEquals(stored, this.allocations))
+      this.violations.push("the allocations on disk are not those written");
+  }
+
+  /** Looks at what runs right now, if that is not what was looked at last. */
+  check(): void {
+    const changes = this.#options.machines.reduce((sum, { engine }) => sum + engine.changes, 0);
+    if (changes === this.#checkedAt) return;
+    this.#checkedAt = changes;
+    const slots = new Map<string, string[]>();
+    for (const { name, engine } of this.#options.machines) {
+      const ports = new Set<number>();
+      for (const id of engine.doubled) this.violations.push(`two containers of allocation ${id} ran on ${name}`);
+      for (const { labels, state, ports: published } of engine.containers) {
+        if (state !== "running") continue;
+        for (const { host_port } of published) {
+          if (ports.has(host_port)) this.violations.push(`host port ${host_port} is held twice on ${name}`);
+          ports.add(host_port);
+        }
+        const slot = [LABELS.job, LABELS.service, LABELS.slot].map((label) => labels.get(label)).join("/");
+        const id = labels.get(LABELS.allocation) ?? "";
+        slots.set(slot, [...(slots.get(slot) ?? []), id]);
+      }
+    }
+    for (const [slot, ids] of slots) {
+      if (ids.length < 2) continue;
+      // What is not to run twice has nothing started beside it.
+      const isAlone = ids.some((id) => this.#isolations.has(this.allocations.get(id)?.spec_hash ?? ""));
+      const replaced = isAlone ? [] : ids.map((id) => this.allocations.get(id)?.replaces?.allocation_id);
+      const live = ids.filter((id) => !this.#givenUp.has(id) && !replaced.includes(id));
+      if (live.length > 1) this.violations.push(`slot ${slot} runs in allocations ${live.join(" and ")}`);
+    }
+  }
+
+  /** A container that runs is ended only where the master's disk says that its allocation has to stop. */
+  checkEnd(
+    node: string,
+    { allocationId, how, stranded }: { allocationId: string; how: string; stranded: boolean },
+  ): void {
+    // What joined a run of another container that is over is made anew.
+    const record = this.allocations.get(allocationId);
+    if (!stranded && record?.desired === "run" && !this.#isIsolated(node, record)) {
+      this.violations.push(`${node} was told to ${how} a container of allocation ${allocationId}, which is to run`);
+    }
+  }
+
+  /** Whether a node has been without a master for so long that it has to stop what asks for that. */
+  #isIsolated(node: string, { allocation_id, spec_hash }: AllocationRecord): boolean {
+    const limitMs = this.#isolations.get(spec_hash);
+    const { session, welcomedAt = 0 } = this.#options.machines.find(({ name }) => name === node)?.process ?? {};
+    if (limitMs === undefined || !session) return false;
+    const now = this.#options.clock.now();
+    const key = `${node} ${allocation_id}`;
+    // What it was to stop it stops until its new assignments are there, also in a new process that finds it half done.
+    const isDue = session.lost ? now - welcomedAt < ASSIGNMENTS_MS : now - session.lastHeard >= limitMs;
+    if (isDue && !this.#isolatedAt.has(key)) this.#isolatedAt.set(key, now);
+    return isDue || now - (this.#isolatedAt.get(key) ?? -Infinity) < HALF_DONE_MS;
+  }
+
+  /** Volumes go only where somebody deleted the job with them. */
+  checkVolumeRemoval(node: string, jobId: string): void {
+    const { ids } = this.#options.machines.find(({ name }) => name === node) ?? { ids: new Set<string>() };
+    const isAsked = [...this.#removals.values()].some((one) => one.job_id === jobId && ids.has(one.node_id));
+    if (!isAsked) this.violations.push(`${node} removed a volume of job ${jobId}, which nobody asked for`);
+  }
+
+  checkCommit(change: Change, changes: readonly Change[]): void {
+    if (change.op === "delete") {
+      if (change.kind === "allocation") this.#checkGone(change.key, changes);
+    } else if (change.kind === "allocation") {
+      const before = this.allocations.get(change.record.allocation_id);
+      const partner = this.#partnerOf(change.record, changes);
+      if (!before) {
+        this.#checkPlacement(change.record);
+        if (partner && (partner.desired !== "run" || partner.node_id !== change.record.node_id))
+          this.violations.push(
+            `allocation ${change.record.allocation_id} was placed apart from ${partner.allocation_id}`,
+          );
+      } else if (before.desired === "run" && change.record.desired === "stop" && partner?.desired !== "stop") {
+        this.#checkStop(before);
+      }
+    }
+  }
+
+  /** The allocation whose network a record joins, as it is once `changes` are written. */
+  #partnerOf({ joins: [join] = [] }: AllocationRecord, changes: readonly Change[]): AllocationRecord | undefined {
+    if (!join) return undefined;
+    const changed = changes.findLast(
+      (one) => one.op === "put" && one.kind === "allocation" && one.record.allocation_id === join.allocation_id,
+    );
+    if (changed?.op === "put" && changed.kind === "allocation") return changed.record;
+    return this.allocations.get(join.allocation_id);
+  }
+
+  written(change: Change): void {
+    if (change.op === "put" && change.kind === "spec") {
+      const { spec_hash, spec } = change.record;
+      if (spec.stop_when_isolated_ms !== undefined) this.#isolations.set(spec_hash, spec.stop_when_isolated_ms);
+    } else if (change.op === "put" && change.kind === "allocation") {
+      this.allocations.set(change.record.allocation_id, change.record);
+    } else if (change.op === "put" && change.kind === "removal") {
+      this.#removals.set(change.record.removal_id, change.record);
+    } else if (change.op === "delete" && change.kind === "allocation") this.allocations.delete(change.key);
+    else if (change.op === "delete" && change.kind === "removal") this.#removals.delete(change.key);
+  }
+
+  #checkGone(id: string, changes: readonly Change[]): void {
+    const record = this.allocations.get(id);
+    const machine = this.#options.machines.find(({ ids }) => ids.has(record?.node_id ?? ""));
+    const hasLeft = changes.some(
+      ({ op, kind, ...one }) => op === "delete" && kind === "node" && "key" in one && one.key === record?.node_id,
+    );
+    if (record && hasLeft && this.#running().state.isDown(record.node_id)) {
+      this.#givenUp.add(id);
+      // Who removes a node by hand knows that it is off.
+      if (!this.isRemoving(record.node_id)) this.#checkAlone(record);
+      return;
+    }
+    if (machine && machine.engine.running(id).length > 0) {
+      this.violations.push(`allocation ${id} was taken for gone while it ran on ${machine.name}`);
+    }
+  }
+
+  #checkPlacement(record: AllocationRecord): void {
+    const { state } = this.#running();
+    const spec = (hash: string) => state.specs.get(hash);
+    const claims = (one: AllocationRecord) => (spec(one.spec_hash) ? claimsOf(spec(one.spec_hash)!) : []);
+    const { allocation_id: id, node_id } = record;
+    const ready = state.views.get(node_id)?.state;
+    if (ready !== "ready") this.violations.push(`allocation ${id} was placed on ${node_id}, which is ${ready}`);
+    const availability = state.nodes.get(node_id)?.availability;
+    if (availability !== "active")
+      this.violations.push(`allocation ${id} was placed on ${node_id}, where availability is ${availability}`);
+    this.#checkHome(record);
+    for (const other of this.allocations.values()) {
+      const sameSlot =
+        other.job_id === record.job_id && other.service_name === record.service_name && other.slot === record.slot;
+      const formerJob = other.job_id === record.job_id && other.incarnation !== record.incarnation;
+      if (sameSlot || formerJob) {
+        if (record.replaces?.allocation_id === other.allocation_id) continue;
+        if (state.isLost(other.node_id)) {
+          this.#givenUp.add(other.allocation_id);
+          if (sameSlot && state.isDown(other.node_id) && !other.ended) this.#checkAlone(other);
+        } else
+          this.violations.push(`allocation ${id} was placed before ${other.allocation_id} of its slot or job was gone`);
+      }
+      const sharesPort = claims(other).some((a) => claims(record).some((b) => a.first === b.first));
+      if (other.node_id === node_id && sharesPort) {
+        this.violations.push(`allocations ${id} and ${other.allocation_id} have one host port of ${node_id}`);
+      }
+    }
+  }
+
+  /** What has its data on a node goes nowhere else, but where the operator said so. */
+  #checkHome(record: AllocationRecord): void {
+    const { state } = this.#running();
+    const home: HomeRecord | undefined = state.homeOf(record);
+    const spec = state.specs.get(record.spec_hash);
+    if (!home || home.node_id === record.node_id || !spec || !isStateful(spec)) return;
+    if (state.nodes.get(home.node_id)?.drain?.force !== true)
+      this.violations.push(
+        `allocation ${record.allocation_id} was placed on ${record.node_id}, its data are on ${home.node_id}`,
+      );
+  }
+
+  /** What a node has to stop by itself does not run there any more when it is given up, if the machine was able to do so. */
+  #checkAlone(record: AllocationRecord): void {
+    const { state } = this.#running();
+    const { allocation_id: id, node_id } = record;
+    const spec = state.specs.get(record.spec_hash);
+    const machine = this.#options.machines.find(({ ids }) => ids.has(node_id));
+    if (spec?.stop_when_isolated_ms === undefined || !machine) return;
+    const now = this.#options.clock.now();
+    const lastSeen = state.views.get(node_id)?.lastSeen ?? now;
+    if (now < Math.floor(stoppedAloneAt(record, state)))
+      this.violations.push(`allocation ${id} was given up before ${node_id} had to have stopped it`);
+    const { process, engine, touchedAt } = machine;
+    const isWell = process && !process.life.isFrozen && engine.isWell && touchedAt < lastSeen;
+    if (isWell && engine.running(id).length > 0)
+      this.violations.push(`allocation ${id} was given up while it ran on ${node_id}, which should have stopped it`);
+  }
+
+  /** An allocation is stopped for one of seven reasons: scale, its own or its partner's, definition, a restart, removal, bad health, or its node is down. */
+  #checkStop(record: AllocationRecord): void {
+    const { state } = this.#running();
+    const job = state.liveJob(record.job_id);
+    const service = job?.services.find(({ service_name }) => service_name === record.service_name);
+    if (!service || job?.incarnation !== record.incarnation || service.spec_hash !== record.spec_hash) return;
+    if ((service.generation ?? 0) !== (record.generation ?? 0)) return;
+    if (state.isLost(record.node_id)) return void this.#givenUp.add(record.allocation_id);
+    if (this.#makesWay(record, state)) return;
+    const isPaired = ({ replaces }: AllocationRecord) =>
+      this.allocations.get(replaces?.allocation_id ?? "")?.desired === "run";
+    const running = [...this.allocations.values()].filter(
+      (one) =>
+        one.job_id === record.job_id &&
+        one.service_name === record.service_name &&
+        one.incarnation === record.incarnation &&
+        one.desired === "run" &&
+        !isPaired(one),
+    );
+    const [join] = record.joins ?? [];
+    const scale = job.services.find(({ service_name }) => service_name === join?.service_name)?.scale ?? 0;
+    const partner = join && this.allocations.get(join.allocation_id);
+    if (join && (scale === 0 || partner?.slot !== ((record.slot - 1) % scale) + 1)) return;
+    // Where others go beside a service's slots, none above the scale stays in the place of a lower one.
+    const belongs = join !== undefined || job.services.some((one) => this.#goesBeside(one, record, state));
+    const isBeside = record.slot > service.scale && belongs;
+    if (!isBeside && running.length <= service.scale) {
+      this.violations.push(`allocation ${record.allocation_id} was stopped on ${record.node_id} for no reason`);
+    }
+  }
+
+  #goesBeside({ spec_hash }: { spec_hash: string }, { service_name }: AllocationRecord, state: ClusterState): boolean {
+    const spec = state.specs.get(spec_hash);
+    return spec !== undefined && sharesOf(spec).some((share) => share.service_name === service_name);
+  }
+
+  /** Whether another has taken its slot, it was about to take one, it has to leave its node, or it does not get well there. */
+  #makesWay(record: AllocationRecord, state: ClusterState): boolean {
+    const { allocation_id: id, replaces, node_id } = record;
+    const successor = [...this.allocations.values()].find((one) => one.replaces?.allocation_id === id);
+    const { failures = 0, health } = state.status(record) ?? {};
+    const { availability, drain } = state.nodes.get(node_id) ?? {};
+    const spec = state.specs.get(record.spec_hash);
+    if (spec && isStateful(spec)) return availability === "drain" && drain?.force === true;
+    return (
+      this.allocations.get(replaces?.allocation_id ?? "")?.desired === "run" ||
+      (successor !== undefined && state.status(successor)?.state === "running") ||
+      availability === "drain" ||
+      failures >= FAILURES ||
+      health === "unhealthy"
+    );
+  }
+
+  #running(): Scheduler {
+    const scheduler = this.#options.scheduler();
+    if (!scheduler) throw new Error("only a master that runs places and stops");
+    return scheduler;
+  }
+}
