@@ -204,7 +204,7 @@ export class SimScenes {
   /** The master ends in the middle of what a request causes, and another process goes on. */
   async #crash(): Promise<void> {
     const { cluster, client } = this.#options;
-    if (this.#happens(0.3)) return this.#crashOfDelete();
+    if (this.#happens(0.4)) return this.#crashOfDelete();
     if (this.#happens(0.7)) cluster.network.latency = [1, 1_500];
     for (let n = 0; n < 3; n++) {
       client.act(this.#happens(0.3) ? "delete" : "put");
@@ -233,10 +233,12 @@ export class SimScenes {
     await this.#pass(3_000);
     const machine = this.#pick(this.#workers().filter(({ engine }) => engine.containers.length > 0));
     if (!machine) return;
-    say(`${machine.name}: engine: down`);
-    cluster.touch(machine);
+    say(`${machine.name}: engine: down, and the process starts again`);
     machine.engine.goDown({ containersSurvive: true });
-    await this.#pass(2_000);
+    // One that has never seen its containers reports none, so nothing reminds the master of them.
+    cluster.kill(machine);
+    cluster.start(machine);
+    await this.#pass(3_000);
     for (let n = 0; n < 3; n++) client.act("delete");
     await this.#pass(this.#upTo(15));
     this.#restartMaster();
