@@ -102,6 +102,8 @@ export class FakeEngine implements Engine {
   readonly calls = new Map<string, number>();
   /** The most calls of each kind that were under way at once. */
   readonly mostAtOnce = new Map<string, number>();
+  /** Names for which a container was refused because another one has it. */
+  readonly conflicts = new Set<string>();
   /** Allocations of which two containers ran at the same time: must stay empty. */
   readonly doubled = new Set<string>();
   /** Grows whenever a container begins or ends to run, and with every container, network and volume that comes or goes. */
@@ -292,6 +294,7 @@ export class FakeEngine implements Engine {
       if (!this.images.has(image)) throw new EngineError("image_not_found", `No such image: ${image}`);
       const taken = this.#byName(name);
       if (taken) {
+        this.conflicts.add(name);
         throw new EngineError(
           "conflict",
           `Conflict. The container name "/${name}" is already in use by container "${taken.id}".`,
@@ -534,7 +537,8 @@ export class FakeEngine implements Engine {
       if (this.hung.has(name) || this.#happens("loseRequest")) await this.#timeOut();
       if (this.refused.has(name)) throw new EngineError("other", `${name} is refused`);
       if (this.#happens("lateEffect")) {
-        const delayMs = TIMEOUT_MS + this.#random() * 60_000;
+        // Many come when they were just asked for again.
+        const delayMs = TIMEOUT_MS + this.#random() * (this.#random() < 0.5 ? 3_000 : 60_000);
         this.lateUntil = Math.max(this.lateUntil, this.#clock.now() + delayMs);
         this.#clock.after(delayMs, () => {
           // Nobody hears what became of it.

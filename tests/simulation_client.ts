@@ -49,11 +49,12 @@ export class SimClient {
   }
 
   /** Sends one request, if a master is there to take it. */
-  act(): void {
+  act(kind?: "put" | "delete"): void {
     const scheduler = this.#cluster.scheduler;
     if (!scheduler) return;
-    const jobId = this.#pick(JOBS);
-    const dice = this.#random();
+    const live = scheduler.state.liveJobs().map(({ job_id }) => job_id);
+    const jobId = this.#pick(kind === "delete" && live.length > 0 ? live : JOBS);
+    const dice = kind === undefined ? this.#random() : kind === "put" ? 0 : 1;
     if (dice < 0.5) this.#put(scheduler, jobId);
     else if (dice < 0.75) this.#scale(scheduler, jobId);
     else if (dice < 0.85) this.#restart(scheduler, jobId);
@@ -204,6 +205,9 @@ export class SimClient {
         this.#say(`  refused: ${text}: ${code}`);
         // A refusal must change nothing; that there is no such job or service must be so.
         const absent = account.maybe.some(isAbsent);
+        // It may be there for all that, and be seen by the next process.
+        if (code === "store_failed" && this.#cluster.disk.isTorn)
+          account.maybe = [...account.maybe, ...account.maybe.map(effect)];
         if (code !== "store_failed" && !(code === "not_found" && absent))
           this.violations.push(`${text} failed: ${code}`);
       },

@@ -14,15 +14,16 @@ import { Session } from "../src/session.ts";
 import { openSqliteStore } from "../src/store.ts";
 import { idleMachine, noOverlay, unusedSealer, welcoming } from "./cluster_fixture.ts";
 import { scoped, SimEngine } from "./simulation_engine.ts";
+import { SimLinks } from "./simulation_links.ts";
 import type { Machine, Process } from "./simulation_machine.ts";
-import { Life, SimNetwork } from "./simulation_process.ts";
-import { SimRules } from "./simulation_rules.ts";
+import { type Host, Life, SimNetwork } from "./simulation_process.ts";
+import { NODE_TIMEOUT_MS, SimRules } from "./simulation_rules.ts";
 import { SimDisk } from "./simulation_store.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
 
 const CLUSTER_ID = "cluster";
 /** What a master is told of times. */
-const TIMINGS = { heartbeatIntervalMs: 1_000, nodeTimeoutMs: 4_000 };
+const TIMINGS = { heartbeatIntervalMs: 1_000, nodeTimeoutMs: NODE_TIMEOUT_MS };
 /** SIGTERM: what `node.ts` allows its parts. */
 const STOP_TIMEOUT_MS = 1_500;
 /** Who runs the process starts it again this long after it gave up. */
@@ -46,6 +47,8 @@ export class SimCluster {
   readonly disk: SimDisk;
   /** Called when the master's process is gone. */
   onMasterGone: () => void = () => {};
+  /** How long a machine's process computes at what has just come in, in milliseconds. */
+  cost: (machine: Machine) => number = () => 0;
   readonly #options: ClusterOptions;
   #ids = 0;
   #nonces = 0;
@@ -85,14 +88,24 @@ export class SimCluster {
     if (machine.process) return;
     this.touch(machine);
     const { random, log } = this.#options;
-    const life = new Life(this.#options.clock);
-    const { clock } = life;
     const { name, address, identity } = machine;
+    const life = new Life(this.#options.clock, { aheadMs: machine.aheadMs });
+    life.cost = () => this.cost(machine);
+    life.onStall = () => this.touch(machine);
+    const { clock } = life;
     const instance = `${name}-${++this.starts}`;
     const common = { clock, random: random(name), log: log.with({ node: name }) };
+    const host: Host = {
+      life,
+      peerInfo: () => peerInfo(machine),
+      session: () => {
+        const { membership, links } = process;
+        return membership && links && ((channel) => links.accept(membership, channel));
+      },
+    };
     const executor = new Executor({
       ...common,
-      engine: scoped(machine.engine, life),
+      engine: scoped(machine.engine, life, () => machine.ghost === process),
       meter: { read: () => idleMachine(), routes: () => [] },
       dataDir: machine.dataDir,
       seenTerm: identity.seen_term,
@@ -106,8 +119,20 @@ export class SimCluster {
     }
     const session = new Session({
       ...common,
-      transport: this.network.transport(address, life),
-      executor,
+      transport: this.network.transport(address, host),
+      executor: {
+        assign: (assignments) => {
+          const outcome = executor.assign(assignments);
+          this.rules.assigned(machine, { order: assignments.order, outcome, process });
+          return outcome;
+        },
+        snapshot: () => {
+          const snapshot = executor.snapshot();
+          if (machine.engine.conflicts.size > 0) this.rules.checkStatuses(name, snapshot?.allocations ?? []);
+          return snapshot;
+        },
+        heartbeat: () => executor.heartbeat(),
+      },
       onNetwork: () => {},
       hello: () => ({
         type: "hello",
@@ -125,7 +150,7 @@ export class SimCluster {
       trust: () => ({ clusterKey: identity.cluster_key, seenTerm: identity.seen_term }),
       addresses: () => [this.master.address, ...identity.peers.map((peer) => peer.address)],
       onWelcome: (welcome) => {
-        process.welcomedAt = this.#options.clock.now();
+        process.welcomedAt = clock.now();
         welcomed(machine, { welcome, executor });
       },
       onLeft: () => this.#forgetCluster(machine),
@@ -135,16 +160,9 @@ export class SimCluster {
         if (!isPassing(code)) this.#fail(machine, message);
       },
     });
-    const process: Process = { life, executor, session };
+    const process: Process = { life, host, executor, session };
     machine.process = process;
-    this.network.listen(address, {
-      life,
-      peerInfo: () => peerInfo(machine),
-      session: () => {
-        const { membership } = process;
-        return membership && ((channel) => membership.accept(channel));
-      },
-    });
+    this.network.listen(address, host);
     const begun = machine.isMaster ? this.#startMaster(machine, process) : Promise.resolve();
     void begun.then(() => executor.start()).then(() => session.start(identity.master));
   }
@@ -156,11 +174,11 @@ export class SimCluster {
     process.store = openSqliteStore(join(machine.dataDir, "cluster.db"));
     const scheduler = new Scheduler({
       ...common,
-      store: this.disk.store(process.store, life),
+      store: this.disk.store(process.store, { life, isOld: () => machine.process !== process }),
       random: random("scheduler"),
       sealer: unusedSealer,
       newId: () => `id${++this.#ids}`,
-      onFenced: () => this.rules.violations.push("the only master was fenced"),
+      onFenced: () => this.#fenced(machine, process),
     });
     try {
       const fresh = {
@@ -181,7 +199,15 @@ export class SimCluster {
       ...TIMINGS,
       ...welcoming(),
     });
+    const { allocations, violations } = this.rules;
+    process.links = new SimLinks({
+      state: scheduler.state,
+      allocations,
+      violate: (what) => void (machine.process === process && violations.push(what)),
+      onHeard: (nodeId) => void (machine.process === process && this.rules.heard(nodeId)),
+    });
     process.membership.start();
+    this.rules.listens(life);
   }
 
   /** The process gives up and is started again, as its service manager would. */
@@ -191,15 +217,61 @@ export class SimCluster {
     this.#options.clock.after(RESTART_DELAY_MS, () => this.start(machine));
   }
 
+  /** Another master has taken over: this process must end, and it must have been an old one. */
+  #fenced(machine: Machine, process: Process): void {
+    if (machine.ghost === process) this.#endGhost(machine);
+    else if (machine.process === process) this.rules.violations.push("the only master was fenced");
+  }
+
+  /**
+   * The master's process stands still, as in a virtual machine that is paused, while a copy of its machine that has the same disk and
+   * the same Engine takes over. It knows nothing of that when it goes on, and its Engine is out of its reach.
+   */
+  replaceMaster(): void {
+    const machine = this.master;
+    const { process } = machine;
+    if (!process || process.life.isFrozen) return;
+    this.#endGhost(machine);
+    this.touch(machine);
+    process.life.freeze();
+    this.disk.forgetTorn();
+    machine.ghost = process;
+    machine.process = undefined;
+    this.onMasterGone();
+    this.start(machine);
+  }
+
+  /** The old master goes on, if there is one. */
+  thawGhost(): boolean {
+    const { ghost } = this.master;
+    if (!ghost?.life.isFrozen) return false;
+    ghost.life.thaw();
+    return true;
+  }
+
+  #endGhost(machine: Machine): void {
+    const { ghost } = machine;
+    if (!ghost) return;
+    machine.ghost = undefined;
+    ghost.life.kill();
+    void ghost.store?.close();
+    this.network.ended(machine.address, { life: ghost.life, goodbye: true });
+  }
+
+  /** No process is left of those that another one has taken over from. */
+  endGhosts(): void {
+    for (const machine of this.machines) this.#endGhost(machine);
+  }
+
   /** kill -9, or with `goodbye` false the whole machine's network at once: nobody hears of the end. */
   kill(machine: Machine, { goodbye = true } = {}): void {
     const { process } = machine;
     if (!process) return;
     this.touch(machine);
     process.life.kill();
-    void process.store?.close();
     machine.process = undefined;
-    this.network.ended(machine.address, { goodbye });
+    this.network.ended(machine.address, { life: process.life, goodbye });
+    if (process.store) this.disk.close(process.store);
     if (machine.isMaster) this.onMasterGone();
   }
 
@@ -258,6 +330,8 @@ export class SimCluster {
       identity: { ...(isMaster ? { cluster_id: CLUSTER_ID } : {}), node_id: name, seen_term: 0, peers: [] },
       ids: new Set(isMaster ? [name] : []),
       process: undefined,
+      ghost: undefined,
+      aheadMs: 0,
       touchedAt: 0,
     };
   }

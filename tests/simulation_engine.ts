@@ -2,6 +2,7 @@
  * @module The Docker Engines of the simulation: fake ones that tell before they end something, and how one process reaches its own.
  */
 import type { Engine } from "../src/docker.ts";
+import { EngineError } from "../src/docker_errors.ts";
 import { LABELS } from "../src/model.ts";
 import { FakeEngine } from "./fake_engine.ts";
 import type { Life } from "./simulation_process.ts";
@@ -52,12 +53,13 @@ export class SimEngine extends FakeEngine {
   }
 }
 
-/** The Engine as one process reaches it: answers and events come in only while the process lives. */
-export function scoped(engine: SimEngine, life: Life): Engine {
+/** The Engine as one process reaches it: answers and events come in only while the process lives. `isCut`: it is out of reach now. */
+export function scoped(engine: SimEngine, life: Life, isCut: () => boolean = () => false): Engine {
   return new Proxy<Engine>(engine, {
     get(target, key) {
       const member: unknown = Reflect.get(target, key, target);
       if (key === "watch") {
+        if (isCut()) return () => Promise.reject(new EngineError("unavailable", "out of reach"));
         return ({ signal, onOpen, onEvent, labels }: Parameters<Engine["watch"]>[0]) =>
           life.of(
             engine.watch({
@@ -70,6 +72,7 @@ export function scoped(engine: SimEngine, life: Life): Engine {
       }
       if (typeof member !== "function") return member;
       return (...args: unknown[]) => {
+        if (isCut()) return Promise.reject(new EngineError("unavailable", "out of reach"));
         const answer: unknown = Reflect.apply(member, target, args);
         return answer instanceof Promise ? life.of(answer) : answer;
       };

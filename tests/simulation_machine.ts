@@ -6,17 +6,21 @@ import type { Scheduler } from "../src/scheduler.ts";
 import type { Session } from "../src/session.ts";
 import type { Store } from "../src/store.ts";
 import type { SimEngine } from "./simulation_engine.ts";
-import type { Life } from "./simulation_process.ts";
+import type { SimLinks } from "./simulation_links.ts";
+import type { Host, Life } from "./simulation_process.ts";
 
 /** A running `cacophony` with all that it has in memory. */
 export type Process = {
   life: Life;
+  /** How others reach it. */
+  host: Host;
   executor: Executor;
   session: Session;
-  /** When its last session began. */
+  /** When its last session began, by its own clock. */
   welcomedAt?: number;
   scheduler?: Scheduler;
   membership?: Membership;
+  links?: SimLinks;
   store?: Store;
 };
 
@@ -40,6 +44,10 @@ export type Machine = {
   /** All ids that it ever had as a member. */
   ids: Set<string>;
   process: Process | undefined;
+  /** An earlier process of it that was never ended: it stands still, while another has taken over. */
+  ghost: Process | undefined;
+  /** How far its wall clock is ahead of the true time, in milliseconds: what starts now reads it, what runs goes on as it was. */
+  aheadMs: number;
   /** When its process or its Engine last failed, or was repaired. */
   touchedAt: number;
 };

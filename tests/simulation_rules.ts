@@ -1,10 +1,12 @@
 /** @module The rules of the simulation: what must hold at every moment, whatever goes wrong. */
-import type { ClusterState } from "../src/cluster_state.ts";
+import { type ClusterState, serviceKey } from "../src/cluster_state.ts";
 import {
   type AllocationRecord,
+  type AllocationStatus,
   type Change,
   type HomeRecord,
   LABELS,
+  type Order,
   type RemovalRecord,
   type StoredState,
 } from "../src/model.ts";
@@ -13,9 +15,15 @@ import { claimsOf } from "../src/placement.ts";
 import { isStateful, stoppedAloneAt } from "../src/reconcile_goal.ts";
 import { FAILURES } from "../src/reconcile_replace.ts";
 import type { Scheduler } from "../src/scheduler.ts";
-import type { Machine } from "./simulation_machine.ts";
+import type { Machine, Process } from "./simulation_machine.ts";
+import type { Life } from "./simulation_process.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
 
+/** After how long a silent node is down, as the master is told. */
+export const NODE_TIMEOUT_MS = 4_000;
+/** What the master thinks of its nodes is looked at so often, and it notices a silence that much late at most. */
+const VIEW_INTERVAL_MS = 100;
+const NOTICE_MS = 1_500;
 /** The first assignments of a session are there after this, however slow the network is. */
 const ASSIGNMENTS_MS = 3_000;
 /** A stop that was begun is done by then: grace periods are 10 s. */
@@ -35,15 +43,32 @@ export class SimRules {
   readonly allocations = new Map<string, AllocationRecord>();
   /** Whether somebody has just asked for a node's removal, and has no answer yet. */
   isRemoving: (nodeId: string) => boolean = () => false;
+  /** Whether the Engine of a machine may still do what it was asked for before. */
+  lateOn: (name: string) => boolean = () => false;
   /** What is to be stopped after how many milliseconds without a master, by definition. */
   readonly #isolations = new Map<string, number>();
+  /** The definitions of all allocations that ever were. */
+  readonly #specs = new Map<string, string>();
   /** When a node first stopped an allocation because it had been without a master for so long. */
   readonly #isolatedAt = new Map<string, number>();
   readonly #removals = new Map<string, RemovalRecord>();
   readonly #options: RulesOptions;
   /** Allocations that were given up while their node was down: theirs may run beside their replacement's. */
   readonly #givenUp = new Set<string>();
+  /** Allocations whose node could not stop them in time, for what happened to its process or its Engine. */
+  readonly #excused = new Set<string>();
+  /** What the master heard of each node last: the true time, and for how long it had stood still by then. */
+  readonly #heard = new Map<string, { at: number; stilledMs: number; isSpoken: boolean }>();
+  readonly #states = new Map<string, string>();
+  /** The newest assignments that each process took in. */
+  readonly #newest = new WeakMap<Process, Order>();
+  /** Runs of containers that were looked at. */
+  readonly #runs = new Set<string>();
+  #listensTo: Life | undefined;
+  #listensSince = 0;
+  #mass: { names: ReadonlySet<string>; untilMs: number } | undefined;
   #checkedAt = 0;
+  #viewedAt = 0;
 
   constructor(options: RulesOptions) {
     this.#options = options;
@@ -56,8 +81,13 @@ export class SimRules {
       this.violations.push("the allocations on disk are not those written");
   }
 
-  /** Looks at what runs right now, if that is not what was looked at last. */
+  /** Looks at what runs right now, if that is not what was looked at last, and now and then at what the master thinks of its nodes. */
   check(): void {
+    const now = this.#options.clock.now();
+    if (now - this.#viewedAt >= VIEW_INTERVAL_MS) {
+      this.#viewedAt = now;
+      this.#checkViews(now);
+    }
     const changes = this.#options.machines.reduce((sum, { engine }) => sum + engine.changes, 0);
     if (changes === this.#checkedAt) return;
     this.#checkedAt = changes;
@@ -65,7 +95,8 @@ export class SimRules {
     for (const { name, engine } of this.#options.machines) {
       const ports = new Set<number>();
       for (const id of engine.doubled) this.violations.push(`two containers of allocation ${id} ran on ${name}`);
-      for (const { labels, state, ports: published } of engine.containers) {
+      for (const container of engine.containers) {
+        const { labels, state, ports: published } = container;
         if (state !== "running") continue;
         for (const { host_port } of published) {
           if (ports.has(host_port)) this.violations.push(`host port ${host_port} is held twice on ${name}`);
@@ -74,17 +105,162 @@ export class SimRules {
         const slot = [LABELS.job, LABELS.service, LABELS.slot].map((label) => labels.get(label)).join("/");
         const id = labels.get(LABELS.allocation) ?? "";
         slots.set(slot, [...(slots.get(slot) ?? []), id]);
+        this.#checkRun(name, { id, run: `${container.id} ${container.startedAt}` });
       }
     }
-    for (const [slot, ids] of slots) {
-      if (ids.length < 2) continue;
-      // What is not to run twice has nothing started beside it.
-      const isAlone = ids.some((id) => this.#isolations.has(this.allocations.get(id)?.spec_hash ?? ""));
-      const replaced = isAlone ? [] : ids.map((id) => this.allocations.get(id)?.replaces?.allocation_id);
-      const live = ids.filter((id) => !this.#givenUp.has(id) && !replaced.includes(id));
-      if (live.length > 1) this.violations.push(`slot ${slot} runs in allocations ${live.join(" and ")}`);
+    for (const [slot, ids] of slots) if (ids.length > 1) this.#checkSlot(slot, ids);
+  }
+
+  #checkSlot(slot: string, ids: readonly string[]): void {
+    if (ids.some((id) => this.#isolations.has(this.#specs.get(id) ?? ""))) {
+      const [newest = "", ...older] = ids.toSorted((one, other) => numberOf(other) - numberOf(one));
+      const live = older.filter((id) => !this.#isExcused(id));
+      if (live.length > 0)
+        this.violations.push(`slot ${slot}, which never runs twice, runs in ${newest} beside ${live.join(" and ")}`);
+      return;
+    }
+    const replaced = ids.map((id) => this.allocations.get(id)?.replaces?.allocation_id);
+    const live = ids.filter((id) => !this.#givenUp.has(id) && !replaced.includes(id));
+    if (live.length > 1) this.violations.push(`slot ${slot} runs in allocations ${live.join(" and ")}`);
+  }
+
+  /** Whether the machine that an allocation runs on was not able to stop it in time without a master. */
+  #isExcused(id: string): boolean {
+    if (this.#excused.has(id)) return true;
+    const machine = this.#options.machines.find(({ engine }) => engine.running(id).length > 0);
+    if (!machine) return true;
+    const { process, engine, touchedAt } = machine;
+    const heardAt = Math.max(...[...machine.ids].map((nodeId) => this.#heard.get(nodeId)?.at ?? 0));
+    const isAble = process && !process.life.isStill && engine.isWell && touchedAt < heardAt;
+    if (!isAble) this.#excused.add(id);
+    return !isAble;
+  }
+
+  /** What runs has a record, so that somebody knows of it. */
+  #checkRun(name: string, { id, run }: { id: string; run: string }): void {
+    if (this.#runs.has(run)) return;
+    this.#runs.add(run);
+    const isKnown = this.allocations.has(id) || this.#givenUp.has(id) || this.lateOn(name);
+    if (!isKnown && this.#specs.has(id))
+      this.violations.push(`a container of allocation ${id} started on ${name}, and its record was gone`);
+  }
+
+  // ---- What the master thinks of its nodes ----------------------------------------------------------------------------
+
+  /** A master begins to listen. */
+  listens(life: Life): void {
+    this.#heard.clear();
+    this.#states.clear();
+    this.#listensTo = life;
+    this.#listensSince = this.#options.clock.now();
+  }
+
+  /** The master was given a message of this node that counts. */
+  heard(nodeId: string): void {
+    const at = this.#options.clock.now();
+    this.#heard.set(nodeId, { at, stilledMs: this.#listensTo?.stilledMs ?? 0, isSpoken: true });
+  }
+
+  /** From now on, and for so long, these machines are cut off together, and nothing else goes wrong: nothing of theirs is given up. */
+  expectHold(machines: readonly Machine[], forMs: number): void {
+    this.#mass = {
+      names: new Set(machines.map(({ identity }) => identity.node_id)),
+      untilMs: this.#options.clock.now() + forMs,
+    };
+  }
+
+  #checkViews(now: number): void {
+    const life = this.#listensTo;
+    const { process } = this.#options.machines[0] ?? {};
+    if (!process?.scheduler || !life || process.life !== life || life.isStill || life.ended.aborted) return;
+    for (const [nodeId, { state, lost = false }] of process.scheduler.state.views) {
+      const before = this.#states.get(nodeId);
+      this.#states.set(nodeId, state);
+      const { at, stilledMs, isSpoken } = this.#heard.get(nodeId) ?? {
+        at: this.#listensSince,
+        stilledMs: 0,
+        isSpoken: false,
+      };
+      const silentMs = now - at;
+      const stoodMs = life.stilledMs - stilledMs;
+      if (
+        state === "down" &&
+        before !== undefined &&
+        before !== "down" &&
+        silentMs - stoodMs < NODE_TIMEOUT_MS - VIEW_INTERVAL_MS
+      )
+        this.violations.push(
+          `${nodeId} was taken for down after ${Math.round(silentMs)} ms, of which the master stood still for ${Math.round(stoodMs)} ms`,
+        );
+      const limitMs = (isSpoken ? NODE_TIMEOUT_MS : 2 * NODE_TIMEOUT_MS) + NOTICE_MS;
+      if (state !== "down" && stoodMs === 0 && silentMs > limitMs)
+        this.violations.push(`${nodeId} is not taken for down, and has been silent for ${Math.round(silentMs)} ms`);
+      if (lost && this.#mass && now < this.#mass.untilMs && this.#mass.names.has(nodeId))
+        this.violations.push(`${nodeId} was given up, and most nodes fell silent together with it`);
     }
   }
+
+  // ---- What a node takes in -------------------------------------------------------------------------------------------
+
+  /** A node was sent assignments. */
+  assigned(
+    machine: Machine,
+    { order, outcome, process }: { order: Order; outcome: "accepted" | "stale"; process: Process },
+  ): void {
+    if (outcome === "stale" || machine.process !== process) return;
+    const newest = this.#newest.get(process);
+    const isLate = newest !== undefined && isEarlier(order, newest);
+    if (isLate || order.term < machine.identity.seen_term)
+      this.violations.push(
+        `${machine.name} took in assignments ${order.term}/${order.revision} after ${newest?.term}/${newest?.revision} ` +
+          `and a master of term ${machine.identity.seen_term}`,
+      );
+    this.#newest.set(process, order);
+  }
+
+  /** A node tells of its allocations; a name that one of its own containers has is no reason to fail. */
+  checkStatuses(name: string, statuses: readonly AllocationStatus[]): void {
+    for (const { allocation_id, error = "" } of statuses)
+      if (/already in use by container|is not this allocation's/.test(error))
+        this.violations.push(`${name} could not make allocation ${allocation_id}: ${error}`);
+  }
+
+  // ---- What should have been done by now ------------------------------------------------------------------------------
+
+  /**
+   * What is left undone of what the master could do, while it and its disk are well: services whose replicas nobody placed, replicas
+   * of deleted jobs that nobody stops, records of what is gone.
+   */
+  undone(): string[] {
+    const scheduler = this.#options.scheduler();
+    if (!scheduler) return [];
+    const { state } = scheduler;
+    const undone: string[] = [];
+    const waiting = new Set<string>();
+    for (const { job_id, incarnation, services } of state.liveJobs()) {
+      for (const { service_name, scale, rules } of services) {
+        const key = serviceKey({ job_id, service_name });
+        waiting.add(key);
+        if (rules.mode !== "replicated" || rules.depends_on.length > 0 || service_name === "side") continue;
+        const slots = new Set(state.allocationsOf(key).map((one) => (one.incarnation === incarnation ? one.slot : 0)));
+        const blocked = new Set(scheduler.blockedOf(key).map(({ slot }) => slot));
+        for (let slot = 1; slot <= scale; slot++)
+          if (!slots.has(slot) && !blocked.has(slot)) undone.push(`slot ${slot} of ${key} was placed nowhere`);
+      }
+    }
+    for (const record of state.allocations.values()) {
+      const { allocation_id: id, desired, node_id } = record;
+      if (desired === "run" && !waiting.has(serviceKey(record))) undone.push(`${id} runs for a service that is gone`);
+      const view = state.views.get(node_id);
+      const machine = this.#options.machines.find(({ identity }) => identity.node_id === node_id);
+      const isGone = machine?.engine.containers.every(({ labels }) => labels.get(LABELS.allocation) !== id);
+      if (desired === "stop" && isGone && view?.state === "ready" && !view.statuses.has(id))
+        undone.push(`the record of ${id} is still there, and its container is gone`);
+    }
+    return undone;
+  }
+
+  // ---- What a node and the disk do ------------------------------------------------------------------------------------
 
   /** A container that runs is ended only where the master's disk says that its allocation has to stop. */
   checkEnd(
@@ -101,9 +277,9 @@ export class SimRules {
   /** Whether a node has been without a master for so long that it has to stop what asks for that. */
   #isIsolated(node: string, { allocation_id, spec_hash }: AllocationRecord): boolean {
     const limitMs = this.#isolations.get(spec_hash);
-    const { session, welcomedAt = 0 } = this.#options.machines.find(({ name }) => name === node)?.process ?? {};
-    if (limitMs === undefined || !session) return false;
-    const now = this.#options.clock.now();
+    const { session, life, welcomedAt = 0 } = this.#options.machines.find(({ name }) => name === node)?.process ?? {};
+    if (limitMs === undefined || !session || !life) return false;
+    const now = life.clock.now();
     const key = `${node} ${allocation_id}`;
     // What it was to stop it stops until its new assignments are there, also in a new process that finds it half done.
     const isDue = session.lost ? now - welcomedAt < ASSIGNMENTS_MS : now - session.lastHeard >= limitMs;
@@ -152,6 +328,7 @@ export class SimRules {
       if (spec.stop_when_isolated_ms !== undefined) this.#isolations.set(spec_hash, spec.stop_when_isolated_ms);
     } else if (change.op === "put" && change.kind === "allocation") {
       this.allocations.set(change.record.allocation_id, change.record);
+      this.#specs.set(change.record.allocation_id, change.record.spec_hash);
     } else if (change.op === "put" && change.kind === "removal") {
       this.#removals.set(change.record.removal_id, change.record);
     } else if (change.op === "delete" && change.kind === "allocation") this.allocations.delete(change.key);
@@ -166,6 +343,7 @@ export class SimRules {
     );
     if (record && hasLeft && this.#running().state.isDown(record.node_id)) {
       this.#givenUp.add(id);
+      if (this.isRemoving(record.node_id)) this.#excused.add(id);
       // Who removes a node by hand knows that it is off.
       if (!this.isRemoving(record.node_id)) this.#checkAlone(record);
       return;
@@ -224,12 +402,14 @@ export class SimRules {
     const spec = state.specs.get(record.spec_hash);
     const machine = this.#options.machines.find(({ ids }) => ids.has(node_id));
     if (spec?.stop_when_isolated_ms === undefined || !machine) return;
-    const now = this.#options.clock.now();
+    // The master tells times by its own clock.
+    const { aheadMs = 0 } = this.#options.machines[0]?.process?.life ?? {};
+    const now = this.#options.clock.now() + aheadMs;
     const lastSeen = state.views.get(node_id)?.lastSeen ?? now;
     if (now < Math.floor(stoppedAloneAt(record, state)))
       this.violations.push(`allocation ${id} was given up before ${node_id} had to have stopped it`);
     const { process, engine, touchedAt } = machine;
-    const isWell = process && !process.life.isFrozen && engine.isWell && touchedAt < lastSeen;
+    const isWell = process && !process.life.isStill && engine.isWell && touchedAt < lastSeen - aheadMs;
     if (isWell && engine.running(id).length > 0)
       this.violations.push(`allocation ${id} was given up while it ran on ${node_id}, which should have stopped it`);
   }
@@ -292,4 +472,13 @@ export class SimRules {
     if (!scheduler) throw new Error("only a master that runs places and stops");
     return scheduler;
   }
+}
+
+/** Ids are numbered in the order of their making. */
+function numberOf(id: string): number {
+  return Number(id.slice(2));
+}
+
+function isEarlier(one: Order, other: Order): boolean {
+  return one.term < other.term || (one.term === other.term && one.revision < other.revision);
 }
