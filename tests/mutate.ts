@@ -109,8 +109,10 @@ function copyTree(tree: string): string {
 /** The first thing that the type checker finds, if it finds any. */
 function check(tree: string): string | undefined {
   const program = join(tree, "tests", "simulation_pool.ts");
+  // Who makes such an error takes out what is not used any more, too.
+  const lenient = ["--noUnusedLocals=false", "--noUnusedParameters=false"];
   const { exitCode, stdout, stderr } = Bun.spawnSync(
-    [process.execPath, "check", "--no-script", "--no-pretty", program],
+    [process.execPath, "check", "--no-script", "--no-pretty", ...lenient, program],
     { cwd: tree },
   );
   if (exitCode === 0) return undefined;

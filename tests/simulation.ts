@@ -13,10 +13,11 @@ import { type Log, silentLog } from "../src/log.ts";
 import { LABELS } from "../src/model.ts";
 import { type Requests, SimClient } from "./simulation_client.ts";
 import { SimCluster } from "./simulation_cluster.ts";
-import type { Machine } from "./simulation_machine.ts";
 import { SimOperator } from "./simulation_operator.ts";
 import { calm, prepare } from "./simulation_services.ts";
 import { isHeld, nameFaults, serviceFaults, zonesOf } from "./simulation_settled.ts";
+import { SimScenes, THEMES } from "./simulation_scenes.ts";
+import { SimTrouble } from "./simulation_trouble.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
 
 export type Report = {
@@ -53,7 +54,8 @@ export const LONG_EVERY = 50;
 const FIRST_REQUESTS = 3;
 /** How often the operator does something in a round. */
 const OPERATOR_SHARE = 0.3;
-const HOUR_MS = 3_600_000;
+/** How much of what goes wrong in a run is of its theme. */
+const THEME_SHARE = 0.6;
 /** Lines of the story that a failure shows. */
 const STORY_LINES = 60;
 /** What was started to end by itself has done so by then: 20 s, and some. */
@@ -88,8 +90,8 @@ class Simulation {
   readonly #operator: SimOperator;
   readonly #story: string[] = [];
   #storyHash = "";
-  /** Machines whose Engine may still do what it was asked for before, such as making a volume of a job that is gone by then. */
-  readonly #late = new Set<string>();
+  readonly #trouble: SimTrouble;
+  readonly #scenes: SimScenes;
   #seen = "";
   #onNodes: string[] = [];
 
@@ -101,6 +103,15 @@ class Simulation {
     this.#cluster = new SimCluster({ clock: this.#clock, random, machines, dir, log });
     this.#client = new SimClient(this.#cluster, { random: random("client"), say: (line) => this.#say(line) });
     this.#operator = new SimOperator(this.#cluster, { random: random("operator"), say: (line) => this.#say(line) });
+    const common = { cluster: this.#cluster, clock: this.#clock, say: (line: string) => this.#say(line) };
+    this.#trouble = new SimTrouble({ ...common, random: this.#random });
+    this.#scenes = new SimScenes({
+      ...common,
+      random: random("scenes"),
+      trouble: this.#trouble,
+      client: this.#client,
+      fail: (what) => this.#fail(what),
+    });
     this.#cluster.onMasterGone = () => {
       this.#client.masterGone();
       this.#operator.masterGone();
@@ -120,8 +131,12 @@ class Simulation {
     await this.#pass(this.#pause());
     const [least, most] = this.#seed % LONG_EVERY === 0 ? ROUNDS.long : ROUNDS.short;
     const rounds = least + Math.floor(this.#random() * (most - least + 1));
+    const theme = THEMES[this.#seed % THEMES.length];
+    this.#say(`theme: ${theme}`);
     for (let round = 0; round < rounds; round++) {
-      this.#trouble();
+      // oxlint-disable-next-line no-await-in-loop -- one after the other is the story
+      if (theme !== undefined && this.#random() < THEME_SHARE) await this.#scenes.play(theme);
+      else this.#trouble.happen();
       const requests = Math.floor(this.#random() * 3);
       for (let n = 0; n < requests; n++) this.#client.act();
       if (this.#random() < OPERATOR_SHARE) this.#operator.act();
@@ -158,136 +173,13 @@ class Simulation {
     return dice < 0.85 ? this.#random() ** 2 * 4_000 : this.#random() * 30_000;
   }
 
-  // ---- Trouble --------------------------------------------------------------------------------------------------------
-
-  /** One thing that goes wrong, or is repaired. */
-  #trouble(): void {
-    const does = this.#pick(TROUBLES);
-    const { machines, network } = this.#cluster;
-    const isOff = ({ process }: Machine) => does === "start" && !process;
-    const isFrozen = ({ process }: Machine) => does === "thaw" && process?.life.isFrozen === true;
-    const toRepair = machines.filter((one) => isOff(one) || isFrozen(one));
-    // The master has twice its share: the most depends on it.
-    const machine = this.#pick(toRepair) ?? this.#pick([this.#cluster.master, ...machines]);
-    const { engine, name, process } = machine;
-    if (NOT_OF_MACHINES.every((one) => one !== does)) this.#cluster.touch(machine);
-    switch (does) {
-      case "start":
-        if (!process) this.#say(`${name}: starts`);
-        return this.#cluster.start(machine);
-      case "kill":
-        this.#say(`${name}: kill -9`);
-        return this.#cluster.kill(machine);
-      case "power":
-        this.#say(`${name}: power cut`);
-        this.#cluster.kill(machine, { goodbye: false });
-        return engine.goDown();
-      case "terminate":
-        this.#say(`${name}: SIGTERM`);
-        return void this.#cluster.stop(machine);
-      case "freeze":
-        this.#say(`${name}: freezes`);
-        return process?.life.freeze();
-      case "thaw":
-        return process?.life.thaw();
-      case "isolate":
-        this.#say(`${name}: cut off`);
-        return network.isolate(machine.address);
-      case "mute":
-        this.#say(`${name}: nothing that it sends gets through`);
-        return network.cutOneWay(machine.address, "from");
-      case "deafen":
-        this.#say(`${name}: nothing that is sent to it gets through`);
-        return network.cutOneWay(machine.address, "to");
-      case "join":
-        if (network.isCutOff(machine.address)) this.#say(`${name}: joined with the others again`);
-        return network.join(machine.address);
-      case "break":
-        this.#say(`${name}: connections break`);
-        return network.breakConnections(machine.address);
-      case "slow network":
-        network.latency = this.#random() < 0.6 ? [1, 10] : [1, 1_500];
-        return;
-      case "full disk":
-        this.#cluster.disk.faults = this.#random() < 0.6 ? 0 : 0.5;
-        return;
-      default:
-        return this.#engineTrouble(machine, does);
-    }
-  }
-
-  #engineTrouble(machine: Machine, does: EngineTrouble): void {
-    const { engine, name } = machine;
-    this.#say(`${name}: engine: ${does}`);
-    switch (does) {
-      case "down":
-        return engine.goDown({ containersSurvive: this.#random() < 0.3 });
-      case "up":
-        return engine.comeUp();
-      case "restart":
-        return this.#restart(machine);
-      case "hang":
-        return engine.freeze();
-      case "faults":
-        this.#late.add(name);
-        engine.faults = { loseRequest: 0.05, loseAnswer: 0.05, lateEffect: 0.05, loseEvent: 0.5 };
-        return;
-      case "well":
-        return this.#mend(engine);
-      case "slow":
-        engine.latency = [10, 400];
-        return;
-      case "container dies": {
-        const container = this.#pick(engine.containers);
-        if (!container) return;
-        if (this.#random() < 0.7) engine.kill(container.id);
-        else engine.removeByHand(container.id);
-        return;
-      }
-      case "health": {
-        const container = this.#pick(engine.containers.filter((one) => one.health !== undefined));
-        if (container) engine.setHealth(container.id, this.#pick(["healthy", "unhealthy", "unhealthy"]));
-        return;
-      }
-      case "clock":
-        engine.clockAheadMs = this.#pick([-HOUR_MS, 0, HOUR_MS]);
-        this.#say(`${name}: its wall clock is ${engine.clockAheadMs / 1000} s ahead`);
-        return;
-      case "registry":
-        engine.registry.set("pulled:1", this.#random() < 0.5 ? "found" : "unreachable");
-    }
-  }
-
-  /** dockerd is started anew, by live-restore with its containers; some of them end while nobody looks. */
-  #restart(machine: Machine): void {
-    const { engine } = machine;
-    engine.goDown({ containersSurvive: true });
-    const backMs = 500 + this.#random() * 5_000;
-    for (const { id } of engine.containers) {
-      if (this.#random() < 0.3) this.#clock.after(this.#random() * backMs, () => engine.kill(id, 1));
-    }
-    this.#clock.after(backMs, () => {
-      this.#cluster.touch(machine);
-      engine.comeUp();
-    });
-  }
-
-  #mend(engine: Machine["engine"]): void {
-    engine.faults = { loseRequest: 0, loseAnswer: 0, lateEffect: 0, loseEvent: 0 };
-    engine.latency = [1, 5];
-  }
+  // ---- The end of trouble ---------------------------------------------------------------------------------------------
 
   async #heal(): Promise<void> {
     this.#say("all is healed");
-    this.#cluster.disk.faults = 0;
-    this.#cluster.network.latency = [1, 10];
-    for (const machine of this.#cluster.machines) {
-      this.#cluster.network.join(machine.address);
-      machine.process?.life.thaw();
-      machine.engine.comeUp();
-      this.#mend(machine.engine);
-      machine.engine.registry.set("pulled:1", "found");
-      calm(machine.engine);
+    this.#trouble.healAll();
+    for (const { engine } of this.#cluster.machines) {
+      calm(engine);
     }
     // What is just stopping is started once it has ended.
     await this.#pass(2_000);
@@ -379,7 +271,7 @@ class Simulation {
   /** Networks of jobs that have nothing on their node, volumes of jobs that were deleted with them. */
   #leftovers(state: ClusterState): string[] {
     return this.#cluster.machines.flatMap(({ name, engine, identity }) => {
-      const gone = this.#late.has(name) ? [] : this.#client.withoutVolumes();
+      const gone = this.#trouble.late.has(name) ? [] : this.#client.withoutVolumes();
       const volumes = gone.flatMap((job) => engine.volumeNames.filter((one) => one.startsWith(`${job}_`)));
       const here = [
         ...engine.containers.map(({ labels }) => labels.get(LABELS.job)),
@@ -455,23 +347,3 @@ function outdated(state: ClusterState): string[] {
       : [];
   });
 }
-
-/** Troubles that leave processes and Engines as they are. */
-const NOT_OF_MACHINES: readonly (typeof TROUBLES)[number][] = [
-  ...(["isolate", "mute", "deafen", "join", "break", "slow network", "full disk"] as const),
-  ...(["container dies", "health", "clock", "registry"] as const),
-];
-const ENGINE_TROUBLES = [
-  ...(["down", "up", "restart", "hang", "faults", "well", "slow"] as const),
-  ...(["container dies", "health", "clock", "registry"] as const),
-] as const;
-type EngineTrouble = (typeof ENGINE_TROUBLES)[number];
-/** What is named more often is that much more likely: most of the time, most of the cluster should be able to work. */
-const TROUBLES = [
-  ...(["start", "start", "start", "start", "start", "start", "kill", "power", "terminate"] as const),
-  ...(["freeze", "thaw", "thaw", "thaw", "isolate", "mute", "deafen"] as const),
-  ...(["join", "join", "join", "join", "join"] as const),
-  ...(["break", "break", "slow network", "full disk"] as const),
-  ...ENGINE_TROUBLES,
-  ...(["up", "up", "up", "well", "well", "well", "container dies", "container dies", "health"] as const),
-] as const;

@@ -186,12 +186,10 @@ export class SimRules {
       };
       const silentMs = now - at;
       const stoodMs = life.stilledMs - stilledMs;
-      if (
-        state === "down" &&
-        before !== undefined &&
-        before !== "down" &&
-        silentMs - stoodMs < NODE_TIMEOUT_MS - VIEW_INTERVAL_MS
-      )
+      // A pause is credited but for a part of a sweep, and several in a row but for one of each.
+      const leastMs = stoodMs > 0 ? NODE_TIMEOUT_MS / 2 : NODE_TIMEOUT_MS - VIEW_INTERVAL_MS;
+      const isNews = state === "down" && before !== undefined && before !== "down";
+      if (isNews && silentMs - stoodMs < leastMs)
         this.violations.push(
           `${nodeId} was taken for down after ${Math.round(silentMs)} ms, of which the master stood still for ${Math.round(stoodMs)} ms`,
         );
