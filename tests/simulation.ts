@@ -13,6 +13,7 @@ import { type Log, silentLog } from "../src/log.ts";
 import { LABELS } from "../src/model.ts";
 import { type Requests, SimClient } from "./simulation_client.ts";
 import { SimCluster } from "./simulation_cluster.ts";
+import { SimIo } from "./simulation_io.ts";
 import { SimOperator } from "./simulation_operator.ts";
 import { calm, prepare } from "./simulation_services.ts";
 import { isHeld, nameFaults, serviceFaults, zonesOf } from "./simulation_settled.ts";
@@ -82,7 +83,12 @@ export async function simulate(seed: number, options: { log?: Log } = {}): Promi
 
 class Simulation {
   readonly #seed: number;
-  readonly #clock = new VirtualClock(BEGIN, { promisesOnly: true, onInstant: () => this.#check() });
+  readonly #io = new SimIo();
+  readonly #clock = new VirtualClock(BEGIN, {
+    promisesOnly: true,
+    outside: () => this.#io.next,
+    onInstant: () => this.#check(),
+  });
   readonly #begin = this.#clock.now();
   readonly #random: () => number;
   readonly #cluster: SimCluster;
@@ -164,6 +170,7 @@ class Simulation {
 
   end(): void {
     for (const machine of this.#cluster.machines) this.#cluster.kill(machine);
+    this.#io[Symbol.dispose]();
   }
 
   /** The next thing mostly happens in the middle of what the last one caused; sometimes there is time to give a node up. */

@@ -112,14 +112,16 @@ export class SimPromises {
 
   /** A container is sent its stop signal: where the master has it stopped, no node in touch leads to it by its name any more. */
   checkNames(name: string, allocationId: string): void {
-    const { machines, isQuiet, rules } = this.#options;
+    const { machines, isQuiet, rules, scheduler } = this.#options;
+    const views = scheduler()?.state.views;
     const record = rules.allocations.get(allocationId);
     const container = machines.find((one) => one.name === name)?.engine.running(allocationId)[0];
     const [at] = container?.addresses ?? [];
     if (record?.desired !== "stop" || !at) return;
     for (const machine of machines) {
       const { process } = machine;
-      if (machine.name === name || !process?.session.lost || process.life.isBehind || !isQuiet(machine)) continue;
+      const isHere = process?.session.lost && views?.get(machine.identity.node_id)?.connected === true;
+      if (machine.name === name || !isHere || process.life.isBehind || !isQuiet(machine)) continue;
       if (process.overlay.namesOf(record.job_id, record.service_name).includes(at.address))
         this.#violate(`${allocationId} was told to stop on ${name} while its name led there on ${machine.name}`);
     }
