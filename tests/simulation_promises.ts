@@ -180,9 +180,7 @@ export class SimPromises {
   #checkHome(record: AllocationRecord, state: ClusterState): void {
     const spec = state.specs.get(record.spec_hash);
     if (!spec || !isStateful(spec)) return;
-    const key = RECORD_KINDS.home.key(record);
-    const home = this.#homes.get(key);
-    this.#homes.set(key, record.node_id);
+    const home = this.#homes.get(RECORD_KINDS.home.key(record));
     if (home === undefined || home === record.node_id || state.nodes.get(home)?.drain?.force) return;
     this.#violate(`${record.allocation_id} was placed on ${record.node_id}, and its slot has had its data on ${home}`);
   }
@@ -225,8 +223,12 @@ export class SimPromises {
 
   #written(change: Change): void {
     if (change.op === "put" && change.kind === "spec") this.#specs.set(change.record.spec_hash, change.record.spec);
-    if (change.op === "put" && change.kind === "allocation" && change.record.desired === "run" && !change.record.ended)
-      this.#checkRoom(change.record);
+    if (change.op === "put" && change.kind === "allocation" && change.record.desired === "run" && !change.record.ended) {
+      const { record } = change;
+      this.#checkRoom(record);
+      const spec = this.#specs.get(record.spec_hash);
+      if (spec && isStateful(spec)) this.#homes.set(RECORD_KINDS.home.key(record), record.node_id);
+    }
     if (change.op === "delete" && change.kind === "home") this.#homes.delete(change.key);
   }
 
