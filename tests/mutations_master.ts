@@ -96,11 +96,11 @@ export const MASTER_MUTATIONS: readonly Mutation[] = [
     replace: "const result = work();",
   },
   {
-    name: "gone-before-told",
-    breaks: "an allocation counts as gone by a report from before its node was told to stop it",
+    name: "gone-while-it-stops",
+    breaks: "an allocation counts as gone when its node knows that it has to stop it",
     file: "src/scheduler.ts",
-    find: 'return desired === "stop" && toldAt !== undefined && toldAt <= applied &&',
-    replace: 'return desired === "stop" && (toldAt ?? 0) <= applied + 1 &&',
+    find: "toldAt <= applied && !view.statuses.has(allocation_id);",
+    replace: "toldAt <= applied;",
   },
   // ---- Passes and what wakes them -------------------------------------------------------------------------------------
   {

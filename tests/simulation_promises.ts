@@ -20,8 +20,9 @@ import type { VirtualClock } from "./virtual_clock.ts";
 
 /** How often what is due is looked for. */
 const LOOK_INTERVAL_MS = 250;
-/** A master that is well has done by then what is due: a stall, a retry of the store, a report on its way. */
-const DUE_MS = 8_000;
+/** A master that is well has done by then what is due: at once, or after the Store was tried again. */
+const AT_ONCE_MS = 700;
+const SOON_MS = 3_000;
 /** A container that ends at once is not started more often than this in so long. */
 const STARTS = { most: 16, withinMs: 10_000 };
 /** Restarts that a process which is killed may have had no time to write down. */
@@ -52,7 +53,8 @@ export class SimPromises {
   readonly #restarts = new Map<string, { count: number; ids: number }>();
   /** Since when something is due that a master should do. */
   readonly #dueSince = new Map<string, number>();
-  #wellSince = 0;
+  /** Until when slots wait that have to wait for a time. */
+  #waits = new Map<string, number>();
   #lookedAt = 0;
   #changes = -1;
 
@@ -223,7 +225,12 @@ export class SimPromises {
 
   #written(change: Change): void {
     if (change.op === "put" && change.kind === "spec") this.#specs.set(change.record.spec_hash, change.record.spec);
-    if (change.op === "put" && change.kind === "allocation" && change.record.desired === "run" && !change.record.ended) {
+    if (
+      change.op === "put" &&
+      change.kind === "allocation" &&
+      change.record.desired === "run" &&
+      !change.record.ended
+    ) {
       const { record } = change;
       this.#checkRoom(record);
       const spec = this.#specs.get(record.spec_hash);
@@ -254,16 +261,21 @@ export class SimPromises {
     const { process } = machines[0] ?? {};
     const state = scheduler()?.state;
     if (!state || !process || process.life.isBehind || !isDiskWell()) {
-      this.#wellSince = now;
       this.#dueSince.clear();
       return;
     }
-    const due = new Set([...this.#overdue(state, process.life.clock.now()), ...unrecorded(state)]);
+    const soon = [
+      ...this.#overdue(state, process.life.clock.now()),
+      ...this.#tooLate(scheduler(), now),
+      ...unrecorded(state),
+      ...unplaced(scheduler()),
+    ];
+    const due = new Map([...soon.map((what) => [what, SOON_MS] as const), ...orphans(state)]);
     for (const what of this.#dueSince.keys()) if (!due.has(what)) this.#dueSince.delete(what);
-    for (const what of due) {
-      const since = Math.max(this.#wellSince, this.#dueSince.get(what) ?? now);
+    for (const [what, limitMs] of due) {
+      const since = this.#dueSince.get(what) ?? now;
       this.#dueSince.set(what, since);
-      if (now - since > DUE_MS) this.#violate(`${what}, for ${Math.round(now - since)} ms`);
+      if (now - since > limitMs) this.#violate(`${what}, for ${Math.round(now - since)} ms`);
     }
     this.#checkRestarts(state);
   }
@@ -282,6 +294,23 @@ export class SimPromises {
         return [`${one.allocation_id} is still to run on ${node_id}, which was to be empty`];
       });
     });
+  }
+
+  /** Slots that wait for a time which has passed. */
+  #tooLate(scheduler: Scheduler | undefined, now: number): string[] {
+    const waits = new Map<string, number>();
+    for (const { job_id, services } of scheduler?.state.liveJobs() ?? []) {
+      for (const { service_name } of services) {
+        const key = serviceKey({ job_id, service_name });
+        for (const { slot, reasons } of scheduler?.blockedOf(key) ?? []) {
+          const [, seconds] = /waiting (\d+) s more/.exec(reasons[0] ?? "") ?? [];
+          const what = `slot ${slot} of ${key}`;
+          if (seconds !== undefined) waits.set(what, this.#waits.get(what) ?? now + Number(seconds) * 1_000);
+        }
+      }
+    }
+    this.#waits = waits;
+    return [...waits].flatMap(([what, at]) => (now > at ? [`${what} still waits for a time that has passed`] : []));
   }
 
   /** Restarts are counted on by the next process. */
@@ -310,6 +339,33 @@ export class SimPromises {
   #violate(what: string): void {
     this.#options.rules.violations.push(what);
   }
+}
+
+/** Replicas that are to run for a service that is gone. */
+function orphans(state: ClusterState): [string, number][] {
+  return [...state.allocations.values()].flatMap((one): [string, number][] =>
+    one.desired === "run" && !serviceOf(one, state)
+      ? [[`${one.allocation_id} of ${serviceKey(one)} is still to run, and nobody wants it`, AT_ONCE_MS]]
+      : [],
+  );
+}
+
+/** Replicas that are placed nowhere, and nothing says why. */
+function unplaced(scheduler: Scheduler | undefined): string[] {
+  if (!scheduler) return [];
+  const { state } = scheduler;
+  return state.liveJobs().flatMap(({ job_id, incarnation, services }) =>
+    services.flatMap(({ service_name, scale, rules }) => {
+      const key = serviceKey({ job_id, service_name });
+      const wanted = isGlobal(rules) ? state.nodesFor(rules).length : scale;
+      const own = state.allocationsOf(key).filter((one) => one.incarnation === incarnation);
+      const slots = new Set([...own, ...scheduler.blockedOf(key)].map(({ slot }) => slot));
+      // What follows another one is as many as that lets it be.
+      return slots.size < wanted && service_name !== "side"
+        ? [`only ${slots.size} of ${wanted} of ${key} are placed`]
+        : [];
+    }),
+  );
 }
 
 /** Ends that a node tells of and that are written down nowhere. */
