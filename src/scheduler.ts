@@ -64,6 +64,8 @@ export type SchedulerOptions = {
   strategy?: Strategy;
   /** `auto`: replicas are moved without being asked when nodes came or went; `off` unless said. */
   rebalance?: "off" | "auto";
+  /** How often every service is looked at though nothing happened; half a minute unless said. Milliseconds. */
+  fullPassMs?: number;
   /** Called when this master was replaced by one with a newer term: the process must stop deciding at once. */
   onFenced: () => void;
 };
@@ -499,11 +501,11 @@ export class Scheduler {
     this.wake([...this.state.allocations.values()].map(serviceKey));
     // Whatever a node missed reaches it now: assignments are the full set, and taking them in again changes nothing.
     for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
-    const { rebalance, clock } = this.#options;
+    const { rebalance, clock, fullPassMs = FULL_PASS_MS } = this.#options;
     const since = { now: clock.now(), changedAt: this.#nodesChangedAt };
     if (rebalance === "auto" && this.#moves.isCalm(since)) this.rebalance({ dryRun: false });
     void this.change(() => this.state.unused(clock.now())).catch((error: unknown) => this.#storeFailed(error));
-    this.#fullPassTimer = clock.after(FULL_PASS_MS, () => this.#fullPass());
+    this.#fullPassTimer = clock.after(fullPassMs, () => this.#fullPass());
   }
 
   #schedulePass(delayMs = this.#passedAt + PASS_DELAY_MS - this.#options.clock.now()): void {

@@ -235,7 +235,7 @@ export class FakeEngine implements Engine {
 
   addNetwork(network: { name: string; subnet: string; labels?: Record<string, string> }): void {
     const { name, subnet, labels = {} } = network;
-    const id = this.#newId("net");
+    const id = this.#newNetworkId();
     this.#networks.set(id, { id, name, subnets: [subnet], labels: new Map(Object.entries(labels)) });
     this.changes++;
   }
@@ -469,7 +469,7 @@ export class FakeEngine implements Engine {
       if (all.some((other) => subnet !== "" && other.subnets.includes(subnet))) {
         throw new EngineError("pool_overlap", "Pool overlaps with other one on this address space");
       }
-      const id = this.#newId("net");
+      const id = this.#newNetworkId();
       this.#networks.set(id, { id, name, subnets: [subnet], labels: new Map(Object.entries(labels)) });
       this.changes++;
       return id;
@@ -614,9 +614,19 @@ export class FakeEngine implements Engine {
     return container;
   }
 
+  /** The addresses that a container has from its start, if it has some. */
+  protected addressesOf(_network: EngineNetwork | undefined): Container["addresses"] {
+    return undefined;
+  }
+
+  /** A container has just started. */
+  protected ran(_container: Container): void {}
+
   #run(container: FakeContainer): void {
     const ports = this.#publish(container);
+    const addresses = this.addressesOf([...this.#networks.values()].find(({ name }) => name === container.network));
     Object.assign(container, { state: "running", ports, startedAt: this.#wallClock(), exitCode: 0 });
+    if (addresses) container.addresses = addresses;
     const run = ++container.run;
     this.changes++;
     const allocation = container.labels.get(LABELS.allocation);
@@ -634,6 +644,7 @@ export class FakeEngine implements Engine {
       });
     }
     this.#emit(container, "start");
+    this.ran(container);
   }
 
   #publish({ bindings }: FakeContainer): PublishedPort[] {
@@ -668,6 +679,11 @@ export class FakeEngine implements Engine {
   #byName(name: string): FakeContainer | undefined {
     for (const container of this.#containers.values()) if (container.name === name) return container;
     return undefined;
+  }
+
+  /** Docker names the bridge after the first 12 characters. */
+  #newNetworkId(): string {
+    return `net${++this.#ids}-${this.engineId.toLowerCase()}`;
   }
 
   #newId(kind: string): string {

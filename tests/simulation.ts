@@ -11,9 +11,12 @@ import { join } from "node:path";
 import type { ClusterState } from "../src/cluster_state.ts";
 import { type Log, silentLog } from "../src/log.ts";
 import { LABELS } from "../src/model.ts";
-import { type Requests, SimClient, VARIANT } from "./simulation_client.ts";
+import { type Requests, SimClient } from "./simulation_client.ts";
 import { SimCluster } from "./simulation_cluster.ts";
+import { SimIo } from "./simulation_io.ts";
 import { SimOperator } from "./simulation_operator.ts";
+import { calm, prepare } from "./simulation_services.ts";
+import { isHeld, nameFaults, serviceFaults, zonesOf } from "./simulation_settled.ts";
 import { SimScenes, THEMES } from "./simulation_scenes.ts";
 import { SimTrouble } from "./simulation_trouble.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
@@ -80,7 +83,12 @@ export async function simulate(seed: number, options: { log?: Log } = {}): Promi
 
 class Simulation {
   readonly #seed: number;
-  readonly #clock = new VirtualClock(BEGIN, { promisesOnly: true, onInstant: () => this.#check() });
+  readonly #io = new SimIo();
+  readonly #clock = new VirtualClock(BEGIN, {
+    promisesOnly: true,
+    outside: () => this.#io.next,
+    onInstant: () => this.#check(),
+  });
   readonly #begin = this.#clock.now();
   readonly #random: () => number;
   readonly #cluster: SimCluster;
@@ -118,14 +126,7 @@ class Simulation {
       this.#client.compare(job);
       this.#operator.compare(node);
     };
-    for (const { engine } of this.#cluster.machines) {
-      for (const image of ["pulled:1", "pulled:2", "crashing:1", "slow:1", "ending:1", "checked:1"])
-        engine.registry.set(image, "found");
-      engine.behaviours.set("crashing:1", { exitAfterMs: 20_000, exitCode: 1 });
-      engine.behaviours.set("slow:1", { stopMs: 4_000 });
-      engine.behaviours.set("ending:1", { exitAfterMs: 5_000 });
-      engine.behaviours.set("checked:1", { healthyAfterMs: 3_000 });
-    }
+    for (const { engine } of this.#cluster.machines) prepare(engine);
   }
 
   async run(): Promise<Report> {
@@ -169,6 +170,7 @@ class Simulation {
 
   end(): void {
     for (const machine of this.#cluster.machines) this.#cluster.kill(machine);
+    this.#io[Symbol.dispose]();
   }
 
   /** The next thing mostly happens in the middle of what the last one caused; sometimes there is time to give a node up. */
@@ -184,8 +186,7 @@ class Simulation {
     this.#say("all is healed");
     this.#trouble.healAll();
     for (const { engine } of this.#cluster.machines) {
-      engine.behaviours.clear();
-      for (const { id, health } of engine.containers) if (health) engine.setHealth(id, "healthy");
+      calm(engine);
     }
     // What is just stopping is started once it has ended.
     await this.#pass(2_000);
@@ -251,42 +252,23 @@ class Simulation {
     const seen = `${this.#cluster.changes} ${this.#cluster.disk.commits} ${this.#cluster.starts}`;
     if (seen !== this.#seen) this.#onNodes = [...this.#containerFaults(), ...this.#leftovers(state)];
     this.#seen = seen;
+    faults.push(...nameFaults(this.#client.wanted(zonesOf(state)), this.#cluster));
     return [...faults, ...this.#onNodes];
   }
 
   #containerFaults(): string[] {
-    const wanted = this.#client.wanted();
-    const ended = [...(this.#cluster.scheduler?.state.allocations.values() ?? [])].filter((one) => one.ended);
+    const { state } = this.#cluster.scheduler ?? {};
+    if (!state) return ["there is no master"];
     const found = Map.groupBy(
       this.#cluster.machines.flatMap(({ engine }) => engine.containers),
       ({ labels }) => `${labels.get(LABELS.job)}/${labels.get(LABELS.service)}`,
     );
     const faults: string[] = [];
-    for (const { job, service, variant, scale, fixedPort } of wanted) {
-      const key = `${job}/${service}`;
+    for (const wanted of this.#client.wanted(zonesOf(state))) {
+      const key = `${wanted.job}/${wanted.service}`;
       const containers = found.get(key) ?? [];
       found.delete(key);
-      const expected = fixedPort ? Math.min(scale, this.#cluster.machines.length) : scale;
-      const slots = new Set(containers.map(({ labels }) => labels.get(LABELS.slot)));
-      // What ended for good needs no container any more: someone may have removed it.
-      const over = ended.filter((one) => `${one.job_id}/${one.service_name}` === key && !slots.has(String(one.slot)));
-      if (containers.length + over.length !== expected || slots.size + over.length !== expected) {
-        const blocked = this.#cluster.scheduler?.blockedOf(`${job}/${service}`) ?? [];
-        const why = blocked.map(({ slot, reasons }) => `; slot ${slot}: ${reasons.join(", ")}`);
-        faults.push(
-          `${key}: ${expected} containers expected, there are slots ${[...slots].join()} in ${containers.length}${why.join("")}`,
-        );
-      }
-      for (const { state, labels, name, id, health } of containers) {
-        const stale = state === "running" && this.#cluster.machines.some(({ engine }) => engine.isStranded(id));
-        if (stale)
-          faults.push(`${key}: container ${name} is in the network of a container, or a run of it, that is over`);
-        if (state !== "running" && service !== "task") faults.push(`${key}: container ${name} is ${state}`);
-        if ((health ?? "healthy") !== "healthy") faults.push(`${key}: container ${name} is ${health}`);
-        if (labels.get(VARIANT) !== variant) {
-          faults.push(`${key}: container ${name} is of ${labels.get(VARIANT)}, wanted is ${variant}`);
-        }
-      }
+      faults.push(...serviceFaults(wanted, { containers, cluster: this.#cluster }));
     }
     for (const [key, containers] of found)
       faults.push(`${key}: nobody wants ${containers.map(({ name }) => name).join()}`);
@@ -324,6 +306,7 @@ class Simulation {
   /** After every instant: the rules hold. */
   #check(): void {
     this.#cluster.rules.check();
+    this.#cluster.promises.check();
     const broken = this.#cluster.rules.violations[0] ?? this.#client.violations[0] ?? this.#operator.violations[0];
     if (broken !== undefined) this.#fail(broken);
   }
@@ -364,7 +347,8 @@ function nodeFaults(state: ClusterState, count: number): string[] {
 function outdated(state: ClusterState): string[] {
   return [...state.allocations.values()].flatMap(({ allocation_id, job_id, service_name, generation = 0, ended }) => {
     const service = state.liveJob(job_id)?.services.find((one) => one.service_name === service_name);
-    const isLate = !ended && service !== undefined && generation !== (service.generation ?? 0);
+    const isWaiting = isHeld(state, { job: job_id, service: service_name });
+    const isLate = !ended && !isWaiting && service !== undefined && generation !== (service.generation ?? 0);
     return isLate
       ? [`allocation ${allocation_id} of ${job_id}/${service_name} is still of generation ${generation}`]
       : [];

@@ -12,11 +12,14 @@ import { isPassing, type PeerInfo, PROTOCOL_VERSION, type Welcome } from "../src
 import { Scheduler } from "../src/scheduler.ts";
 import { Session } from "../src/session.ts";
 import { openSqliteStore } from "../src/store.ts";
-import { idleMachine, noOverlay, unusedSealer, welcoming } from "./cluster_fixture.ts";
+import { idleMachine, unusedSealer, welcoming } from "./cluster_fixture.ts";
 import { scoped, SimEngine } from "./simulation_engine.ts";
+import { fetchFrom } from "./simulation_files.ts";
 import { SimLinks } from "./simulation_links.ts";
 import type { Machine, Process } from "./simulation_machine.ts";
+import { simOverlay } from "./simulation_overlay.ts";
 import { type Host, Life, SimNetwork } from "./simulation_process.ts";
+import { SimPromises } from "./simulation_promises.ts";
 import { NODE_TIMEOUT_MS, SimRules } from "./simulation_rules.ts";
 import { SimDisk } from "./simulation_store.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
@@ -28,6 +31,9 @@ const TIMINGS = { heartbeatIntervalMs: 1_000, nodeTimeoutMs: NODE_TIMEOUT_MS };
 const STOP_TIMEOUT_MS = 1_500;
 /** Who runs the process starts it again this long after it gave up. */
 const RESTART_DELAY_MS = 3_000;
+/** In how many runs the master looks at all services now and then, though nothing happened; in the others it never does. */
+const NET_SHARE = 0.4;
+const NEVER_MS = 1e9;
 
 export type ClusterOptions = {
   clock: VirtualClock;
@@ -44,12 +50,15 @@ export class SimCluster {
   /** How many processes were started. */
   starts = 0;
   readonly rules: SimRules;
+  readonly promises: SimPromises;
   readonly disk: SimDisk;
   /** Called when the master's process is gone. */
   onMasterGone: () => void = () => {};
   /** How long a machine's process computes at what has just come in, in milliseconds. */
   cost: (machine: Machine) => number = () => 0;
   readonly #options: ClusterOptions;
+  readonly #chunkRandom: () => number;
+  readonly #fullPassMs: number | undefined;
   #ids = 0;
   #nonces = 0;
 
@@ -57,8 +66,19 @@ export class SimCluster {
     this.#options = options;
     const { clock, random } = options;
     this.network = new SimNetwork({ clock, random: random("network") });
+    this.#chunkRandom = random("chunks");
+    // Mostly nothing helps but what wakes a service; where the safety net is, what is needed no more is collected as well.
+    this.#fullPassMs = random("passes")() < NET_SHARE ? undefined : NEVER_MS;
     const scheduler = () => this.master.process?.scheduler;
     this.rules = new SimRules({ clock, machines: this.machines, scheduler });
+    this.promises = new SimPromises({
+      clock,
+      machines: this.machines,
+      scheduler,
+      rules: this.rules,
+      isQuiet: (machine) => this.network.isQuiet(machine.address),
+      isDiskWell: () => this.disk.faults === 0 && this.disk.stalls === 0,
+    });
     this.disk = new SimDisk({ random: random("store"), rules: this.rules });
     for (let n = 1; n <= options.machines; n++) this.machines.push(this.#machine(n));
   }
@@ -103,16 +123,22 @@ export class SimCluster {
         return membership && links && ((channel) => links.accept(membership, channel));
       },
     };
+    const seen = simOverlay({ ...common, dataDir: machine.dataDir, onChange: () => process.session.notify() });
+    const { overlay } = seen;
     const executor = new Executor({
       ...common,
       engine: scoped(machine.engine, life, () => machine.ghost === process),
       meter: { read: () => idleMachine(), routes: () => [] },
       dataDir: machine.dataDir,
       seenTerm: identity.seen_term,
-      fetchChunk: () => Promise.reject(new Error("no files in the simulation")),
-      overlay: noOverlay(),
+      fetchChunk: (chunkHash) => life.of(this.#fetchChunk(machine, chunkHash)),
+      overlay,
       isolatedSince: () => (process.session.lost ? undefined : process.session.lastHeard),
-      onChange: () => process.session.notify(),
+      onChange: () => {
+        const snapshot = executor.snapshot();
+        if (snapshot) overlay.setLocal(snapshot.allocations);
+        process.session.notify();
+      },
     });
     if (identity.cluster_id !== undefined) {
       executor.adopt({ clusterId: identity.cluster_id, nodeId: identity.node_id });
@@ -131,9 +157,12 @@ export class SimCluster {
           if (machine.engine.conflicts.size > 0) this.rules.checkStatuses(name, snapshot?.allocations ?? []);
           return snapshot;
         },
-        heartbeat: () => executor.heartbeat(),
+        heartbeat: () => {
+          const report = overlay.report();
+          return { ...executor.heartbeat(), ...(report && { overlay: report }) };
+        },
       },
-      onNetwork: () => {},
+      onNetwork: (message) => overlay.receive(message),
       hello: () => ({
         type: "hello",
         protocol: PROTOCOL_VERSION,
@@ -143,6 +172,7 @@ export class SimCluster {
         nonce: `${instance} ${++this.#nonces}`,
         node_name: name,
         address,
+        underlay: hostOf(address),
         labels: [],
         engine: executor.engineStatus(),
         version: "0.0.0",
@@ -160,11 +190,17 @@ export class SimCluster {
         if (!isPassing(code)) this.#fail(machine, message);
       },
     });
-    const process: Process = { life, host, executor, session };
+    const process: Process = { life, host, executor, session, overlay: seen };
     machine.process = process;
     this.network.listen(address, host);
     const begun = machine.isMaster ? this.#startMaster(machine, process) : Promise.resolve();
     void begun.then(() => executor.start()).then(() => session.start(identity.master));
+  }
+
+  /** A piece of a file, as the master's API gives it to its nodes. */
+  async #fetchChunk(machine: Machine, chunkHash: string): Promise<Uint8Array> {
+    const { clock } = this.#options;
+    return fetchFrom(this.master, { to: machine, chunkHash, network: this.network, clock, random: this.#chunkRandom });
   }
 
   async #startMaster(machine: Machine, process: Process): Promise<void> {
@@ -179,6 +215,7 @@ export class SimCluster {
       sealer: unusedSealer,
       newId: () => `id${++this.#ids}`,
       onFenced: () => this.#fenced(machine, process),
+      ...(this.#fullPassMs !== undefined && { fullPassMs: this.#fullPassMs }),
     });
     try {
       const fresh = {
@@ -297,6 +334,7 @@ export class SimCluster {
       await process.session.stop();
       process.membership?.stop();
       await process.executor.stop();
+      await process.overlay.overlay.stop();
       await process.scheduler?.stop();
     };
     await Promise.race([parts(), sleep(this.#options.clock, STOP_TIMEOUT_MS)]);
@@ -317,6 +355,7 @@ export class SimCluster {
   /** The machine's disk was replaced; its Docker Engine is as it was. */
   loseData(machine: Machine): void {
     this.kill(machine);
+    machine.hasLostData = true;
     rmSync(machine.dataDir, { recursive: true });
     mkdirSync(machine.dataDir);
     machine.identity = { node_id: `id${++this.#ids}`, seen_term: 0, peers: [] };
@@ -338,17 +377,29 @@ export class SimCluster {
         clock: { now: () => Math.floor(clock.now()), after: (ms, fn) => clock.after(ms, fn) },
         random: random(`engine ${name}`),
         engineId: `engine${n}`,
-        onEnd: (allocationId, how, stranded) => this.rules.checkEnd(name, { allocationId, how, stranded }),
-        onVolumeRemoval: (jobId) => this.rules.checkVolumeRemoval(name, jobId),
+        onEnd: (allocationId, how, stranded) => {
+          this.rules.checkEnd(name, { allocationId, how, stranded });
+          if (how === "stop") this.promises.checkNames(name, allocationId);
+        },
+        onVolumeRemoval: (jobId) => {
+          this.rules.checkVolumeRemoval(name, jobId);
+          this.promises.checkVolume(name, jobId);
+        },
+        onRun: (container) => this.promises.checkRun(name, container),
       }),
       identity: { ...(isMaster ? { cluster_id: CLUSTER_ID } : {}), node_id: name, seen_term: 0, peers: [] },
       ids: new Set(isMaster ? [name] : []),
       process: undefined,
       ghost: undefined,
+      hasLostData: false,
       aheadMs: 0,
       touchedAt: 0,
     };
   }
+}
+
+function hostOf(address: string): string {
+  return address.slice(0, address.lastIndexOf(":"));
 }
 
 function peerInfo({ identity, address, isMaster, process }: Machine): PeerInfo {

@@ -7,6 +7,7 @@ import type { Session } from "../src/session.ts";
 import type { Store } from "../src/store.ts";
 import type { SimEngine } from "./simulation_engine.ts";
 import type { SimLinks } from "./simulation_links.ts";
+import type { SimOverlay } from "./simulation_overlay.ts";
 import type { Host, Life } from "./simulation_process.ts";
 
 /** A running `cacophony` with all that it has in memory. */
@@ -16,6 +17,7 @@ export type Process = {
   host: Host;
   executor: Executor;
   session: Session;
+  overlay: SimOverlay;
   /** When its last session began, by its own clock. */
   welcomedAt?: number;
   scheduler?: Scheduler;
@@ -46,6 +48,8 @@ export type Machine = {
   process: Process | undefined;
   /** An earlier process of it that was never ended: it stands still, while another has taken over. */
   ghost: Process | undefined;
+  /** Whether what its last process wrote on its disk is gone, so that counts begin anew. */
+  hasLostData: boolean;
   /** How far its wall clock is ahead of the true time, in milliseconds: what starts now reads it, what runs goes on as it was. */
   aheadMs: number;
   /** When its process or its Engine last failed, or was repaired. */

@@ -65,6 +65,11 @@ export class Life {
     return this.#frozen || this.#busy;
   }
 
+  /** Whether it has not taken in yet all that has come. */
+  get isBehind(): boolean {
+    return this.isStill || this.#backlog.length > 0;
+  }
+
   /** For how many milliseconds it has stood still so far. */
   get stilledMs(): number {
     const { sinceMs, totalMs } = this.#stalls;
@@ -167,6 +172,8 @@ class End implements Channel {
   open = true;
   /** Closed on this side, and what is still under way to it arrives all the same. */
   lingers = false;
+  /** Broken, and nobody has noticed yet. */
+  broken = false;
   /** Nothing gets through before this time, as where a line loses packets until TCP sends them again. */
   stalledUntil = 0;
   readonly #wire: Wire;
@@ -259,6 +266,14 @@ export class SimNetwork {
     return this.#mute.has(address) || this.#deaf.has(address);
   }
 
+  /** Whether nothing is under way to `address`, and nothing was lost on its way there. */
+  isQuiet(address: string): boolean {
+    return this.#ends.every(
+      ({ other, queue, broken, open }) =>
+        other.address !== address || (queue.length === 0 && !(broken && (open || other.open))),
+    );
+  }
+
   join(address: string): void {
     this.#mute.delete(address);
     this.#deaf.delete(address);
@@ -281,6 +296,7 @@ export class SimNetwork {
 
   #break(end: End): void {
     for (const one of [end, end.other]) {
+      one.broken = true;
       one.queue.length = 0;
       this.#clock.after(this.#random() * 2_000, () => one.drop());
     }

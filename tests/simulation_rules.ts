@@ -46,6 +46,9 @@ export class SimRules {
   readonly allocations = new Map<string, AllocationRecord>();
   /** Whether somebody has just asked for a node's removal, and has no answer yet. */
   isRemoving: (nodeId: string) => boolean = () => false;
+  /** Further rules that hear of what is decided and of what is written. */
+  also:
+    { deciding: (change: Change, changes: readonly Change[]) => void; written: (change: Change) => void } | undefined;
   /** Whether the Engine of a machine may still do what it was asked for before. */
   lateOn: (name: string) => boolean = () => false;
   /** What is to be stopped after how many milliseconds without a master, by definition. */
@@ -307,6 +310,7 @@ export class SimRules {
   }
 
   checkCommit(change: Change, changes: readonly Change[]): void {
+    this.also?.deciding(change, changes);
     if (change.op === "delete") {
       if (change.kind === "allocation") this.#checkGone(change.key, changes);
     } else if (change.kind === "allocation") {
@@ -335,6 +339,7 @@ export class SimRules {
   }
 
   written(change: Change): void {
+    this.also?.written(change);
     if (change.op === "put" && change.kind === "spec") {
       const { spec_hash, spec } = change.record;
       if (spec.stop_when_isolated_ms !== undefined) this.#isolations.set(spec_hash, spec.stop_when_isolated_ms);
