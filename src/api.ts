@@ -16,12 +16,15 @@ import { openApi } from "./api_openapi.ts";
 import { registryRoutes } from "./api_registries.ts";
 import { answer, MAX_FORM_BYTES, queryOf, readBody, readFlag, readJson, readPage } from "./api_request.ts";
 import { discoveryRoutes, serviceRoutes } from "./api_services.ts";
+import { systemClock } from "./clock.ts";
 import { allocationsView, countsView, rebalanceView, resourcesView } from "./cluster_views.ts";
 import type { Policy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
+import { stackOf } from "./log_faults.ts";
 import type { ApiAccess, ErrorCode, PeerInfo, SecretRequest } from "./model.ts";
 import { CacophonyError, secretRequest } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
+import { giveUp } from "./scheduler_give_up.ts";
 import type { Hold } from "./membership_silence.ts";
 import { type Caller, CHUNK_PATH, PEER_PATH, SECRET_PATH } from "./transport.ts";
 
@@ -156,12 +159,13 @@ function clusterRoutes({
   const app = new Hono();
   app.get("/resources", (c) => {
     queryOf(c, []);
-    return answer(c, resourcesView(scheduler().state));
+    return answer(c, resourcesView(scheduler().state, scheduler().faults.leftOut));
   });
   app.get("/allocation", (c) => {
     const query = queryOf(c, ["job", "service", "node", "state", "limit", "next"]);
     const filter = { job: query["job"], service: query["service"], node: query["node"], state: query["state"] };
-    return answer(c, allocationsView(scheduler().state, { filter, page: readPage(query) }));
+    const { state, faults } = scheduler();
+    return answer(c, allocationsView(state, { filter, page: readPage(query), onFault: faults.leftOut }));
   });
   app.get("/status", (c) => {
     queryOf(c, []);
@@ -181,9 +185,11 @@ function clusterRoutes({
     const found = scheduler().rebalance({ dryRun });
     return answer(c, rebalanceView(found, { state: scheduler().state, dryRun }), dryRun ? 200 : 202);
   });
-  app.post("/reschedule", (c) => {
-    queryOf(c, []);
-    return answer(c, { nodes: reschedule() }, 202);
+  app.post("/reschedule", async (c) => {
+    const { node: nodeId } = queryOf(c, ["node"]);
+    if (nodeId === undefined) return answer(c, { nodes: reschedule() }, 202);
+    const { node_id } = await giveUp(scheduler(), { nodeId, now: systemClock.now() });
+    return answer(c, { nodes: [node_id] }, 202);
   });
   only(app, ["/resources", "/allocation", "/status"], "GET");
   only(app, ["/rebalance", "/reschedule"], "POST");
@@ -222,7 +228,10 @@ function only(app: Hono, paths: readonly string[], ...methods: string[]): void {
 function respondError(c: Context, error: unknown, log: Log): Response {
   const known = toCacophonyError(error);
   const status = STATUS[known.code];
-  if (status >= 500) log.warn("a request failed", { method: c.req.method, path: c.req.path, code: known.code, error });
+  if (status >= 500) {
+    const where = known.code === "internal" ? stackOf(error) : {};
+    log.warn("a request failed", { method: c.req.method, path: c.req.path, code: known.code, error, ...where });
+  }
   if (status === 503) c.header("Retry-After", String(RETRY_AFTER_S));
   return answer(c, { error: { code: known.code, message: known.message, details: known.details } }, status);
 }

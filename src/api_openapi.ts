@@ -118,7 +118,9 @@ const operations = (): Record<string, Record<string, Operation>> => ({
       answers: { 200: "the node" },
     },
     delete: {
-      summary: "Empty a node and take it out of the cluster; at once where it is down",
+      summary:
+        "Empty a node and take it out of the cluster; at once where it is down, unless something may still run there that must " +
+        "never run twice",
       query: {
         force: `${FLAG}: what has its data there moves, too, and leaves them behind`,
         deadline: "how long that may take, as 10m",
@@ -135,7 +137,14 @@ const operations = (): Record<string, Record<string, Operation>> => ({
   },
   "/cluster/reschedule": {
     post: {
-      summary: "Give up nodes that are held because most fell silent together",
+      summary:
+        "Give up nodes that are held because most fell silent together, or what must never run twice on a node that cannot tell " +
+        "whether it runs there",
+      query: {
+        node:
+          "a node, by id or name, that is down or whose Docker Engine does not answer: you say that none of its containers with " +
+          "stop_when_isolated runs any more, and they are placed elsewhere",
+      },
       answers: { 202: "the nodes" },
     },
   },

@@ -117,6 +117,7 @@ export class Worker {
     this.#overlay = options.overlay;
     const onChange = () => {
       options.overlay.setBridges(this.networks.bridges());
+      options.overlay.setTaken(this.networks.taken);
       this.guard.update();
     };
     this.networks = new JobNetworks({ ...options, onChange });
@@ -162,9 +163,8 @@ export class Worker {
     });
   }
 
-  /** Stops a container within its grace period, and removes it. */
-  async remove(container: Container, signal: AbortSignal): Promise<void> {
-    const graceMs = graceOf(container);
+  /** Stops a container within that grace period, and removes it. */
+  async remove(container: Container, { graceMs, signal }: { graceMs: number; signal: AbortSignal }): Promise<void> {
     await this.#stops.run(async () => {
       throwIfAborted(signal);
       const isUp = ["running", "paused", "restarting"].includes(container.state);

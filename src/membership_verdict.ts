@@ -4,6 +4,9 @@ import type { NodeView } from "./cluster_state.ts";
 /** Heartbeats after which a connected node that says nothing is not ready. */
 export const SILENT_HEARTBEATS = 2.5;
 
+/** A node notices within so many that its master is gone: it ends its session when the last two that were due had no answer. */
+export const NOTICE_HEARTBEATS = 3.3;
+
 export type VerdictFacts = {
   silentMs: number;
   heartbeatIntervalMs: number;

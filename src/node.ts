@@ -26,16 +26,26 @@ import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
 import { DEFAULT_NETWORK_CIDR, isPassing, PROTOCOL_VERSION, StartError } from "./model.ts";
+import { PROTOCOLS } from "./model_protocol.ts";
 import { apisOf, mappedPort, ownApiAddresses } from "./node_addresses.ts";
 import { namesOfNode } from "./node_hosts.ts";
-import { decideIdentity, type IdentityOptions, newId, sealerOf } from "./node_identity.ts";
-import { advertisedAddress, bindAddress, bindTowards, listenAddresses, peersOf, underlayOf } from "./node_listen.ts";
+import { bootId, decideIdentity, type IdentityOptions, newId, sealerOf } from "./node_identity.ts";
+import {
+  advertisedAddress,
+  apiPortOf,
+  bindAddress,
+  bindTowards,
+  listenAddresses,
+  peersOf,
+  underlayOf,
+} from "./node_listen.ts";
 import { HostMeter } from "./resources.ts";
 import { Overlay } from "./overlay.ts";
 import { OverlayKernel } from "./overlay_kernel.ts";
 import { NAMES_PORT } from "./overlay_plan_firewall.ts";
 import { Scheduler } from "./scheduler.ts";
 import { Session } from "./session.ts";
+import { LastHeard } from "./session_heard.ts";
 import { openSqliteStore } from "./store.ts";
 import type { CalledMaster, Caller, Listener, Transport } from "./transport.ts";
 import { dialSelf, fetchChunk, fetchSecret, listen, networkTransport } from "./transport.ts";
@@ -60,6 +70,8 @@ const DEFAULT_NODE_TIMEOUT_MS = 4_000;
 const DEFAULT_DISK_LIMIT = 90;
 /** One lost heartbeat is no reason to move a machine's containers. */
 const MIN_TIMEOUT_HEARTBEATS = 3;
+/** A machine that boots may start its Docker Engine later than this node; who waits longer for it is told. */
+const ENGINE_NOTICE_MS = 2_500;
 /** SIGTERM has to end the process within 2 s, whatever a part is waiting for. */
 const STOP_TIMEOUT_MS = 1_500;
 /** Of a nonce and of a token: nobody guesses one. */
@@ -80,6 +92,7 @@ export class Node implements LocalNode {
   /** Where it listens; undefined: only on loopback, until a peer can be reached. */
   #bind: Address | undefined;
   #advertise: string;
+  #dockerHost = "";
   #hostNames: HostNames;
   #identity: Identity;
   /** IPv4 address of this machine that containers of other nodes are reached by. */
@@ -88,6 +101,7 @@ export class Node implements LocalNode {
   #dns: DnsServer | undefined;
   #executor: Executor | undefined;
   #session: Session | undefined;
+  readonly #heard: LastHeard;
   #scheduler: Scheduler | undefined;
   #policy: Policy | undefined;
   #membership: Membership | undefined;
@@ -105,6 +119,7 @@ export class Node implements LocalNode {
     this.#log = options.log;
     this.#data = data;
     this.#identity = identity;
+    this.#heard = new LastHeard({ dataDir: data.path, clock: systemClock, log: options.log });
     this.#advertise = "";
     this.#hostNames = this.#findHostNames();
   }
@@ -146,7 +161,9 @@ export class Node implements LocalNode {
   faults(): string[] {
     const faults: string[] = [];
     const engine = this.#executor?.engineStatus();
-    if (engine?.state === "unready") faults.push(engine.reason);
+    const waiting = this.#waitsForEngine();
+    if (waiting !== undefined) faults.push(waiting);
+    else if (engine?.state === "unready") faults.push(engine.reason);
     if (!this.#session?.lost) faults.push("no session with the master");
     return faults;
   }
@@ -162,6 +179,7 @@ export class Node implements LocalNode {
       ...(cluster_id === undefined ? {} : { cluster_id }),
       node_id,
       protocol: PROTOCOL_VERSION,
+      protocols: PROTOCOLS,
       version: this.version,
       ...(master ? { master } : {}),
       peers,
@@ -197,14 +215,20 @@ export class Node implements LocalNode {
       access: (remote) => this.#executor?.apiAccess(remote),
       log,
     });
-    this.#bind = await bindAddress(this.#identity);
-    const addresses = listenAddresses(this.#bind, this.#identity);
-    this.#listener = await listen(addresses, {
-      fetch: (request, origin) => api.fetch(request, origin),
-      isOpenTo: (remote) => this.#executor?.apiAccess(remote) === undefined,
-      session: () => this.#membership && ((channel) => this.#membership!.accept(channel)),
-    });
+    const engine = openEngine(this.#identity.settings.docker_host ?? options.defaultDockerHost);
+    this.#dockerHost = engine.host;
+    this.#startOverlay(options, engine);
+    // First of all: what must never run twice may run elsewhere by now, and goes before anybody was reached.
+    const begun = this.#startExecutor(options, engine).start();
+    let addresses: Address[];
     try {
+      this.#bind = await bindAddress(this.#identity);
+      addresses = listenAddresses(this.#bind, this.#identity);
+      this.#listener = await listen(addresses, {
+        fetch: (request, origin) => api.fetch(request, origin),
+        isOpenTo: (remote) => this.#executor?.apiAccess(remote) === undefined,
+        session: () => this.#membership && ((channel) => this.#membership!.accept(channel)),
+      });
       this.#advertise = await advertisedAddress(this.#bind, this.#identity);
       this.#hostNames = this.#findHostNames();
       this.#warnOfExposure();
@@ -212,12 +236,9 @@ export class Node implements LocalNode {
       this.#data.save(this.#identity);
       if (this.#identity.role === "master") await this.#startMaster();
       this.#underlay = await underlayOf(this.#advertise);
-      const engine = openEngine(this.#identity.settings.docker_host ?? options.defaultDockerHost);
-      this.#startOverlay(options, engine);
-      this.#startExecutor(options, engine);
-      this.#startSession();
+      this.#startSession(begun);
     } catch (error) {
-      await this.#listener.stop();
+      await Promise.all([this.#executor?.stop(), this.#listener?.stop(), this.#overlay?.stop(), this.#dns?.stop()]);
       throw error;
     }
     log.info("this node is up", {
@@ -298,7 +319,7 @@ export class Node implements LocalNode {
     const overlay = new Overlay({
       ...common,
       kernel: new OverlayKernel({ log, searchPath }),
-      apiPort: (this.#bind ?? LOOPBACK).port,
+      apiPort: apiPortOf(this.#identity),
       ...(remote && {
         unfit: `the cluster's network needs the Docker Engine on the node's own machine; this node's is at ${host}`,
       }),
@@ -316,13 +337,13 @@ export class Node implements LocalNode {
   #guardApis(): void {
     const before = this.#apis;
     this.#apis = apisOf(this.#identity.peers).then(async (apis) => {
-      await before;
+      await before.catch(() => {});
       this.#overlay?.setApis(apis);
     });
     this.#apis.catch((error: unknown) => this.#log.warn("an address of a node cannot be read", { error }));
   }
 
-  #startExecutor({ dockerLogins, secretRoots }: StartOptions, engine: Engine): void {
+  #startExecutor({ dockerLogins, secretRoots }: StartOptions, engine: Engine): Executor {
     const { settings, seen_term, cluster_id, node_id } = this.#identity;
     const { disk_limit: diskLimit = DEFAULT_DISK_LIMIT } = settings;
     const overlay = this.#overlay;
@@ -341,29 +362,38 @@ export class Node implements LocalNode {
       seenTerm: seen_term,
       ...(settings.image_gc_ms !== undefined && settings.image_gc_ms > 0 && { imageGcMs: settings.image_gc_ms }),
       ...(diskLimit > 0 && { diskLimit }),
-      isolatedSince: () => (this.#session?.lost ? undefined : this.#session?.lastHeard),
+      isolatedSince: (isTold) => this.#heard.since({ isOpen: this.#session?.lost !== undefined, isTold }),
       nodeLogin: nodeLogins({ ...dockerLogins, log: this.#log }),
       fetchChunk: async (chunkHash) => fetchChunk(this.#calledMaster(), chunkHash),
       secrets: { roots: secretRoots, fetch: (secretId) => this.#fetchSecret(secretId) },
       overlay,
       onChange: () => {
         const snapshot = executor.snapshot();
-        if (snapshot) overlay.setLocal(snapshot.allocations);
-        this.#session?.notify();
+        try {
+          if (snapshot) overlay.setLocal(snapshot.allocations);
+        } finally {
+          this.#session?.notify();
+        }
       },
     });
     this.#executor = executor;
     if (cluster_id !== undefined && node_id !== undefined)
       this.#executor.adopt({ clusterId: cluster_id, nodeId: node_id });
+    return executor;
   }
 
-  #startSession(): void {
+  /** `begun`: the Docker Engine has answered for the first time, or does not soon. */
+  #startSession(begun: Promise<void>): void {
     const executor = this.#executor;
     if (!executor) throw new Error("the executor comes first");
     this.#session = new Session({
       transport: this.#identity.role === "master" ? this.#selfTransport() : this.#networkTransport(),
       executor: {
-        assign: (assignments) => executor.assign(assignments),
+        assign: (assignments) => {
+          const outcome = executor.assign(assignments);
+          if (outcome === "accepted") this.#heard.take(assignments);
+          return outcome;
+        },
         snapshot: () => executor.snapshot(),
         heartbeat: () => ({ ...executor.heartbeat(), ...this.#overlayReport() }),
       },
@@ -377,6 +407,7 @@ export class Node implements LocalNode {
       onPeers: (peers) => this.#update({ peers }),
       onNetwork: (message) => this.#overlay?.receive(message),
       onLeft: () => this.#forgetCluster(),
+      onHeard: (at) => this.#heard.note(at),
       onLost: () => executor.noticeMaster(),
       onRefused: ({ code, message }) => {
         // A machine that was reset comes back before the master has noticed that it was gone: it waits.
@@ -385,8 +416,24 @@ export class Node implements LocalNode {
       },
     });
     const session = this.#session;
-    // The hello carries the engine's id, so that a second node on one engine is noticed before it becomes a member.
-    void executor.start().then(() => session.start(this.#masterPeer()));
+    // The hello carries the Engine's id: a second node on one Engine is noticed before it becomes a member, and a machine that lost
+    // its data directory gets its node id again, and with that its containers.
+    const notice = systemClock.after(ENGINE_NOTICE_MS, () => {
+      const waiting = this.#waitsForEngine();
+      if (waiting !== undefined) this.#log.warn("this node has not joined yet", { reason: waiting });
+    });
+    void begun.finally(() => {
+      notice.cancel();
+      session.start(this.#masterPeer());
+    });
+  }
+
+  /** Why a node that is no member yet does not say hello; undefined: it is one, or may. */
+  #waitsForEngine(): string | undefined {
+    const engine = this.#executor?.engineStatus();
+    if (!engine || engine.engine_id !== undefined || this.#identity.cluster_id !== undefined) return undefined;
+    const reason = engine.state === "unready" ? engine.reason : "";
+    return `waits for the Docker Engine at ${this.#dockerHost} before it joins: ${reason}`;
   }
 
   async #fetchSecret(secret_id: string): Promise<Uint8Array> {
@@ -463,6 +510,7 @@ export class Node implements LocalNode {
     return {
       type: "hello",
       protocol: PROTOCOL_VERSION,
+      protocols: PROTOCOLS,
       ...(cluster_id === undefined ? {} : { cluster_id }),
       node_id,
       instance: this.#instance,
@@ -474,6 +522,7 @@ export class Node implements LocalNode {
       ...mappedPort(this.#bind, this.#advertise),
       labels: settings.labels ?? [],
       engine: executor.engineStatus(),
+      ...bootId(),
       version: this.version,
     };
   }

@@ -23,6 +23,11 @@ export async function bindAddress(identity: Identity): Promise<Address | undefin
   return ownHosts().includes(address.host) ? address : undefined;
 }
 
+/** The port that it listens on, wherever that is. */
+export function apiPortOf({ settings: { bind_addr: bind } }: Identity): number {
+  return bind === undefined ? DEFAULT_PORT : parseAddress(bind, "--bind-addr").port;
+}
+
 /** This machine's address from which it reaches the first of these peers that answers. */
 export async function bindTowards(peers: readonly string[]): Promise<Address | undefined> {
   for (const peer of peers) {

@@ -33,6 +33,7 @@ import {
   wakeBy,
   without,
 } from "./reconcile_goal.ts";
+import { isolationWait } from "./reconcile_isolation.ts";
 import { waitingFor } from "./reconcile_order.ts";
 import { chooseReplacements, nodesToAvoid, type Replica } from "./reconcile_replace.ts";
 import { reunite, type Seat, Seats, unitOf } from "./reconcile_together.ts";
@@ -119,7 +120,10 @@ function chooseLost(
     return true;
   };
   return live.filter((one) => {
-    if (state.isLost(one.node_id) && !runsAlone(plan, { allocation: one, context })) return false;
+    if (state.isLost(one.node_id) && mayRun(one, context)) {
+      waitForNode(plan, { allocation: one, context, staysAnyway: staysWithNode(one, { goal, state, stateful }) });
+      return false;
+    }
     if (!seats && !one.joins) return isStranded(one) || isOverdue(plan, { allocation: one, goal, context });
     if (seats && one.ended !== undefined) return false;
     const isApart =
@@ -133,21 +137,16 @@ function chooseLost(
 }
 
 /**
- * Whether nothing of a replica on a lost node can run any more, where the document asks that there are never two: its node
- * stops it by itself when it has heard of no master for so long.
+ * A replica on a lost node may still run, and the document asks that there are never two: it stays until its node must have stopped
+ * it by itself, or somebody knows. `staysAnyway`: it would wait for its node all the same, so there is nothing to say.
  */
-function runsAlone(
+function waitForNode(
   plan: Plan,
-  { allocation, context: { state, now } }: { allocation: AllocationRecord; context: PlanContext },
-): boolean {
-  const at = stoppedAloneAt(allocation, state);
-  if (now >= at) return true;
-  wakeBy(plan, at);
-  const name = state.nodes.get(allocation.node_id)?.node_name ?? allocation.node_id;
-  block(plan, allocation.slot, [
-    `waiting ${Math.ceil((at - now) / 1000)} s more for node ${name}, which is down, to have stopped it by itself (stop_when_isolated)`,
-  ]);
-  return false;
+  { allocation, context, staysAnyway }: { allocation: AllocationRecord; context: PlanContext; staysAnyway: boolean },
+): void {
+  wakeBy(plan, stoppedAloneAt(allocation, context.state));
+  const reason = isolationWait(allocation, context);
+  if (reason !== undefined && !staysAnyway) block(plan, allocation.slot, [reason]);
 }
 
 /** Whether a node was to be empty by now, and the replica can leave it. */
@@ -253,6 +252,7 @@ function replace(
     isMoving,
     past,
     now,
+    since: state.since,
   });
   for (const { allocation, cause } of choice.stop) {
     plan.stop.push(allocation);
@@ -306,16 +306,18 @@ function placeMissing(plan: Plan, { goal, context, request, stateful, live, mine
   if (goal.scale <= live.length) return;
   const taken = new Set(live.map(({ slot }) => slot));
   const stopping = [...mine.filter(({ desired }) => desired === "stop"), ...plan.stop];
-  const stoppingSlots = new Set(stillThere(plan, { stopping, context }).map(({ slot }) => slot));
+  const there = stillThere(plan, { stopping, context });
+  const stoppingSlots = new Map(there.map((one) => [one.slot, isolationWait(one, context) ?? PREVIOUS_STOPS]));
   const hold = reasonsToHold(plan, { goal, context, waiting });
   let refusedAll: { reasons: string[]; size: number } | undefined;
   for (let slot = 1, missing = goal.scale - live.length; missing > 0; slot++) {
     if (taken.has(slot)) continue;
     missing--;
+    const previous = stoppingSlots.get(slot);
     if (hold) {
       if (plan.blocked.length === MAX_BLOCKED) break;
       block(plan, slot, hold);
-    } else if (stoppingSlots.has(slot)) block(plan, slot, [PREVIOUS_STOPS]);
+    } else if (previous !== undefined) block(plan, slot, [previous]);
     else {
       const seat = seats?.of({ slot });
       const unit = seat ? [] : unitOf(goal.bond?.followers ?? [], { slot, scale: goal.scale });
@@ -384,7 +386,7 @@ function placeOnEach(plan: Plan, { goal, context, request, live, mine, waiting, 
   if (uncovered.length === 0) return;
   const stopping = new Map(
     [...mine.filter(({ desired }) => desired === "stop"), ...plan.stop]
-      .filter(({ node_id }) => !state.isLost(node_id))
+      .filter((one) => mayRun(one, context))
       .map(({ node_id, slot }) => [node_id, slot]),
   );
   const taken = new Set([...live.map(({ slot }) => slot), ...stopping.values()]);
@@ -503,8 +505,9 @@ function waitsForPredecessor(
     const old = state
       .allocationsOf(serviceKey({ job_id, service_name }))
       .filter((allocation) => allocation.incarnation !== incarnation);
-    if (stillThere(plan, { stopping: old, context }).length > 0)
-      return "waiting for the containers of the deleted job with this id to stop";
+    const there = stillThere(plan, { stopping: old, context });
+    const waits = there.flatMap((one) => isolationWait(one, context) ?? []);
+    if (there.length > 0) return waits[0] ?? "waiting for the containers of the deleted job with this id to stop";
   }
   const removal = [...state.removals.values()].find((one) => one.job_id === job_id && !state.isLost(one.node_id));
   if (!removal) return undefined;

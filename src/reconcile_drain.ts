@@ -35,6 +35,8 @@ export type DrainFacts = {
   mobilityOf: (key: ServiceKey) => Mobility;
   /** Why a service found no place elsewhere when it last had its turn. */
   stuckOf: (key: ServiceKey) => readonly string[];
+  /** Why nothing of an allocation counts as gone though its node was given up (`reconcile_isolation.ts`). */
+  isolationOf: (allocation: AllocationRecord) => string | undefined;
   /** Whether it had its turn, and found no place, since room last appeared: the others come first. */
   isPassedOver: (key: ServiceKey) => boolean;
 };
@@ -44,7 +46,7 @@ export function drainings({
   now,
   mobilityOf,
   isPassedOver,
-}: Omit<DrainFacts, "stuckOf">): Map<string, Draining> {
+}: Omit<DrainFacts, "stuckOf" | "isolationOf">): Map<string, Draining> {
   const found = new Map<string, Draining>();
   for (const { node_id, drain } of state.nodes.values()) {
     if (!drain) continue;
@@ -80,7 +82,7 @@ const HAS_DATA = "its data are on this node: with ?force=true it moves without t
 /** What keeps a node from being empty, allocation by allocation. */
 export function drainWaits({ node_id, drain }: NodeRecord, facts: Omit<DrainFacts, "isPassedOver">): DrainWait[] {
   if (!drain) return [];
-  const { state, now, mobilityOf, stuckOf } = facts;
+  const { state, now, mobilityOf, stuckOf, isolationOf } = facts;
   const isOver = now >= drain.deadline_at;
   const replaced = new Set([...state.allocations.values()].flatMap(({ replaces }) => replaces?.allocation_id ?? []));
   return state
@@ -91,6 +93,8 @@ export function drainWaits({ node_id, drain }: NodeRecord, facts: Omit<DrainFact
       const key = serviceKey(allocation);
       const stuck = stuckOf(key);
       const reason = () => {
+        const isolation = isolationOf(allocation);
+        if (isolation !== undefined) return isolation;
         if (allocation.desired === "stop") return "it is being stopped";
         if (replaced.has(allocation.allocation_id)) return "another is being started elsewhere";
         switch (mobilityOf(key)) {

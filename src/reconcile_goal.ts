@@ -79,7 +79,7 @@ export type PlanContext = {
 /** Blocked slots listed one by one; all slots of a service mostly wait for the same thing. */
 export const MAX_BLOCKED = 100;
 
-/** How much the clocks of master and node may be apart in when they last heard of each other. */
+/** How much the clocks of master and node may be apart in when they last heard of each other, and how long Docker may take for a stop. */
 const ISOLATION_MARGIN_MS = 2_000;
 
 export type Missing = {
@@ -150,14 +150,21 @@ export function isKnownIdle(allocation: AllocationRecord, state: ClusterState): 
 }
 
 /**
- * When nothing of a replica can run any more on a node that is down, because that one stops it by itself without a master
- * (`stop_when_isolated`): milliseconds since 1970; 0: nothing is said about that.
+ * When nothing of a replica can run any more on a node that was given up, because that one stops it by itself without a master
+ * (`stop_when_isolated`): milliseconds since 1970. 0: it need not be waited for. Infinity: the node's Docker Engine did not answer
+ * when the node last spoke, so the node may be unable to stop it, and only that Engine or an operator can tell.
  */
-export function stoppedAloneAt({ spec_hash, node_id }: AllocationRecord, { specs, views }: ClusterState): number {
-  const spec = specs.get(spec_hash);
-  const view = views.get(node_id);
-  if (spec?.stop_when_isolated_ms === undefined || view?.state !== "down") return 0;
-  return view.lastSeen + spec.stop_when_isolated_ms + spec.stop_grace_period_ms + ISOLATION_MARGIN_MS;
+export function stoppedAloneAt(allocation: AllocationRecord, state: ClusterState): number {
+  const { spec_hash, node_id } = allocation;
+  const spec = state.specs.get(spec_hash);
+  const view = state.views.get(node_id);
+  if (spec?.stop_when_isolated_ms === undefined || !state.nodes.has(node_id) || hasEnded(allocation, state)) return 0;
+  if (state.isEngineSilent(node_id)) return Infinity;
+  if (view?.state !== "down") return 0;
+  // A node goes by its session until it notices that the master is gone; Docker takes a grace period in whole seconds.
+  const beginMs = Math.max(spec.stop_when_isolated_ms, state.noticeMs);
+  const graceMs = Math.ceil(spec.stop_grace_period_ms / 1_000) * 1_000;
+  return view.lastSeen + beginMs + graceMs + ISOLATION_MARGIN_MS;
 }
 
 /** Whether something of a replica may still run that is to run no more: its node was not given up, or has to stop it by itself first. */
@@ -169,8 +176,9 @@ export function block(plan: Plan, slot: number, reasons: string[]): void {
   if (plan.blocked.length < MAX_BLOCKED) plan.blocked.push({ slot, reasons });
 }
 
+/** `at` may be Infinity: nothing but news is waited for. */
 export function wakeBy(plan: Plan, at: number): void {
-  plan.wakeAt = Math.min(plan.wakeAt ?? Infinity, at);
+  if (at < Infinity) plan.wakeAt = Math.min(plan.wakeAt ?? Infinity, at);
 }
 
 export function without<T>(list: readonly T[], removed: readonly T[]): T[] {

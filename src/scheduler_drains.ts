@@ -7,6 +7,7 @@ import type { ClusterState, ServiceKey } from "./cluster_state.ts";
 import type { NodeRecord } from "./model.ts";
 import { type DrainFacts, drainings, type Draining, type DrainWait, drainWaits } from "./reconcile_drain.ts";
 import type { Plan } from "./reconcile_goal.ts";
+import { isolationWait } from "./reconcile_isolation.ts";
 import type { Goals } from "./scheduler_goals.ts";
 
 export type DrainsOptions = {
@@ -83,6 +84,7 @@ export class Drains {
       now: clock.now(),
       mobilityOf: (key) => goals.mobilityOf(key),
       stuckOf: (key) => this.#stuck.get(key) ?? [],
+      isolationOf: (allocation) => isolationWait(allocation, { state, now: clock.now() }),
       isPassedOver: (key) => this.#passedOver.has(key),
     };
   }

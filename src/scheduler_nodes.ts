@@ -63,14 +63,17 @@ export function changesForNode(
 }
 
 /**
- * Changes that have a node leave: one that is lost does so at once, another is emptied before.
+ * Changes that have a node leave: one that is lost does so at once, another is emptied before; so is a lost one on which something
+ * may still run that must never run twice. `ifLost`: only if it is to leave and is lost; else there are none, for it may be back by
+ * now, or an operator wants it again.
  * @throws CacophonyError `conflict` for the master.
  */
 export function changesForLeave(
   state: ClusterState,
-  { nodeId, wish, now }: { nodeId: string; wish: NodeWish; now: number },
+  { nodeId, wish, now, ifLost = false }: { nodeId: string; wish: NodeWish; now: number; ifLost?: boolean },
 ): { node: NodeRecord; changes: Change[]; isGone: boolean } {
   const found = findNode(state, nodeId);
+  if (ifLost && !isLostLeaver(state, { node: found, now })) return { node: found, changes: [], isGone: false };
   if (found.role === "master") {
     throw new CacophonyError(
       "conflict",
@@ -83,7 +86,9 @@ export function changesForLeave(
     drain: drainOf(found, { wish, now, leave: true }),
   };
   const put: Change = { op: "put", kind: "node", record: node };
-  const isGone = state.isDown(found.node_id) || isLostLeaver(state, { node: found, now });
+  const isGone = state.isDown(found.node_id)
+    ? isStill(state, { node: found, now })
+    : isLostLeaver(state, { node: found, now });
   if (!isGone) return { node, changes: [put], isGone };
   return { node, changes: departure(state, { node, now }), isGone };
 }
@@ -128,17 +133,29 @@ export function withoutData(state: ClusterState, nodeId: string): Change[] {
   return homes.map(([key]) => ({ op: "delete", kind: "home", key }));
 }
 
-/** Nodes that were to leave and are lost; of one that is down, not while something may still run there that must never run twice. */
+/** Nodes that were to leave and are lost, but for those on which something may still run that must never run twice. */
 export function lostLeavers(state: ClusterState, now: number): NodeRecord[] {
   return [...state.nodes.values()].filter((node) => isLostLeaver(state, { node, now }));
 }
 
-function isLostLeaver(
-  state: ClusterState,
-  { node: { node_id, drain }, now }: { node: NodeRecord; now: number },
-): boolean {
-  if (!drain?.leave || !state.views.get(node_id)?.lost) return false;
-  return state.allocationsOn(node_id).every((one) => one.ended !== undefined || stoppedAloneAt(one, state) <= now);
+function isLostLeaver(state: ClusterState, { node, now }: { node: NodeRecord; now: number }): boolean {
+  const isLost = node.drain?.leave === true && state.views.get(node.node_id)?.lost === true;
+  return isLost && isStill(state, { node, now });
+}
+
+/** Whether nothing runs on a lost node any more that must never run twice. */
+function isStill(state: ClusterState, { node, now }: { node: NodeRecord; now: number }): boolean {
+  return state.allocationsOn(node.node_id).every((one) => stoppedAloneAt(one, state) <= now);
+}
+
+/** Changes by which it is remembered which of the node's allocations ended for good, as far as it told and is not remembered yet. */
+export function changesForEnds(state: ClusterState, nodeId: string): Change[] {
+  const statuses = state.views.get(nodeId)?.statuses;
+  return state.allocationsOn(nodeId).flatMap((record): Change[] => {
+    const status = statuses?.get(record.allocation_id);
+    if (record.desired !== "run" || record.ended !== undefined || status?.final !== true) return [];
+    return [{ op: "put", kind: "allocation", record: { ...record, ended: { exit_code: status.exit_code ?? 0 } } }];
+  });
 }
 
 /** Whether nothing of the cluster's is on a node that is to leave, as it has told since it knows that. */

@@ -148,6 +148,12 @@ export class Bench {
     if (view) Object.assign(view, { state, connected: state === "ready" });
   }
 
+  /** What the node runs is given up, since its Docker Engine does not answer. */
+  lose(nodeId: string): void {
+    const engine = { state: "unready", reason: "dockerd hangs" } as const;
+    Object.assign(this.state.views.get(nodeId) ?? {}, { state: "unready", lost: true, engine });
+  }
+
   running(): AllocationRecord[] {
     return [...this.state.allocations.values()].filter(
       ({ desired, node_id }) => desired === "run" && !this.state.isDown(node_id),

@@ -11,6 +11,7 @@ import { Membership } from "../src/membership.ts";
 import { isPassing, type PeerInfo, PROTOCOL_VERSION, type Welcome } from "../src/model.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import { Session } from "../src/session.ts";
+import { LastHeard } from "../src/session_heard.ts";
 import { openSqliteStore } from "../src/store.ts";
 import { idleMachine, unusedSealer, welcoming } from "./cluster_fixture.ts";
 import { scoped, SimEngine } from "./simulation_engine.ts";
@@ -125,6 +126,9 @@ export class SimCluster {
     };
     const seen = simOverlay({ ...common, dataDir: machine.dataDir, onChange: () => process.session.notify() });
     const { overlay } = seen;
+    const { boot, dataDir } = machine;
+    const bootTime = () => ({ boot: `boot ${boot}`, ms: Math.floor(this.#options.clock.now()) });
+    const heard = new LastHeard({ dataDir, clock, log: common.log, bootTime });
     const executor = new Executor({
       ...common,
       engine: scoped(machine.engine, life, () => machine.ghost === process),
@@ -133,7 +137,7 @@ export class SimCluster {
       seenTerm: identity.seen_term,
       fetchChunk: (chunkHash) => life.of(this.#fetchChunk(machine, chunkHash)),
       overlay,
-      isolatedSince: () => (process.session.lost ? undefined : process.session.lastHeard),
+      isolatedSince: (isTold) => heard.since({ isOpen: process.session.lost !== undefined, isTold }),
       onChange: () => {
         const snapshot = executor.snapshot();
         if (snapshot) overlay.setLocal(snapshot.allocations);
@@ -149,6 +153,7 @@ export class SimCluster {
       executor: {
         assign: (assignments) => {
           const outcome = executor.assign(assignments);
+          if (outcome === "accepted") heard.take(assignments);
           this.rules.assigned(machine, { order: assignments.order, outcome, process });
           return outcome;
         },
@@ -185,16 +190,19 @@ export class SimCluster {
       },
       onLeft: () => this.#forgetCluster(machine),
       onLost: () => executor.noticeMaster(),
+      onHeard: (at) => heard.note(at),
       onPeers: (peers) => void (identity.peers = peers),
       onRefused: ({ code, message }) => {
         if (!isPassing(code)) this.#fail(machine, message);
       },
     });
-    const process: Process = { life, host, executor, session, overlay: seen };
+    const process: Process = { life, host, executor, session, heard, overlay: seen };
     machine.process = process;
     this.network.listen(address, host);
-    const begun = machine.isMaster ? this.#startMaster(machine, process) : Promise.resolve();
-    void begun.then(() => executor.start()).then(() => session.start(identity.master));
+    // First of all, as in `node.ts`: what is past its deadline goes before anybody was reached.
+    const begun = executor.start();
+    const led = machine.isMaster ? this.#startMaster(machine, process) : Promise.resolve();
+    void led.then(() => begun).then(() => session.start(identity.master));
   }
 
   /** A piece of a file, as the master's API gives it to its nodes. */
@@ -393,6 +401,7 @@ export class SimCluster {
       ghost: undefined,
       hasLostData: false,
       aheadMs: 0,
+      boot: 1,
       touchedAt: 0,
     };
   }

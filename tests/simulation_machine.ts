@@ -4,6 +4,7 @@ import type { Membership } from "../src/membership.ts";
 import type { Peer } from "../src/model.ts";
 import type { Scheduler } from "../src/scheduler.ts";
 import type { Session } from "../src/session.ts";
+import type { LastHeard } from "../src/session_heard.ts";
 import type { Store } from "../src/store.ts";
 import type { SimEngine } from "./simulation_engine.ts";
 import type { SimLinks } from "./simulation_links.ts";
@@ -17,6 +18,7 @@ export type Process = {
   host: Host;
   executor: Executor;
   session: Session;
+  heard: LastHeard;
   overlay: SimOverlay;
   /** When its last session began, by its own clock. */
   welcomedAt?: number;
@@ -52,6 +54,8 @@ export type Machine = {
   hasLostData: boolean;
   /** How far its wall clock is ahead of the true time, in milliseconds: what starts now reads it, what runs goes on as it was. */
   aheadMs: number;
+  /** How often it was started. */
+  boot: number;
   /** When its process or its Engine last failed, or was repaired. */
   touchedAt: number;
 };

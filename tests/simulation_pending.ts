@@ -16,9 +16,6 @@ export type Pending =
   | "dead nodes of a busy master";
 
 export const PENDING: ReadonlySet<Pending> = new Set<Pending>([
-  "never two where an Engine is dead",
-  "never two after a process was dead",
-  "a lost data directory while the Engine is down",
   "an old master at the new one's address",
   "dead nodes of a busy master",
 ]);

@@ -292,12 +292,19 @@ export class SimRules {
   /** Whether a node has been without a master for so long that it has to stop what asks for that. */
   #isIsolated(node: string, { allocation_id, spec_hash }: AllocationRecord): boolean {
     const limitMs = this.#isolations.get(spec_hash);
-    const { session, life, welcomedAt = 0 } = this.#options.machines.find(({ name }) => name === node)?.process ?? {};
-    if (limitMs === undefined || !session || !life) return false;
+    const {
+      session,
+      heard,
+      life,
+      welcomedAt = 0,
+    } = this.#options.machines.find(({ name }) => name === node)?.process ?? {};
+    if (limitMs === undefined || !session || !life || !heard) return false;
     const now = life.clock.now();
     const key = `${node} ${allocation_id}`;
     // What it was to stop it stops until its new assignments are there, also in a new process that finds it half done.
-    const isDue = session.lost ? now - welcomedAt < ASSIGNMENTS_MS : now - session.lastHeard >= limitMs;
+    const isDue = session.lost
+      ? now - welcomedAt < ASSIGNMENTS_MS
+      : now - (heard.since({ isOpen: false, isTold: false }) ?? now) >= limitMs;
     if (isDue && !this.#isolatedAt.has(key)) this.#isolatedAt.set(key, now);
     return isDue || now - (this.#isolatedAt.get(key) ?? -Infinity) < HALF_DONE_MS;
   }
@@ -389,7 +396,7 @@ export class SimRules {
         if (record.replaces?.allocation_id === other.allocation_id) continue;
         if (state.isLost(other.node_id)) {
           this.#givenUp.add(other.allocation_id);
-          if (sameSlot && state.isDown(other.node_id) && !other.ended) this.#checkAlone(other);
+          if (sameSlot && !other.ended) this.#checkAlone(other);
         } else
           this.violations.push(`allocation ${id} was placed before ${other.allocation_id} of its slot or job was gone`);
       }

@@ -53,6 +53,7 @@ export class SimTrouble {
       case "power":
         this.#say(`${name}: power cut`);
         this.#cluster.kill(machine, { goodbye: false });
+        machine.boot++;
         this.tearFiles(machine);
         return engine.goDown();
       case "terminate":
@@ -178,7 +179,7 @@ export class SimTrouble {
 
   /** What was written and not synced when the power went is not there, in part or at all. */
   tearFiles({ dataDir }: Machine): void {
-    for (const name of ["restarts.json", "restarts.json.new", "images.json", "images.json.new"]) {
+    for (const name of ["restarts.json", "restarts.json.new", "images.json", "images.json.new", "heard.json"]) {
       const path = join(dataDir, name);
       const dice = this.#random();
       if (dice < 0.4) continue;
