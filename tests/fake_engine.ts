@@ -112,6 +112,8 @@ export class FakeEngine implements Engine {
   changes = 0;
   /** How far the machine's wall clock, by which Docker tells times, is ahead of the true time. */
   clockAheadMs = 0;
+  /** When the last run is due to end that ends by itself. */
+  endsUntil = 0;
   /** When the last effect is due that comes late. */
   lateUntil = 0;
 
@@ -639,6 +641,7 @@ export class FakeEngine implements Engine {
       });
     }
     if (exitAfterMs !== undefined) {
+      this.endsUntil = Math.max(this.endsUntil, this.#clock.now() + exitAfterMs);
       this.#clock.after(exitAfterMs, () => {
         if (container.run === run) this.kill(container.id, exitCode);
       });
