@@ -186,6 +186,7 @@ export class SimCluster {
       addresses: () => [this.master.address, ...identity.peers.map((peer) => peer.address)],
       onWelcome: (welcome) => {
         process.welcomedAt = clock.now();
+        if (machine.process === process) this.rules.welcomed(machine, welcome.term);
         welcomed(machine, { welcome, executor });
       },
       onLeft: () => this.#forgetCluster(machine),

@@ -6,6 +6,7 @@ import type { SimClient } from "./simulation_client.ts";
 import type { SimCluster } from "./simulation_cluster.ts";
 import type { Machine } from "./simulation_machine.ts";
 import { PENDING } from "./simulation_pending.ts";
+import type { Life } from "./simulation_process.ts";
 import type { SimTrouble } from "./simulation_trouble.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
 
@@ -160,6 +161,7 @@ export class SimScenes {
     if (this.#happens(0.5)) await this.#repair();
     const life = cluster.master.process?.life;
     if (!life || life.isFrozen) return;
+    if (this.#happens(0.3)) return this.#stallAgainAndAgain(life);
     const ms = 1_000 + this.#upTo(1) ** 2 * 59_000;
     say(`the master stands still for ${Math.round(ms)} ms`);
     life.freeze();
@@ -167,6 +169,22 @@ export class SimScenes {
     life.thaw();
     if (this.#happens(0.5)) client.act();
     await this.#pass(this.#upTo(6_000));
+  }
+
+  /** The master is busy for seconds, again and again, while a node is dead. */
+  async #stallAgainAndAgain(life: Life): Promise<void> {
+    const { cluster, say } = this.#options;
+    const dead = this.#pick(this.#workers());
+    if (!dead) return;
+    say(`${dead.name}: cut off, while the master stands still again and again`);
+    cluster.network.isolate(dead.address);
+    for (let n = 0; n < 12; n++) {
+      const ms = 200 + this.#upTo(1_800);
+      life.block(ms);
+      // oxlint-disable-next-line no-await-in-loop -- one after the other
+      await this.#pass(ms + this.#upTo(500));
+    }
+    cluster.network.join(dead.address);
   }
 
   // ---- The master's disk and its end ----------------------------------------------------------------------------------
