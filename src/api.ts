@@ -19,6 +19,7 @@ import { discoveryRoutes, serviceRoutes } from "./api_services.ts";
 import { allocationsView, countsView, rebalanceView, resourcesView } from "./cluster_views.ts";
 import type { Policy } from "./job_policy.ts";
 import type { Log } from "./log.ts";
+import { stackOf } from "./log_faults.ts";
 import type { ApiAccess, ErrorCode, PeerInfo, SecretRequest } from "./model.ts";
 import { CacophonyError, secretRequest } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
@@ -156,12 +157,13 @@ function clusterRoutes({
   const app = new Hono();
   app.get("/resources", (c) => {
     queryOf(c, []);
-    return answer(c, resourcesView(scheduler().state));
+    return answer(c, resourcesView(scheduler().state, scheduler().faults.leftOut));
   });
   app.get("/allocation", (c) => {
     const query = queryOf(c, ["job", "service", "node", "state", "limit", "next"]);
     const filter = { job: query["job"], service: query["service"], node: query["node"], state: query["state"] };
-    return answer(c, allocationsView(scheduler().state, { filter, page: readPage(query) }));
+    const { state, faults } = scheduler();
+    return answer(c, allocationsView(state, { filter, page: readPage(query), onFault: faults.leftOut }));
   });
   app.get("/status", (c) => {
     queryOf(c, []);
@@ -222,7 +224,10 @@ function only(app: Hono, paths: readonly string[], ...methods: string[]): void {
 function respondError(c: Context, error: unknown, log: Log): Response {
   const known = toCacophonyError(error);
   const status = STATUS[known.code];
-  if (status >= 500) log.warn("a request failed", { method: c.req.method, path: c.req.path, code: known.code, error });
+  if (status >= 500) {
+    const where = known.code === "internal" ? stackOf(error) : {};
+    log.warn("a request failed", { method: c.req.method, path: c.req.path, code: known.code, error, ...where });
+  }
   if (status === 503) c.header("Retry-After", String(RETRY_AFTER_S));
   return answer(c, { error: { code: known.code, message: known.message, details: known.details } }, status);
 }

@@ -73,10 +73,10 @@ export function jobRoutes({ scheduler, dataDir, secretsDir, policy, only }: JobR
     return answer(c, done, outcome === "created" ? 201 : 200);
   });
   app.get("/:job_id", (c) => {
-    const { state } = scheduler();
+    const { state, faults } = scheduler();
     const job = findJob(state, c.req.param("job_id"));
     c.header("ETag", etagOf(job.version));
-    return answer(c, jobView(job, { state, blockedOf: (key) => scheduler().blockedOf(key) }));
+    return answer(c, jobView(job, { state, blockedOf: (key) => scheduler().blockedOf(key), onFault: faults.leftOut }));
   });
   app.delete("/:job_id", async (c) => {
     const jobId = c.req.param("job_id");

@@ -75,7 +75,11 @@ export function nodeRoutes({ scheduler, only }: NodeRoutesOptions): Hono {
   };
   app.get("/", (c) => {
     const page = readPage(queryOf(c, ["limit", "next"]));
-    return answer(c, nodesView(scheduler().state, { page, waitsOf: (node) => scheduler().drainWaits(node) }));
+    const { state, faults } = scheduler();
+    return answer(
+      c,
+      nodesView(state, { page, waitsOf: (node) => scheduler().drainWaits(node), onFault: faults.leftOut }),
+    );
   });
   app.get("/:node_id", (c) => {
     queryOf(c, []);

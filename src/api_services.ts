@@ -7,7 +7,7 @@ import { type ServiceKey, parseServiceKey, serviceKey } from "./cluster_state.ts
 import { prometheusTargets, traefikConfiguration } from "./discovery.ts";
 import { CacophonyError } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
-import { servicesView, serviceView } from "./service_views.ts";
+import { servicesView, type ServiceView, serviceView } from "./service_views.ts";
 
 /** Streams of changes at once: each costs memory for a slow reader. */
 const MAX_WATCHERS = 100;
@@ -28,8 +28,7 @@ export function serviceRoutes({ scheduler, only }: ServiceRoutesOptions): Hono {
   app.get("/", (c) => {
     const isWatch = readFlag(queryOf(c, ["watch"]), "watch");
     if (isWatch) return watch(c, { scheduler: scheduler(), watchers, wanted: undefined });
-    const { state, directory } = scheduler();
-    return answer(c, { services: servicesView(state, directory.entries()) });
+    return answer(c, { services: servicesOf(scheduler()) });
   });
   app.get("/:job_id/:service_name", (c) => {
     const isWatch = readFlag(queryOf(c, ["watch"]), "watch");
@@ -46,7 +45,7 @@ export function serviceRoutes({ scheduler, only }: ServiceRoutesOptions): Hono {
 
 export function discoveryRoutes({ scheduler, only }: ServiceRoutesOptions): Hono {
   const app = new Hono();
-  const services = () => servicesView(scheduler().state, scheduler().directory.entries());
+  const services = () => servicesOf(scheduler());
   app.get("/prometheus", (c) => {
     queryOf(c, []);
     return answer(c, prometheusTargets(services()));
@@ -57,6 +56,10 @@ export function discoveryRoutes({ scheduler, only }: ServiceRoutesOptions): Hono
   });
   only(app, ["/prometheus", "/traefik"], "GET");
   return app;
+}
+
+function servicesOf({ state, directory, faults }: Scheduler): ServiceView[] {
+  return servicesView(state, { entries: directory.entries(), onFault: faults.leftOut });
 }
 
 type Watchers = { count: number };

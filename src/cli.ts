@@ -10,10 +10,12 @@ import { defineCommand, renderUsage } from "citty";
 import { parseAddress } from "./address.ts";
 import { readHostName } from "./api_hosts.ts";
 import { leave } from "./cli_leave.ts";
+import { systemClock } from "./clock.ts";
 import type { Settings } from "./data_dir.ts";
 import { readBytes, readDuration, Refusal } from "./job_grammar.ts";
 import type { LogFormat, LogLevel } from "./log.ts";
 import { LOG_LEVELS, openLog } from "./log.ts";
+import { Faults, placeOf } from "./log_faults.ts";
 import { StartError } from "./model.ts";
 import { cut, labelFault, MAX_LABELS, MAX_LABELS_CHARS } from "./model_bounds.ts";
 import type { NetworkMode } from "./model_network.ts";
@@ -235,8 +237,12 @@ async function runNode(
     version: VERSION,
     log,
   });
-  // A fault of ours in one piece of work must not take the node away from the others; the loops look again anyway.
-  process.on("unhandledRejection", (error) => log.error("an error of Cacophony itself", { error }));
+  // A fault of ours in one piece of work must not take the node away from the others; the loops look again anyway. The state is in one
+  // piece whatever throws: each change of it is one commit. A process that ended would be started again, and find what it ended by.
+  const faults = new Faults({ log, clock: systemClock });
+  const note = (error: unknown) => faults.tell("an error of Cacophony itself", error, { at: placeOf(error) });
+  process.on("unhandledRejection", note);
+  process.on("uncaughtException", note);
   const node = await Promise.race([starting, signal.promise]);
   // Told to stop while it was still starting: nothing runs yet that would have to be ended in order.
   if (!node) return 0;

@@ -6,6 +6,7 @@ import type {
   AllocationRecord,
   AllocationStatus,
   Change,
+  ClusterRecord,
   DepartureRecord,
   EngineStatus,
   HistoryRecord,
@@ -20,13 +21,16 @@ import type {
   RegistryRecord,
   RemovalRecord,
 } from "./model.ts";
+import { describeError } from "./log.ts";
 import type { ForeignContainer, Resources } from "./model_reports.ts";
 import { isGlobal, type ServiceSpec } from "./model_spec.ts";
 import { RECORD_KINDS } from "./model.ts";
-import type { NodeNetwork } from "./model_network.ts";
+import type { NetworkMode, NodeNetwork } from "./model_network.ts";
+import { Blocks } from "./cluster_state_blocks.ts";
 import type { Candidate, Load, PortClaim } from "./placement.ts";
 import { claimsOf, demandOf, reservationOf } from "./placement.ts";
 import { copyOf, devicesOf, reserve, type Reserved } from "./placement_devices.ts";
+import { type FreeBlocks, poolNetworks, roomOf } from "./placement_networks.ts";
 import { matches, type NodeFacts } from "./placement_rules.ts";
 
 /** What is known of a node beyond its record. Times are milliseconds since 1970. */
@@ -45,6 +49,8 @@ export type NodeView = {
   /** Whether it has spoken to this master at all. */
   isHeard?: boolean;
   version: string;
+  /** Which run of which kernel it is on, as its hello said. */
+  bootId?: string | undefined;
   engine: EngineStatus | undefined;
   resources: Resources | undefined;
   foreign: ForeignContainer[];
@@ -112,9 +118,39 @@ export function labelsOf(node: NodeRecord): Map<string, string> {
 const MAX_PAST = 5;
 /** A node that left stays listed for a day, and for as long as a slot's data are on it. */
 const DEPARTURE_KEPT_MS = 86_400_000;
+/** A master forgets none of them before it has run for so long: it may be its clock alone by which a day has passed. */
+const DEPARTURE_KEPT_AGAIN_MS = 3_600_000;
+
+/** A node whose load cannot be worked out takes nothing, and keeps no other node from taking something. */
+function unreadable({ node_id, node_name, role }: NodeRecord, error: unknown): Candidate {
+  const zero = () => ({ cpus: 0, memory: 0 });
+  return {
+    node_id,
+    node_name,
+    role,
+    labels: new Map(),
+    volumes: undefined,
+    networks: undefined,
+    apiVersion: undefined,
+    refusal: `an internal error of Cacophony: ${describeError(error)}`,
+    resources: undefined,
+    reserved: zero(),
+    reservedStarting: zero(),
+    planned: zero(),
+    plannedStarting: zero(),
+    claims: [],
+    devices: new Map(),
+    reservedDevices: new Map(),
+    allocations: 0,
+    perJob: new Map(),
+  };
+}
 
 /** Sums over a node's allocations, kept until one of them changes. */
-type NodeLoad = Pick<
+type NodeLoad = {
+  /** Names of networks that take a subnet for what is here. */
+  poolNetworks: ReadonlySet<string>;
+} & Pick<
   Candidate,
   | "reserved"
   | "reservedStarting"
@@ -127,9 +163,15 @@ type NodeLoad = Pick<
 >;
 
 export class ClusterState {
+  /** The record of the cluster itself; undefined before one was loaded. */
+  cluster: ClusterRecord | undefined;
+  /** When this master began: its clock says little about times that are older. */
+  since = -Infinity;
   readonly jobs = new Map<string, JobRecord>();
   readonly specs = new Map<string, ServiceSpec>();
   readonly nodes = new Map<string, NodeRecord>();
+  /** The blocks of addresses that those have. */
+  readonly blocks = new Blocks();
   readonly allocations = new Map<string, AllocationRecord>();
   readonly homes = new Map<string, HomeRecord>();
   /** Nodes that are members no more. */
@@ -148,13 +190,19 @@ export class ClusterState {
   #documents: Uint8Array | undefined;
   readonly #histories = new Map<ServiceKey, Map<string, HistoryRecord>>();
 
+  /** The cluster's network, which limits how many networks nodes can have; undefined: nothing does. */
+  get network(): { mode: NetworkMode; cidr: string } | undefined {
+    return this.cluster && { mode: this.cluster.network_mode, cidr: this.cluster.network_cidr };
+  }
+
   /** Takes in changes that the Store has made durable. */
   apply(changes: readonly Change[]): void {
     for (const change of changes) {
       if (change.op === "delete") this.#delete(change.kind, change.key);
+      else if (change.kind === "cluster") this.cluster = change.record;
       else if (change.kind === "job") this.#putJob(change.record);
       else if (change.kind === "spec") this.specs.set(change.record.spec_hash, change.record.spec);
-      else if (change.kind === "node") this.nodes.set(change.record.node_id, change.record);
+      else if (change.kind === "node") this.#putNode(change.record);
       else if (change.kind === "allocation") this.#putAllocation(change.record);
       else if (change.kind === "home") this.homes.set(RECORD_KINDS.home.key(change.record), change.record);
       else if (change.kind === "departure") this.departures.set(change.record.node_id, change.record);
@@ -243,10 +291,18 @@ export class ClusterState {
 
   /** Nodes as placement sees them, ordered by node id; a copy that placement may count into. */
   candidates(): Candidate[] {
+    const { cidr: range = "" } = this.network ?? {};
+    const free: FreeBlocks = { range, left: this.blocks.left(range) };
     return [...this.nodes.values()]
       .filter((node) => !this.isGoneStranger(node))
       .toSorted((a, b) => (a.node_id < b.node_id ? -1 : 1))
-      .map((node) => this.#candidate(node));
+      .map((node) => {
+        try {
+          return this.#candidate(node, free);
+        } catch (error) {
+          return unreadable(node, error);
+        }
+      });
   }
 
   /** Whether the node never was ready and is not connected: anybody may have invented it, so nothing is planned with it. */
@@ -284,7 +340,7 @@ export class ClusterState {
       if (this.nodes.has(node_id) || this.departures.has(node_id)) named.removal.add(removal_id);
     for (const home of this.homes.values()) named.departure.add(home.node_id);
     for (const { node_id, left_at } of this.departures.values())
-      if (now - left_at < DEPARTURE_KEPT_MS) named.departure.add(node_id);
+      if (now - left_at < DEPARTURE_KEPT_MS || now - this.since < DEPARTURE_KEPT_AGAIN_MS) named.departure.add(node_id);
     const unnamed = (kind: RecordKind, keys: Iterable<string>, kept: ReadonlySet<string>) =>
       [...keys].filter((key) => !kept.has(key)).map((key): Change => ({ op: "delete", kind, key }));
     return [
@@ -324,9 +380,11 @@ export class ClusterState {
     this.#loads.delete(nodeId);
   }
 
-  #candidate(node: NodeRecord): Candidate {
+  #candidate(node: NodeRecord, free: FreeBlocks): Candidate {
     const view = this.views.get(node.node_id);
     const load = this.#load(node.node_id);
+    const { subnets = [] } = node;
+    const facts = { subnets, told: view?.overlay, networks: view?.networks, promised: load.poolNetworks };
     return {
       ...this.#facts(node),
       refusal: refusalOf(node, view),
@@ -340,6 +398,7 @@ export class ClusterState {
       reservedDevices: copyOf(load.reservedDevices),
       allocations: load.allocations,
       perJob: new Map(load.perJob),
+      networkRoom: this.network && roomOf(facts, { mode: this.network.mode, free }),
     };
   }
 
@@ -368,9 +427,12 @@ export class ClusterState {
     const perJob = new Map<string, number>();
     for (const { job_id } of here) perJob.set(job_id, (perJob.get(job_id) ?? 0) + 1);
     const reservedDevices: Reserved = new Map();
-    for (const { spec_hash } of here) {
+    const networks = new Set<string>();
+    for (const { spec_hash, job_id } of here) {
       const spec = this.specs.get(spec_hash);
-      if (spec) reserve(reservedDevices, spec);
+      if (!spec) continue;
+      reserve(reservedDevices, spec);
+      for (const name of poolNetworks(spec, job_id)) networks.add(name);
     }
     const load: NodeLoad = {
       reserved: this.#sum(here, reservationOf),
@@ -381,6 +443,7 @@ export class ClusterState {
       reservedDevices,
       allocations: here.length,
       perJob,
+      poolNetworks: networks,
     };
     this.#loads.set(nodeId, load);
     return load;
@@ -423,6 +486,16 @@ export class ClusterState {
     this.jobs.delete(jobId);
   }
 
+  #putNode(record: NodeRecord): void {
+    this.blocks.change(this.nodes.get(record.node_id)?.subnets ?? [], record.subnets ?? []);
+    this.nodes.set(record.node_id, record);
+  }
+
+  #deleteNode(nodeId: string): void {
+    this.blocks.change(this.nodes.get(nodeId)?.subnets ?? [], []);
+    this.nodes.delete(nodeId);
+  }
+
   #putAllocation(record: AllocationRecord): void {
     this.touch(record.node_id);
     this.allocations.set(record.allocation_id, record);
@@ -433,7 +506,7 @@ export class ClusterState {
   #delete(kind: string, key: string): void {
     if (kind === "job") this.#deleteJob(key);
     else if (kind === "spec") this.specs.delete(key);
-    else if (kind === "node") this.nodes.delete(key);
+    else if (kind === "node") this.#deleteNode(key);
     else if (kind === "home") this.homes.delete(key);
     else if (kind === "departure") this.departures.delete(key);
     else if (kind === "history") this.#deleteHistory(key);

@@ -5,7 +5,8 @@
 import type { ClusterState, NodeView } from "./cluster_state.ts";
 import { bySlot, labelsOf, serviceKey } from "./cluster_state.ts";
 import { imageWarnings } from "./job_images.ts";
-import type { AllocationRecord, ContainerEnd, DepartureRecord, HistoryRecord, LiveJob, NodeRecord } from "./model.ts";
+import type { AllocationRecord, ContainerEnd, DepartureRecord, HistoryRecord, JobServiceRecord } from "./model.ts";
+import type { LiveJob, NodeRecord } from "./model.ts";
 import type { Resources } from "./model_reports.ts";
 import { isRunToEnd } from "./model_spec.ts";
 import { type DrainWait, isEmpty } from "./reconcile_drain.ts";
@@ -19,6 +20,24 @@ export const PAGE_SIZE = 1000;
 export type Page = { limit: number; after: string | undefined };
 export type AllocationFilter = Partial<Record<"job" | "service" | "node" | "state", string | undefined>>;
 type BlockedOf = (key: ReturnType<typeof serviceKey>) => readonly Blocked[];
+
+/** Hears of what a listing leaves out, because of an error of Cacophony itself: the rest of it is shown. */
+export type OnFault = (what: Record<string, string>, error: unknown) => void;
+
+/** The views of all items that can be shown. */
+export function shown<T, V>(
+  items: readonly T[],
+  { view, name, onFault }: { view: (item: T) => V; name: (item: T) => Record<string, string>; onFault: OnFault },
+): V[] {
+  return items.flatMap((item) => {
+    try {
+      return [view(item)];
+    } catch (error) {
+      onFault(name(item), error);
+      return [];
+    }
+  });
+}
 
 /** State of an allocation for a reader: what its node reports, unless the master knows better. */
 export function allocationState(allocation: AllocationRecord, state: ClusterState): string {
@@ -66,7 +85,10 @@ export function allocationView(allocation: AllocationRecord, state: ClusterState
 }
 
 /** One page of allocations in the order of job, service and slot. */
-export function allocationsView(state: ClusterState, { filter, page }: { filter: AllocationFilter; page: Page }) {
+export function allocationsView(
+  state: ClusterState,
+  { filter, page, onFault }: { filter: AllocationFilter; page: Page; onFault: OnFault },
+) {
   const wanted = [...state.allocations.values()].filter(
     (one) =>
       (filter.job === undefined || one.job_id === filter.job) &&
@@ -77,28 +99,31 @@ export function allocationsView(state: ClusterState, { filter, page }: { filter:
       (filter.state === undefined || allocationState(one, state) === filter.state),
   );
   const { items, next } = pageOf(wanted, { key: sortKey, page });
-  return { allocations: items.map((allocation) => allocationView(allocation, state)), next };
+  const view = (allocation: AllocationRecord) => allocationView(allocation, state);
+  const name = ({ allocation_id }: AllocationRecord) => ({ allocation_id });
+  return { allocations: shown(items, { view, name, onFault }), next };
 }
 
 /** One page of nodes, those that left not long ago included. */
 export function nodesView(
   state: ClusterState,
-  { page, waitsOf }: { page: Page; waitsOf: (node: NodeRecord) => DrainWait[] },
+  { page, waitsOf, onFault }: { page: Page; waitsOf: (node: NodeRecord) => DrainWait[]; onFault: OnFault },
 ) {
   const left = [...state.departures.values()].filter(({ node_id }) => !state.nodes.has(node_id));
   const { items, next } = pageOf([...state.nodes.values(), ...left], { key: ({ node_id }) => node_id, page });
   const view = (node: NodeRecord | DepartureRecord) =>
     "left_at" in node ? departureView(node) : nodeView(node, { state, waits: waitsOf(node) });
-  return { nodes: items.map(view), next };
+  return { nodes: shown(items, { view, name: ({ node_id }) => ({ node: node_id }), onFault }), next };
 }
 
-export function resourcesView(state: ClusterState) {
-  const entries = [...state.nodes.keys()].flatMap((nodeId) => {
+export function resourcesView(state: ClusterState, onFault: OnFault) {
+  const nodes = [...state.nodes.keys()];
+  const view = (nodeId: string) => {
     const resources = state.views.get(nodeId)?.resources;
     if (!resources) return [];
     const reserved = state.reservedOn(nodeId);
     const { total_memory, used_memory, available_memory, cpus, used_cpus } = resources;
-    const view = {
+    const readings = {
       total_memory,
       used_memory,
       available_memory,
@@ -110,14 +135,17 @@ export function resourcesView(state: ClusterState) {
       devices: state.devicesOn(nodeId).map((one) => ({ ...one, total: one.total ?? null })),
       allocations: state.allocationsOn(nodeId).length,
     };
-    return [[nodeId, view] as const];
-  });
-  return Object.fromEntries(entries);
+    return [[nodeId, readings] as const];
+  };
+  return Object.fromEntries(shown(nodes, { view, name: (node) => ({ node }), onFault }).flat());
 }
 
-export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterState; blockedOf: BlockedOf }) {
-  const splits = splitWarnings(job, state);
-  const services = job.services.map((service) => {
+export function jobView(
+  job: LiveJob,
+  { state, blockedOf, onFault }: { state: ClusterState; blockedOf: BlockedOf; onFault: OnFault },
+) {
+  const splits = shown([job], { view: (one) => splitWarnings(one, state), name: nameOfJob, onFault })[0];
+  const view = (service: JobServiceRecord) => {
     const { service_name, rules, digest } = service;
     const scale = state.scaleOf(service);
     const key = serviceKey({ job_id: job.job_id, service_name });
@@ -130,12 +158,16 @@ export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterStat
     const counts = countStates(allocations, scale - placed);
     const health = countHealth(allocations);
     const blocked = blockedOf(key);
-    const warnings = [...imageWarnings(allocations), ...(splits.get(service_name) ?? [])];
+    const warnings = [...imageWarnings(allocations), ...(splits?.get(service_name) ?? [])];
     const image_digest = digest ?? null;
     const problems = problemsOf(allocations);
     const history = state.histories(key).map(historyView);
     const fares = { counts, health, allocations, blocked, problems, history, image_digest, warnings };
-    return [service_name, { scale, mode: rules.mode, ...fares }] as const;
+    return { scale, mode: rules.mode, ...fares };
+  };
+  const services = job.services.map((service) => {
+    const name = () => ({ job_id: job.job_id, service: service.service_name });
+    return [service.service_name, shown([service], { view, name, onFault })[0] ?? unshown(service)] as const;
   });
   return {
     job_id: job.job_id,
@@ -145,6 +177,15 @@ export function jobView(job: LiveJob, { state, blockedOf }: { state: ClusterStat
     created_at: time(job.created_at),
     updated_at: time(job.updated_at),
   };
+}
+
+const nameOfJob = ({ job_id }: LiveJob) => ({ job_id });
+
+/** A service of which an error of Cacophony itself lets nothing else be told. */
+function unshown({ scale, rules, digest }: JobServiceRecord) {
+  const reasons = ["an internal error of Cacophony, which its log has more of: how the service fares cannot be shown"];
+  const none = { counts: {}, health: {}, allocations: [], problems: [], history: [], warnings: [] };
+  return { scale, mode: rules.mode, ...none, blocked: [{ slot: 1, reasons }], image_digest: digest ?? null };
 }
 
 /** The last allocations that a slot had, the newest last: why each was replaced, and how its last run had ended. */

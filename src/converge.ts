@@ -14,7 +14,9 @@
  */
 import { type EndedContainer, knownEnd, type KnownEnd, runOf } from "./converge_ends.ts";
 import { isOver, isSuccess, restartPolicyOf, restartWaitMs } from "./converge_restarts.ts";
+import { describeError } from "./log.ts";
 import { type AllocationStatus, LABELS } from "./model.ts";
+import { cut, MAX_ERROR_CHARS } from "./model_bounds.ts";
 import type { PublishedPort, PullProgress } from "./model_reports.ts";
 
 /** Where a container is on a network. Texts are empty where Docker says nothing, as for one that does not run. */
@@ -129,7 +131,12 @@ export type Decision = {
   memories: Map<string, Memory>;
   /** When to decide again if nothing happens before: milliseconds since 1970. */
   wakeAt?: number;
+  /** Allocations that an error of Cacophony itself leaves undecided: they stay as they are, and the others are decided. */
+  faults: { allocation_id: string; error: unknown }[];
 };
+
+/** What could not be decided is tried again after this time, if nothing happens before. */
+const FAULT_RETRY_MS = 30_000;
 
 /**
  * A node without assignments cannot tell what crashed from what was stopped on purpose just before the process ended. A
@@ -147,14 +154,14 @@ export function converge(view: View): Decision {
     if (work !== undefined || unsure || isolated !== undefined) ids.add(id);
   }
 
-  const decision: Decision = { actions: [], statuses: [], memories: new Map() };
+  const decision: Decision = { actions: [], statuses: [], memories: new Map(), faults: [] };
   const wakeAt = (at: number) => (decision.wakeAt = Math.min(decision.wakeAt ?? Infinity, at));
-  for (const id of ids) {
+  const decideOne = (id: string) => {
     const containers = containersOf.get(id) ?? [];
     const wanted = view.assigned === undefined ? "unknown" : (view.assigned.get(id) ?? "stop");
     const known = view.memories.get(id) ?? firstMemory(containers[0], view);
     let memory = wanted === "stop" ? known : takeNote(known, containers[0], view);
-    if (wanted === "stop" && containers.length === 0 && memory.work === undefined && !memory.unsure) continue; // gone
+    if (wanted === "stop" && containers.length === 0 && memory.work === undefined && !memory.unsure) return; // gone
     if (wanted !== "stop") {
       const isolation = isolationOf({ id, container: containers[0], memory }, view);
       if (isolation && isolation.at > view.now) wakeAt(isolation.at);
@@ -174,8 +181,26 @@ export function converge(view: View): Decision {
     decision.statuses.push(status);
     if (isDue) decision.actions.push(next.action);
     else if (next) wakeAt(next.at);
+  };
+  for (const id of ids) {
+    try {
+      decideOne(id);
+    } catch (error) {
+      decision.faults.push({ allocation_id: id, error });
+      decision.memories.set(id, view.memories.get(id) ?? firstMemory(undefined, view));
+      decision.statuses.push(undecided(id, error, containersOf.get(id) ?? []));
+      wakeAt(view.now + FAULT_RETRY_MS);
+    }
   }
   return decision;
+}
+
+/** What is told of an allocation that could not be decided: what is not told counts as gone. */
+function undecided(id: string, error: unknown, containers: readonly Container[]): AllocationStatus {
+  const isRunning = containers.some(({ state }) => state === "running" || state === "paused");
+  const why = `an internal error of Cacophony on this node, which its log has more of: ${describeError(error)}`;
+  const state = isRunning ? "running" : containers.length > 0 ? "exited" : "pending";
+  return { allocation_id: id, state, final: false, ports: [], restarts: 0, error: cut(why, MAX_ERROR_CHARS) };
 }
 
 /** Memory of an allocation whose container was just started. */

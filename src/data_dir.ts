@@ -55,10 +55,21 @@ export const settings = v.object({
 });
 export type Settings = v.InferOutput<typeof settings>;
 
-const IDENTITY_VERSION = 1;
+/**
+ * Number of the format of `node.json`. It is raised whenever the shapes below or `settings` get a field: an earlier binary drops
+ * what it does not know when it writes the file, so it has to refuse one of a later format. Earlier formats go on being read.
+ */
+export const IDENTITY_FORMAT = 1;
 
 const identity = v.object({
-  version: v.literal(IDENTITY_VERSION),
+  /** Of the format; what is read is written again in this binary's one. */
+  version: v.pipe(
+    v.number(),
+    v.integer(),
+    v.minValue(1),
+    v.maxValue(IDENTITY_FORMAT),
+    v.transform(() => IDENTITY_FORMAT),
+  ),
   role: v.picklist(["master", "worker"]),
   /** Absent while a join has not succeeded yet. */
   cluster_id: v.exactOptional(v.string()),
@@ -79,10 +90,12 @@ const identity = v.object({
   settings,
 });
 export type Identity = v.InferOutput<typeof identity>;
+/** The shape of `node.json`, which a test holds against its number. */
+export const identityShape = identity;
 
 /** A node before its first start: it knows only what it was told. */
 export function newIdentity({ role, node_id }: Pick<Identity, "role" | "node_id">): Identity {
-  return { version: IDENTITY_VERSION, role, node_id, has_state: false, seen_term: 0, peers: [], settings: {} };
+  return { version: IDENTITY_FORMAT, role, node_id, has_state: false, seen_term: 0, peers: [], settings: {} };
 }
 
 /**
@@ -199,16 +212,26 @@ export function identityIn(dir: string): Identity | undefined {
       cause: error,
     });
   }
+  let found: unknown;
   try {
-    return v.parse(identity, JSON.parse(text));
+    found = JSON.parse(text);
+    return v.parse(identity, found);
   } catch (error) {
-    throw new StartError(
-      `${path} is damaged or of a newer cacophony; it was left untouched: restore it, or move the directory away`,
-      {
-        cause: error,
-      },
-    );
+    const format = formatOf(found);
+    if (format > IDENTITY_FORMAT)
+      throw new StartError(
+        `${path} has format ${format}, this cacophony knows up to ${IDENTITY_FORMAT}; it was left untouched: run the newer cacophony`,
+      );
+    throw new StartError(`${path} is damaged; it was left untouched: restore it, or move the directory away`, {
+      cause: error,
+    });
   }
+}
+
+/** 0: what was found says none. */
+function formatOf(found: unknown): number {
+  const read = v.safeParse(v.object({ version: v.pipe(v.number(), v.integer()) }), found);
+  return read.success ? read.output.version : 0;
 }
 
 /** Writes a file that only its owner can read, whole or not at all: a crash or a power cut leaves the old one or the new one. */

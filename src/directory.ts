@@ -6,7 +6,7 @@
 import type { Clock, Timer } from "./clock.ts";
 import { bySlot, type ClusterState, type ServiceKey, parseServiceKey, serviceKey } from "./cluster_state.ts";
 import { exposedPorts, networkName } from "./container_options.ts";
-import { freeBlock } from "./directory_blocks.ts";
+import type { Faults } from "./log_faults.ts";
 import type { AllocationRecord } from "./model.ts";
 import type { ServiceSpec } from "./model_spec.ts";
 import type {
@@ -27,6 +27,8 @@ const MAX_PORTS = 256;
 export type DirectoryOptions = {
   state: ClusterState;
   clock: Clock;
+  /** Hears of a service or a node that nothing can be told of: the others are told all the same. */
+  faults: Faults;
   network: () => { mode: NetworkMode; cidr: string };
 };
 
@@ -107,9 +109,10 @@ export class Directory {
     const services: ServiceEntry[] = [];
     const gone: DirectoryMessage["gone"] = [];
     for (const key of this.#dirty) {
-      const entry = this.#entryOf(key);
-      const text = entry && JSON.stringify(entry);
       const before = this.#entries.get(key);
+      // What cannot be told anew stays as it was told.
+      const { entry, text } =
+        this.#worked("services", () => written(this.#entryOf(key)), { service: key }) ?? before ?? {};
       if (before?.text === text) continue;
       if (entry && text !== undefined) {
         this.#entries.set(key, { entry, text });
@@ -122,10 +125,14 @@ export class Directory {
     const looked = [...this.#dirty];
     this.#dirty.clear();
     // Also where nodes hear of nothing new: a replica's state is more than whether it is ready.
-    if (looked.length > 0) for (const listener of this.#listeners) listener(looked);
+    if (looked.length > 0) for (const listener of this.#listeners) this.#worked("listeners", () => listener(looked));
     if (services.length === 0 && gone.length === 0) return;
     const message: DirectoryMessage = { type: "directory", full: false, services, gone };
-    for (const { send } of this.#links.values()) send(message);
+    for (const [node, { send }] of this.#links) this.#worked("nodes", () => send(message), { node });
+  }
+
+  #worked<T>(whose: string, work: () => T, fields: Record<string, string> = {}): T | undefined {
+    return this.#options.faults.attempt(`an error of Cacophony itself in the directory of ${whose}`, work, fields);
   }
 
   /** Calls `listener` with the services that changed, until what it returns is called. */
@@ -158,9 +165,9 @@ export class Directory {
     const ids = all.map(({ node_id }) => node_id).toSorted();
     return {
       places: this.#places(ids),
-      peers: ids.flatMap((id) => this.#peer(id) ?? []),
+      peers: ids.flatMap((node) => this.#worked("nodes", () => this.#peer(node), { node }) ?? []),
       unknown: ids.filter((id) => !state.views.get(id)?.overlay && !state.isDown(id)),
-      hasRoom: all.length < state.nodes.size && freeBlock(state, network().cidr) !== undefined,
+      hasRoom: all.length < state.nodes.size && state.blocks.free(network().cidr) !== undefined,
     };
   }
 
@@ -168,7 +175,7 @@ export class Directory {
   #places(ids: readonly string[]): Places {
     const { state } = this.#options;
     const places = new Map<string, { node_id: string; subnet: string }[]>();
-    for (const node_id of ids) {
+    const add = (node_id: string) => {
       const { subnets = [] } = state.nodes.get(node_id) ?? {};
       for (const { network, subnet } of state.views.get(node_id)?.overlay?.networks ?? []) {
         // What a node says becomes rules on others, so it is about its own addresses and no others.
@@ -177,12 +184,13 @@ export class Directory {
         if (known) known.push({ node_id, subnet });
         else places.set(network, [{ node_id, subnet }]);
       }
-    }
+    };
+    for (const node of ids) this.#worked("nodes", () => add(node), { node });
     return places;
   }
 
   #sendNetwork(nodeId: string, { link, overview }: { link: Link; overview: Overview }): void {
-    const message = this.#networkOf(nodeId, overview);
+    const message = this.#worked("nodes", () => this.#networkOf(nodeId, overview), { node: nodeId });
     if (!message) return;
     const text = JSON.stringify(message);
     if (text === link.sentNetwork) return;
@@ -287,6 +295,11 @@ export class Directory {
     const first = isNone && addresses.find(({ address }) => isForeign(address));
     return first ? addresses.filter((one) => one === first || kept.includes(one)) : kept;
   }
+}
+
+/** An entry with its text, by which it is told from others. */
+function written(entry: ServiceEntry | undefined): { entry?: ServiceEntry; text?: string } {
+  return entry ? { entry, text: JSON.stringify(entry) } : {};
 }
 
 function aliasesOf(spec: ServiceSpec, jobId: string): ServiceEntry["aliases"] {

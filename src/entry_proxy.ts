@@ -12,6 +12,7 @@ import { nodeAddresses } from "./entry_proxy_addresses.ts";
 import { type Budget, type Known, TcpPort } from "./entry_proxy_tcp.ts";
 import { UdpPort } from "./entry_proxy_udp.ts";
 import type { Log } from "./log.ts";
+import { Faults } from "./log_faults.ts";
 import type { Endpoint, ServiceEntry } from "./model_network.ts";
 
 /** A port of the entry, as people see it. */
@@ -49,6 +50,7 @@ const DESCRIPTOR_SHARE = 0.7;
 
 export class EntryProxy {
   readonly #options: EntryProxyOptions;
+  readonly #faults: Faults;
   readonly #budget: Budget;
   /** By `tcp/80`; ports that nobody wants any more stay while connections through them do. */
   readonly #ports = new Map<string, TcpPort | UdpPort>();
@@ -60,6 +62,7 @@ export class EntryProxy {
 
   constructor(options: EntryProxyOptions) {
     this.#options = options;
+    this.#faults = new Faults(options);
     this.#budget = { free: options.maxSockets ?? Math.min(MAX_SOCKETS, openFilesLimit() * DESCRIPTOR_SHARE) };
   }
 
@@ -118,7 +121,11 @@ export class EntryProxy {
     for (const [name, route] of routes) if (!this.#ports.has(name)) this.#ports.set(name, this.#newPort(name, route));
     const known = knownReplicas(this.#services, addressOf);
     for (const [name, port] of this.#ports) {
-      port.lead(routes.get(name), { excluded: this.#excluded, known });
+      // What fails at one port is not to keep the others from leading where they should.
+      const what = "an error of Cacophony itself at an entry";
+      this.#faults.attempt(what, () => port.lead(routes.get(name), { excluded: this.#excluded, known }), {
+        port: name,
+      });
       if (port.isIdle) this.#ports.delete(name);
     }
   }

@@ -8,6 +8,7 @@
  */
 import { networkInterfaces } from "node:os";
 import type { Clock, Timer } from "./clock.ts";
+import { repeat } from "./clock_loop.ts";
 import { errorCode } from "./entry_proxy_listener.ts";
 import { describeError, type Log } from "./log.ts";
 
@@ -56,20 +57,22 @@ export class NodeSockets {
       this.#close();
       throw error;
     }
-    this.#scanLater();
+    const { clock, log, port } = this.#options;
+    this.#timer = repeat(clock, {
+      firstMs: SCAN_INTERVAL_MS,
+      retryMs: SCAN_INTERVAL_MS,
+      work: () => this.#scanAgain(),
+      onFault: (fault) => log.warn("entry can't tell the node's addresses", { port, error: fault }),
+    });
     return () => this.#close();
   }
 
-  #scanLater(): void {
-    this.#timer = this.#options.clock.after(SCAN_INTERVAL_MS, () => void this.#scanAgain());
-  }
-
-  async #scanAgain(): Promise<void> {
+  async #scanAgain(): Promise<number | undefined> {
     const { log, port } = this.#options;
     const trouble = (await this.#scan()).map(describeError).join("; ");
     if (trouble !== this.#trouble && trouble !== "") log.warn("entry can't listen on a new address", { port, trouble });
     this.#trouble = trouble;
-    if (!this.#closed) this.#scanLater();
+    return this.#closed ? undefined : SCAN_INTERVAL_MS;
   }
 
   /** Returns what the kernel refused. */

@@ -6,6 +6,7 @@
  * said for a while. Datagrams may be lost, as they may be anywhere.
  */
 import type { Timer } from "./clock.ts";
+import { repeat } from "./clock_loop.ts";
 import type { Replica, Route } from "./entry_choice.ts";
 import { NodeSockets, type NodeSocket, type Receive } from "./entry_proxy_addresses.ts";
 import { EntryListener } from "./entry_proxy_listener.ts";
@@ -91,11 +92,17 @@ export class UdpPort {
   }
 
   #begin(key: string, client: Client): Session | undefined {
-    const { budget, clock } = this.#options;
+    const { budget, clock, log, name } = this.#options;
     if (budget.free < 1 || this.#sessions.size >= MAX_PORT_SESSIONS) this.#sessions.values().next().value?.end();
     if (budget.free < 1) return undefined;
     budget.free--;
-    this.#sweep ??= clock.after(SWEEP_INTERVAL_MS, () => this.#endIdle());
+    this.#sweep ??= repeat(clock, {
+      firstMs: SWEEP_INTERVAL_MS,
+      retryMs: SWEEP_INTERVAL_MS,
+      work: () => this.#endIdle(),
+      onFault: (error) =>
+        log.error("an error of Cacophony itself: quiet sessions were not ended", { port: name, error }),
+    });
     return new Session({
       loads: this.#loads,
       now: () => clock.now(),
@@ -107,11 +114,12 @@ export class UdpPort {
     });
   }
 
-  #endIdle(): void {
-    const { clock } = this.#options;
-    const before = clock.now() - IDLE_MS;
+  #endIdle(): number | undefined {
+    const before = this.#options.clock.now() - IDLE_MS;
     for (const session of this.#sessions.values()) if (session.lastAt <= before) session.end();
-    this.#sweep = this.#sessions.size > 0 ? clock.after(SWEEP_INTERVAL_MS, () => this.#endIdle()) : undefined;
+    if (this.#sessions.size > 0) return SWEEP_INTERVAL_MS;
+    this.#sweep = undefined;
+    return undefined;
   }
 }
 

@@ -33,13 +33,14 @@ import { DiskLimit } from "./executor_disk.ts";
 import { heartbeatOf } from "./executor_heartbeat.ts";
 import { PulledImages } from "./executor_image_gc.ts";
 import type { SecretSource } from "./executor_secrets.ts";
-import { Slots } from "./executor_slots.ts";
+import { Inspections } from "./executor_inspections.ts";
 import { Tails } from "./executor_tails.ts";
 import { removeVolumes } from "./executor_volumes.ts";
-import { isolationsOf, joinsOf } from "./executor_wanted.ts";
+import { heldBy, isolationsOf, joinsOf } from "./executor_wanted.ts";
 import type { ExecutorOverlay } from "./executor_networks.ts";
 import { graceOf, type Owner, type Wanted, Worker } from "./executor_worker.ts";
-import type { Log } from "./log.ts";
+import { describeError, type Log } from "./log.ts";
+import { Faults } from "./log_faults.ts";
 import {
   type AllocationStatus,
   type ApiAccess,
@@ -88,21 +89,23 @@ export type Snapshot = { applied?: Order; allocations: AllocationStatus[]; remov
 const FIRST_PROBE_MS = 2_000;
 /** `stop()` waits this long for calls that are under way. */
 const STOP_MS = 800;
-/** Containers looked at closely at once: reads are quick, but one that hangs must not hold up the others. */
-const INSPECTIONS_AT_ONCE = 16;
 /** A job's volumes may be in use by a container that is not ours; nothing is urgent about them. */
 const REMOVAL_RETRY_MS = 5_000;
 
 const NO_SECRETS: SecretSource = { roots: [], fetch: () => Promise.reject(new Error("this node takes no secrets")) };
 
+/** A decision that threw is made again after this time, if nothing happens before. */
+const DECIDE_AGAIN_MS = 5_000;
+const FAULT = "an error of Cacophony itself";
+
 type Task = { controller: AbortController; wanted: boolean; done: Promise<void> };
-type Inspection = { again: boolean; done: Promise<void> };
 
 export class Executor {
   readonly #options: ExecutorOptions;
   readonly #engine: Engine;
   readonly #clock: Clock;
   readonly #log: Log;
+  readonly #faults: Faults;
 
   readonly #connection: EngineConnection;
   readonly #stopped = new AbortController();
@@ -125,8 +128,17 @@ export class Executor {
   #others: Container[] = [];
   /** Names of all volumes. */
   #volumes: string[] | undefined;
-  readonly #inspections = new Map<string, Inspection>();
-  readonly #inspectionSlots = new Slots(INSPECTIONS_AT_ONCE);
+  readonly #inspections = new Inspections({
+    look: async (id) => {
+      const found = await this.#engine.inspect(id);
+      if (found && this.#isOwn(found)) this.#containers.set(id, found);
+      else this.#containers.delete(id);
+    },
+    onDone: (id) => {
+      this.#unclear.delete(id);
+      this.#wake();
+    },
+  });
   /** Containers whose last inspection failed. */
   readonly #unclear = new Set<string>();
 
@@ -147,6 +159,7 @@ export class Executor {
     this.#engine = heard(options.engine, () => this.#connection.noticeAnswer());
     this.#clock = options.clock;
     this.#log = options.log;
+    this.#faults = new Faults(options);
     this.#agreement = new Agreement(options);
     this.#tails = new Tails({ engine: this.#engine, clock: options.clock });
     this.#disk = new DiskLimit(options.diskLimit);
@@ -166,11 +179,12 @@ export class Executor {
     });
   }
 
-  /** Begins to probe the Engine; resolves after the first answer, or 2 s. */
+  /** Begins to probe the Engine; resolves after its first answer, or 2 s, and where the node is no member yet, with its id. */
   async start(): Promise<void> {
     const first = Promise.withResolvers<void>();
     this.#loop = this.#connection.run(this.#stopped.signal, first.resolve);
     await Promise.race([first.promise, sleep(this.#clock, FIRST_PROBE_MS, this.#stopped.signal)]);
+    if (!this.#owner) await Promise.race([this.#connection.identified, this.#loop]);
   }
 
   /** From here on the containers of this cluster and node are looked after. Nothing of Docker's is touched before. */
@@ -208,7 +222,7 @@ export class Executor {
       secrets: this.#options.secrets ?? NO_SECRETS,
       isOwn: (container) => this.#isOwn(container),
       lookAgain: async (id) => {
-        await this.#inspect(id);
+        await this.#inspections.of(id);
         this.#guard();
       },
     });
@@ -345,39 +359,11 @@ export class Executor {
   }
 
   #inspectSoon(id: string): void {
-    this.#inspect(id).catch((error: unknown) => {
+    this.#inspections.of(id).catch((error: unknown) => {
       this.#unclear.add(id);
       this.#log.debug("container could not be inspected", { container_id: id, error });
       this.#connection.noticeTrouble(error);
     });
-  }
-
-  /** Resolves once an inspection that began after this call has been taken in. */
-  #inspect(id: string): Promise<void> {
-    const current = this.#inspections.get(id);
-    if (current) {
-      current.again = true;
-      return current.done;
-    }
-    const inspection: Inspection = { again: false, done: Promise.resolve() };
-    const run = async () => {
-      try {
-        do {
-          inspection.again = false;
-          // oxlint-disable-next-line no-await-in-loop -- one after the other is the point: the last answer is the newest
-          const found = await this.#inspectionSlots.run(() => this.#engine.inspect(id));
-          if (found && this.#isOwn(found)) this.#containers.set(id, found);
-          else this.#containers.delete(id);
-        } while (inspection.again);
-        this.#unclear.delete(id);
-      } finally {
-        this.#inspections.delete(id);
-      }
-      this.#wake();
-    };
-    this.#inspections.set(id, inspection);
-    inspection.done = run();
-    return inspection.done;
   }
 
   #guard(): void {
@@ -407,6 +393,16 @@ export class Executor {
   }
 
   #decide(): void {
+    try {
+      this.#decideNow();
+    } catch (error) {
+      this.#faults.tell(`${FAULT}: what to do next could not be decided`, error);
+      this.#alarm?.cancel();
+      this.#alarm = this.#clock.after(DECIDE_AGAIN_MS, () => this.#wake());
+    }
+  }
+
+  #decideNow(): void {
     if (!this.#looked || this.#stopped.signal.aborted) return;
     const assigned =
       this.#assignments &&
@@ -414,9 +410,9 @@ export class Executor {
     for (const container of this.#containers.values()) {
       this.#jobOf.set(container.labels.get(LABELS.allocation) ?? "", container.labels.get(LABELS.job) ?? "");
     }
-    const { actions, statuses, memories, wakeAt } = converge({
+    const { actions, statuses, memories, wakeAt, faults } = converge({
       assigned,
-      held: this.#held(),
+      held: heldBy(this.#assignments, { wanted: this.#wanted, removals: this.#pendingRemovals() }),
       joins: joinsOf(this.#wanted),
       isolatedSince: this.#options.isolatedSince?.(),
       isolations: isolationsOf(this.#wanted),
@@ -426,6 +422,8 @@ export class Executor {
       now: this.#clock.now(),
       random: this.#options.random,
     });
+    for (const { allocation_id, error } of faults)
+      this.#faults.tell(`${FAULT}: an allocation could not be decided; the others go on`, error, { allocation_id });
     this.#memories = memories;
     this.#statuses = statuses;
     this.#guard();
@@ -434,16 +432,20 @@ export class Executor {
       const isUnwanted = (assigned && !this.#wanted.has(id)) || memories.get(id)?.isolated !== undefined;
       if (task.wanted && isUnwanted) task.controller.abort();
     }
-    this.#readTails();
+    this.#attempt("reading logs", () => this.#readTails());
     if (this.#connection.status.state === "ready") {
-      for (const action of actions) this.#begin(action);
-      if (assigned) this.#tidy();
+      for (const action of actions) this.#attempt(action.type, () => this.#begin(action), action.allocation_id);
+      if (assigned) this.#attempt("tidying up", () => this.#tidy());
     }
     this.#alarm?.cancel();
     if (wakeAt !== undefined) {
       this.#alarm = this.#clock.after(Math.max(0, wakeAt - this.#clock.now()), () => this.#wake());
     }
     this.#publish();
+  }
+
+  #attempt(what: string, work: () => void, allocation_id?: string): void {
+    this.#faults.attempt(`${FAULT}: ${what}`, work, { allocation_id });
   }
 
   /** Reads the last lines of runs that were seen to end. */
@@ -476,6 +478,11 @@ export class Executor {
     if (this.#memories.get(id)?.isolated !== undefined) this.#counts?.save(this.#memories);
     const done = this.#perform(action, controller.signal)
       .catch((error: unknown) => this.#fail(action, error))
+      .catch((error: unknown) => {
+        this.#faults.tell(`${FAULT}: ${action.type}`, error, { allocation_id: id });
+        const retryAt = this.#clock.now() + REMOVAL_RETRY_MS;
+        this.#change(id, (memory) => afterFailure(memory, { error: describeError(error), retryAt, unsure: true }));
+      })
       .finally(() => {
         this.#tasks.delete(id);
         this.#change(id, ({ work: _work, pull: _pull, ...memory }) => memory);
@@ -498,7 +505,7 @@ export class Executor {
       if (state === "running") await this.#options.overlay.drain(id, { graceMs, signal, pid });
       await worker.remove(action.container, signal);
       this.#log.info("container removed", { allocation_id: id, container: action.container.name });
-      await this.#inspect(action.container.id);
+      await this.#inspections.of(action.container.id);
       return;
     }
     const wanted = this.#wanted.get(id);
@@ -523,7 +530,7 @@ export class Executor {
     }
     this.#change(id, afterStart);
     this.#log.info("container started", { allocation_id: id, container_id: containerId.slice(0, 12) });
-    await this.#inspect(containerId);
+    await this.#inspections.of(containerId);
   }
 
   #propose(id: string, digest: string): void {
@@ -609,18 +616,6 @@ export class Executor {
 
   #pendingRemovals() {
     return (this.#assignments?.removals ?? []).filter(({ removal_id }) => !this.#removalsDone.has(removal_id));
-  }
-
-  /**
-   * What may not start yet, or not again. A job that was deleted with its volumes and came back starts with new ones, so it
-   * waits until the old ones are gone. What ended for good stays ended, even when its container is gone.
-   */
-  #held(): Set<string> {
-    const jobs = new Set(this.#pendingRemovals().map(({ job_id }) => job_id));
-    const held = (this.#assignments?.allocations ?? []).filter(
-      ({ allocation_id, job_id, ended }) => jobs.has(job_id) || ended || !this.#wanted.has(allocation_id),
-    );
-    return new Set(held.map(({ allocation_id }) => allocation_id));
   }
 
   /** What the job's containers on this node are to be. */

@@ -13,6 +13,7 @@ import { atMost, backoffMs, type Clock, sleep } from "./clock.ts";
 import type { Engine, EngineEvent } from "./docker.ts";
 import { EngineError } from "./docker_errors.ts";
 import type { Log } from "./log.ts";
+import { stackOf } from "./log_faults.ts";
 import type { EngineStatus } from "./model.ts";
 import { cut, MAX_ERROR_CHARS } from "./model_bounds.ts";
 
@@ -46,6 +47,7 @@ export class EngineConnection {
   readonly #options: ConnectionOptions;
   #status: EngineStatus = { state: "unready", reason: "Docker has not been asked yet" };
   #engineId: string | undefined;
+  readonly #identified = Promise.withResolvers<void>();
   /** What to follow; undefined while the node belongs to no cluster. */
   #labels: string[] | undefined;
   /** Aborts when the present line is given up. */
@@ -64,6 +66,11 @@ export class EngineConnection {
 
   get status(): EngineStatus {
     return this.#status;
+  }
+
+  /** Resolves once the Engine has told its id, by which the master knows again a node that lost its data directory. */
+  get identified(): Promise<void> {
+    return this.#identified.promise;
   }
 
   /** Where the Engine keeps its data on its machine, as far as it told. */
@@ -145,7 +152,9 @@ export class EngineConnection {
       platform: { os: info.os, arch: info.arch },
       ...(info.genericResources.length > 0 && { generic_resources: info.genericResources }),
       ...(info.hasGpus && { has_gpus: true }),
+      remote: engine.remote,
     });
+    this.#identified.resolve();
   }
 
   /** Stays with the Engine until the line breaks. */
@@ -237,7 +246,9 @@ export class EngineConnection {
 
   #lose(error: unknown): void {
     const reason = cut(error instanceof Error ? error.message : String(error), MAX_ERROR_CHARS);
-    this.#setStatus({ state: "unready", reason, ...(this.#engineId !== undefined && { engine_id: this.#engineId }) });
+    const { remote } = this.#options.engine;
+    const id = this.#engineId !== undefined && { engine_id: this.#engineId };
+    this.#setStatus({ state: "unready", reason, ...id, remote });
   }
 
   #setStatus(status: EngineStatus): void {
@@ -245,7 +256,12 @@ export class EngineConnection {
     this.#status = status;
     if (status.state === "ready") this.#options.log.info("Docker is ready", status);
     else this.#options.log.warn("Docker is not ready", { reason: status.reason });
-    this.#options.onStatus();
+    try {
+      this.#options.onStatus();
+    } catch (error) {
+      // Who listens must not end what keeps in touch with Docker.
+      this.#options.log.error("an error of Cacophony itself, at news of Docker", { error, ...stackOf(error) });
+    }
   }
 }
 

@@ -13,14 +13,12 @@ import { EngineError } from "./docker_errors.ts";
 import { type Bridge, deviceOf, type NetworkDevice } from "./docker_ports.ts";
 import { Refusal } from "./executor_words.ts";
 import { LABELS } from "./model.ts";
-import { BRIDGE_NAME_OPTION } from "./model_network.ts";
+import { BRIDGE_NAME_OPTION, SUBNET_BITS } from "./model_network.ts";
 import { type NetworkSpec } from "./model_spec.ts";
 import type { Guard } from "./overlay_plan_guard.ts";
+import { askedSubnet, isFromPool } from "./placement_networks.ts";
 import { contains, firstAddress, freeSubnet } from "./subnet.ts";
 
-/** 62 addresses: more containers of one job than a node usually holds. A node's block has room for four of them, and it gets
- * further blocks when it needs them. */
-export const SUBNET_BITS = 26;
 /** Docker's name for the MTU of a bridge. */
 const MTU_OPTION = "com.docker.network.driver.mtu";
 /** How often a subnet that Docker calls taken is replaced by the next one before the start counts as failed. */
@@ -63,6 +61,8 @@ export interface ExecutorOverlay {
   addresses(): Promise<LocalAddresses>;
   /** The bridges of all jobs on this node. */
   setBridges(bridges: readonly LocalNetwork[]): void;
+  /** Subnets that no network of a job can have: those of all Docker networks, and routes. */
+  setTaken(subnets: readonly string[]): void;
   /** Who is to be kept from the APIs; `connected` resolves once that is so, too. */
   setGuard(guard: LocalGuard): void;
   /** Why the rules that keep containers from the APIs are not in force yet, though they may be soon; undefined: nothing to wait for. */
@@ -86,6 +86,8 @@ export class JobNetworks {
   readonly #known = new Map<string, Known>();
   /** The bridges of all networks on the node, by name and by id, as last seen. */
   readonly #devices = new Map<string, NetworkDevice>();
+  /** The subnets of all networks on the node, by name, as last seen. */
+  readonly #subnets = new Map<string, readonly string[]>();
   /** The names of all networks on the node, as last seen. */
   #names: ReadonlySet<string> = new Set();
   /** One piece of work per job at a time; a removal and a start must not overtake each other. */
@@ -124,6 +126,11 @@ export class JobNetworks {
   /** The names of all networks on the node, also those of others. */
   get names(): ReadonlySet<string> {
     return this.#names;
+  }
+
+  /** Subnets that no further network can have. */
+  get taken(): string[] {
+    return [...new Set([...[...this.#subnets.values()].flat(), ...this.#routes()])].toSorted();
   }
 
   /** Looks which networks there are. */
@@ -197,6 +204,7 @@ export class JobNetworks {
       throw error;
     }
     this.#known.delete(name);
+    this.#subnets.delete(name);
     return true;
   }
 
@@ -217,6 +225,7 @@ export class JobNetworks {
           const removals = own.map(async ([name, known]) => {
             await this.#engine.removeNetwork(known.id);
             if (this.#known.get(name)?.id === known.id) this.#known.delete(name);
+            this.#subnets.delete(name);
             this.#names = new Set([...this.#names].filter((one) => one !== name));
           });
           // Another job's container may be on one of them: that one goes on.
@@ -245,8 +254,8 @@ export class JobNetworks {
       if (known?.jobId === jobId) return;
       if (networks.some((one) => one.name === name)) throw nameTaken(name, known?.jobId);
       const taken = networks.flatMap(({ subnets }) => subnets);
-      const asked = network?.ipam?.config.find(({ subnet }) => subnet !== undefined && !subnet.includes(":"))?.subnet;
-      const isOurs = asked === undefined && isFromPool(network);
+      const asked = askedSubnet(network);
+      const isOurs = isFromPool(network);
       const free = isOurs && firstFree(pools, [...taken, ...this.#routes(), ...this.#reserved, ...refused]);
       if (isOurs && free === undefined) {
         throw new NoSubnet(
@@ -310,6 +319,7 @@ export class JobNetworks {
     const { name, driver, internal, driverOpts: options, labels } = made;
     const device = deviceOf({ id, driver: driver || "bridge", internal, options, subnets: [subnet] });
     this.#names = new Set([...this.#names, name]);
+    this.#subnets.set(name, [subnet]);
     this.#known.set(name, { id, jobId, definition: labels[LABELS.definition], ...device });
     this.#noteDevice({ id, name, ...device });
     this.#onChange();
@@ -319,8 +329,11 @@ export class JobNetworks {
     this.#names = new Set(networks.map(({ name }) => name));
     this.#known.clear();
     this.#devices.clear();
+    this.#subnets.clear();
     for (const network of networks) {
-      const { id, name, labels, device, bridge } = network;
+      const { id, name, labels, device, bridge, subnets } = network;
+      // Names need not be unique.
+      this.#subnets.set(name, [...(this.#subnets.get(name) ?? []), ...subnets]);
       this.#noteDevice(network);
       const jobId = labels.get(LABELS.job);
       const isOurs =
@@ -379,11 +392,6 @@ function hashOf(network: NetworkSpec | undefined): string {
     .update(JSON.stringify(network ?? null))
     .digest("hex")
     .slice(0, 16);
-}
-
-/** Whether a network without a subnet of its own gets one of ours: not where a plugin hands out addresses, nor without IPv4. */
-function isFromPool(network: NetworkSpec | undefined): boolean {
-  return network?.enable_ipv4 !== false && ["", "default"].includes(network?.ipam?.driver ?? "");
 }
 
 /**

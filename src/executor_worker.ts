@@ -117,6 +117,7 @@ export class Worker {
     this.#overlay = options.overlay;
     const onChange = () => {
       options.overlay.setBridges(this.networks.bridges());
+      options.overlay.setTaken(this.networks.taken);
       this.guard.update();
     };
     this.networks = new JobNetworks({ ...options, onChange });

@@ -1,7 +1,7 @@
 /**
  * @module What a user's request changes in the stored state: PUT, scale and DELETE of a job as lists of records. Pure; the
  * Scheduler commits them. Owns versions: each accepted change raises a job's version, and no version repeats for a job id,
- * not even after DELETE, because the deleted job's last version stays behind.
+ * not even after DELETE: what all deleted jobs leave is one number, the highest version of them, and new jobs begin above it.
  */
 import { createHash } from "node:crypto";
 import * as v from "valibot";
@@ -46,7 +46,7 @@ export function changesForPut(
   const before = state.jobs.get(jobId);
   const live = before?.state === "live" ? before : undefined;
   const olds = new Map(live?.services.map((service) => [service.service_name, service]));
-  const version = (before?.version ?? 0) + 1;
+  const version = (live?.version ?? Math.max(before?.version ?? 0, state.cluster?.version_floor ?? 0)) + 1;
   const specs = new Map(wanted.services.map(({ spec }) => [specHash(spec), spec]));
   const services = wanted.services.map(({ service_name, spec, rules, scale }): JobServiceRecord => {
     const old = olds.get(service_name);
@@ -132,7 +132,7 @@ export function changesForDelete(
   const job = findJob(state, jobId);
   // One more than the last: DELETE is a change too, and a reader of the version sees that something happened.
   const version = job.version + 1;
-  const changes: Change[] = [{ op: "put", kind: "job", record: { state: "deleted", job_id: jobId, version } }];
+  const changes: Change[] = [{ op: "delete", kind: "job", key: jobId }, ...raisedFloor(state, version)];
   if (volumes) {
     // One that left still has what it had on its disk, and removes it when it comes again.
     for (const node_id of new Set([...state.nodes.keys(), ...state.departures.keys()])) {
@@ -141,6 +141,20 @@ export function changesForDelete(
     for (const [key, home] of state.homes) if (home.job_id === jobId) changes.push({ op: "delete", kind: "home", key });
   }
   return { version, changes };
+}
+
+/** Changes after which no version up to this one is given out again. */
+function raisedFloor({ cluster }: ClusterState, version: number): Change[] {
+  if (!cluster || (cluster.version_floor ?? 0) >= version) return [];
+  return [{ op: "put", kind: "cluster", record: { ...cluster, version_floor: version } }];
+}
+
+/** Changes that put what each deleted job left, in an earlier version of Cacophony, into the one number that all leave now. */
+export function changesForTombstones(state: ClusterState): Change[] {
+  const deleted = [...state.jobs.values()].filter(({ state: what }) => what === "deleted");
+  const gone = deleted.map(({ job_id }): Change => ({ op: "delete", kind: "job", key: job_id }));
+  const highest = deleted.reduce((most, { version }) => Math.max(most, version), 0);
+  return [...gone, ...raisedFloor(state, highest)];
 }
 
 /**

@@ -3,6 +3,7 @@
  * addresses when it is ready, and forgotten where it never is. Owns what is under way of that; Membership owns the rest.
  */
 import type { Clock } from "./clock.ts";
+import type { Log } from "./log.ts";
 import { Admission, strangers } from "./membership_admission.ts";
 import { isSettled, knownAs, recordFor, sameRecord, settledRecord } from "./membership_records.ts";
 import type { Change, Hello, NodeRecord } from "./model.ts";
@@ -11,6 +12,7 @@ import type { Scheduler } from "./scheduler.ts";
 export type NewcomersOptions = {
   scheduler: Scheduler;
   clock: Clock;
+  log: Log;
   selfId: string;
   /** A node has its block, or there is none left. */
   onSettled: (nodeId: string) => void;
@@ -25,7 +27,7 @@ export class Newcomers {
   /** Nodes that are ready for the first time, and nodes that are being forgotten, while that is written down. */
   readonly #settling = new Set<string>();
   readonly #forgetting = new Set<string>();
-  /** Nodes that the cluster's range had no block left for in this session. */
+  /** Nodes that the cluster's range had no block left for: they work without, and get one when one is free. */
   readonly #blockless = new Set<string>();
 
   constructor(options: NewcomersOptions) {
@@ -33,9 +35,18 @@ export class Newcomers {
     this.#admission = new Admission(options.clock.now());
   }
 
-  /** Writes down who said hello; undefined where that is one new node too many for now. */
-  async record(hello: Hello): Promise<NodeRecord | undefined> {
-    const { scheduler, clock, selfId } = this.#options;
+  /**
+   * Writes down who said hello, if `admits` the record that it is to have; undefined where not, and where the node has to try again:
+   * it is one new node too many for now, its Engine has not told its id, or it left meanwhile.
+   */
+  async record(hello: Hello, admits: (record: NodeRecord) => boolean): Promise<NodeRecord | undefined> {
+    const { scheduler, clock, log, selfId } = this.#options;
+    const from = { name: hello.node_name, address: hello.address };
+    // Containers on it may be of a node that the cluster has. Nodes wait for that by themselves; those of earlier versions do not.
+    if (hello.cluster_id === undefined && hello.engine.engine_id === undefined && hello.node_id !== selfId) {
+      log.warn("a new node has to try again once its Docker Engine answers", from);
+      return undefined;
+    }
     const { state } = scheduler;
     let record: NodeRecord | undefined;
     let forgotten: string[] = [];
@@ -45,7 +56,11 @@ export class Newcomers {
       const next = recordFor(hello, { known, state, selfId, now });
       const isNew = next.never_ready === true && !known.former;
       const { leaving, isFull } = strangers(state, { now, isOneMore: isNew });
-      if (isNew && next.role !== "master" && (isFull || !this.#admission.takes(now))) return [];
+      if (!admits(next)) return [];
+      if (isNew && next.role !== "master" && (isFull || !this.#admission.takes(now))) {
+        log.warn("too many new nodes at once: this one has to try again", from);
+        return [];
+      }
       record = next;
       forgotten = isNew ? leaving : [];
       const changes: Change[] = forgotten.map((key) => ({ op: "delete", kind: "node", key }));
@@ -54,7 +69,12 @@ export class Newcomers {
       return isBack ? [...changes, { op: "delete", kind: "departure", key: next.node_id }] : changes;
     });
     for (const nodeId of forgotten) this.#drop(nodeId);
-    return record;
+    if (record && record.node_id !== hello.node_id)
+      log.info("a machine without its data directory is known by its Docker Engine's id", {
+        ...from,
+        node: record.node_id,
+      });
+    return record && state.nodes.get(record.node_id);
   }
 
   /** The node begins a session. */
@@ -67,10 +87,13 @@ export class Newcomers {
    * and is told of it before it is ready, so that it knows where its containers' networks go before it has any.
    */
   isSettled(nodeId: string): boolean {
-    const record = this.#options.scheduler.state.nodes.get(nodeId);
-    if (!record || isSettled(record) || this.#blockless.has(nodeId)) return true;
-    if (!this.#settling.has(nodeId)) void this.#settle(nodeId);
-    return false;
+    const { state, cluster } = this.#options.scheduler;
+    const record = state.nodes.get(nodeId);
+    if (!record || isSettled(record)) return true;
+    const isWaiting = this.#blockless.has(nodeId);
+    const isDue = !isWaiting || state.blocks.free(cluster.network_cidr) !== undefined;
+    if (isDue && !this.#settling.has(nodeId)) void this.#settle(nodeId);
+    return isWaiting;
   }
 
   async #settle(nodeId: string): Promise<void> {
@@ -81,7 +104,8 @@ export class Newcomers {
       await scheduler.change(() => {
         const record = state.nodes.get(nodeId);
         const next = record && settledRecord(record, { state, range: scheduler.cluster.network_cidr });
-        if (next && !next.subnets) this.#blockless.add(nodeId);
+        if (next?.subnets) this.#blockless.delete(nodeId);
+        else if (next) this.#blockless.add(nodeId);
         return next && !sameRecord(next, record) ? [{ op: "put", kind: "node", record: next }] : [];
       });
     } catch (error) {

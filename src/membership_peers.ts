@@ -3,6 +3,7 @@
  * changed. With many nodes that is much text, so nodes that come at once are one message, and each message is written once.
  */
 import type { Clock, Timer } from "./clock.ts";
+import type { ClusterState } from "./cluster_state.ts";
 import type { MasterMessage, Peer } from "./model.ts";
 
 /** Least time between two messages. The first one goes at once: nodes keep their containers from the API of a new node, too. */
@@ -43,6 +44,15 @@ export class PeerNews {
       this.#options.tell({ type: "peers", peers });
     });
   }
+}
+
+/** The members as nodes hear of them. Strangers that are gone say nothing of where a master, or an API, is. */
+export function peersOf(state: ClusterState): Peer[] {
+  const members = [...state.nodes.values()].filter((node) => node.role === "master" || !state.isGoneStranger(node));
+  return members.map(({ node_id, address, api_addresses, api_port }) => {
+    const more = { ...(api_addresses && { api_addresses }), ...(api_port !== undefined && { api_port }) };
+    return { node_id, address, ...more };
+  });
 }
 
 /** Writes messages as text, one that goes to many nodes in a row once for all of them. */

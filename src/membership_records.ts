@@ -3,7 +3,6 @@
  * Membership commits.
  */
 import type { ClusterState } from "./cluster_state.ts";
-import { freeBlock } from "./directory_blocks.ts";
 import type { DepartureRecord, EngineStatus, Hello, NodeRecord } from "./model.ts";
 
 /** Who says hello: a member, one that left, or (neither) somebody new. */
@@ -75,7 +74,7 @@ export function settledRecord(
   { state, range }: { state: ClusterState; range: string },
 ): NodeRecord {
   const { never_ready: _, ...rest } = record;
-  const block = rest.subnets ? undefined : freeBlock(state, range);
+  const block = rest.subnets ? undefined : state.blocks.free(range);
   return { ...rest, ...(block !== undefined && { subnets: [block] }) };
 }
 

@@ -1,6 +1,8 @@
 /** @module Why a node that says hello is not taken, or not yet (`PASSING_REFUSALS`). Pure. */
 import type { ClusterState } from "./cluster_state.ts";
-import { type Hello, type NodeRecord, type PassingRefusal, PROTOCOL_VERSION } from "./model.ts";
+import { engineInUse, type EngineUser } from "./membership_engines.ts";
+import type { Hello, PassingRefusal } from "./model.ts";
+import { protocolFault, protocolsOf } from "./model_protocol.ts";
 
 export type Refusal = { code: string; message: string };
 
@@ -9,23 +11,20 @@ export type RefusalFacts = {
   clusterId: string;
   state: ClusterState;
   isHeld: boolean;
-  holder: NodeRecord | undefined;
+  holder: EngineUser | undefined;
 };
 
 export function refusalOf(hello: Hello, { clusterId, state, isHeld, holder }: RefusalFacts): Refusal | undefined {
-  const { node_id, cluster_id, protocol, engine } = hello;
+  const { node_id, cluster_id, engine } = hello;
   const node = state.nodes.get(node_id);
-  if (protocol !== PROTOCOL_VERSION)
-    return {
-      code: "protocol",
-      message: `the cluster speaks protocol ${PROTOCOL_VERSION}, this node ${protocol}: run the same version of cacophony on both`,
-    };
+  const unknownProtocol = protocolFault(protocolsOf(hello));
+  if (unknownProtocol !== undefined) return { code: "protocol", message: unknownProtocol };
   if (cluster_id !== undefined && cluster_id !== clusterId)
     return { code: "other_cluster", message: `this node belongs to cluster ${cluster_id}, not to ${clusterId}` };
   if (isHeld)
     return {
       code: "node_in_use" satisfies PassingRefusal,
-      message: `another process at ${node?.address} is node ${node?.node_name} (${node_id}) already: two processes share a data directory or its copy; stop one of them`,
+      message: `another process at ${node?.address} is node ${node?.node_name} (${node_id}) already: two processes share a data directory or its copy, or a clone of this machine joined while this one was away; stop one of them`,
     };
   // A member no more that does not know: taken in again only to leave what it runs, which takes its Engine.
   if (cluster_id !== undefined && !node && state.departures.has(node_id) && engine.state !== "ready")
@@ -34,12 +33,5 @@ export function refusalOf(hello: Hello, { clusterId, state, isHeld, holder }: Re
       message:
         "this node was removed from the cluster; it stops what it runs, and ends, when its Docker Engine answers",
     };
-  return holder && holder.node_id !== node_id ? engineInUse(holder) : undefined;
-}
-
-export function engineInUse({ node_name, node_id, address }: NodeRecord): Refusal {
-  return {
-    code: "engine_in_use",
-    message: `this Docker Engine is in use by node ${node_name} (${node_id}) at ${address}: one node per engine`,
-  };
+  return holder && holder.node_id !== node_id ? engineInUse({ boot_id: undefined, ...hello }, holder) : undefined;
 }

@@ -10,10 +10,11 @@
 import * as v from "valibot";
 import * as b from "./model_bounds.ts";
 import { directoryMessage, networkAddress, networkMessage, networkMode, nodeNetwork } from "./model_network.ts";
+import { protocolRange } from "./model_protocol.ts";
 import { foreignContainer, publishedPort, pullProgress, resources } from "./model_reports.ts";
 import { type apiAccess, count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
 
-/** Version of the node-to-master protocol; a node with another one is refused with both numbers. */
+/** What a hello says for masters that know no range of versions (`model_protocol.ts`): they take a node of this one only. */
 export const PROTOCOL_VERSION = 3;
 
 // ---- Records: what the Store keeps ----------------------------------------------------------------------------------
@@ -29,6 +30,8 @@ export const clusterRecord = v.object({
   network_cidr: v.optional(v.string(), DEFAULT_NETWORK_CIDR),
   /** Public part of the cluster's key (`cluster_key.ts`). Absent: no master that signs its welcomes has run yet. */
   cluster_key: v.exactOptional(v.string()),
+  /** What all deleted jobs leave together: no version up to this one is given out again, for no job. Absent: 0. */
+  version_floor: v.exactOptional(count),
 });
 export type ClusterRecord = v.InferOutput<typeof clusterRecord>;
 
@@ -55,7 +58,7 @@ export type JobServiceRecord = v.InferOutput<typeof jobServiceRecord>;
 export const jobSecret = v.object({ name: v.string(), secret_id: v.string() });
 export type JobSecret = v.InferOutput<typeof jobSecret>;
 
-/** A deleted job leaves its last version behind, so that a version never repeats for a job id. */
+/** Deleted jobs have no records but in a Store of an earlier version, whose master kept the last version of each of them. */
 export const jobRecord = v.variant("state", [
   v.object({
     state: v.literal("live"),
@@ -345,11 +348,14 @@ export const engineStatus = v.variant("state", [
     generic_resources: v.exactOptional(b.list(genericResource, { max: b.MAX_SEVERAL, what: "generic_resources" })),
     /** Whether it can hand out NVIDIA GPUs, if there are any. */
     has_gpus: v.exactOptional(v.boolean()),
+    /** Whether it is on another machine than the node. Absent: the node is older and does not tell. */
+    remote: v.exactOptional(v.boolean()),
   }),
   v.object({
     state: v.literal("unready"),
     reason: b.text(b.MAX_ERROR_CHARS),
     engine_id: v.exactOptional(b.line(b.MAX_WORD)),
+    remote: v.exactOptional(v.boolean()),
   }),
 ]);
 export type EngineStatus = v.InferOutput<typeof engineStatus>;
@@ -426,6 +432,8 @@ const MAX_NONCE_LENGTH = 128;
 export const hello = v.object({
   type: v.literal("hello"),
   protocol: b.safeNumber,
+  /** Absent: the node understands `protocol` only. */
+  protocols: v.exactOptional(protocolRange),
   /** Absent on a first join: the master hands it out, and with it maybe another node id. */
   cluster_id: v.exactOptional(b.id),
   node_id: b.id,
@@ -441,6 +449,8 @@ export const hello = v.object({
   api_port: v.exactOptional(port),
   labels: b.nodeLabels,
   engine: engineStatus,
+  /** Which run of which kernel the node is on: clones of a machine differ in it. Absent: not known, or the node is older. */
+  boot_id: v.exactOptional(b.line(b.MAX_WORD)),
   version: b.line(b.MAX_WORD),
 });
 export type Hello = v.InferOutput<typeof hello>;
@@ -501,6 +511,8 @@ export const welcome = v.object({
   node_id: b.id,
   node_name: b.line(b.MAX_NAME),
   term: b.safeCount,
+  /** The version that this session speaks. Absent: the only one that the node understands. */
+  protocol: v.exactOptional(b.safeCount),
   master: peer,
   peers,
   heartbeat_interval_ms: b.interval,
@@ -532,6 +544,7 @@ export const peerInfo = v.object({
   cluster_id: v.exactOptional(b.id),
   node_id: b.id,
   protocol: b.safeNumber,
+  protocols: v.exactOptional(protocolRange),
   version: b.line(b.MAX_WORD),
   master: v.exactOptional(peer),
   peers,

@@ -23,6 +23,9 @@ export function isDeviceName(name: string): boolean {
   return DEVICE_NAME.test(name);
 }
 
+/** A network of a job has 64 addresses on each node, 62 for containers and its gateway: more than a node usually holds of one job. */
+export const SUBNET_BITS = 26;
+
 /** A node as the cluster's network reaches it. */
 export const networkPeer = v.object({
   node_id: b.id,
@@ -84,6 +87,8 @@ export const nodeNetwork = v.object({
   /** How many blocks it knows to be its own, and whether they have no room for a further network. */
   blocks: b.safeCount,
   full: v.boolean(),
+  /** Further networks that they have room for. Absent: not known yet, or the node is older. */
+  free: v.exactOptional(b.safeCount),
   /** For WireGuard. */
   public_key: v.exactOptional(b.lenient(b.wireguardKey, "overlay.public_key")),
   /** Entries that are not open here, and why. */

@@ -26,9 +26,10 @@ import type { Log } from "./log.ts";
 import { Membership } from "./membership.ts";
 import type { Hello, Peer, PeerInfo, SecretRequest, Welcome } from "./model.ts";
 import { DEFAULT_NETWORK_CIDR, isPassing, PROTOCOL_VERSION, StartError } from "./model.ts";
+import { PROTOCOLS } from "./model_protocol.ts";
 import { apisOf, mappedPort, ownApiAddresses } from "./node_addresses.ts";
 import { namesOfNode } from "./node_hosts.ts";
-import { decideIdentity, type IdentityOptions, newId, sealerOf } from "./node_identity.ts";
+import { bootId, decideIdentity, type IdentityOptions, newId, sealerOf } from "./node_identity.ts";
 import { advertisedAddress, bindAddress, bindTowards, listenAddresses, peersOf, underlayOf } from "./node_listen.ts";
 import { HostMeter } from "./resources.ts";
 import { Overlay } from "./overlay.ts";
@@ -60,6 +61,8 @@ const DEFAULT_NODE_TIMEOUT_MS = 4_000;
 const DEFAULT_DISK_LIMIT = 90;
 /** One lost heartbeat is no reason to move a machine's containers. */
 const MIN_TIMEOUT_HEARTBEATS = 3;
+/** A machine that boots may start its Docker Engine later than this node; who waits longer for it is told. */
+const ENGINE_NOTICE_MS = 2_500;
 /** SIGTERM has to end the process within 2 s, whatever a part is waiting for. */
 const STOP_TIMEOUT_MS = 1_500;
 /** Of a nonce and of a token: nobody guesses one. */
@@ -80,6 +83,7 @@ export class Node implements LocalNode {
   /** Where it listens; undefined: only on loopback, until a peer can be reached. */
   #bind: Address | undefined;
   #advertise: string;
+  #dockerHost = "";
   #hostNames: HostNames;
   #identity: Identity;
   /** IPv4 address of this machine that containers of other nodes are reached by. */
@@ -146,7 +150,9 @@ export class Node implements LocalNode {
   faults(): string[] {
     const faults: string[] = [];
     const engine = this.#executor?.engineStatus();
-    if (engine?.state === "unready") faults.push(engine.reason);
+    const waiting = this.#waitsForEngine();
+    if (waiting !== undefined) faults.push(waiting);
+    else if (engine?.state === "unready") faults.push(engine.reason);
     if (!this.#session?.lost) faults.push("no session with the master");
     return faults;
   }
@@ -162,6 +168,7 @@ export class Node implements LocalNode {
       ...(cluster_id === undefined ? {} : { cluster_id }),
       node_id,
       protocol: PROTOCOL_VERSION,
+      protocols: PROTOCOLS,
       version: this.version,
       ...(master ? { master } : {}),
       peers,
@@ -213,6 +220,7 @@ export class Node implements LocalNode {
       if (this.#identity.role === "master") await this.#startMaster();
       this.#underlay = await underlayOf(this.#advertise);
       const engine = openEngine(this.#identity.settings.docker_host ?? options.defaultDockerHost);
+      this.#dockerHost = engine.host;
       this.#startOverlay(options, engine);
       this.#startExecutor(options, engine);
       this.#startSession();
@@ -316,7 +324,7 @@ export class Node implements LocalNode {
   #guardApis(): void {
     const before = this.#apis;
     this.#apis = apisOf(this.#identity.peers).then(async (apis) => {
-      await before;
+      await before.catch(() => {});
       this.#overlay?.setApis(apis);
     });
     this.#apis.catch((error: unknown) => this.#log.warn("an address of a node cannot be read", { error }));
@@ -348,8 +356,11 @@ export class Node implements LocalNode {
       overlay,
       onChange: () => {
         const snapshot = executor.snapshot();
-        if (snapshot) overlay.setLocal(snapshot.allocations);
-        this.#session?.notify();
+        try {
+          if (snapshot) overlay.setLocal(snapshot.allocations);
+        } finally {
+          this.#session?.notify();
+        }
       },
     });
     this.#executor = executor;
@@ -385,8 +396,24 @@ export class Node implements LocalNode {
       },
     });
     const session = this.#session;
-    // The hello carries the engine's id, so that a second node on one engine is noticed before it becomes a member.
-    void executor.start().then(() => session.start(this.#masterPeer()));
+    // The hello carries the Engine's id: a second node on one Engine is noticed before it becomes a member, and a machine that lost
+    // its data directory gets its node id again, and with that its containers.
+    const notice = systemClock.after(ENGINE_NOTICE_MS, () => {
+      const waiting = this.#waitsForEngine();
+      if (waiting !== undefined) this.#log.warn("this node has not joined yet", { reason: waiting });
+    });
+    void executor.start().finally(() => {
+      notice.cancel();
+      session.start(this.#masterPeer());
+    });
+  }
+
+  /** Why a node that is no member yet does not say hello; undefined: it is one, or may. */
+  #waitsForEngine(): string | undefined {
+    const engine = this.#executor?.engineStatus();
+    if (!engine || engine.engine_id !== undefined || this.#identity.cluster_id !== undefined) return undefined;
+    const reason = engine.state === "unready" ? engine.reason : "";
+    return `waits for the Docker Engine at ${this.#dockerHost} before it joins: ${reason}`;
   }
 
   async #fetchSecret(secret_id: string): Promise<Uint8Array> {
@@ -463,6 +490,7 @@ export class Node implements LocalNode {
     return {
       type: "hello",
       protocol: PROTOCOL_VERSION,
+      protocols: PROTOCOLS,
       ...(cluster_id === undefined ? {} : { cluster_id }),
       node_id,
       instance: this.#instance,
@@ -474,6 +502,7 @@ export class Node implements LocalNode {
       ...mappedPort(this.#bind, this.#advertise),
       labels: settings.labels ?? [],
       engine: executor.engineStatus(),
+      ...bootId(),
       version: this.version,
     };
   }

@@ -17,9 +17,9 @@ import {
   type LocalAddresses,
   type LocalGuard,
   type LocalNetwork,
-  SUBNET_BITS,
 } from "./executor_networks.ts";
 import { describeError, type Log } from "./log.ts";
+import { Faults } from "./log_faults.ts";
 import type { AllocationStatus } from "./model.ts";
 import {
   type DirectoryMessage,
@@ -35,12 +35,13 @@ import { type NameAnswer, type NameQuestion, Names } from "./names.ts";
 import type { OverlayKernel } from "./overlay_kernel.ts";
 import { CommandError } from "./overlay_kernel_command.ts";
 import type { Overlay as KernelOverlay } from "./overlay_plan.ts";
-import { checkedNetwork } from "./overlay_plan_checks.ts";
+import { checkedNetwork, completed } from "./overlay_plan_checks.ts";
 import { type Crossings, crossingsOf } from "./overlay_plan_crossings.ts";
 import { type Guard, isGuarding } from "./overlay_plan_guard.ts";
+import { poolsOf, SubnetRoom } from "./overlay_room.ts";
 import { connectionsWith } from "./overlay_sockets.ts";
 import { wireguardKeys } from "./overlay_wireguard.ts";
-import { contains, firstAddress, withoutFirst } from "./subnet.ts";
+import { contains, firstAddress } from "./subnet.ts";
 
 export type OverlayOptions = {
   kernel: Pick<OverlayKernel, "supported" | "apply" | "guard" | "remove">;
@@ -88,6 +89,7 @@ export class Overlay implements ExecutorOverlay {
   /** The same with the addresses that lead there from here. */
   readonly #reached = new Map<string, ServiceEntry>();
   readonly #path: string;
+  readonly #defects: Faults;
   #names: Names | undefined;
   #entries: ReturnType<OverlayOptions["newEntries"]> | undefined;
   #network: NetworkMessage | undefined;
@@ -122,7 +124,7 @@ export class Overlay implements ExecutorOverlay {
   /** What `#reachable` depends on, as it was last. */
   #reach = "";
   #mtu: number | undefined;
-  #fullAt = 0;
+  readonly #room = new SubnetRoom();
   #applying = false;
   #again = false;
   /** How often bridges or other nodes have changed, and after which of these changes the kernel was last set up in full. */
@@ -136,6 +138,7 @@ export class Overlay implements ExecutorOverlay {
 
   constructor(options: OverlayOptions) {
     this.#options = options;
+    this.#defects = new Faults(options);
     this.#path = join(options.dataDir, "network.json");
     this.#load();
   }
@@ -170,7 +173,6 @@ export class Overlay implements ExecutorOverlay {
 
   receive(message: NetworkMessage | DirectoryMessage): void {
     if (message.type === "network") {
-      if (message.self.subnets.length > (this.#network?.self.subnets.length ?? 0)) this.#fullAt = 0;
       this.#settle(completed(this.#checked(message), this.#network));
       this.#told++;
       this.#apply();
@@ -184,10 +186,8 @@ export class Overlay implements ExecutorOverlay {
     await this.#known.promise;
     const network = this.#network;
     if (!network) throw new Error("the network is known by now");
-    const [first = "", ...others] = network.self.subnets;
     const dns = ownAddress(network);
-    // The node's own address lies in the first subnet of its first block.
-    const pools = [...withoutFirst(first, SUBNET_BITS), ...others];
+    const pools = poolsOf(network.self.subnets);
     // Its own blocks first: those networks will do when the node takes part one day.
     if (this.#state?.mode === "none") return { pools: [...pools, network.cidr] };
     return { pools, ...(dns !== undefined && { dns }), ...(this.#mtu !== undefined && { mtu: this.#mtu }) };
@@ -201,6 +201,10 @@ export class Overlay implements ExecutorOverlay {
     this.#told++;
     this.#apply();
     this.#options.onChange();
+  }
+
+  setTaken(subnets: readonly string[]): void {
+    if (this.#room.setTaken(subnets)) this.#options.onChange();
   }
 
   setGuard(guarded: LocalGuard): void {
@@ -231,7 +235,7 @@ export class Overlay implements ExecutorOverlay {
   }
 
   noticeFull(): void {
-    this.#fullAt = this.#network?.self.subnets.length ?? 0;
+    this.#room.noticeFull(this.#network?.self.subnets.length ?? 0);
     this.#options.onChange();
   }
 
@@ -277,13 +281,14 @@ export class Overlay implements ExecutorOverlay {
     const faults = this.entries().flatMap(({ port, protocol, reason: why }) =>
       why === undefined ? [] : [{ port, protocol, reason: why }],
     );
-    const blocks = network.self.subnets.length;
+    const { blocks, full, free } = this.#room.report(network.self.subnets);
     return {
       mode,
       ...(reason !== undefined && { reason }),
       networks: mode === "none" ? [] : this.#shared().map(({ network: name, subnet }) => ({ network: name, subnet })),
       blocks,
-      full: mode !== "none" && this.#fullAt === blocks,
+      full: mode !== "none" && full,
+      ...(mode !== "none" && free !== undefined && { free }),
       ...(publicKey !== undefined && { public_key: publicKey }),
       ...(faults.length > 0 && { entry_faults: faults }),
     };
@@ -318,8 +323,8 @@ export class Overlay implements ExecutorOverlay {
     const reach = JSON.stringify([cidr, self, peers, this.#state?.mode === "none"]);
     if (reach === this.#reach) return;
     this.#reach = reach;
-    for (const entry of this.#services.values()) this.#put(entry);
-    this.#lead();
+    for (const entry of this.#services.values()) this.#lone(() => this.#put(entry), entry);
+    this.#lone(() => this.#lead());
   }
 
   // ---- The kernel -----------------------------------------------------------------------------------------------------
@@ -358,6 +363,10 @@ export class Overlay implements ExecutorOverlay {
         // oxlint-disable-next-line no-await-in-loop -- the kernel is brought to the newest state, one after the other
         await this.#pass;
       }
+    } catch (error) {
+      // Whatever it is, the next try comes.
+      this.#failures++;
+      this.#defects.tell("an error of Cacophony itself in the cluster's network here", error);
     } finally {
       this.#applying = false;
     }
@@ -502,9 +511,14 @@ export class Overlay implements ExecutorOverlay {
       const named = new Set(services.map(serviceKey));
       for (const entry of this.#services.values()) if (!named.has(serviceKey(entry))) this.#remove(entry);
     }
-    for (const entry of services) this.#put(this.#completed(entry));
-    for (const of of gone) this.#remove(of);
-    this.#lead();
+    for (const entry of services) this.#lone(() => this.#put(this.#completed(entry)), entry);
+    for (const of of gone) this.#lone(() => this.#remove(of), of);
+    this.#lone(() => this.#lead());
+  }
+
+  /** Does what is about one service; an error of Cacophony itself there keeps no other name from leading where it should. */
+  #lone(work: () => void, of?: { job_id: string; service_name: string }): void {
+    this.#defects.attempt("an error of Cacophony itself in names and entries", work, of && { service: serviceKey(of) });
   }
 
   /** Entries and the kernel follow the directory, and what this node sees itself. */
@@ -514,7 +528,7 @@ export class Overlay implements ExecutorOverlay {
       this.#crossings = crossings;
       this.#apply();
     }
-    this.#entries?.update([...this.#reached.values()]);
+    this.#lone(() => this.#entries?.update([...this.#reached.values()]));
     this.#exclude();
   }
 
@@ -605,25 +619,6 @@ export class Overlay implements ExecutorOverlay {
       log.warn("the known addresses could not be written", { path, error });
     }
   }
-}
-
-/** The message with what was known before of nodes that the master has not heard of yet. */
-function completed(message: NetworkMessage, before: NetworkMessage | undefined): NetworkMessage {
-  const { unknown = [], ...rest } = message;
-  if (unknown.length === 0 || !before) return rest;
-  const isSelfUnknown = unknown.includes(message.self.node_id);
-  const blocks = message.peers.filter(({ node_id }) => unknown.includes(node_id)).flatMap(({ subnets }) => subnets);
-  const networks = new Map(rest.networks.map(({ network, subnets }) => [network, new Set(subnets)]));
-  for (const { network, subnets } of before.networks) {
-    const kept = subnets.filter((subnet) => isSelfUnknown || blocks.some((block) => contains(block, subnet)));
-    if (kept.length > 0) networks.set(network, new Set([...(networks.get(network) ?? []), ...kept]));
-  }
-  const keys = new Map(before.peers.map(({ node_id, public_key }) => [node_id, public_key]));
-  const peers = rest.peers.map((peer) => {
-    const key = peer.public_key ?? (unknown.includes(peer.node_id) ? keys.get(peer.node_id) : undefined);
-    return { ...peer, ...(key !== undefined && { public_key: key }) };
-  });
-  return { ...rest, peers, networks: [...networks].map(([network, subnets]) => ({ network, subnets: [...subnets] })) };
 }
 
 /** The node's own address in the cluster's network. */

@@ -59,3 +59,22 @@ function inBlocks(nodes: readonly NetworkPeer[]): (subnet: string) => boolean {
     return (known.has(usual) && contains(usual, subnet)) || all.some((block) => contains(block, subnet));
   };
 }
+
+/** The message with what was known before of nodes that the master has not heard of yet. */
+export function completed(message: NetworkMessage, before: NetworkMessage | undefined): NetworkMessage {
+  const { unknown = [], ...rest } = message;
+  if (unknown.length === 0 || !before) return rest;
+  const isSelfUnknown = unknown.includes(message.self.node_id);
+  const blocks = message.peers.filter(({ node_id }) => unknown.includes(node_id)).flatMap(({ subnets }) => subnets);
+  const networks = new Map(rest.networks.map(({ network, subnets }) => [network, new Set(subnets)]));
+  for (const { network, subnets } of before.networks) {
+    const kept = subnets.filter((subnet) => isSelfUnknown || blocks.some((block) => contains(block, subnet)));
+    if (kept.length > 0) networks.set(network, new Set([...(networks.get(network) ?? []), ...kept]));
+  }
+  const keys = new Map(before.peers.map(({ node_id, public_key }) => [node_id, public_key]));
+  const peers = rest.peers.map((peer) => {
+    const key = peer.public_key ?? (unknown.includes(peer.node_id) ? keys.get(peer.node_id) : undefined);
+    return { ...peer, ...(key !== undefined && { public_key: key }) };
+  });
+  return { ...rest, peers, networks: [...networks].map(([network, subnets]) => ({ network, subnets: [...subnets] })) };
+}

@@ -3,8 +3,8 @@
  *
  * **Hard limits.** A node is eligible when it is ready and active, when the rules about nodes hold for it (constraints,
  * external volumes, a recent enough Engine: `placement_rules.ts`), when it runs fewer replicas of the service than
- * `max_replicas_per_node`, when the service's reservations fit, of devices too, when its fixed host ports are free there, and when the job's
- * network there has an address left.
+ * `max_replicas_per_node`, when the service's reservations fit, of devices too, when its fixed host ports are free there, when there is
+ * room for its networks (`placement_networks.ts`), and when the job's network there has an address left.
  * Where services share something, the room on the node must do for all of them. Each refusal is one sentence.
  * - CPU reserved: `reserved_cpus + asked <= cpus`.
  * - GPUs and generic resources are counted in `placement_devices.ts`.
@@ -53,6 +53,7 @@
 import type { Resources } from "./model_reports.ts";
 import type { PortSpec, ServiceRules, ServiceSpec } from "./model_spec.ts";
 import { asksForDevices, type Devices, lackOf, reserve, type Reserved } from "./placement_devices.ts";
+import { lackOfNetworks, type NetworkRoom, takeNetworks } from "./placement_networks.ts";
 import { type NodeFacts, unmetRule } from "./placement_rules.ts";
 import { busyFor, evenness, levelOf, type Load, newcomersCpus, NOISE, tightness, useOf } from "./placement_share.ts";
 
@@ -94,6 +95,8 @@ export type Candidate = NodeFacts & {
   allocations: number;
   /** Allocations per job id, for the size of the job's network. */
   perJob: Map<string, number>;
+  /** Room for networks; absent: nothing limits it. */
+  networkRoom?: NetworkRoom | undefined;
 };
 
 export type PlacementRequest = {
@@ -334,6 +337,9 @@ function refusalOf(request: PlacementRequest, node: Candidate): string | undefin
   if (most !== undefined && (own.get(node.node_id) ?? 0) >= most) return `has max_replicas_per_node (${most})`;
   const noRoom = beside ? noRoomBeside(request, { node, beside }) : noRoomFor(spec, node);
   if (noRoom !== undefined) return noRoom;
+  const specs = beside ? [spec, ...beside.map((one) => one.spec)] : [spec];
+  const lack = node.networkRoom && lackOfNetworks(specs, job_id, node.networkRoom);
+  if (lack !== undefined) return lack;
   if ((node.perJob.get(job_id) ?? 0) >= MAX_JOB_CONTAINERS)
     return `network of job ${job_id} is full (${MAX_JOB_CONTAINERS} containers)`;
   return undefined;
@@ -455,8 +461,11 @@ function holds(room: Load, { cpus, memory }: Load): number {
   return Number.isFinite(number) ? number : room.cpus;
 }
 
+/** What is counted of a replica. */
+type Counted = Pick<PlacementRequest, "job_id" | "spec" | "own"> & Partial<PlacementRequest>;
+
 /** Counts one more replica into its node. */
-export function occupy({ job_id, spec, own }: PlacementRequest, node: Candidate): void {
+export function occupy({ job_id, spec, own }: Counted, node: Candidate): void {
   const demand = demandOf(spec);
   const reservation = reservationOf(spec);
   for (const [sum, part] of [
@@ -471,6 +480,7 @@ export function occupy({ job_id, spec, own }: PlacementRequest, node: Candidate)
   node.claims.push(...claimsOf(spec));
   reserve(node.reservedDevices, spec);
   node.allocations++;
+  if (node.networkRoom) takeNetworks(spec, job_id, node.networkRoom);
   node.perJob.set(job_id, (node.perJob.get(job_id) ?? 0) + 1);
   own.set(node.node_id, (own.get(node.node_id) ?? 0) + 1);
 }

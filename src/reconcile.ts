@@ -253,6 +253,7 @@ function replace(
     isMoving,
     past,
     now,
+    since: state.since,
   });
   for (const { allocation, cause } of choice.stop) {
     plan.stop.push(allocation);

@@ -332,6 +332,7 @@ function copyOfCandidate(candidate: Candidate): Candidate {
     claims: [...candidate.claims],
     reservedDevices: copyOf(candidate.reservedDevices),
     perJob: new Map(candidate.perJob),
+    ...(candidate.networkRoom && { networkRoom: { ...candidate.networkRoom } }),
   };
 }
 

@@ -77,6 +77,8 @@ export type Situation = {
   isMoving: boolean;
   past: readonly PastAllocation[];
   now: number;
+  /** When this master began; absent: before all of it. */
+  since?: number;
 };
 
 export type Choice = {
@@ -87,8 +89,19 @@ export type Choice = {
   wakeAt?: number;
 };
 
+/**
+ * Since when something counts that lasts for `lastsMs`: from `at` on, but half of it is left at least where a master begins, which
+ * heard nothing before, and whose clock may be another one.
+ */
+export function countedFrom(
+  at: number,
+  { lastsMs, since = -Infinity }: { lastsMs: number; since?: number | undefined },
+) {
+  return Math.max(at, since - lastsMs / 2);
+}
+
 export function chooseReplacements(situation: Situation): Choice {
-  const { replicas, successors, now } = situation;
+  const { replicas, successors, now, since } = situation;
   const choice: Choice = { stop: [], start: [] };
   const byId = new Map(replicas.map((one) => [one.allocation.allocation_id, one]));
   let inFlight = 0;
@@ -98,12 +111,13 @@ export function chooseReplacements(situation: Situation): Choice {
     const old = replaces && byId.get(replaces.allocation_id);
     if (!old) continue;
     paired.add(old.allocation.allocation_id);
+    const from = countedFrom(created_at, { lastsMs: GATE_MS, since });
     if (successor.isUp) choice.stop.push({ allocation: old.allocation, cause: replaces.cause });
-    else if (now - created_at >= GATE_MS && !successor.isPulling && successor.isReachable)
+    else if (now - from >= GATE_MS && !successor.isPulling && successor.isReachable)
       choice.stop.push({ allocation: successor.allocation, cause: "stuck" });
     else {
       inFlight++;
-      wakeBy(choice, Math.max(now + 1_000, created_at + GATE_MS));
+      wakeBy(choice, Math.max(now + 1_000, from + GATE_MS));
     }
   }
   const wanted = new Map<string, Want>();
@@ -134,7 +148,7 @@ function chooseAmong(
     const rule = RULES[want.cause];
     if (!replica?.isReachable) continue;
     if (rule.backsOff) {
-      const from = nextAllowed(want.cause, situation.past);
+      const from = nextAllowed(want.cause, situation);
       if (now < from) {
         wakeBy(choice, from);
         continue;
@@ -158,11 +172,13 @@ function chooseAmong(
 }
 
 /** When the service may be helped in this way again; doubles with each time in the last hour. */
-function nextAllowed(cause: ReplaceCause, past: readonly PastAllocation[]): number {
+function nextAllowed(cause: ReplaceCause, { past, since }: Pick<Situation, "past" | "since">): number {
   const times = past.filter((one) => one.cause === cause).map(({ replaced_at }) => replaced_at);
   const last = Math.max(...times);
   const recent = times.filter((at) => last - at < BACKOFF.forgetMs).length;
-  return recent === 0 ? 0 : last + Math.min(BACKOFF.capMs, BACKOFF.firstMs * 2 ** (recent - 1));
+  if (recent === 0) return 0;
+  const lastsMs = Math.min(BACKOFF.capMs, BACKOFF.firstMs * 2 ** (recent - 1));
+  return countedFrom(last, { lastsMs, since }) + lastsMs;
 }
 
 /** Nodes on which a replica of the service had to be given up a short while ago. */

@@ -5,41 +5,37 @@
  * `membership.ts`, the rules of a job's records in `job_changes.ts`.
  */
 import { Alarms, type Clock, type Timer } from "./clock.ts";
+import { repeat } from "./clock_loop.ts";
 import type { ServiceKey } from "./cluster_state.ts";
 import { ClusterState, serviceKey } from "./cluster_state.ts";
 import type { ClusterKey } from "./cluster_key.ts";
 import type { Preconditions, PutOutcome, WantedJob } from "./job_changes.ts";
-import { changesForDelete, changesForPut, changesForScale, checkPreconditions } from "./job_changes.ts";
+import { changesForDelete, changesForPut, changesForScale, changesForTombstones } from "./job_changes.ts";
+import { checkPreconditions } from "./job_changes.ts";
 import { Directory } from "./directory.ts";
 import { changesForDigests, changesForRestart } from "./job_images.ts";
 import type { Log } from "./log.ts";
-import type {
-  AllocationRecord,
-  Change,
-  ClusterRecord,
-  DepartureRecord,
-  LiveJob,
-  MasterMessage,
-  NodeRecord,
-} from "./model.ts";
+import { Faults } from "./log_faults.ts";
+import type { Change, ClusterRecord, DepartureRecord, LiveJob, MasterMessage, NodeRecord } from "./model.ts";
 import { isGlobal } from "./model_spec.ts";
 import { CacophonyError } from "./model.ts";
 import type { DrainWait } from "./reconcile_drain.ts";
 import type { Blocked, Plan, PlanContext } from "./reconcile_goal.ts";
 import type { Strategy } from "./placement.ts";
 import type { Rebalance } from "./reconcile_rebalance.ts";
-import { reconcileRemoved, reconcileService } from "./reconcile.ts";
 import { assignmentsFor } from "./scheduler_assignments.ts";
 import { openCluster } from "./scheduler_cluster.ts";
 import { Drains } from "./scheduler_drains.ts";
 import { planBeforehand, type ServicePlan } from "./scheduler_dry_run.ts";
 import { Goals } from "./scheduler_goals.ts";
 import { Moves } from "./scheduler_moves.ts";
-import { changesForLeave, changesForNode, departure, findDeparture, hasLeft } from "./scheduler_nodes.ts";
+import { changesForEnds, changesForLeave, changesForNode, departure } from "./scheduler_nodes.ts";
+import { findDeparture, hasLeft } from "./scheduler_nodes.ts";
 import { type NodeWish, withoutData } from "./scheduler_nodes.ts";
-import { changesOfPlan } from "./scheduler_plans.ts";
+import { Planner } from "./scheduler_planner.ts";
 import { Registries } from "./scheduler_registries.ts";
 import { Secrets } from "./scheduler_secrets.ts";
+import { boundedTimes } from "./scheduler_times.ts";
 import { changesForUpgrade } from "./scheduler_upgrade.ts";
 import type { Sealer } from "./seal.ts";
 import type { Store } from "./store.ts";
@@ -84,7 +80,10 @@ export class Scheduler {
   readonly #untold = new Set<string>();
   /** Revision of the first assignments without an allocation that is to stop: reports from there on can confirm it gone. */
   readonly #stopToldAt = new Map<string, number>();
+  /** Errors of Cacophony itself, told where they do no harm. */
+  readonly faults: Faults;
   readonly #goals: Goals;
+  readonly #planner: Planner;
   readonly #moves: Moves;
   readonly #drains: Drains;
   /** When a node last came, went or changed. */
@@ -92,7 +91,6 @@ export class Scheduler {
   /** When services are looked at again though nothing happened. */
   readonly #alarms = new Alarms<ServiceKey>();
   #queue: Promise<unknown> = Promise.resolve();
-  #cluster: ClusterRecord | undefined;
   #term = 0;
   #revision = 0;
   #passTimer: Timer | undefined;
@@ -102,8 +100,9 @@ export class Scheduler {
 
   constructor(options: SchedulerOptions) {
     this.#options = options;
-    const network = () => ({ mode: this.cluster.network_mode, cidr: this.cluster.network_cidr });
+    this.faults = new Faults(options);
     this.#goals = new Goals(this.state);
+    this.#planner = new Planner({ ...options, state: this.state, goals: this.#goals });
     this.#moves = new Moves({ state: this.state, goals: this.#goals });
     this.#drains = new Drains({
       state: this.state,
@@ -112,7 +111,8 @@ export class Scheduler {
       wake: (keys) => this.wake(keys),
       wakeForNode: (nodeId) => this.wakeForNode(nodeId),
     });
-    this.directory = new Directory({ state: this.state, clock: options.clock, network });
+    const network = () => ({ mode: this.cluster.network_mode, cidr: this.cluster.network_cidr });
+    this.directory = new Directory({ ...options, state: this.state, faults: this.faults, network });
     this.secrets = new Secrets({ ...options, state: this.state });
     this.#registries = new Registries({ ...options, state: this.state });
   }
@@ -122,8 +122,8 @@ export class Scheduler {
   }
 
   get cluster(): ClusterRecord {
-    if (!this.#cluster) throw new Error("the scheduler has not started");
-    return this.#cluster;
+    if (!this.state.cluster) throw new Error("the scheduler has not started");
+    return this.state.cluster;
   }
 
   /**
@@ -135,8 +135,9 @@ export class Scheduler {
     fresh: ClusterRecord,
     { seen = 0, written = false, key }: { seen?: number; written?: boolean; key?: ClusterKey } = {},
   ): Promise<void> {
-    const { store, log } = this.#options;
-    const stored = await store.load();
+    const { store, log, clock } = this.#options;
+    const stored = boundedTimes(await store.load(), clock.now());
+    this.state.since = clock.now();
     const known = stored.cluster[0];
     const record = openCluster(known, { fresh, written, key });
     this.#term = await store.beginTerm(seen);
@@ -155,7 +156,7 @@ export class Scheduler {
     ] as const) {
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
     }
-    this.#cluster = record;
+    this.state.apply([{ op: "put", kind: "cluster", record }]);
     if (!Bun.deepEquals(record, known)) await store.commit(this.#term, [{ op: "put", kind: "cluster", record }]);
     log.info("this node is the master", {
       cluster: fresh.cluster_id,
@@ -163,15 +164,21 @@ export class Scheduler {
       jobs: this.state.liveJobs().length,
     });
     await this.#upgrade();
-    const fault = this.secrets.fault();
+    const fault = this.faults.attempt("an error of Cacophony itself in a look at secrets", () => this.secrets.fault());
     if (fault !== undefined) log.error("the jobs' secrets cannot be opened; what runs goes on", { reason: fault });
-    this.#fullPass();
+    this.#fullPassTimer = repeat(clock, {
+      firstMs: 0,
+      retryMs: FULL_PASS_MS,
+      work: () => this.#fullPass(),
+      onFault: (error) => this.faults.tell("an error of Cacophony itself: a full pass failed", error),
+    });
   }
 
   /** Where that fails, everything goes on as it was, and the next start tries it again. */
   async #upgrade(): Promise<void> {
     const { store, log } = this.#options;
     try {
+      await this.#commit(changesForTombstones(this.state));
       const changes = changesForUpgrade(this.state, this.secrets);
       if (changes.length === 0) return;
       await this.#commit(changes);
@@ -179,7 +186,7 @@ export class Scheduler {
       await store.scrub?.();
       log.info("sealed the secrets that an earlier version kept in plain", { changes: changes.length });
     } catch (error) {
-      log.error("secrets that an earlier version kept in plain could not be sealed", { error });
+      log.error("records of an earlier version could not be brought to what they are now", { error });
     }
   }
 
@@ -280,7 +287,12 @@ export class Scheduler {
     const settled = this.secrets.settle(wanted, this.state.liveJob(jobId)).wanted;
     const outcome = changesForPut(this.state, { jobId, wanted: settled, now: clock.now(), newId });
     const specs = settled.services.map(({ spec }) => spec);
-    const services = planBeforehand(outcome.job, { specs, goals: this.#goals, context: this.#planContext() });
+    const services = planBeforehand(outcome.job, {
+      specs,
+      goals: this.#goals,
+      context: this.#planContext(),
+      faults: this.faults,
+    });
     return { outcome, services };
   }
 
@@ -297,9 +309,10 @@ export class Scheduler {
   }
 
   /** Has a node leave the cluster: at once where it is down, else when it is empty. Resolves to whether it is gone. */
-  async removeNode(nodeId: string, wish: NodeWish): Promise<{ node: NodeRecord; isGone: boolean }> {
+  async removeNode(nodeId: string, wish: NodeWish, ifLost = false): Promise<{ node: NodeRecord; isGone: boolean }> {
     return this.#exclusive(async () => {
-      const { node, changes, isGone } = changesForLeave(this.state, { nodeId, wish, now: this.#options.clock.now() });
+      const now = this.#options.clock.now();
+      const { node, changes, isGone } = changesForLeave(this.state, { nodeId, wish, now, ifLost });
       if (isGone) await this.#depart(node, changes);
       else {
         await this.#commit(changes);
@@ -441,17 +454,8 @@ export class Scheduler {
 
   /** Remembers which of the node's allocations ended for good, as it reported; the node is told to leave them so. */
   async recordEnds(nodeId: string): Promise<void> {
-    const statuses = this.state.views.get(nodeId)?.statuses;
-    const isNews = ({ allocation_id, desired, ended }: AllocationRecord) =>
-      desired === "run" && ended === undefined && statuses?.get(allocation_id)?.final === true;
-    if (!this.state.allocationsOn(nodeId).some(isNews)) return;
-    await this.change(() =>
-      this.state.allocationsOn(nodeId).flatMap((record) => {
-        if (!isNews(record)) return [];
-        const ended = { exit_code: statuses?.get(record.allocation_id)?.exit_code ?? 0 };
-        return [{ op: "put", kind: "allocation", record: { ...record, ended } }];
-      }),
-    );
+    if (changesForEnds(this.state, nodeId).length === 0) return;
+    await this.change(() => changesForEnds(this.state, nodeId));
     this.sendAssignments(nodeId);
     this.wake(this.state.allocationsOn(nodeId).map(serviceKey));
     this.wakeBlocked();
@@ -473,15 +477,18 @@ export class Scheduler {
     await this.change(() =>
       gone.map(({ allocation_id }) => ({ op: "delete", kind: "allocation", key: allocation_id })),
     );
-    for (const { allocation_id } of gone) this.#stopToldAt.delete(allocation_id);
     this.wake(gone.map(serviceKey));
     this.wakeBlocked();
   }
 
-  /** Sends the node the full set of what it must run. */
+  /** Sends the node the full set of what it must run. One that cannot be told goes by what it knows until the next full pass. */
   sendAssignments(nodeId: string): void {
     const send = this.#senders.get(nodeId);
-    if (!send) return;
+    const what = "an error of Cacophony itself: a node could not be sent its assignments";
+    if (send) this.faults.attempt(what, () => this.#assign(nodeId, send), { node: nodeId });
+  }
+
+  #assign(nodeId: string, send: (message: MasterMessage) => void): void {
     const revision = ++this.#revision;
     const all = this.state.allocationsOn(nodeId);
     // What came to its end has to be gone, too, from a node that leaves.
@@ -496,16 +503,16 @@ export class Scheduler {
 
   // ---- Passes ---------------------------------------------------------------------------------------------------------
 
-  #fullPass(): void {
+  #fullPass(): number {
     for (const job of this.state.liveJobs()) this.#wakeJob(job);
     this.wake([...this.state.allocations.values()].map(serviceKey));
     // Whatever a node missed reaches it now: assignments are the full set, and taking them in again changes nothing.
     for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
     const { rebalance, clock, fullPassMs = FULL_PASS_MS } = this.#options;
     const since = { now: clock.now(), changedAt: this.#nodesChangedAt };
-    if (rebalance === "auto" && this.#moves.isCalm(since)) this.rebalance({ dryRun: false });
     void this.change(() => this.state.unused(clock.now())).catch((error: unknown) => this.#storeFailed(error));
-    this.#fullPassTimer = clock.after(fullPassMs, () => this.#fullPass());
+    if (rebalance === "auto" && this.#moves.isCalm(since)) this.rebalance({ dryRun: false });
+    return fullPassMs;
   }
 
   #schedulePass(delayMs = this.#passedAt + PASS_DELAY_MS - this.#options.clock.now()): void {
@@ -528,34 +535,26 @@ export class Scheduler {
     for (const key of this.#moves.waiting()) this.#dirty.add(key);
     const keys = this.#goals.withDependents(this.#dirty);
     this.#dirty.clear();
-    const planned = new Map<ServiceKey, Plan>();
-    const context = { ...this.#planContext(draining), planned };
-    const nodes = new Set(this.#untold);
-    const changes: Change[] = [];
-    for (const key of keys) {
-      const plan = this.#planFor(key, context);
-      planned.set(key, plan);
-      changes.push(...changesOfPlan(this.state, { plan, now: context.now }));
-      for (const { node_id } of [...plan.place, ...plan.stop]) nodes.add(node_id);
-    }
-    changes.push(...this.#goals.releases(new Set(keys.filter((key) => planned.get(key)?.released))));
     try {
+      const { plans, changes, nodes } = this.#planner.plan(keys, this.#planContext(draining));
+      changes.push(...this.#goals.releases(new Set(keys.filter((key) => plans.get(key)?.released))));
       await this.#commit(changes);
+      if (changes.length > 0)
+        this.#options.log.debug("scheduling pass", { services: keys.length, changes: changes.length });
+      for (const nodeId of nodes) this.#untold.add(nodeId);
+      for (const [key, plan] of plans) {
+        this.#remember(key, plan);
+        this.#drains.remember(key, { plan, draining });
+        this.#moves.forget(plan.unmovable);
+      }
     } catch (error) {
       for (const key of keys) this.#dirty.add(key);
       throw error;
     }
-    for (const [key, plan] of planned) {
-      this.#remember(key, plan);
-      this.#drains.remember(key, { plan, draining });
-      this.#moves.forget(plan.unmovable);
-    }
-    if (changes.length > 0)
-      this.#options.log.debug("scheduling pass", { services: keys.length, changes: changes.length });
     // A replica that is to stop is out of names before its node hears of it.
     this.directory.touch(keys);
     this.directory.flush();
-    for (const nodeId of nodes) {
+    for (const nodeId of this.#untold) {
       this.#untold.delete(nodeId);
       this.sendAssignments(nodeId);
     }
@@ -567,11 +566,6 @@ export class Scheduler {
     if (blocked.length > 0) this.#blocked.set(key, blocked);
     else this.#blocked.delete(key);
     this.#alarms.set(key, { at: wakeAt, clock: this.#options.clock, ring: () => this.wake([key]) });
-  }
-
-  #planFor(key: ServiceKey, context: PlanContext): Plan {
-    const goal = this.#goals.find(key);
-    return goal ? reconcileService(goal, context) : reconcileRemoved(this.state.allocationsOf(key));
   }
 
   #planContext(draining = this.#drains.current()): PlanContext {
@@ -611,6 +605,9 @@ export class Scheduler {
       throw new CacophonyError("store_failed", "the change could not be stored, nothing was changed", { cause: error });
     }
     this.state.apply(changes);
+    // However the record went, nobody asks for it again.
+    for (const change of changes)
+      if (change.op === "delete" && change.kind === "allocation") this.#stopToldAt.delete(change.key);
   }
 
   /**

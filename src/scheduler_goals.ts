@@ -26,6 +26,15 @@ export class Goals {
     return job && service && spec && this.of(job, { service, spec });
   }
 
+  /** The goal of a service, where it is wanted and its goal can be worked out. */
+  known(key: ServiceKey): Goal | undefined {
+    try {
+      return this.find(key);
+    } catch {
+      return undefined;
+    }
+  }
+
   of(job: LiveJob, { service, spec }: { service: JobServiceRecord; spec: ServiceSpec }): Goal {
     const { job_id, incarnation } = job;
     const state = this.#state;
@@ -48,10 +57,17 @@ export class Goals {
     };
   }
 
-  /** How replicas of a service can leave a node; those that are wanted no more go anyway. */
+  /**
+   * How replicas of a service can leave a node; those that are wanted no more go anyway. One whose goal cannot be worked out has its
+   * turn, in which it is told why it stays, and lets the others go first.
+   */
   mobilityOf(key: ServiceKey): Mobility {
-    const goal = this.find(key);
-    return goal ? mobilityOf(goal) : "global";
+    try {
+      const goal = this.find(key);
+      return goal ? mobilityOf(goal) : "global";
+    } catch {
+      return "free";
+    }
   }
 
   /** The services, those whose start waits for one of them, and those that belong with one, in the order to plan them in. */
@@ -65,7 +81,20 @@ export class Goals {
         if (!released && isAffected) all.add(serviceKey({ job_id: jobId, service_name }));
       }
     }
-    return this.bonds.inOrder(all, this.#state);
+    try {
+      return this.bonds.inOrder(all, this.#state);
+    } catch {
+      // A job whose order cannot be told is planned without one; its services say what is wrong with it.
+      return [...Map.groupBy(all, (key) => parseServiceKey(key).job_id).values()].flatMap((own) => this.#inOrder(own));
+    }
+  }
+
+  #inOrder(keys: readonly ServiceKey[]): readonly ServiceKey[] {
+    try {
+      return this.bonds.inOrder(keys, this.#state);
+    } catch {
+      return keys;
+    }
   }
 
   /** Job records in which these services wait for nothing any more. The version stays: nothing that a user asked for changed. */

@@ -35,7 +35,7 @@ export class Moves {
     const movable: Movable[] = [];
     const others: AllocationRecord[] = [];
     for (const [key, allocations] of Map.groupBy(this.#state.allocations.values(), serviceKey)) {
-      const goal = this.#goals.find(key);
+      const goal = this.#goals.known(key);
       const isFree = goal && mobilityOf(goal) === "free" && (goal.rules.strategy ?? strategy) === "spread";
       for (const allocation of allocations) {
         const isFresh = allocation.replaces?.cause === "rebalance" && now - allocation.created_at < REST_MS;

@@ -63,14 +63,16 @@ export function changesForNode(
 }
 
 /**
- * Changes that have a node leave: one that is lost does so at once, another is emptied before.
+ * Changes that have a node leave: one that is lost does so at once, another is emptied before. `ifLost`: only if it is to leave and is
+ * lost; else there are none, for it may be back by now, or an operator wants it again.
  * @throws CacophonyError `conflict` for the master.
  */
 export function changesForLeave(
   state: ClusterState,
-  { nodeId, wish, now }: { nodeId: string; wish: NodeWish; now: number },
+  { nodeId, wish, now, ifLost = false }: { nodeId: string; wish: NodeWish; now: number; ifLost?: boolean },
 ): { node: NodeRecord; changes: Change[]; isGone: boolean } {
   const found = findNode(state, nodeId);
+  if (ifLost && !isLostLeaver(state, { node: found, now })) return { node: found, changes: [], isGone: false };
   if (found.role === "master") {
     throw new CacophonyError(
       "conflict",
@@ -139,6 +141,16 @@ function isLostLeaver(
 ): boolean {
   if (!drain?.leave || !state.views.get(node_id)?.lost) return false;
   return state.allocationsOn(node_id).every((one) => one.ended !== undefined || stoppedAloneAt(one, state) <= now);
+}
+
+/** Changes by which it is remembered which of the node's allocations ended for good, as far as it told and is not remembered yet. */
+export function changesForEnds(state: ClusterState, nodeId: string): Change[] {
+  const statuses = state.views.get(nodeId)?.statuses;
+  return state.allocationsOn(nodeId).flatMap((record): Change[] => {
+    const status = statuses?.get(record.allocation_id);
+    if (record.desired !== "run" || record.ended !== undefined || status?.final !== true) return [];
+    return [{ op: "put", kind: "allocation", record: { ...record, ended: { exit_code: status.exit_code ?? 0 } } }];
+  });
 }
 
 /** Whether nothing of the cluster's is on a node that is to leave, as it has told since it knows that. */

@@ -2,7 +2,7 @@
  * @module Services as clients find them: names, ports and where each replica is reached. Pure; from the master's state and the
  * directory that nodes are told.
  */
-import { allocationState } from "./cluster_views.ts";
+import { allocationState, type OnFault, shown } from "./cluster_views.ts";
 import type { ClusterState } from "./cluster_state.ts";
 import { bySlot, serviceKey } from "./cluster_state.ts";
 import type { PublishedPort } from "./model_reports.ts";
@@ -39,8 +39,13 @@ export type ServiceView = {
   replicas: ReplicaView[];
 };
 
-export function servicesView(state: ClusterState, entries: readonly ServiceEntry[]): ServiceView[] {
-  return entries.toSorted((a, b) => (serviceKey(a) < serviceKey(b) ? -1 : 1)).map((entry) => serviceView(state, entry));
+export function servicesView(
+  state: ClusterState,
+  { entries, onFault }: { entries: readonly ServiceEntry[]; onFault: OnFault },
+): ServiceView[] {
+  const sorted = entries.toSorted((a, b) => (serviceKey(a) < serviceKey(b) ? -1 : 1));
+  const name = (entry: ServiceEntry) => ({ service: serviceKey(entry) });
+  return shown(sorted, { view: (entry) => serviceView(state, entry), name, onFault });
 }
 
 export function serviceView(state: ClusterState, entry: ServiceEntry): ServiceView {

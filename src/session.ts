@@ -7,8 +7,10 @@
 import { parseAddress } from "./address.ts";
 import type { Clock, Timer } from "./clock.ts";
 import { backoffMs, sleep } from "./clock.ts";
+import { repeat } from "./clock_loop.ts";
 import type { Log } from "./log.ts";
 import { describeError } from "./log.ts";
+import { Faults, stackOf } from "./log_faults.ts";
 import type {
   AllocationStatus,
   Assignments,
@@ -62,6 +64,8 @@ export type SessionOptions = {
 };
 
 const RETRY = { firstMs: 200, capMs: 3_000 };
+/** A session that ended sooner than this counts as one more try that failed: what ends it may well be there again. */
+const SOUND_MS = 5_000;
 /** The master answers a hello after one commit; a slow disk gets this long. */
 const WELCOME_TIMEOUT_MS = 5_000;
 /** Status changes of this span are one message. */
@@ -69,8 +73,10 @@ const STATUS_DELAY_MS = 20;
 /** Nodes that came back together are not to report in step for ever. */
 const HEARTBEAT_JITTER = 0.1;
 
+type Reading = Omit<Heartbeat, "type" | "sequence">;
+
 /** What of a heartbeat cannot wait for the next one. */
-function urgentPart({ engine, overlay }: Omit<Heartbeat, "type" | "sequence">): string {
+function urgentPart({ engine, overlay }: Reading): string {
   return JSON.stringify([engine, overlay]);
 }
 
@@ -110,16 +116,19 @@ export class Session {
   readonly #options: SessionOptions;
   readonly #abort = new AbortController();
   readonly #messages: MasterMessages;
+  readonly #faults: Faults;
   #master: Peer | undefined;
   /** Nodes whose hint led to no session: they are not asked before all others were. */
   readonly #doubted = new Set<string>();
   #live: Live | undefined;
   #lastHeard: number;
+  #lastReading: Reading | undefined;
   #loop: Promise<void> = Promise.resolve();
 
   constructor(options: SessionOptions) {
     this.#options = options;
     this.#messages = new MasterMessages(options.log);
+    this.#faults = new Faults(options);
     this.#lastHeard = options.clock.now();
   }
 
@@ -166,10 +175,20 @@ export class Session {
     live.statusTimer = this.#options.clock.after(STATUS_DELAY_MS, () => {
       live.statusTimer = undefined;
       if (this.#live !== live) return;
-      // The engine's state and the node's networks travel with heartbeats; when they changed, the master hears of it now.
-      if (urgentPart(this.#options.executor.heartbeat()) !== live.sentUrgent) this.#sendHeartbeat(live);
-      this.#sendStatus(live);
+      try {
+        this.#report(live);
+      } catch (error) {
+        // What is left unsaid is said in the next session, which begins with all of it.
+        this.#faults.tell("an error of Cacophony itself: no report could be made, ending the session", error);
+        live.channel.close();
+      }
     });
+  }
+
+  #report(live: Live): void {
+    // The engine's state and the node's networks travel with heartbeats; when they changed, the master hears of it now.
+    if (urgentPart(this.#reading()) !== live.sentUrgent) this.#sendHeartbeat(live);
+    this.#sendStatus(live);
   }
 
   async #run(): Promise<void> {
@@ -179,14 +198,15 @@ export class Session {
         const hint = await this.#findMaster();
         if (this.#abort.signal.aborted) return;
         this.#doubted.add(hint.from);
-        if (await this.#converse(hint.address)) attempt = 0;
+        const openMs = await this.#converse(hint.address);
+        if (openMs >= SOUND_MS) attempt = 0;
+        // A session that ends at once must not turn into a busy loop.
+        await sleep(clock, backoffMs(attempt, { ...RETRY, random }), this.#abort.signal);
       } catch (error) {
         const delayMs = backoffMs(attempt, { ...RETRY, random });
         log.warn("no session with the master, trying again", { error: describeError(error), attempt, in_ms: delayMs });
         await sleep(clock, delayMs, this.#abort.signal);
       }
-      // A session that ends at once must not turn into a busy loop.
-      if (attempt === 0) await sleep(clock, backoffMs(1, { ...RETRY, random }), this.#abort.signal);
     }
   }
 
@@ -236,8 +256,8 @@ export class Session {
     return info.master.address;
   }
 
-  /** One session from dial to end; resolves to whether it was welcomed. */
-  async #converse(address: string): Promise<boolean> {
+  /** One session from dial to end; resolves to how long it was open. */
+  async #converse(address: string): Promise<number> {
     const { transport, clock, log, hello } = this.#options;
     let attempt: Attempt | undefined;
     const ended = Promise.withResolvers<void>();
@@ -248,8 +268,9 @@ export class Session {
         try {
           this.#receive(this.#messages.read(text), attempt);
         } catch (error) {
-          log.error("a message of the master could not be read, ending the session", { error });
-          attempt.channel.close();
+          attempt.fault = `a message of ${address} could not be taken in: ${describeError(error)}`;
+          log.error("a message of the master could not be taken in, ending the session", { error, ...stackOf(error) });
+          channel.close();
         }
       },
       onClose: () => ended.resolve(),
@@ -259,14 +280,18 @@ export class Session {
     });
     const close = () => channel.close();
     this.#abort.signal.addEventListener("abort", close, { once: true });
-    attempt = { address, channel, hello: hello(), greetedAt: clock.now(), live: undefined, fault: undefined };
-    channel.send(JSON.stringify(attempt.hello));
-    await ended.promise;
-    this.#abort.signal.removeEventListener("abort", close);
-    timeout.cancel();
+    try {
+      attempt = { address, channel, hello: hello(), greetedAt: clock.now(), live: undefined, fault: undefined };
+      channel.send(JSON.stringify(attempt.hello));
+      await ended.promise;
+    } finally {
+      this.#abort.signal.removeEventListener("abort", close);
+      timeout.cancel();
+      channel.close();
+      if (attempt?.live) this.#end(attempt.live);
+    }
     if (!attempt.live) throw new Error(attempt.fault ?? `${address} ended the connection without a welcome`);
-    this.#end(attempt.live);
-    return true;
+    return clock.now() - attempt.greetedAt;
   }
 
   #receive(message: MasterMessage, attempt: Attempt): void {
@@ -296,7 +321,7 @@ export class Session {
     const { address, hello } = attempt;
     if (message.type === "welcome") {
       const fault = faultOf(message, { hello, trust: this.#options.trust(), dialled: address });
-      if (!fault) attempt.live = this.#begin(message, attempt);
+      if (!fault) this.#begin(message, attempt);
       else {
         if (fault.master) this.#master = fault.master;
         attempt.fault = fault.reason;
@@ -314,7 +339,8 @@ export class Session {
     for (const earlier of live.sentAt.keys()) if (earlier <= sequence) live.sentAt.delete(earlier);
   }
 
-  #begin(welcome: Welcome, { channel, greetedAt }: Attempt): Live {
+  #begin(welcome: Welcome, attempt: Attempt): void {
+    const { channel, greetedAt } = attempt;
     this.#doubted.clear();
     this.#lastHeard = Math.max(this.#lastHeard, greetedAt);
     const live: Live = {
@@ -332,12 +358,13 @@ export class Session {
       lost: new AbortController(),
     };
     this.#master = welcome.master;
+    // Before anything else can throw: whatever ends it, the node knows that it has no master then.
+    attempt.live = live;
     this.#live = live;
     this.#options.onWelcome(welcome);
     this.#options.log.info("in session with the master", { master: welcome.master.address, term: welcome.term });
-    this.#beat(live);
+    live.heartbeatTimer = this.#keepBeating(live);
     this.notify();
-    return live;
   }
 
   #end(live: Live): void {
@@ -354,19 +381,39 @@ export class Session {
    * Sends a heartbeat; a master that left the last two that were due unanswered is lost, whatever TCP still believes. Urgent ones
    * in between may be many, and say nothing about that.
    */
-  #beat(live: Live): void {
-    if (this.#live !== live) return;
+  #beat(live: Live): number | undefined {
+    if (this.#live !== live) return undefined;
     const [older, last] = live.due;
-    if (live.acknowledged < older) return live.channel.close();
+    if (live.acknowledged < older) {
+      live.channel.close();
+      return undefined;
+    }
     this.#sendHeartbeat(live);
     live.due = [last, live.sequence];
-    const { clock, random } = this.#options;
-    const share = 1 + HEARTBEAT_JITTER * (2 * random() - 1);
-    live.heartbeatTimer = clock.after(live.welcome.heartbeat_interval_ms * share, () => this.#beat(live));
+    const share = 1 + HEARTBEAT_JITTER * (2 * this.#options.random() - 1);
+    return live.welcome.heartbeat_interval_ms * share;
+  }
+
+  #keepBeating(live: Live): Timer {
+    return repeat(this.#options.clock, {
+      firstMs: 0,
+      retryMs: live.welcome.heartbeat_interval_ms,
+      work: () => this.#beat(live),
+      onFault: (error) => this.#faults.tell("an error of Cacophony itself: no heartbeat could be sent", error),
+    });
+  }
+
+  /** What a heartbeat says. Where that throws, the node is there all the same, and is as it was when it last could tell. */
+  #reading(): Reading {
+    const { executor, hello } = this.#options;
+    const what = "an error of Cacophony itself: the node could not be read";
+    const reading = this.#faults.attempt(what, () => executor.heartbeat()) ?? this.#lastReading;
+    this.#lastReading = reading ?? { engine: hello().engine, foreign: [] };
+    return this.#lastReading;
   }
 
   #sendHeartbeat(live: Live): void {
-    const reading = this.#options.executor.heartbeat();
+    const reading = this.#reading();
     live.sequence++;
     live.sentUrgent = urgentPart(reading);
     live.sentAt.set(live.sequence, this.#options.clock.now());

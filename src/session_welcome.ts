@@ -6,6 +6,7 @@
  */
 import { isSignedBy } from "./cluster_key.ts";
 import type { Hello, Peer, Welcome } from "./model.ts";
+import { commonProtocol, PROTOCOLS, rangeText } from "./model_protocol.ts";
 
 /**
  * How much newer a term may be than the newest one that the node has seen. Each start of a master is one term; a forged term
@@ -50,7 +51,18 @@ export function faultOf(welcome: Welcome, { hello, trust, dialled }: WelcomeFact
     };
   if (term > trust.seenTerm + MAX_TERM_STEP)
     return { reason: `${dialled} is at term ${term}, which is too far from the newest known one, ${trust.seenTerm}` };
-  return undefined;
+  const spoken = protocolChoiceFault(welcome.protocol, dialled);
+  return spoken === undefined ? undefined : { reason: spoken };
+}
+
+/** A session in a version that this node does not understand. */
+function protocolChoiceFault(protocol: number | undefined, dialled: string): string | undefined {
+  if (protocol === undefined || commonProtocol({ oldest: protocol, newest: protocol }, PROTOCOLS) !== undefined)
+    return undefined;
+  return (
+    `${dialled} chose ${rangeText({ oldest: protocol, newest: protocol })} of the protocol, this node speaks ` +
+    `${rangeText(PROTOCOLS)}: run the same version of cacophony on both`
+  );
 }
 
 function signatureFault(

@@ -39,12 +39,23 @@ export interface Store {
 /** Marks the file as ours ("Caco"), so that another program's database is never taken for one. */
 const APPLICATION_ID = 0x4361636f;
 
-/** One entry per schema version, applied in order; `PRAGMA user_version` counts those that were. Never edit an entry. */
+/**
+ * One entry per schema version, applied in order; `PRAGMA user_version` counts those that were. Never edit an entry.
+ *
+ * The schema's version is the format of the records, too: whenever a record gets a field (`RECORD_KINDS`), an entry is added, which
+ * is empty where the tables stay as they are. An earlier binary drops what it does not know when it writes a record, so it has to
+ * refuse a store of a later version.
+ */
 const MIGRATIONS: readonly string[] = [
   `CREATE TABLE record (kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
    CREATE TABLE leadership (id INTEGER PRIMARY KEY CHECK (id = 1), term INTEGER NOT NULL);
    INSERT INTO leadership VALUES (1, 0);`,
+  // The cluster's record has `version_floor`.
+  "",
 ];
+
+/** The schema's version, which a test holds against the shapes of the records. */
+export const STORE_FORMAT = MIGRATIONS.length;
 
 /** SQLite's name for a database without a file. */
 const IN_MEMORY = ":memory:";
@@ -97,9 +108,9 @@ function refuseUnusable(db: Database, path: string): void {
     throw new StartError(`${path} is a database of another program; it was left untouched: choose another --data-dir`);
   }
   const version = pragma(db, "user_version");
-  if (version > MIGRATIONS.length) {
+  if (version > STORE_FORMAT) {
     throw new StartError(
-      `the cluster state in ${path} has schema version ${version}, this cacophony knows up to ${MIGRATIONS.length}; it was left untouched: run the newer cacophony`,
+      `the cluster state in ${path} has schema version ${version}, this cacophony knows up to ${STORE_FORMAT}; it was left untouched: run the newer cacophony`,
     );
   }
 }
@@ -107,7 +118,8 @@ function refuseUnusable(db: Database, path: string): void {
 function migrate(db: Database): void {
   for (let version = pragma(db, "user_version"); version < MIGRATIONS.length; version++) {
     db.transaction(() => {
-      db.run(MIGRATIONS[version] ?? "");
+      const migration = MIGRATIONS[version] ?? "";
+      if (migration !== "") db.run(migration);
       db.run(`PRAGMA user_version = ${version + 1}`);
       db.run(`PRAGMA application_id = ${APPLICATION_ID}`);
     }).immediate();

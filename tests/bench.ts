@@ -211,7 +211,7 @@ class SchedulerBench {
   static async start(jobs: number): Promise<SchedulerBench> {
     const bench = new SchedulerBench();
     const { scheduler } = bench;
-    await scheduler.start({ cluster_id: "c", created_at: 0, network_mode: "vxlan", network_cidr: "10.213.0.0/16" });
+    await scheduler.start({ cluster_id: "c", created_at: 0, network_mode: "vxlan", network_cidr: "10.208.0.0/12" });
     const records = Array.from({ length: NODES }, (_, n) => node(n));
     await scheduler.change(() => records.map((record) => ({ op: "put", kind: "node", record })));
     for (const { node_id } of records) {

@@ -1,6 +1,7 @@
 /** @module Processes and figures for the benchmarks: `dist/cacophony` on loopback with a fresh data directory and no Docker. A tool. */
 import { mkdtempSync } from "node:fs";
 import { join } from "node:path";
+import { serveBareEngine } from "./bare_engine.ts";
 import { freePort } from "./entry_fixture.ts";
 
 export const EXECUTABLE = join(import.meta.dir, "..", "dist/cacophony");
@@ -12,10 +13,12 @@ export type BenchProcess = { address: string; startedMs: number; pid: number; st
 /** Starts `cacophony ARGS` and resolves with its first answer; `dir` is a directory for what it keeps. */
 export async function startProcess(dir: string, args: readonly string[]): Promise<BenchProcess> {
   const address = `127.0.0.1:${await freePort()}`;
+  const dataDir = mkdtempSync(join(dir, "node-"));
+  const engine = args[0] === "join" ? serveBareEngine(`${dataDir}/none.sock`) : undefined;
   const options = {
     "bind-addr": address,
-    "data-dir": mkdtempSync(join(dir, "node-")),
-    "docker-host": `unix://${dir}/none.sock`,
+    "data-dir": dataDir,
+    "docker-host": `unix://${dataDir}/none.sock`,
     "log-level": "error",
   };
   const given = Object.entries(options).flatMap(([name, value]) => [`--${name}`, value]);
@@ -24,6 +27,7 @@ export async function startProcess(dir: string, args: readonly string[]): Promis
   const stop = async () => {
     child.kill("SIGTERM");
     await child.exited;
+    engine?.stop();
   };
   try {
     await untilAnswers(`http://${address}/healthz`, () => child.exitCode === null);

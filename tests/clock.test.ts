@@ -1,5 +1,5 @@
 /** @module The real clock's timers. */
-import { expect, test } from "bun:test";
+import { expect, setSystemTime, test } from "bun:test";
 import { atMost, sleep, systemClock } from "../src/clock.ts";
 import { VirtualClock } from "./virtual_clock.ts";
 
@@ -10,6 +10,19 @@ test("systemClock keeps a timer waiting that is further off than the runtime cou
   await sleep(systemClock, 50);
   month.cancel();
   expect(rang).toBe(false);
+});
+
+test("systemClock goes on when somebody sets the machine's clock", () => {
+  const before = systemClock.now();
+  try {
+    for (const jumpMs of [3_600_000, -3_600_000]) {
+      setSystemTime(new Date(before + jumpMs));
+      expect(Math.abs(Date.now() - before - jumpMs)).toBeLessThan(1_000);
+      expect(Math.abs(systemClock.now() - before)).toBeLessThan(1_000);
+    }
+  } finally {
+    setSystemTime();
+  }
 });
 
 test.each([

@@ -100,6 +100,7 @@ export function noOverlay(pool: () => string = () => "10.210.0.0/16"): ExecutorO
   return {
     addresses: async () => ({ pools: [pool()] }),
     setBridges: () => {},
+    setTaken: () => {},
     setGuard: () => {},
     guardFault: () => undefined,
     connected: async () => {},

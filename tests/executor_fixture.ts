@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Executor } from "../src/executor.ts";
 import type { ExecutorOverlay } from "../src/executor_networks.ts";
-import { silentLog } from "../src/log.ts";
+import { type Log, silentLog } from "../src/log.ts";
 import { type AllocationRecord, type Assignments, LABELS } from "../src/model.ts";
 import type { Resources } from "../src/model_reports.ts";
 import { type ServiceSpec } from "../src/model_spec.ts";
@@ -54,9 +54,13 @@ export class Node {
   isolatedSince: number | undefined;
   diskLimit: number | undefined;
   readonly #overlay: ExecutorOverlay;
+  readonly #log: Log;
+  /** Hears of what the executor has to tell. */
+  onChange: () => void = () => {};
   #revision = 0;
 
-  constructor(seed = 1, overlay: Partial<ExecutorOverlay> = {}) {
+  constructor(seed = 1, overlay: Partial<ExecutorOverlay> = {}, log: Log = silentLog) {
+    this.#log = log;
     this.#overlay = { ...noOverlay(() => this.pool), ...overlay };
     dirs.push(this.dataDir);
     this.random = seededRandom(seed);
@@ -72,9 +76,12 @@ export class Node {
       meter: this.meter,
       clock: this.clock,
       random: this.random,
-      log: silentLog,
+      log: this.#log,
       dataDir: this.dataDir,
-      onChange: () => this.changes++,
+      onChange: () => {
+        this.changes++;
+        this.onChange();
+      },
       seenTerm: 1,
       isolatedSince: () => this.isolatedSince,
       ...(this.diskLimit !== undefined && { diskLimit: this.diskLimit }),

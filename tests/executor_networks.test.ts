@@ -62,6 +62,7 @@ test("a network that was just made is known as Docker lists it, without another 
   const [told, names] = [networks.bridges(), networks.names];
   await networks.look();
   expect([networks.bridges(), networks.names]).toEqual([told, names]);
+  expect(networks.taken).toEqual(["10.213.1.0/26"]);
   expect(told).toEqual([{ network: "a_default", device: "br-a_default-01", subnet: "10.213.1.0/26", internal: false }]);
   await networks.ensure("a", FROM);
   expect(engine.all).toHaveLength(1);

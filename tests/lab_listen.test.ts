@@ -2,6 +2,7 @@
 import { afterAll, afterEach, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { rmSync } from "node:fs";
 import { identityIn } from "../src/data_dir.ts";
+import { serveBareEngine } from "./bare_engine.ts";
 import { Lab, type LabHost } from "./lab.ts";
 import { LabCluster } from "./lab_cluster.ts";
 import { mustRun } from "./lab_process.ts";
@@ -13,11 +14,14 @@ let lab: Lab;
 let one: LabHost;
 let two: LabHost;
 let cluster: LabCluster;
+let engine: { stop(): void };
 
 beforeAll(async () => {
   lab = await Lab.start({ hosts: 2, docker: false });
   [one, two] = [lab.host(1), lab.host(2)];
   cluster = new LabCluster(lab);
+  // A node joins once its Engine has told its id.
+  engine = serveBareEngine(two.dockerSocket);
 });
 
 afterEach(async () => {
@@ -26,6 +30,7 @@ afterEach(async () => {
 });
 
 afterAll(async () => {
+  engine?.stop();
   await lab?.stop();
 });
 

@@ -3,6 +3,7 @@
  * Docker Engines and with the times that users have unless they say otherwise.
  */
 import { afterAll, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { rmSync } from "node:fs";
 import type { Allocation } from "./lab_cluster.ts";
 import { LabCluster, perNode, sleeper } from "./lab_cluster.ts";
 import { DEFAULT_TIMES, eachSlotOnce, run, runElsewhere } from "./lab_node_life.ts";
@@ -313,5 +314,35 @@ describe("a node that leaves", () => {
   test("is never the master", async () => {
     const answer = await cluster.api<{ error: { code: string } }>("/cluster/node/host-1", { method: "DELETE" });
     expect([answer.status, answer.body.error.code]).toEqual([409, "conflict"]);
+  });
+});
+
+describe("a machine that lost its data directory", () => {
+  test("and starts before its Docker Engine waits for that, and is the node that it was, with its containers (point 5)", async () => {
+    await run(cluster, "orphans", 6);
+    const host = cluster.lab.host(3);
+    const members = async () => {
+      const found = (await cluster.nodes()).filter(({ state }) => state !== "left");
+      return found.map(({ node_id, node_name, state }) => `${node_name} ${node_id} ${state}`);
+    };
+    const before = await members();
+    await cluster.process(3).kill();
+    await host.killDocker();
+    rmSync(host.dataDir, { recursive: true });
+    cluster.restart(3);
+    // It does not know yet where to listen but on loopback.
+    const said = async () => (await host.curl("http://127.0.0.1:9000/readyz")).stdout;
+    await waitUntil("the node to say what it waits for", said, {
+      until: (text) => text.includes(`waits for the Docker Engine at unix://${host.dockerSocket} before it joins: `),
+    });
+    await runElsewhere(cluster, "orphans", { host: 3, count: 6 });
+    expect(await members()).toEqual(
+      before.map((one) => (one.startsWith("host-3 ") ? one.replace("ready", "down") : one)),
+    );
+    await host.restartDocker();
+    // The same nodes, and nothing is left of what was started elsewhere meanwhile.
+    await waitUntil("the node to be back as itself", members, { until: (found) => Bun.deepEquals(found, before) });
+    await cluster.settled("orphans");
+    await eachSlotOnce(cluster, "orphans", 6);
   });
 });

@@ -4,6 +4,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { Clock } from "../src/clock.ts";
 import { parseJob } from "../src/job_spec.ts";
 import { silentLog } from "../src/log.ts";
 import { Membership } from "../src/membership.ts";
@@ -29,11 +30,14 @@ export const NODE_TIMEOUT_MS = 15_000;
 export const ENGINE_TIMEOUT_MS = 60_000;
 export const HOLD_MS = 60_000;
 
-type MasterOptions = Pick<SchedulerOptions, "rebalance" | "strategy"> & { nodeTimeoutMs?: number };
+type MasterOptions = Pick<SchedulerOptions, "rebalance" | "strategy"> &
+  Partial<Pick<SchedulerOptions, "log" | "newId">> & { nodeTimeoutMs?: number };
 
 /** A master, one process after another, with a disk of its own. */
 export class Master {
   readonly clock = new VirtualClock();
+  /** How far the next process's clock is ahead of time. */
+  skewMs = 0;
   readonly #path = join(mkdtempSync(join(root, "master-")), "cluster.db");
   readonly #cidr: string;
   readonly #options: MasterOptions;
@@ -85,23 +89,29 @@ export class Master {
     this.membership.start();
   }
 
+  /** The clock of a process: it begins as far off as the machine's is then, and goes on as time does. */
+  #skewed(): Clock {
+    const { clock, skewMs } = this;
+    return { now: () => clock.now() + skewMs, after: (ms, fn) => clock.after(ms, fn) };
+  }
+
   #newScheduler(): Scheduler {
     return new Scheduler({
-      ...this.#options,
-      clock: this.clock,
       log: silentLog,
+      newId: () => `id${++this.#ids}`,
+      ...this.#options,
+      clock: this.#skewed(),
       store: openSqliteStore(this.#path),
       random: seeded(1),
       sealer: unusedSealer,
-      newId: () => `id${++this.#ids}`,
       onFenced: () => {},
     });
   }
 
   #newMembership(): Membership {
     return new Membership({
-      clock: this.clock,
-      log: silentLog,
+      clock: this.#skewed(),
+      log: this.#options.log ?? silentLog,
       scheduler: this.scheduler,
       self: { node_id: "master", address: "10.0.0.1:9000" },
       heartbeatIntervalMs: HEARTBEAT_MS,
@@ -122,6 +132,8 @@ export class Peer {
   /** The services that it knows. */
   readonly services = new Map<string, ServiceEntry>();
   overlay: NodeNetwork | undefined = { mode: "vxlan", networks: [], blocks: 1, full: false };
+  /** Names of its Docker networks; undefined: it does not tell. */
+  networks: string[] | undefined;
   underlay: string | undefined;
   address: string;
   /** Why its Docker Engine does not answer; undefined: it does. */
@@ -204,6 +216,7 @@ export class Peer {
       engine: this.#engine,
       resources: idleMachine(),
       foreign: [],
+      ...(this.networks && { networks: this.networks }),
       ...overlay,
     });
     await this.#master.clock.advance(20);

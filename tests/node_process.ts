@@ -5,6 +5,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { serveBareEngine } from "./bare_engine.ts";
 import { freePort } from "./entry_fixture.ts";
 import { type Env, LabProcess } from "./lab_process.ts";
 import { waitUntil } from "./wait.ts";
@@ -15,9 +16,13 @@ const START_TIMEOUT_MS = 30_000;
 
 export type NodeProcess = { address: string; port: number; dataDir: string; process: LabProcess };
 
+/** `hasEngine`: whether an Engine tells its id, which a node that joins waits for; absent: only such a node has one. */
+type StartOptions = { env?: Env; dataDir?: string; hasEngine?: boolean };
+
 export class NodeProcesses {
   readonly #root = mkdtempSync(join(tmpdir(), "cacophony-process-"));
   readonly #processes: LabProcess[] = [];
+  readonly #engines: { stop(): void }[] = [];
 
   newDir(): string {
     return mkdtempSync(join(this.#root, "data-"));
@@ -26,11 +31,12 @@ export class NodeProcesses {
   /** Starts `cacophony ARGS` and resolves once it answers. */
   async start(
     args: readonly string[],
-    { env = {}, dataDir = this.newDir() }: { env?: Env; dataDir?: string } = {},
+    { env = {}, dataDir = this.newDir(), hasEngine = args[0] === "join" }: StartOptions = {},
   ): Promise<NodeProcess> {
     const port = await freePort();
     const address = `127.0.0.1:${port}`;
     const options = ["--bind-addr", address, "--data-dir", dataDir, "--docker-host", `unix://${dataDir}/none.sock`];
+    if (hasEngine) this.#engines.push(serveBareEngine(`${dataDir}/none.sock`));
     const process = this.run([...args, ...options, "--log-format", "json", "--log-level", "warn"], env);
     await waitUntil(
       `${args[0]} to answer at ${address}`,
@@ -65,6 +71,7 @@ export class NodeProcesses {
   /** Ends all of them and removes what they wrote. */
   async stop(): Promise<void> {
     await Promise.all(this.#processes.map((one) => one.kill()));
+    for (const engine of this.#engines) engine.stop();
     rmSync(this.#root, { recursive: true, force: true });
   }
 }

@@ -211,6 +211,46 @@ describe("a node in the cluster's network", () => {
     expect((await machine.overlay.addresses()).pools).toEqual(["10.213.1.64/26", "10.213.1.128/25", "10.213.9.0/24"]);
   });
 
+  test("goes on after an error of its own, in names as in the kernel (point 4 of section 1)", async () => {
+    let isBad = false;
+    const machine = new Machine({
+      onChange: () => {
+        if (isBad) throw new Error("a defect");
+      },
+    });
+    machine.overlay.setBridges([BRIDGE]);
+    machine.overlay.receive(network());
+    await machine.clock.advance(10);
+    const fail = () => {
+      throw new Error("a defect");
+    };
+    const bad = Object.defineProperty(service([], "bad"), "endpoints", { get: fail });
+    machine.overlay.receive(directory([service([endpoint("a", "10.213.2.70")], "one"), bad]));
+    machine.overlay.receive(directory([service([endpoint("b", "10.213.2.71")], "two")], { full: false }));
+    expect([machine.address("one.shop"), machine.address("two.shop")]).toEqual([["10.213.2.70"], ["10.213.2.71"]]);
+    isBad = true;
+    machine.unsupported = "the kernel has no VXLAN";
+    machine.overlay.receive(network({ self: { ...network().self, underlay: "10.0.0.7" } }));
+    await machine.clock.advance(60_000);
+    isBad = false;
+    machine.unsupported = undefined;
+    machine.fault = undefined;
+    const before = machine.applied.length;
+    await machine.clock.advance(600_000);
+    expect(machine.applied.length).toBeGreaterThan(before);
+  });
+
+  test("tells how many further networks its blocks have room for (point 9)", async () => {
+    const machine = await connected();
+    expect(machine.overlay.report()).not.toHaveProperty("free");
+    machine.overlay.setTaken([BRIDGE.subnet, "172.17.0.0/16"]);
+    expect(machine.overlay.report()).toMatchObject({ full: false, free: 2 });
+    machine.overlay.noticeFull();
+    expect(machine.overlay.report()).toMatchObject({ full: true, free: 0 });
+    machine.overlay.setTaken(["172.17.0.0/16"]);
+    expect(machine.overlay.report()).toMatchObject({ full: false, free: 3 });
+  });
+
   test("puts back what somebody took away within 5 s", async () => {
     const machine = await connected();
     const before = machine.applied.length;

@@ -3,6 +3,7 @@
  * others', or no messages at all. Made from seeds, for the rogue node and the rogue master of the tests.
  */
 import { PROTOCOL_VERSION } from "../src/model.ts";
+import { PROTOCOLS } from "../src/model_protocol.ts";
 
 export type Random = () => number;
 
@@ -108,6 +109,7 @@ export function helloOf(nodeId: string, more: object = {}): object {
   return {
     type: "hello",
     protocol: PROTOCOL_VERSION,
+    protocols: PROTOCOLS,
     node_id: nodeId,
     instance: `i-${nodeId}`,
     node_name: nodeId,

@@ -13,6 +13,8 @@ class Node {
   readonly clock = new VirtualClock();
   readonly heard: NodeMessage[] = [];
   readonly learnt: (NetworkMessage | DirectoryMessage)[] = [];
+  /** How often what the session calls throws yet. */
+  defects = { heartbeat: 0, snapshot: 0, random: 0, welcome: 0, network: 0 };
   sessions = 0;
   lost = 0;
   /** How long its welcome is on its way. */
@@ -20,6 +22,7 @@ class Node {
   /** Whether the master answers heartbeats. */
   answers = true;
   overlay: NodeNetwork = { mode: "vxlan", networks: [], blocks: 1, full: false };
+  readonly #random = seededRandom(1);
   readonly session: Session;
   #say: (message: MasterMessage) => void = () => {};
 
@@ -38,11 +41,20 @@ class Node {
       },
       executor: {
         assign: () => "accepted",
-        snapshot: () => ({ allocations: [], removals_done: [] }),
-        heartbeat: (): Omit<Heartbeat, "type" | "sequence"> => ({ engine, foreign: [], overlay: this.overlay }),
+        snapshot: () => {
+          if (this.defects.snapshot-- > 0) throw new Error("a defect");
+          return { allocations: [], removals_done: [] };
+        },
+        heartbeat: (): Omit<Heartbeat, "type" | "sequence"> => {
+          if (this.defects.heartbeat-- > 0) throw new Error("a defect");
+          return { engine, foreign: [], overlay: this.overlay };
+        },
       },
       clock: this.clock,
-      random: seededRandom(1),
+      random: () => {
+        if (this.defects.random-- > 0) throw new Error("a defect");
+        return this.#random();
+      },
       log: silentLog,
       hello: () => ({
         type: "hello",
@@ -58,10 +70,15 @@ class Node {
       }),
       trust: () => ({ clusterKey: undefined, seenTerm: 0 }),
       addresses: () => [peer.address],
-      onWelcome: () => {},
+      onWelcome: () => {
+        if (this.defects.welcome-- > 0) throw new Error("a defect");
+      },
       onLeft: () => {},
       onPeers: () => {},
-      onNetwork: (message) => void this.learnt.push(message),
+      onNetwork: (message) => {
+        if (this.defects.network-- > 0) throw new Error("a defect");
+        this.learnt.push(message);
+      },
       onLost: () => this.lost++,
       onRefused: () => {},
     });
@@ -216,4 +233,66 @@ test("Session takes a welcome that was long on its way for no newer sign of the 
   await node.clock.advance(4_000);
   expect(node.session.lost).toBeDefined();
   expect(node.session.lastHeard).toBe(begin);
+});
+
+test("Session goes on with its heartbeats after one that threw (point 4 of section 1)", async () => {
+  const node = new Node();
+  await node.clock.advance(100);
+  // One is sent, and the next one is not made ready.
+  node.defects.random = 1;
+  await node.clock.advance(4.5 * INTERVAL_MS);
+  expect([node.sessions, node.beats]).toEqual([1, 5]);
+});
+
+test("Session says that the node is there also where what it has cannot be read (point 4 of section 1)", async () => {
+  const node = new Node();
+  await node.clock.advance(100);
+  node.defects.heartbeat = 1_000;
+  node.overlay = { ...node.overlay, full: true };
+  await node.clock.advance(4.5 * INTERVAL_MS);
+  expect([node.sessions, node.beats]).toEqual([1, 5]);
+  expect(node.heard.findLast(({ type }) => type === "heartbeat")).toMatchObject({ overlay: { full: false } });
+  node.defects.heartbeat = 0;
+  await node.clock.advance(INTERVAL_MS * 1.2);
+  expect(node.heard.findLast(({ type }) => type === "heartbeat")).toMatchObject({ overlay: { full: true } });
+});
+
+test("Session that can make no report ends, and the next one begins with all there is to say (point 4 of section 1)", async () => {
+  const node = new Node();
+  await node.clock.advance(100);
+  node.defects.snapshot = 1;
+  node.session.notify();
+  await node.clock.advance(1_000);
+  expect(node.sessions).toBe(2);
+  expect(node.heard.findLast(({ type }) => type === "status")).toMatchObject({ full: true });
+});
+
+test("Session that throws at its welcome is none: the node knows that it has no master (point 4 of section 1)", async () => {
+  const node = new Node();
+  node.defects.welcome = 1;
+  await node.clock.advance(50);
+  expect([node.sessions, node.session.lost]).toEqual([1, undefined]);
+  await node.clock.advance(1_000);
+  expect([node.sessions, node.session.lost?.aborted]).toEqual([2, false]);
+});
+
+test("Session that a message of the master ends each time is tried again ever less often (point 4 of section 1)", async () => {
+  const node = new Node();
+  node.defects.network = 1_000;
+  const message: DirectoryMessage = { type: "directory", full: true, services: [], gone: [] };
+  for (let n = 0; n < 600; n++) {
+    node.say(message);
+    await node.clock.advance(100);
+  }
+  expect(node.sessions).toBeGreaterThan(15);
+  expect(node.sessions).toBeLessThan(50);
+  node.defects.network = 0;
+  const before = node.sessions;
+  await node.clock.advance(60_000);
+  expect(node.sessions - before).toBeLessThan(3);
+  // One that lasted is no longer one of those that end at once.
+  node.defects.network = 1;
+  node.say(message);
+  await node.clock.advance(500);
+  expect(node.session.lost?.aborted).toBe(false);
 });

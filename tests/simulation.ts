@@ -122,8 +122,8 @@ class Simulation {
       this.#client.masterGone();
       this.#operator.masterGone();
     };
-    this.#cluster.disk.onLoad = ({ job, node }) => {
-      this.#client.compare(job);
+    this.#cluster.disk.onLoad = ({ job, node, cluster }) => {
+      this.#client.compare(job, cluster[0]?.version_floor);
       this.#operator.compare(node);
     };
     for (const { engine } of this.#cluster.machines) prepare(engine);
@@ -235,7 +235,7 @@ class Simulation {
     if (!scheduler) return ["there is no master"];
     if (!this.#client.isAnswered) return ["requests have no answer"];
     const { state } = scheduler;
-    this.#client.compare([...state.jobs.values()]);
+    this.#client.compare([...state.jobs.values()], state.cluster?.version_floor);
     this.#operator.compare([...state.nodes.values()]);
     const faults = [...state.views].flatMap(([id, view]) =>
       view.state === "ready" ? [] : [`${id} is ${view.state}: ${view.reason}`],

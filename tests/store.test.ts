@@ -128,7 +128,7 @@ describe("openSqliteStore()", () => {
     const db = new Database(path);
     db.run("PRAGMA user_version = 99");
     db.close();
-    expect(() => openSqliteStore(path)).toThrow(/schema version 99, this cacophony knows up to 1/);
+    expect(() => openSqliteStore(path)).toThrow(/schema version 99, this cacophony knows up to \d+/);
   });
 
   test("refuses another program's database", () => {
