@@ -298,8 +298,8 @@ export class Session {
     const { executor, log, onRefused, onPeers, onNetwork } = this.#options;
     const { live } = attempt;
     if (!live) return this.#beforeWelcome(message, attempt);
-    // What was on its way when the session ended: another one may have told what is newer by now.
-    if (this.#live !== live) return;
+    // What was on its way when the session ended: another one may have told what is newer by now. Assignments say how new they are.
+    if (this.#live !== live && message.type !== "assignments") return;
     if (message.type === "welcome") return live.channel.close();
     if (message.type === "refused") onRefused(message);
     else if (message.type === "left") this.#options.onLeft();

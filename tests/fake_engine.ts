@@ -98,6 +98,8 @@ export class FakeEngine implements Engine {
   /** Calls that are never answered in time, and calls that are refused, by their names. */
   readonly hung = new Set<string>();
   readonly refused = new Set<string>();
+  /** Calls of which so many, from 0 to 1, take effect only after the caller was told of a timeout, by their names. */
+  readonly late = new Map<string, number>();
   /** How often each call was made. */
   readonly calls = new Map<string, number>();
   /** The most calls of each kind that were under way at once. */
@@ -536,7 +538,7 @@ export class FakeEngine implements Engine {
       this.#mustBeUp();
       if (this.hung.has(name) || this.#happens("loseRequest")) await this.#timeOut();
       if (this.refused.has(name)) throw new EngineError("other", `${name} is refused`);
-      if (this.#happens("lateEffect")) {
+      if (this.#happens("lateEffect") || this.#isLate(name)) {
         // Many come when they were just asked for again.
         const delayMs = TIMEOUT_MS + this.#random() * (this.#random() < 0.5 ? 3_000 : 60_000);
         this.lateUntil = Math.max(this.lateUntil, this.#clock.now() + delayMs);
@@ -554,6 +556,10 @@ export class FakeEngine implements Engine {
     } finally {
       this.#underWay.set(name, (this.#underWay.get(name) ?? 1) - 1);
     }
+  }
+
+  #isLate(name: string): boolean {
+    return this.late.size > 0 && this.#random() < (this.late.get(name) ?? 0);
   }
 
   #happens(fault: keyof Faults): boolean {

@@ -286,10 +286,24 @@ export class SimCluster {
     return true;
   }
 
+  /** Who dials the master's address reaches the old one from now on, as where two machines have one address. */
+  giveAddressToGhost(): boolean {
+    const { ghost, address } = this.master;
+    if (!ghost || ghost.life.ended.aborted) return false;
+    this.network.listen(address, ghost.host);
+    return true;
+  }
+
+  giveAddressBack(): void {
+    const { process, address } = this.master;
+    if (process) this.network.listen(address, process.host);
+  }
+
   #endGhost(machine: Machine): void {
     const { ghost } = machine;
     if (!ghost) return;
     machine.ghost = undefined;
+    if (this.network.hostAt(machine.address) === ghost.host) this.giveAddressBack();
     ghost.life.kill();
     void ghost.store?.close();
     this.network.ended(machine.address, { life: ghost.life, goodbye: true });

@@ -16,6 +16,7 @@ import { isStateful, stoppedAloneAt } from "../src/reconcile_goal.ts";
 import { FAILURES } from "../src/reconcile_replace.ts";
 import type { Scheduler } from "../src/scheduler.ts";
 import type { Machine, Process } from "./simulation_machine.ts";
+import { PENDING } from "./simulation_pending.ts";
 import type { Life } from "./simulation_process.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
 
@@ -26,6 +27,8 @@ const VIEW_INTERVAL_MS = 100;
 const NOTICE_MS = 1_500;
 /** The first assignments of a session are there after this, however slow the network is. */
 const ASSIGNMENTS_MS = 3_000;
+/** An Engine's death is told, waited for, and made good again within this time. */
+const UNWELL_MS = 120_000;
 /** A stop that was begun is done by then: grace periods are 10 s. */
 const HALF_DONE_MS = 15_000;
 
@@ -58,8 +61,10 @@ export class SimRules {
   readonly #options: RulesOptions;
   /** Allocations that were given up while their node was down: theirs may run beside their replacement's. */
   readonly #givenUp = new Set<string>();
-  /** Allocations whose node could not stop them in time, for what happened to its process or its Engine. */
-  readonly #excused = new Set<string>();
+  /** Allocations whose node could not stop them in time, for what happened to its process or its Engine, and until when that counts. */
+  readonly #excusedUntil = new Map<string, number>();
+  /** When each machine's Engine was last seen to be dead, slow, or to lose something. */
+  readonly #unwellAt = new Map<string, number>();
   /** What the master heard of each node last: the true time, and for how long it had stood still by then. */
   readonly #heard = new Map<string, { at: number; stilledMs: number; isSpoken: boolean }>();
   readonly #states = new Map<string, string>();
@@ -89,6 +94,7 @@ export class SimRules {
     const now = this.#options.clock.now();
     if (now - this.#viewedAt >= VIEW_INTERVAL_MS) {
       this.#viewedAt = now;
+      for (const { name, engine } of this.#options.machines) if (!engine.isWell) this.#unwellAt.set(name, now);
       this.#checkViews(now);
     }
     const changes = this.#options.machines.reduce((sum, { engine }) => sum + engine.changes, 0);
@@ -129,13 +135,20 @@ export class SimRules {
 
   /** Whether the machine that an allocation runs on was not able to stop it in time without a master. */
   #isExcused(id: string): boolean {
-    if (this.#excused.has(id)) return true;
+    const until = this.#excusedUntil.get(id);
+    const now = this.#options.clock.now();
+    if (until !== undefined && now < until) return true;
     const machine = this.#options.machines.find(({ engine }) => engine.running(id).length > 0);
     if (!machine) return true;
-    const { process, engine, touchedAt } = machine;
+    const { name, process, touchedAt } = machine;
+    const { node_id = "" } = this.allocations.get(id) ?? {};
     const heardAt = Math.max(...[...machine.ids].map((nodeId) => this.#heard.get(nodeId)?.at ?? 0));
-    const isAble = process && !process.life.isStill && engine.isWell && touchedAt < heardAt;
-    if (!isAble) this.#excused.add(id);
+    const wasUnwell = now - (this.#unwellAt.get(name) ?? -Infinity) < UNWELL_MS;
+    const isKnown = this.#options.scheduler()?.state.views.get(node_id)?.engine?.state === "unready";
+    const isUnwell = wasUnwell && (PENDING.has("never two where an Engine is dead") || !isKnown);
+    const isAble = process && !process.life.isStill && !isUnwell && touchedAt < heardAt;
+    if (!isAble)
+      this.#excusedUntil.set(id, PENDING.has("never two after a process was dead") ? Infinity : now + HALF_DONE_MS);
     return !isAble;
   }
 
@@ -194,7 +207,8 @@ export class SimRules {
           `${nodeId} was taken for down after ${Math.round(silentMs)} ms, of which the master stood still for ${Math.round(stoodMs)} ms`,
         );
       const limitMs = (isSpoken ? NODE_TIMEOUT_MS : 2 * NODE_TIMEOUT_MS) + NOTICE_MS;
-      if (state !== "down" && stoodMs === 0 && silentMs > limitMs)
+      const isListening = stoodMs === 0 || !PENDING.has("dead nodes of a busy master");
+      if (state !== "down" && isListening && silentMs - stoodMs > limitMs)
         this.violations.push(`${nodeId} is not taken for down, and has been silent for ${Math.round(silentMs)} ms`);
       if (lost && this.#mass && now < this.#mass.untilMs && this.#mass.names.has(nodeId))
         this.violations.push(`${nodeId} was given up, and most nodes fell silent together with it`);
@@ -346,7 +360,7 @@ export class SimRules {
     );
     if (record && hasLeft && this.#running().state.isDown(record.node_id)) {
       this.#givenUp.add(id);
-      if (this.isRemoving(record.node_id)) this.#excused.add(id);
+      if (this.isRemoving(record.node_id)) this.#excusedUntil.set(id, Infinity);
       // Who removes a node by hand knows that it is off.
       if (!this.isRemoving(record.node_id)) this.#checkAlone(record);
       return;

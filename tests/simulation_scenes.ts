@@ -5,6 +5,7 @@
 import type { SimClient } from "./simulation_client.ts";
 import type { SimCluster } from "./simulation_cluster.ts";
 import type { Machine } from "./simulation_machine.ts";
+import { PENDING } from "./simulation_pending.ts";
 import type { SimTrouble } from "./simulation_trouble.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
 
@@ -17,6 +18,7 @@ export const THEMES = [
   "disk",
   "crash of the master",
   "engine",
+  ...(PENDING.has("a lost data directory while the Engine is down") ? [] : (["lost data"] as const)),
 ] as const;
 export type Theme = (typeof THEMES)[number];
 
@@ -62,6 +64,8 @@ export class SimScenes {
         return this.#crash();
       case "engine":
         return this.#engine();
+      case "lost data":
+        return this.#lostData();
     }
   }
 
@@ -79,6 +83,12 @@ export class SimScenes {
     await this.#requests(3, 2_000);
     await this.#pass(this.#upTo(6_000));
     if (cluster.thawGhost()) say("the old master goes on");
+    if (!PENDING.has("an old master at the new one's address") && cluster.giveAddressToGhost()) {
+      say("the old master has the address of the new one");
+      for (const { address } of this.#workers()) if (this.#happens(0.5)) cluster.network.breakConnections(address);
+      await this.#pass(this.#upTo(8_000));
+      cluster.giveAddressBack();
+    }
     await this.#requests(2, 1_500);
   }
 
@@ -117,7 +127,8 @@ export class SimScenes {
     say(`${machine.name}: ${how}, for long`);
     if (how === "cut off") network.isolate(machine.address);
     else network.cutOneWay(machine.address, how === "deaf" ? "to" : "from");
-    await this.#pass(4_000 + this.#upTo(20_000));
+    // Half of the time long enough for others to take over all that it runs.
+    await this.#pass(this.#happens(0.5) ? 4_000 + this.#upTo(14_000) : 18_000 + this.#upTo(6_000));
     if (this.#happens(0.3)) client.act();
     if (this.#happens(0.7)) {
       say(`${machine.name}: joined with the others again`);
@@ -162,8 +173,8 @@ export class SimScenes {
 
   /** The disk refuses for a while; what could not be written then is written soon after. */
   async #disk(): Promise<void> {
-    const { cluster, trouble, say, fail } = this.#options;
-    const { disk, rules } = cluster;
+    const { cluster, trouble, say } = this.#options;
+    const { disk } = cluster;
     if (!(await this.#repair())) return;
     say("the disk refuses");
     await this.#requests(2, 300);
@@ -176,29 +187,77 @@ export class SimScenes {
     say("the disk is well");
     Object.assign(disk, { faults: 0, torn: 0, stalls: 0 });
     if (this.#happens(0.3)) return;
+    await this.#expectPrompt("after the disk was well again");
+  }
+
+  /** What a master can do at once is done soon, and not only when it looks at everything. */
+  async #expectPrompt(since: string): Promise<void> {
+    const { rules } = this.#options.cluster;
     await this.#pass(PROMPT_MS / 2);
     const before = rules.undone();
     await this.#pass(PROMPT_MS);
     const after = new Set(rules.undone());
     const left = before.filter((one) => after.has(one));
-    if (left.length > 0) fail(`${PROMPT_MS} ms after the disk was well again: ${left.join("; ")}`);
+    if (left.length > 0) this.#options.fail(`${PROMPT_MS} ms ${since}: ${left.join("; ")}`);
   }
 
   /** The master ends in the middle of what a request causes, and another process goes on. */
   async #crash(): Promise<void> {
-    const { cluster, client, say } = this.#options;
-    if (this.#happens(0.5)) cluster.network.latency = [1, 1_500];
+    const { cluster, client } = this.#options;
+    if (this.#happens(0.4)) return this.#crashOfDelete();
+    if (this.#happens(0.7)) cluster.network.latency = [1, 1_500];
     for (let n = 0; n < 3; n++) {
-      client.act(this.#happens(0.5) ? "delete" : "put");
+      client.act(this.#happens(0.3) ? "delete" : "put");
       // oxlint-disable-next-line no-await-in-loop -- one after the other
       await this.#pass(this.#upTo(25));
-      say("the master is killed and starts at once");
-      cluster.kill(cluster.master);
-      cluster.start(cluster.master);
+      this.#restartMaster();
+      // What was just placed is to stop when its node has hardly heard of it.
       // oxlint-disable-next-line no-await-in-loop -- one after the other
-      await this.#requests(4, 1_500);
+      for (let ms = 0; ms < 5_000 && !this.#isAnyConnected(); ms += 20) await this.#pass(20);
+      for (let m = 0; m < 3; m++) {
+        client.act("delete");
+        // oxlint-disable-next-line no-await-in-loop -- one after the other
+        await this.#pass(this.#upTo(200));
+      }
+      // oxlint-disable-next-line no-await-in-loop -- one after the other
+      await this.#requests(2, 1_500);
     }
     cluster.network.latency = [1, 10];
+  }
+
+  /** A job is deleted while a node has no Engine, and the master ends before it has decided what to stop. */
+  async #crashOfDelete(): Promise<void> {
+    const { cluster, client, say, trouble } = this.#options;
+    if (!(await this.#repair())) return;
+    for (let n = 0; n < 2; n++) client.act("put");
+    await this.#pass(3_000);
+    const machine = this.#pick(this.#workers().filter(({ engine }) => engine.containers.length > 0));
+    if (!machine) return;
+    say(`${machine.name}: engine: down, and the process starts again`);
+    machine.engine.goDown({ containersSurvive: true });
+    // One that has never seen its containers reports none, so nothing reminds the master of them.
+    cluster.kill(machine);
+    cluster.start(machine);
+    await this.#pass(3_000);
+    for (let n = 0; n < 3; n++) client.act("delete");
+    await this.#pass(this.#upTo(15));
+    this.#restartMaster();
+    await this.#expectPrompt("after the master had started");
+    machine.engine.comeUp();
+    trouble.mend(machine.engine);
+  }
+
+  #restartMaster(): void {
+    const { cluster, say } = this.#options;
+    say("the master is killed and starts at once");
+    cluster.kill(cluster.master);
+    cluster.start(cluster.master);
+  }
+
+  #isAnyConnected(): boolean {
+    const { scheduler, master } = this.#options.cluster;
+    const own = master.identity.node_id;
+    return [...(scheduler?.state.views ?? [])].some(([nodeId, { connected }]) => connected && nodeId !== own);
   }
 
   // ---- Engines --------------------------------------------------------------------------------------------------------
@@ -208,9 +267,14 @@ export class SimScenes {
     const { cluster, client, say, trouble } = this.#options;
     const machine = this.#pick(cluster.machines);
     if (!machine) return;
-    say(`${machine.name}: engine: loses answers and events`);
     trouble.late.add(machine.name);
-    machine.engine.faults = { loseRequest: 0.02, loseAnswer: 0.25, lateEffect: 0.2, loseEvent: 0.9 };
+    if (this.#happens(0.5)) {
+      say(`${machine.name}: engine: makes containers late`);
+      machine.engine.late.set("create", 0.7);
+    } else {
+      say(`${machine.name}: engine: loses answers and events`);
+      machine.engine.faults = { loseRequest: 0.02, loseAnswer: 0.25, lateEffect: 0.2, loseEvent: 0.9 };
+    }
     for (let n = 0; n < 3; n++) {
       client.act("put");
       // oxlint-disable-next-line no-await-in-loop -- one after the other
@@ -220,6 +284,20 @@ export class SimScenes {
       await this.#pass(this.#upTo(5_000));
     }
     if (this.#happens(0.5)) trouble.mend(machine.engine);
+  }
+
+  /** A machine loses its data directory, and its process starts before its Engine answers. */
+  async #lostData(): Promise<void> {
+    const { cluster, say } = this.#options;
+    const machine = this.#pick(this.#workers());
+    if (!machine) return;
+    say(`${machine.name}: engine: down; it loses its data directory and starts`);
+    machine.engine.goDown({ containersSurvive: this.#happens(0.7) });
+    cluster.loseData(machine);
+    cluster.start(machine);
+    await this.#pass(this.#upTo(15_000));
+    machine.engine.comeUp();
+    await this.#pass(this.#upTo(5_000));
   }
 
   // ---- Steps ----------------------------------------------------------------------------------------------------------

@@ -213,6 +213,7 @@ export class SimTrouble {
 
   mend(engine: Machine["engine"]): void {
     engine.faults = { loseRequest: 0, loseAnswer: 0, lateEffect: 0, loseEvent: 0 };
+    engine.late.clear();
     engine.latency = [1, 5];
   }
 
