@@ -152,7 +152,28 @@ export class SimPromises {
       this.#checkConstraints(record, state);
       this.#checkDependencies(record, state);
       this.#checkHome(record, state);
-    } else if (before.desired === "run" && record.desired === "stop") this.#checkTurn(before, { state, changes });
+    } else if (before.desired === "run" && record.desired === "stop") {
+      this.#checkTurn(before, { state, changes });
+      this.#checkSuccessor(before, state);
+    }
+  }
+
+  /** What another one is to replace goes on until that is up, but for reasons of its own. */
+  #checkSuccessor(record: AllocationRecord, state: ClusterState): void {
+    const service = serviceOf(record, state);
+    const all = state.allocationsOf(serviceKey(record)).filter((one) => one.desired === "run");
+    const successor = all.find((one) => one.replaces?.allocation_id === record.allocation_id);
+    if (!service || !successor || isUp(successor, state)) return;
+    const isCurrent = record.spec_hash === service.spec_hash && (record.generation ?? 0) === (service.generation ?? 0);
+    // Each successor of one that stays has its slot as well.
+    const slots = new Set(all.map(({ slot }) => slot));
+    const { drain } = state.nodes.get(record.node_id) ?? {};
+    const { process } = this.#options.machines[0] ?? {};
+    const isOver = drain !== undefined && (process?.life.clock.now() ?? 0) >= drain.deadline_at;
+    if (isCurrent && slots.size <= service.scale && !isOver && !state.isLost(record.node_id))
+      this.#violate(
+        `${record.allocation_id} was stopped before ${successor.allocation_id} was up, which is to replace it`,
+      );
   }
 
   #checkConstraints(record: AllocationRecord, state: ClusterState): void {
