@@ -2,6 +2,7 @@
  * @module The services of the simulation's documents: what each kind is like, what its containers do, and how many of it must run in
  * the end. Decides nothing about when they are sent.
  */
+import type { NodeRecord } from "../src/model.ts";
 import { isGlobal, type ServiceRules, type ServiceSpec } from "../src/model_spec.ts";
 import type { FakeEngine } from "./fake_engine.ts";
 import { GIB, rules } from "./cluster_fixture.ts";
@@ -171,6 +172,12 @@ export function rulesOf(service: ServiceName, { pick }: Pick<Chance, "pick">): S
 /** Whether a service's containers are to end. */
 export function isEnding(service: string): boolean {
   return ENDING.includes(service);
+}
+
+/** Whether a service's constraints let it run on a node. */
+export function isAllowed({ constraints }: ServiceRules, node: NodeRecord | undefined): boolean {
+  const zone = new Map([...(node?.labels ?? []), ...(node?.set_labels ?? [])]).get("zone");
+  return constraints.every(({ operator, value }) => (zone === value) === (operator === "=="));
 }
 
 /** How many replicas are wanted of one with these rules: its scale, or as many as there are nodes for it. */
