@@ -141,9 +141,9 @@ export const MASTER_MUTATIONS: readonly Mutation[] = [
   {
     name: "ends-not-recorded",
     breaks: "that a run-to-end replica has ended is forgotten with its node",
-    file: "src/scheduler.ts",
-    find: "statuses?.get(allocation_id)?.final === true;",
-    replace: "statuses?.get(allocation_id)?.final === undefined;",
+    file: "src/scheduler_nodes.ts",
+    find: "record.ended !== undefined || status?.final !== true)",
+    replace: "record.ended !== undefined || status?.final !== undefined)",
   },
   // ---- Reconcile ------------------------------------------------------------------------------------------------------
   {
@@ -282,11 +282,11 @@ export const MASTER_MUTATIONS: readonly Mutation[] = [
     replace: "this.#links.delete(nodeId);",
   },
   {
-    name: "no-time-for-nodes-at-start",
-    breaks: "a master that starts takes the nodes that it has not heard yet for silent since long ago",
+    name: "no-block-for-newcomers",
+    breaks: "a new node is ready before it has a block of addresses",
     file: "src/membership.ts",
-    find: "this.#state.views.set(nodeId, newView(this.#options.clock.now()));\n    this.#peerNews",
-    replace: "this.#state.views.set(nodeId, newView(this.#options.clock.now() - 1e6));\n    this.#peerNews",
+    find: 'if (state === "ready" && !this.#newcomers.isSettled(nodeId))',
+    replace: 'if (state === "ready" && this.#newcomers.isSettled(nodeId) === undefined)',
   },
   {
     name: "engine-tells-nothing",

@@ -21,8 +21,8 @@ export const NODE_MUTATIONS: readonly Mutation[] = [
     name: "silent-master-never-dropped",
     breaks: "a master that answers no heartbeat is believed to be there",
     file: "src/session.ts",
-    find: "if (live.acknowledged < older) return",
-    replace: "if (live.acknowledged < older - 1e9) return",
+    find: "if (live.acknowledged < older) {",
+    replace: "if (live.acknowledged < older - 1e9) {",
   },
   {
     name: "name-conflict-is-an-error",
@@ -93,16 +93,16 @@ export const NODE_MUTATIONS: readonly Mutation[] = [
   {
     name: "removals-hold-nothing",
     breaks: "a job's new containers start before the volumes of its former life are removed",
-    file: "src/executor.ts",
-    find: "jobs.has(job_id) || ended ||",
-    replace: "(jobs.has(job_id) && !this.#jobOf.has(allocation_id)) || ended ||",
+    file: "src/executor_wanted.ts",
+    find: "=> jobs.has(job_id) || ended ||",
+    replace: "=> (jobs.has(job_id) && !wanted.has(allocation_id)) || ended ||",
   },
   {
     name: "ended-runs-again",
     breaks: "what ended for good is run again when its container is removed",
-    file: "src/executor.ts",
-    find: "jobs.has(job_id) || ended || !this.#wanted",
-    replace: "jobs.has(job_id) || !this.#wanted",
+    file: "src/executor_wanted.ts",
+    find: "jobs.has(job_id) || ended || !wanted",
+    replace: "jobs.has(job_id) || !wanted",
   },
   {
     name: "volumes-go-while-in-use",

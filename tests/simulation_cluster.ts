@@ -32,9 +32,11 @@ const TIMINGS = { heartbeatIntervalMs: 1_000, nodeTimeoutMs: NODE_TIMEOUT_MS };
 const STOP_TIMEOUT_MS = 1_500;
 /** Who runs the process starts it again this long after it gave up. */
 const RESTART_DELAY_MS = 3_000;
-/** In how many runs the master looks at all services now and then, though nothing happened; in the others it never does. */
-const NET_SHARE = 0.4;
-const NEVER_MS = 1e9;
+/** How often the master looks at all services though nothing happened, in which share of runs; in the others as it does by itself. */
+const FULL_PASSES = [
+  { upTo: 0.5, ms: 1e9 },
+  { upTo: 0.75, ms: 2_000 },
+] as const;
 
 export type ClusterOptions = {
   clock: VirtualClock;
@@ -69,7 +71,8 @@ export class SimCluster {
     this.network = new SimNetwork({ clock, random: random("network") });
     this.#chunkRandom = random("chunks");
     // Mostly nothing helps but what wakes a service; where the safety net is, what is needed no more is collected as well.
-    this.#fullPassMs = random("passes")() < NET_SHARE ? undefined : NEVER_MS;
+    const share = random("passes")();
+    this.#fullPassMs = FULL_PASSES.find(({ upTo }) => share < upTo)?.ms;
     const scheduler = () => this.master.process?.scheduler;
     this.rules = new SimRules({ clock, machines: this.machines, scheduler });
     this.promises = new SimPromises({

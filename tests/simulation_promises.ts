@@ -15,7 +15,7 @@ import { DEVICES } from "./simulation_engine.ts";
 import { contentOf } from "./simulation_files.ts";
 import type { Machine } from "./simulation_machine.ts";
 import type { SimRules } from "./simulation_rules.ts";
-import { VARIANT } from "./simulation_services.ts";
+import { isAllowed, VARIANT } from "./simulation_services.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
 
 /** How often what is due is looked for. */
@@ -54,7 +54,7 @@ export class SimPromises {
   /** Since when something is due that a master should do. */
   readonly #dueSince = new Map<string, number>();
   /** Until when slots wait that have to wait for a time. */
-  #waits = new Map<string, number>();
+  #waits = new Map<string, { text: string; at: number }>();
   #lookedAt = 0;
   #changes = -1;
 
@@ -152,17 +152,34 @@ export class SimPromises {
       this.#checkConstraints(record, state);
       this.#checkDependencies(record, state);
       this.#checkHome(record, state);
-    } else if (before.desired === "run" && record.desired === "stop") this.#checkTurn(before, { state, changes });
+    } else if (before.desired === "run" && record.desired === "stop") {
+      this.#checkTurn(before, { state, changes });
+      this.#checkSuccessor(before, state);
+    }
+  }
+
+  /** What another one is to replace goes on until that is up, but for reasons of its own. */
+  #checkSuccessor(record: AllocationRecord, state: ClusterState): void {
+    const service = serviceOf(record, state);
+    const all = state.allocationsOf(serviceKey(record)).filter((one) => one.desired === "run");
+    const successor = all.find((one) => one.replaces?.allocation_id === record.allocation_id);
+    if (!service || !successor || isUp(successor, state)) return;
+    const isCurrent = record.spec_hash === service.spec_hash && (record.generation ?? 0) === (service.generation ?? 0);
+    // Each successor of one that stays has its slot as well.
+    const slots = new Set(all.map(({ slot }) => slot));
+    const { drain } = state.nodes.get(record.node_id) ?? {};
+    const { process } = this.#options.machines[0] ?? {};
+    const isOver = drain !== undefined && (process?.life.clock.now() ?? 0) >= drain.deadline_at;
+    if (isCurrent && slots.size <= service.scale && !isOver && !state.isLost(record.node_id))
+      this.#violate(
+        `${record.allocation_id} was stopped before ${successor.allocation_id} was up, which is to replace it`,
+      );
   }
 
   #checkConstraints(record: AllocationRecord, state: ClusterState): void {
-    const node = state.nodes.get(record.node_id);
-    const zone = new Map([...(node?.labels ?? []), ...(node?.set_labels ?? [])]).get("zone");
-    for (const { operator, value } of serviceOf(record, state)?.rules.constraints ?? [])
-      if ((zone === value) !== (operator === "=="))
-        this.#violate(
-          `${record.allocation_id} was placed on ${record.node_id} of zone ${zone}, which is to be ${operator} ${value}`,
-        );
+    const { rules } = serviceOf(record, state) ?? {};
+    if (rules && !isAllowed(rules, state.nodes.get(record.node_id)))
+      this.#violate(`${record.allocation_id} was placed on ${record.node_id}, which its constraints exclude`);
   }
 
   /** Nothing starts before what it waits for has come true at some time in its job's life. */
@@ -298,19 +315,21 @@ export class SimPromises {
 
   /** Slots that wait for a time which has passed. */
   #tooLate(scheduler: Scheduler | undefined, now: number): string[] {
-    const waits = new Map<string, number>();
+    const waits = new Map<string, { text: string; at: number }>();
     for (const { job_id, services } of scheduler?.state.liveJobs() ?? []) {
       for (const { service_name } of services) {
         const key = serviceKey({ job_id, service_name });
         for (const { slot, reasons } of scheduler?.blockedOf(key) ?? []) {
-          const [, seconds] = /waiting (\d+) s more/.exec(reasons[0] ?? "") ?? [];
+          const [text = "", seconds] = /waiting (\d+) s more.*/.exec(reasons[0] ?? "") ?? [];
           const what = `slot ${slot} of ${key}`;
-          if (seconds !== undefined) waits.set(what, this.#waits.get(what) ?? now + Number(seconds) * 1_000);
+          const known = this.#waits.get(what);
+          if (seconds !== undefined)
+            waits.set(what, known?.text === text ? known : { text, at: now + Number(seconds) * 1_000 });
         }
       }
     }
     this.#waits = waits;
-    return [...waits].flatMap(([what, at]) => (now > at ? [`${what} still waits for a time that has passed`] : []));
+    return [...waits].flatMap(([what, { at }]) => (now > at ? [`${what} still waits for a time that has passed`] : []));
   }
 
   /** Restarts are counted on by the next process. */

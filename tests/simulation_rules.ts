@@ -10,7 +10,7 @@ import {
   type RemovalRecord,
   type StoredState,
 } from "../src/model.ts";
-import { sharesOf } from "../src/model_spec.ts";
+import { isGlobal, sharesOf } from "../src/model_spec.ts";
 import { claimsOf } from "../src/placement.ts";
 import { isStateful, stoppedAloneAt } from "../src/reconcile_goal.ts";
 import { FAILURES } from "../src/reconcile_replace.ts";
@@ -18,6 +18,7 @@ import type { Scheduler } from "../src/scheduler.ts";
 import type { Machine, Process } from "./simulation_machine.ts";
 import { PENDING } from "./simulation_pending.ts";
 import type { Life } from "./simulation_process.ts";
+import { isAllowed } from "./simulation_services.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
 
 /** After how long a silent node is down, as the master is told. */
@@ -277,8 +278,9 @@ export class SimRules {
         if (rules.mode !== "replicated" || rules.depends_on.length > 0 || service_name === "side") continue;
         const slots = new Set(state.allocationsOf(key).map((one) => (one.incarnation === incarnation ? one.slot : 0)));
         const blocked = new Set(scheduler.blockedOf(key).map(({ slot }) => slot));
-        for (let slot = 1; slot <= scale; slot++)
-          if (!slots.has(slot) && !blocked.has(slot)) undone.push(`slot ${slot} of ${key} was placed nowhere`);
+        // Of replicas without data those stay that run, whatever their slots are.
+        const known = [...slots].filter((slot) => slot > 0 && !blocked.has(slot)).length + blocked.size;
+        if (known < scale) undone.push(`${scale - known} replicas of ${key} were placed nowhere`);
       }
     }
     for (const record of state.allocations.values()) {
@@ -464,7 +466,16 @@ export class SimRules {
     if (!service || job?.incarnation !== record.incarnation || service.spec_hash !== record.spec_hash) return;
     if ((service.generation ?? 0) !== (record.generation ?? 0)) return;
     if (state.isLost(record.node_id)) return void this.#givenUp.add(record.allocation_id);
-    if (this.#makesWay(record, state)) return;
+    if (this.#makesWay(record, state) || !isAllowed(service.rules, state.nodes.get(record.node_id))) return;
+    if (isGlobal(service.rules)) {
+      const isOther = (one: AllocationRecord) =>
+        one.node_id === record.node_id && one !== record && one.desired === "run";
+      if (!state.allocationsOf(serviceKey(record)).some(isOther))
+        this.violations.push(
+          `allocation ${record.allocation_id} was stopped, and is the only one of its service there`,
+        );
+      return;
+    }
     const isPaired = ({ replaces }: AllocationRecord) =>
       this.allocations.get(replaces?.allocation_id ?? "")?.desired === "run";
     const running = [...this.allocations.values()].filter(

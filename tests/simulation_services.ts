@@ -2,6 +2,7 @@
  * @module The services of the simulation's documents: what each kind is like, what its containers do, and how many of it must run in
  * the end. Decides nothing about when they are sent.
  */
+import type { NodeRecord } from "../src/model.ts";
 import { isGlobal, type ServiceRules, type ServiceSpec } from "../src/model_spec.ts";
 import type { FakeEngine } from "./fake_engine.ts";
 import { GIB, rules } from "./cluster_fixture.ts";
@@ -66,12 +67,14 @@ export function prepare(engine: FakeEngine): void {
     "checked:1",
     "failing:1",
     "looping:1",
+    "lasting:1",
   ])
     engine.registry.set(image, "found");
   engine.behaviours.set("crashing:1", { exitAfterMs: 20_000, exitCode: 1 });
   engine.behaviours.set("looping:1", { exitAfterMs: 150, exitCode: 1 });
   engine.behaviours.set("slow:1", { stopMs: 4_000 });
   engine.behaviours.set("ending:1", { exitAfterMs: 5_000 });
+  engine.behaviours.set("lasting:1", { exitAfterMs: 18_000 });
   engine.behaviours.set("failing:1", { exitAfterMs: 4_000, exitCode: 3 });
   engine.behaviours.set("checked:1", { healthyAfterMs: 3_000 });
 }
@@ -107,7 +110,10 @@ export function specOf(
     case "task":
     case "batch":
     case "once":
-      return { image: "ending:1", restart: { condition: "no", max_attempts: 0, compose: "no" } };
+      return {
+        image: service === "batch" ? pick(["ending:1", "lasting:1"]) : "ending:1",
+        restart: { condition: "no", max_attempts: 0, compose: "no" },
+      };
     case "failing":
       return { image: "failing:1", restart: { condition: "no", max_attempts: 0, compose: "no" } };
     case "web": {
@@ -117,7 +123,7 @@ export function specOf(
     case "looping":
       return { image: "looping:1" };
     case "heavy": {
-      const memory = { memory_bytes: 3 * GIB };
+      const memory = { memory_bytes: 5 * GIB };
       const device = { generic: [{ kind: DEVICES.kind, count: 1 }] };
       return { image: "busybox:latest", reservations: pick([memory, device, { ...memory, ...device }]) };
     }
@@ -166,6 +172,12 @@ export function rulesOf(service: ServiceName, { pick }: Pick<Chance, "pick">): S
 /** Whether a service's containers are to end. */
 export function isEnding(service: string): boolean {
   return ENDING.includes(service);
+}
+
+/** Whether a service's constraints let it run on a node. */
+export function isAllowed({ constraints }: ServiceRules, node: NodeRecord | undefined): boolean {
+  const zone = new Map([...(node?.labels ?? []), ...(node?.set_labels ?? [])]).get("zone");
+  return constraints.every(({ operator, value }) => (zone === value) === (operator === "=="));
 }
 
 /** How many replicas are wanted of one with these rules: its scale, or as many as there are nodes for it. */
