@@ -9,11 +9,12 @@ import type { Container } from "../src/converge.ts";
 import { type AllocationRecord, type Change, LABELS, RECORD_KINDS } from "../src/model.ts";
 import { isGlobal, isRunToEnd, type ServiceSpec, sharesOf } from "../src/model_spec.ts";
 import { isStateful } from "../src/reconcile_goal.ts";
+import { UNHEALTHY_MS } from "../src/reconcile_replace.ts";
 import type { Scheduler } from "../src/scheduler.ts";
 import { idleMachine } from "./cluster_fixture.ts";
 import { DEVICES } from "./simulation_engine.ts";
 import { contentOf } from "./simulation_files.ts";
-import type { Machine } from "./simulation_machine.ts";
+import type { Machine, Process } from "./simulation_machine.ts";
 import type { SimRules } from "./simulation_rules.ts";
 import { isAllowed, VARIANT } from "./simulation_services.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
@@ -25,8 +26,10 @@ const AT_ONCE_MS = 700;
 const SOON_MS = 3_000;
 /** A container that ends at once is not started more often than this in so long. */
 const STARTS = { most: 16, withinMs: 10_000 };
+/** A process that has not heard from a master yet starts nothing before: what ended may have been stopped on purpose. */
+const REVIVE_MS = 4_900;
 /** Restarts that a process which is killed may have had no time to write down. */
-const UNWRITTEN_RESTARTS = 6;
+const UNWRITTEN_RESTARTS = 3;
 
 export type PromisesOptions = {
   clock: VirtualClock;
@@ -57,6 +60,8 @@ export class SimPromises {
   #waits = new Map<string, { text: string; at: number }>();
   #lookedAt = 0;
   #changes = -1;
+  /** When processes began. */
+  readonly #begun = new WeakMap<Process, number>();
 
   constructor(options: PromisesOptions) {
     this.#options = options;
@@ -69,6 +74,7 @@ export class SimPromises {
   /** After each instant. */
   check(): void {
     const { clock, machines } = this.#options;
+    for (const { process } of machines) if (process && !this.#begun.has(process)) this.#begun.set(process, clock.now());
     const changes = machines.reduce((sum, { engine }) => sum + engine.changes, 0);
     if (changes !== this.#changes) this.#note();
     this.#changes = changes;
@@ -104,6 +110,10 @@ export class SimPromises {
         this.#violate(`a container of ${variant} started on ${name} with the file ${JSON.stringify(found)}`);
     }
     const now = this.#options.clock.now();
+    const process = this.#options.machines.find((one) => one.name === name)?.process;
+    const ageMs = process ? now - (this.#begun.get(process) ?? now) : Infinity;
+    if (ageMs < REVIVE_MS && process?.executor.snapshot()?.applied === undefined && !this.#options.rules.lateOn(name))
+      this.#violate(`${name} started ${container.name} ${Math.round(ageMs)} ms after it began, and had no assignments`);
     const starts = (this.#starts.get(id) ?? []).filter((at) => now - at < STARTS.withinMs);
     this.#starts.set(id, [...starts, now]);
     if (starts.length >= STARTS.most)
@@ -164,13 +174,12 @@ export class SimPromises {
     const all = state.allocationsOf(serviceKey(record)).filter((one) => one.desired === "run");
     const successor = all.find((one) => one.replaces?.allocation_id === record.allocation_id);
     if (!service || !successor || isUp(successor, state)) return;
-    const isCurrent = record.spec_hash === service.spec_hash && (record.generation ?? 0) === (service.generation ?? 0);
     // Each successor of one that stays has its slot as well.
     const slots = new Set(all.map(({ slot }) => slot));
     const { drain } = state.nodes.get(record.node_id) ?? {};
     const { process } = this.#options.machines[0] ?? {};
     const isOver = drain !== undefined && (process?.life.clock.now() ?? 0) >= drain.deadline_at;
-    if (isCurrent && slots.size <= service.scale && !isOver && !state.isLost(record.node_id))
+    if (isLatest(record, service) && slots.size <= service.scale && !isOver && !state.isLost(record.node_id))
       this.#violate(
         `${record.allocation_id} was stopped before ${successor.allocation_id} was up, which is to replace it`,
       );
@@ -209,9 +218,7 @@ export class SimPromises {
     const service = serviceOf(record, state);
     const spec = service && state.specs.get(service.spec_hash);
     if (!spec || isGlobal(service.rules) || isRunToEnd(service.rules) || record.joins) return;
-    const generation = (one: { generation?: number }) => one.generation ?? 0;
-    const isNew = (one: AllocationRecord) =>
-      one.spec_hash === service.spec_hash && generation(one) === generation(service);
+    const isNew = (one: AllocationRecord) => isLatest(one, service);
     if (isNew(record) || !isUp(record, state) || sharesOf(spec).length > 0) return;
     const all = state.allocationsOf(serviceKey(record)).filter((one) => one.desired === "run" && !one.ended);
     if (all.some((one) => one.replaces && all.some(({ allocation_id: id }) => id === one.replaces?.allocation_id)))
@@ -284,6 +291,7 @@ export class SimPromises {
     const soon = [
       ...this.#overdue(state, process.life.clock.now()),
       ...this.#tooLate(scheduler(), now),
+      ...unhelped(state, process.life.clock.now()),
       ...unrecorded(state),
       ...unplaced(scheduler()),
     ];
@@ -385,6 +393,30 @@ function unplaced(scheduler: Scheduler | undefined): string[] {
         : [];
     }),
   );
+}
+
+/** Replicas that are unhealthy for longer than is waited for, while all others of their service are as they should be. */
+function unhelped(state: ClusterState, now: number): string[] {
+  return [...state.views].flatMap(([nodeId, { unhealthySince = new Map<string, number>(), state: is }]) =>
+    [...unhealthySince].flatMap(([id, since]) => {
+      const record = state.allocations.get(id);
+      const service = record && serviceOf(record, state);
+      if (!service || is !== "ready" || now - since < UNHEALTHY_MS || state.nodes.get(nodeId)?.drain) return [];
+      const key = serviceKey(record);
+      const all = state.allocationsOf(key);
+      const isCalm = all.every(
+        (one) =>
+          one.desired === "run" && !one.replaces && isLatest(one, service) && (one === record || isUp(one, state)),
+      );
+      const isTried = state.histories(key).some(({ past }) => past.some(({ cause }) => cause === "unhealthy"));
+      const isOther = isGlobal(service.rules) || isRunToEnd(service.rules) || all.length !== service.scale;
+      return isCalm && !isTried && !isOther ? [`${id} on ${nodeId} is unhealthy, and nobody replaces it`] : [];
+    }),
+  );
+}
+
+function isLatest(record: AllocationRecord, service: { spec_hash: string; generation?: number }): boolean {
+  return record.spec_hash === service.spec_hash && (record.generation ?? 0) === (service.generation ?? 0);
 }
 
 /** Ends that a node tells of and that are written down nowhere. */
