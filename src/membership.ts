@@ -11,7 +11,7 @@ import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
 import { ProvenApis } from "./membership_apis.ts";
 import { Callers } from "./membership_callers.ts";
-import { engineChanges } from "./membership_engine_marks.ts";
+import { DeadEngines } from "./membership_engine_marks.ts";
 import { Growth } from "./membership_growth.ts";
 import { guarded } from "./membership_guard.ts";
 import { Newcomers } from "./membership_newcomers.ts";
@@ -20,10 +20,9 @@ import { platformOf } from "./membership_records.ts";
 import { engineInUse, type EngineUser } from "./membership_engines.ts";
 import { type Refusal, refusalOf } from "./membership_refusals.ts";
 import { ownNetworks, readNodeMessage, ReportFaults } from "./membership_reports.ts";
-import { type Hold, Silence } from "./membership_silence.ts";
+import { type Hold, Silence, tellHold } from "./membership_silence.ts";
 import { NOTICE_HEARTBEATS, SILENT_HEARTBEATS, verdictOf } from "./membership_verdict.ts";
 import type {
-  EngineStatus,
   Heartbeat,
   Hello,
   MasterMessage,
@@ -72,7 +71,6 @@ export type MembershipOptions = {
   massFailureHoldMs?: number;
 };
 
-const DEFAULT_ENGINE_TIMEOUT_MS = 60_000;
 const DEFAULT_MASS_FAILURE_HOLD_MS = 60_000;
 
 export class Membership {
@@ -86,8 +84,7 @@ export class Membership {
   readonly #unconfirmed = new Map<string, readonly string[]>();
   readonly #silence: Silence;
   readonly #callers: Callers;
-  /** Since when nodes have told that their Engine is dead. */
-  readonly #engineDownSince = new Map<string, number>();
+  readonly #deadEngines: DeadEngines;
   readonly #peerNews: PeerNews;
   readonly #write = messageWriter();
   /** Lost nodes whose leaving is being written down. */
@@ -125,6 +122,7 @@ export class Membership {
       writeFailed: (error) => this.#writeFailed(error),
     });
     this.#callers = new Callers(options);
+    this.#deadEngines = new DeadEngines({ ...options, writeFailed: (error) => this.#writeFailed(error) });
     const { nodeTimeoutMs, heartbeatIntervalMs, massFailureHoldMs: holdMs = DEFAULT_MASS_FAILURE_HOLD_MS } = options;
     this.#state.noticeMs = NOTICE_HEARTBEATS * heartbeatIntervalMs;
     this.#peerNews = new PeerNews({
@@ -285,7 +283,7 @@ export class Membership {
     const view = this.#state.views.get(nodeId);
     if (!view) {
       this.#instances.delete(nodeId);
-      this.#engineDownSince.delete(nodeId);
+      this.#deadEngines.delete(nodeId);
       return;
     }
     view.connected = false;
@@ -360,7 +358,7 @@ export class Membership {
     Object.assign(view, { connected: true, isHeard: true, lastSeen: clock.now(), version, bootId });
     this.#silence.forget(nodeId);
     this.#newcomers.begin(nodeId);
-    this.#noteEngine(nodeId, { view, engine: hello.engine });
+    this.#deadEngines.note(nodeId, { view, engine: hello.engine });
     // Of an earlier session: kept for readers, but nothing is concluded from them until the node has reported in full.
     Object.assign(view, { reported: false, applied: undefined });
     const token = this.#callers.admit(link, { nodeId, hello });
@@ -391,7 +389,7 @@ export class Membership {
     { view, link, heartbeat }: { view: NodeView; link: NodeLink; heartbeat: Heartbeat },
   ): void {
     link.send({ type: "ack", sequence: heartbeat.sequence });
-    this.#noteEngine(nodeId, { view, engine: heartbeat.engine });
+    this.#deadEngines.note(nodeId, { view, engine: heartbeat.engine });
     view.resources = heartbeat.resources;
     view.foreign = heartbeat.foreign;
     view.volumes = heartbeat.volumes && new Set(heartbeat.volumes);
@@ -508,7 +506,7 @@ export class Membership {
         view.lastSeen = later(view.lastSeen);
         for (const [id, at] of view.unhealthySince ?? []) view.unhealthySince?.set(id, later(at));
       }
-      for (const [id, at] of this.#engineDownSince) this.#engineDownSince.set(id, later(at));
+      this.#deadEngines.postpone(later);
     }
     this.#sweptAt = now;
     const wasHeld = this.hold !== undefined;
@@ -520,7 +518,7 @@ export class Membership {
       }),
       now,
     );
-    this.#tellHold(wasHeld);
+    tellHold(this.#options.log, { hold: this.hold, wasHeld });
     // What fails for one node, or of these parts, is not to keep the others from being done.
     const part = (work: () => void) => void scheduler.faults.attempt("an error of Cacophony itself in a sweep", work);
     for (const nodeId of this.#state.views.keys()) part(() => this.#judgeNode(nodeId));
@@ -543,18 +541,6 @@ export class Membership {
     const recentMs = RECENT_HEARTBEATS * this.#options.heartbeatIntervalMs;
     const views = [...this.#state.views.values()];
     return views.every(({ state, lastSeen }) => state === "ready" && now - lastSeen <= recentMs);
-  }
-
-  #tellHold(wasHeld: boolean): void {
-    const { hold } = this;
-    const { log } = this.#options;
-    if (hold && !wasHeld) {
-      log.error("most nodes fell silent together: this master may be cut off, so nothing is rescheduled for now", {
-        nodes: hold.nodes,
-        until: new Date(hold.until).toISOString(),
-        hint: "POST /cluster/reschedule goes ahead at once",
-      });
-    } else if (!hold && wasHeld) log.warn("silent nodes are no longer held: what they ran is rescheduled");
   }
 
   #judgeNode(nodeId: string): void {
@@ -599,7 +585,7 @@ export class Membership {
   #forget(nodeId: string): void {
     this.#options.log.info("forgot a node that never was ready", { node: nodeId });
     this.#links.get(nodeId)?.close();
-    for (const known of [this.#links, this.#instances, this.#engineDownSince]) known.delete(nodeId);
+    for (const known of [this.#links, this.#instances, this.#deadEngines]) known.delete(nodeId);
     this.#silence.forget(nodeId);
     this.#faults.forget(nodeId);
   }
@@ -607,19 +593,7 @@ export class Membership {
   /** Whether what the node runs is given up: it is down, or its Engine has been dead for too long. */
   #isLost(nodeId: string, { state }: NodeView): boolean {
     if (state === "down") return this.#silence.of(nodeId) === "lost";
-    const since = this.#engineDownSince.get(nodeId);
-    const { clock, engineTimeoutMs = DEFAULT_ENGINE_TIMEOUT_MS } = this.#options;
-    return since !== undefined && clock.now() - since > engineTimeoutMs;
-  }
-
-  #noteEngine(nodeId: string, { view, engine }: { view: NodeView; engine: EngineStatus }): void {
-    view.engine = engine;
-    if (engine.state === "ready") this.#engineDownSince.delete(nodeId);
-    else if (!this.#engineDownSince.has(nodeId)) this.#engineDownSince.set(nodeId, this.#options.clock.now());
-    const changes = () => engineChanges(this.#state, nodeId);
-    // When this fails, the next heartbeat brings it again.
-    if (changes().length > 0)
-      this.#options.scheduler.change(changes).catch((error: unknown) => this.#writeFailed(error));
+    return this.#deadEngines.isOver(nodeId);
   }
 
   /** Since when checks call replicas unhealthy, by this master's clock. */

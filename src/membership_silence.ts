@@ -8,6 +8,8 @@
  * master one after the other.
  */
 
+import type { Log } from "./log.ts";
+
 /** A node as the master last heard of it. Times are milliseconds since 1970. */
 export type Heard = {
   node_id: string;
@@ -117,4 +119,15 @@ export class Silence {
 
 function isMost(silent: number, all: number): boolean {
   return silent >= 2 && silent * 2 > all;
+}
+
+/** Tells operators that what most nodes run is held, or is not held any longer. */
+export function tellHold(log: Log, { hold, wasHeld }: { hold: Hold | undefined; wasHeld: boolean }): void {
+  if (hold && !wasHeld) {
+    log.error("most nodes fell silent together: this master may be cut off, so nothing is rescheduled for now", {
+      nodes: hold.nodes,
+      until: new Date(hold.until).toISOString(),
+      hint: "POST /cluster/reschedule goes ahead at once",
+    });
+  } else if (!hold && wasHeld) log.warn("silent nodes are no longer held: what they ran is rescheduled");
 }
