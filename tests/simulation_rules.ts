@@ -68,8 +68,10 @@ export class SimRules {
   readonly #excusedUntil = new Map<string, number>();
   /** When each machine's Engine was last seen to be dead, slow, or to lose something. */
   readonly #unwellAt = new Map<string, number>();
-  /** What the master heard of each node last: the true time, and for how long it had stood still by then. */
-  readonly #heard = new Map<string, { at: number; stilledMs: number; isSpoken: boolean }>();
+  /** What the master heard of each node last: the true time, and how long it has stood still at a time since. */
+  readonly #heard = new Map<string, { at: number; fromMs: number; stallMs: number; isSpoken: boolean }>();
+  /** The same of all masters so far. */
+  readonly #heardAt = new Map<string, number>();
   readonly #states = new Map<string, string>();
   /** The newest assignments that each process took in. */
   readonly #newest = new WeakMap<Process, Order>();
@@ -78,7 +80,6 @@ export class SimRules {
   #listensTo: Life | undefined;
   #listensSince = 0;
   #stilledMs = 0;
-  #longestStallMs = 0;
   #mass: { names: ReadonlySet<string>; untilMs: number } | undefined;
   #checkedAt = 0;
   #viewedAt = 0;
@@ -147,7 +148,7 @@ export class SimRules {
     if (!machine) return true;
     const { name, process, touchedAt } = machine;
     const { node_id = "" } = this.allocations.get(id) ?? {};
-    const heardAt = Math.max(...[...machine.ids].map((nodeId) => this.#heard.get(nodeId)?.at ?? 0));
+    const heardAt = Math.max(...[...machine.ids].map((nodeId) => this.#heardAt.get(nodeId) ?? 0));
     const wasUnwell = now - (this.#unwellAt.get(name) ?? -Infinity) < UNWELL_MS;
     const isKnown = this.#options.scheduler()?.state.views.get(node_id)?.engine?.state === "unready";
     const isUnwell = wasUnwell && (PENDING.has("never two where an Engine is dead") || !isKnown);
@@ -174,14 +175,14 @@ export class SimRules {
     this.#states.clear();
     this.#listensTo = life;
     this.#stilledMs = life.stilledMs;
-    this.#longestStallMs = 0;
     this.#listensSince = this.#options.clock.now();
   }
 
   /** The master was given a message of this node that counts. */
   heard(nodeId: string): void {
     const at = this.#options.clock.now();
-    this.#heard.set(nodeId, { at, stilledMs: this.#listensTo?.stilledMs ?? 0, isSpoken: true });
+    this.#heard.set(nodeId, { at, fromMs: this.#listensTo?.stilledMs ?? 0, stallMs: 0, isSpoken: true });
+    this.#heardAt.set(nodeId, at);
   }
 
   /** From now on, and for so long, these machines are cut off together, and nothing else goes wrong: nothing of theirs is given up. */
@@ -196,32 +197,29 @@ export class SimRules {
     const life = this.#listensTo;
     const { process } = this.#options.machines[0] ?? {};
     if (!process?.scheduler || !life || process.life !== life || life.isStill || life.ended.aborted) return;
-    this.#longestStallMs = Math.max(this.#longestStallMs, life.stilledMs - this.#stilledMs);
+    const before = this.#stilledMs;
     this.#stilledMs = life.stilledMs;
     for (const [nodeId, { state, lost = false }] of process.scheduler.state.views) {
-      const before = this.#states.get(nodeId);
+      const former = this.#states.get(nodeId);
       this.#states.set(nodeId, state);
-      const { at, stilledMs, isSpoken } = this.#heard.get(nodeId) ?? {
-        at: this.#listensSince,
-        stilledMs: 0,
-        isSpoken: false,
-      };
+      const heard = this.#heard.get(nodeId) ?? { at: this.#listensSince, fromMs: 0, stallMs: 0, isSpoken: false };
+      this.#heard.set(nodeId, heard);
+      heard.stallMs = Math.max(heard.stallMs, life.stilledMs - Math.max(before, heard.fromMs));
+      const { at, isSpoken, stallMs } = heard;
       const silentMs = now - at;
-      const stoodMs = life.stilledMs - stilledMs;
-      // A pause is credited but for a part of a sweep, and several in a row but for one of each.
-      const leastMs = stoodMs > 0 ? NODE_TIMEOUT_MS / 2 : NODE_TIMEOUT_MS - VIEW_INTERVAL_MS;
-      const isNews = state === "down" && before !== undefined && before !== "down";
-      if (isNews && silentMs - stoodMs < leastMs)
+      // A pause is credited but for a part of a sweep.
+      const leastMs = stallMs > 0 ? NODE_TIMEOUT_MS / 2 : NODE_TIMEOUT_MS - VIEW_INTERVAL_MS;
+      const isNews = state === "down" && former !== undefined && former !== "down";
+      if (isNews && silentMs - stallMs < leastMs)
         this.violations.push(
-          `${nodeId} was taken for down after ${Math.round(silentMs)} ms, of which the master stood still for ${Math.round(stoodMs)} ms`,
+          `${nodeId} was taken for down after ${Math.round(silentMs)} ms, and the master stood still for ${Math.round(stallMs)} ms of it`,
         );
       const limitMs = (isSpoken ? NODE_TIMEOUT_MS : 2 * NODE_TIMEOUT_MS) + NOTICE_MS;
       // A master that stood still has read since what waited for it: silence is silence then, but for a stall or two.
-      const isKnown = stoodMs === 0 || !PENDING.has("dead nodes of a busy master");
-      const stallMs = stoodMs === 0 ? 0 : STALLS * this.#longestStallMs;
-      if (state !== "down" && isKnown && silentMs > limitMs + stallMs)
+      const isKnown = stallMs === 0 || !PENDING.has("dead nodes of a busy master");
+      if (state !== "down" && isKnown && silentMs > limitMs + STALLS * stallMs)
         this.violations.push(
-          `${nodeId} is not taken for down, and has been silent for ${Math.round(silentMs)} ms, while the master stood still for ${Math.round(this.#longestStallMs)} ms at most`,
+          `${nodeId} is not taken for down, and has been silent for ${Math.round(silentMs)} ms, while the master stood still for ${Math.round(stallMs)} ms at a time`,
         );
       if (lost && this.#mass && now < this.#mass.untilMs && this.#mass.names.has(nodeId))
         this.violations.push(`${nodeId} was given up, and most nodes fell silent together with it`);
