@@ -282,11 +282,11 @@ export const MASTER_MUTATIONS: readonly Mutation[] = [
     replace: "this.#links.delete(nodeId);",
   },
   {
-    name: "no-block-for-newcomers",
-    breaks: "a new node is ready before it has a block of addresses",
-    file: "src/membership.ts",
-    find: 'if (state === "ready" && !this.#newcomers.isSettled(nodeId))',
-    replace: 'if (state === "ready" && this.#newcomers.isSettled(nodeId) === undefined)',
+    name: "directory-never-whole",
+    breaks: "a node that was away keeps the names of what has gone meanwhile",
+    file: "src/directory.ts",
+    find: "full: true,",
+    replace: "full: this.#entries.size === 0,",
   },
   {
     name: "engine-tells-nothing",

@@ -257,8 +257,9 @@ class Simulation {
     const seen = `${this.#cluster.changes} ${this.#cluster.disk.commits} ${this.#cluster.starts}`;
     if (seen !== this.#seen) this.#onNodes = [...this.#containerFaults(), ...this.#leftovers(state)];
     this.#seen = seen;
-    faults.push(...nameFaults(this.#client.wanted(zonesOf(state)), this.#cluster));
-    return [...faults, ...this.#onNodes];
+    if (faults.length + this.#onNodes.length > 0) return [...faults, ...this.#onNodes];
+    // Names follow what runs, so there is no use in looking at them before.
+    return nameFaults([...this.#client.wanted(zonesOf(state)), ...this.#client.unwanted()], this.#cluster);
   }
 
   #containerFaults(): string[] {

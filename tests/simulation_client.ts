@@ -140,6 +140,18 @@ export class SimClient {
     );
   }
 
+  /** Services that nobody wants, of those that somebody may have wanted. */
+  unwanted(): { job: string; service: string }[] {
+    return [...this.#accounts].flatMap(
+      ([
+        job,
+        {
+          maybe: [known],
+        },
+      ]) => this.#kinds.flatMap((service) => (known?.services?.has(service) ? [] : [{ job, service }])),
+    );
+  }
+
   /** Jobs whose volumes must be gone. */
   withoutVolumes(): string[] {
     return [...this.#accounts].flatMap(([job, { maybe, volumesGo }]) =>

@@ -81,7 +81,10 @@ function hasRoom({ spec }: WantedService, state: ClusterState): boolean {
 }
 
 /** Nodes on which a name does not lead to the replicas that are up, and to nothing else. */
-export function nameFaults(services: readonly WantedService[], { machines }: SimCluster): string[] {
+export function nameFaults(
+  services: readonly Pick<WantedService, "job" | "service">[],
+  { machines }: SimCluster,
+): string[] {
   return services.flatMap(({ job, service }) => {
     // What is in another's network has no address of its own.
     if (service === "side") return [];
