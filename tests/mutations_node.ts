@@ -39,14 +39,6 @@ export const NODE_MUTATIONS: readonly Mutation[] = [
     find: ".filter((id) => !now.has(id));",
     replace: ".filter((id) => !now.has(id) && snapshot.applied === undefined);",
   },
-  {
-    name: "answers-count-when-they-come",
-    breaks:
-      "a node counts its time without a master from the arrival of an answer, which may be long after its question",
-    file: "src/session.ts",
-    find: "this.#lastHeard = Math.max(this.#lastHeard, sentAt);",
-    replace: "this.#lastHeard = this.#options.clock.now();",
-  },
   // ---- Executor -------------------------------------------------------------------------------------------------------
   {
     name: "tells-before-it-looked",
@@ -74,7 +66,7 @@ export const NODE_MUTATIONS: readonly Mutation[] = [
     breaks: "a full look does not see that a known container ended",
     file: "src/executor.ts",
     find: "|| looksDifferent(known, listed)) this.#inspectSoon(id);",
-    replace: "|| (looksDifferent(known, listed) && known.exitCode !== undefined)) this.#inspectSoon(id);",
+    replace: ") this.#inspectSoon(id);",
   },
   {
     name: "isolation-never-ends",
@@ -89,20 +81,6 @@ export const NODE_MUTATIONS: readonly Mutation[] = [
     file: "src/converge.ts",
     find: `if (wanted === "stop" || memory.isolated !== undefined)\n    return container`,
     replace: `if (wanted === "stop")\n    return container`,
-  },
-  {
-    name: "removals-hold-nothing",
-    breaks: "a job's new containers start before the volumes of its former life are removed",
-    file: "src/executor_wanted.ts",
-    find: "=> jobs.has(job_id) || ended ||",
-    replace: "=> (jobs.has(job_id) && !wanted.has(allocation_id)) || ended ||",
-  },
-  {
-    name: "ended-runs-again",
-    breaks: "what ended for good is run again when its container is removed",
-    file: "src/executor_wanted.ts",
-    find: "jobs.has(job_id) || ended || !wanted",
-    replace: "jobs.has(job_id) || !wanted",
   },
   {
     name: "volumes-go-while-in-use",

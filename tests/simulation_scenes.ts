@@ -297,6 +297,9 @@ export class SimScenes {
       client.act("put");
       // oxlint-disable-next-line no-await-in-loop -- one after the other
       await this.#pass(this.#upTo(20_000));
+      // Nobody may be told of it.
+      const gone = this.#happens(0.5) ? this.#pick(machine.engine.containers) : undefined;
+      if (gone) machine.engine.removeByHand(gone.id);
       if (this.#happens(0.6)) client.act("delete");
       // oxlint-disable-next-line no-await-in-loop -- one after the other
       await this.#pass(this.#upTo(5_000));
