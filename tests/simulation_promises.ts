@@ -24,6 +24,8 @@ const LOOK_INTERVAL_MS = 250;
 /** A master that is well has done by then what is due: at once, or after the Store was tried again. */
 const AT_ONCE_MS = 700;
 const SOON_MS = 3_000;
+/** After its disk failed, a master tries again within this time. */
+const STORE_RETRY_MS = 1_200;
 /** A container that ends at once is not started more often than this in so long. */
 const STARTS = { most: 16, withinMs: 10_000 };
 /** A process that has not heard from a master yet starts nothing before: what ended may have been stopped on purpose. */
@@ -58,6 +60,7 @@ export class SimPromises {
   readonly #dueSince = new Map<string, number>();
   /** Until when slots wait that have to wait for a time. */
   #waits = new Map<string, { text: string; at: number }>();
+  #diskFailedAt = -Infinity;
   #lookedAt = 0;
   #changes = -1;
   /** When processes began. */
@@ -284,7 +287,8 @@ export class SimPromises {
     const { scheduler, machines, isDiskWell } = this.#options;
     const { process } = machines[0] ?? {};
     const state = scheduler()?.state;
-    if (!state || !process || process.life.isBehind || !isDiskWell()) {
+    if (!isDiskWell()) this.#diskFailedAt = now;
+    if (!state || !process || process.life.isBehind || now - this.#diskFailedAt < STORE_RETRY_MS) {
       this.#dueSince.clear();
       return;
     }
