@@ -46,6 +46,7 @@ const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 408 | 409 | 412 | 413 | 
   internal: 500,
   store_failed: 503,
   not_master: 503,
+  not_leading: 503,
   no_master: 503,
   busy: 503,
   outcome_unknown: 503,
@@ -53,6 +54,9 @@ const STATUS: Record<ErrorCode, 400 | 403 | 404 | 405 | 408 | 409 | 412 | 413 | 
 
 /** Seconds after which a client that got 503 may try again: about what a reconnect takes. */
 const RETRY_AFTER_S = 2;
+
+/** Methods that change nothing: also a master that does not lead, or can't write its state, answers them. */
+const READS: ReadonlySet<string> = new Set(["GET", "HEAD", "OPTIONS"]);
 
 const NO_NAMES: HostNames = new Set();
 
@@ -129,7 +133,12 @@ export function createApi(options: ApiOptions): Hono {
   });
 
   app.use("/cluster/*", async (c, next) => {
-    if (options.scheduler()) return next();
+    const own = options.scheduler();
+    if (own && !READS.has(c.req.method)) {
+      own.leadership.check();
+      own.writes.check();
+    }
+    if (own) return next();
     if (c.req.header(FORWARDED_HEADER))
       throw new CacophonyError("not_master", "this node was taken for the master, but is not");
     const body = () => c.get("bodyUpTo")(MAX_FORM_BYTES);
@@ -169,13 +178,15 @@ function clusterRoutes({
   });
   app.get("/status", (c) => {
     queryOf(c, []);
-    const { state, cluster, term } = scheduler();
+    const { state, cluster, term, leadership, writes } = scheduler();
     const { master } = local.peerInfo();
     return answer(c, {
       cluster_id: cluster.cluster_id,
       master: master ?? null,
       term,
+      not_leading: leadership.fault ?? null,
       version: local.version,
+      store_fault: writes.fault ?? null,
       mass_failure: holdView(hold()),
       ...countsView(state),
     });

@@ -32,7 +32,7 @@ export async function buildExecutable(
   try {
     await Bun.build({
       root: join(ROOT, "src"),
-      entrypoints: [join(ROOT, "src/main.ts")],
+      entrypoints: [join(ROOT, "src/main.ts"), join(ROOT, "src/store_worker.ts")],
       compile: {
         ...(target && { target }),
         outfile: unfinished,

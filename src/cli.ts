@@ -140,13 +140,23 @@ const ARGS: ArgsDef = Object.fromEntries(
   ),
 );
 
+/** Of the start of a master. */
+const MASTER_ARGS: ArgsDef = {
+  ...ARGS,
+  restored: {
+    type: "boolean",
+    description:
+      "once, after cluster.db was restored from a backup: lead although nodes have seen newer terms (the master)",
+  },
+};
+
 const COMMANDS = {
   bootstrap: defineCommand({
     meta: {
       name: "bootstrap",
       description: "Make a new cluster with this node as its master, or start that master again",
     },
-    args: ARGS,
+    args: MASTER_ARGS,
   }),
   join: defineCommand({
     meta: { name: "join", description: "Join a cluster through any of its nodes, or start that node again" },
@@ -174,7 +184,7 @@ const COMMANDS = {
 
 const ROOT = defineCommand({
   meta: { name: "cacophony", version: VERSION, description: "A distributed container scheduler that fits in one file" },
-  args: ARGS,
+  args: MASTER_ARGS,
   subCommands: COMMANDS,
 });
 
@@ -182,7 +192,7 @@ type Invocation =
   | { kind: "help"; command: keyof typeof COMMANDS | undefined }
   | { kind: "version" }
   | { kind: "leave"; given: Given; force: boolean; deadline: string | undefined }
-  | { kind: "start"; command: StartOptions["command"]; peer?: string; given: Given };
+  | { kind: "start"; command: StartOptions["command"]; peer?: string; given: Given; restored: boolean };
 
 /** Runs one invocation of the program; resolves to its exit code. `env` is the process's environment. */
 export async function runCli(
@@ -214,7 +224,7 @@ export async function runCli(
 }
 
 async function runNode(
-  { command, peer, given }: Extract<Invocation, { kind: "start" }>,
+  { command, peer, given, restored }: Extract<Invocation, { kind: "start" }>,
   env: Readonly<Record<string, string | undefined>>,
 ): Promise<number> {
   const log = openLog({
@@ -231,6 +241,7 @@ async function runNode(
     ...(peer === undefined ? {} : { peer }),
     dataDir: given["data-dir"] ?? defaultDataDir(env),
     settings: readSettings(given),
+    restored,
     defaultDockerHost: readDockerHost(env["DOCKER_HOST"] || "unix:///var/run/docker.sock", "DOCKER_HOST"),
     dockerLogins: { configDir: env["DOCKER_CONFIG"] || join(homedir(), ".docker"), searchPath: env["PATH"] ?? "" },
     secretRoots: secretRoots(env),
@@ -271,6 +282,9 @@ function readInvocation(argv: readonly string[], env: Readonly<Record<string, st
   const given = readGiven(values, env);
   const [deadline] = values["deadline"] ?? [];
   const force = values["force"] !== undefined;
+  const restored = values["restored"] !== undefined;
+  if (restored && (command === "join" || command === "leave"))
+    throw new StartError(`--restored goes with the start of a master, not with ${command}`);
   if (command === "leave") {
     if (rest.length > 0) throw new StartError(`unexpected argument '${rest[0]}': leave is about this machine's node`);
     return { kind: "leave", given, force, deadline };
@@ -280,13 +294,13 @@ function readInvocation(argv: readonly string[], env: Readonly<Record<string, st
   if (command !== "join") {
     if (rest.length > 0)
       throw new StartError(`unexpected argument '${rest[0]}' after ${command}; see cacophony --help`);
-    return { kind: "start", command: command ?? "resume", given };
+    return { kind: "start", command: command ?? "resume", given, restored };
   }
   const [peer, extra] = rest;
   if (peer === undefined) throw new StartError("join needs the address of a node: cacophony join 10.0.0.1:9000");
   if (extra !== undefined) throw new StartError(`unexpected argument '${extra}': join takes one address`);
   parseAddress(peer, "the address to join");
-  return { kind: "start", command, peer, given };
+  return { kind: "start", command, peer, given, restored };
 }
 
 function parse(argv: readonly string[], options: Record<string, { readonly type: "string"; readonly multiple: true }>) {
@@ -294,6 +308,7 @@ function parse(argv: readonly string[], options: Record<string, { readonly type:
     help: { type: "boolean", short: "h", multiple: true },
     version: { type: "boolean", short: "v", multiple: true },
     force: { type: "boolean", multiple: true },
+    restored: { type: "boolean", multiple: true },
     deadline: { type: "string", multiple: true },
   } as const;
   try {
@@ -303,7 +318,14 @@ function parse(argv: readonly string[], options: Record<string, { readonly type:
     const text = error instanceof Error ? error.message : String(error);
     const unknown = /Unknown option '(-{1,2}[^']*)'/.exec(text)?.[1];
     if (unknown === undefined) throw new StartError(`${text.split(". ")[0]}; see cacophony --help`, { cause: error });
-    const near = nearest(unknown.replace(/^-+/, ""), [...OPTION_NAMES, "help", "version", "force", "deadline"]);
+    const near = nearest(unknown.replace(/^-+/, ""), [
+      ...OPTION_NAMES,
+      "help",
+      "version",
+      "force",
+      "deadline",
+      "restored",
+    ]);
     throw new StartError(
       `unknown option '${unknown}'; ${near ? `did you mean '--${near}'?` : "see cacophony --help"}`,
       { cause: error },

@@ -8,6 +8,7 @@ import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject,
 import { readFileSync, statSync } from "node:fs";
 import { writeDurably } from "./data_dir.ts";
 import { type Hello, StartError, type Welcome } from "./model.ts";
+import type { TermProof } from "./model_term.ts";
 
 /** What a master signs its welcomes with. */
 export interface Signer {
@@ -19,6 +20,9 @@ export interface Signer {
 
 /** Begins every text that the cluster's key signs for a welcome, so that no signature can be taken for one of another purpose. */
 const PURPOSE = "cacophony welcome 1";
+
+/** And every text that it signs to prove a term. */
+const TERM_PURPOSE = "cacophony term 1";
 
 /** What to do about a key file that is not as it was. */
 const RESTORE =
@@ -47,10 +51,29 @@ export function signWelcome(welcome: Unsigned, { hello, signer }: { hello: Hello
 /** Whether the holder of `publicKey` signed this welcome for this hello. */
 export function isSignedBy(publicKey: string, { welcome, hello }: { welcome: Welcome; hello: Hello }): boolean {
   if (welcome.signature === undefined || hello.nonce === undefined) return false;
+  return isSigned(signedText(welcome, hello), { publicKey, signature: welcome.signature });
+}
+
+type Begun = Omit<TermProof, "signature">;
+
+/** The proof of a term says nothing of a node or a moment: it is the same for all nodes, and holds for good. */
+function termText({ term, leadership }: Begun, cluster_id: string): string {
+  return JSON.stringify([TERM_PURPOSE, cluster_id, term, leadership]);
+}
+
+export function signTerm(begun: Begun, { cluster_id, signer }: { cluster_id: string; signer: Signer }): TermProof {
+  return { ...begun, signature: signer.sign(termText(begun, cluster_id)) };
+}
+
+/** Whether the holder of `publicKey` signed this proof of a term of the cluster. */
+export function isProofOf(publicKey: string, { cluster_id, proof }: { cluster_id: string; proof: TermProof }): boolean {
+  return isSigned(termText(proof, cluster_id), { publicKey, signature: proof.signature });
+}
+
+function isSigned(text: string, { publicKey, signature }: { publicKey: string; signature: string }): boolean {
   try {
     const key = createPublicKey({ key: { kty: "OKP", crv: "Ed25519", x: publicKey }, format: "jwk" });
-    const text = Buffer.from(signedText(welcome, hello));
-    return verify(null, text, key, Buffer.from(welcome.signature, "base64"));
+    return verify(null, Buffer.from(text), key, Buffer.from(signature, "base64"));
   } catch {
     // A text that is not a public key has signed nothing.
     return false;

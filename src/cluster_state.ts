@@ -217,6 +217,35 @@ export class ClusterState {
     }
   }
 
+  /** The change that makes a record in the Store what it is here. */
+  asIs(kind: RecordKind, key: string): Change {
+    const found = this.#record(kind, key);
+    // The kind and its record go together; TypeScript can't follow that.
+    return found === undefined ? { op: "delete", kind, key } : ({ op: "put", kind, record: found } as Change);
+  }
+
+  #record(kind: RecordKind, key: string): object | undefined {
+    const [spec, sealed, data] = [this.specs.get(key), this.secrets.get(key), this.chunks.get(key)];
+    if (kind === "spec") return spec && { spec_hash: key, spec };
+    if (kind === "secret") return sealed === undefined ? undefined : { secret_id: key, sealed };
+    if (kind === "chunk") return data === undefined ? undefined : { chunk_hash: key, data };
+    if (kind === "history") {
+      const all = [...this.#histories.values()].flatMap((slots) => [...slots.values()]);
+      return all.find((record) => RECORD_KINDS.history.key(record) === key);
+    }
+    if (kind === "cluster") return this.cluster;
+    const lists = {
+      job: this.jobs,
+      node: this.nodes,
+      allocation: this.allocations,
+      home: this.homes,
+      departure: this.departures,
+      removal: this.removals,
+      registry: this.registries,
+    };
+    return lists[kind].get(key);
+  }
+
   liveJob(jobId: string): LiveJob | undefined {
     const job = this.jobs.get(jobId);
     return job?.state === "live" ? job : undefined;

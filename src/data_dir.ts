@@ -19,11 +19,13 @@ import {
   renameSync,
   writeFileSync,
 } from "node:fs";
+import { open, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import * as v from "valibot";
 import { peer, StartError } from "./model.ts";
 import { lenient, list, MAX_NODES } from "./model_bounds.ts";
 import { networkMode } from "./model_network.ts";
+import { type TermProof, termProof } from "./model_term.ts";
 
 /** What a node was last started with; an option that is not given again stays as it was. */
 export const settings = v.object({
@@ -59,7 +61,7 @@ export type Settings = v.InferOutput<typeof settings>;
  * Number of the format of `node.json`. It is raised whenever the shapes below or `settings` get a field: an earlier binary drops
  * what it does not know when it writes the file, so it has to refuse one of a later format. Earlier formats go on being read.
  */
-export const IDENTITY_FORMAT = 1;
+export const IDENTITY_FORMAT = 2;
 
 const identity = v.object({
   /** Of the format; what is read is written again in this binary's one. */
@@ -84,6 +86,8 @@ const identity = v.object({
   has_state: v.boolean(),
   /** Newest term of a master that proved to be this cluster's, or that took this node in when it joined. */
   seen_term: v.number(),
+  /** Proof of a term, shown to who says that he is the master. Absent: all masters so far were of earlier versions. */
+  last_term: v.exactOptional(lenient(termProof, "last_term")),
   // Learnt again at the next welcome: what an earlier version took for an address is no reason not to start.
   master: v.exactOptional(lenient(peer, "master")),
   peers: list(peer, { max: MAX_NODES, what: "peers" }),
@@ -92,6 +96,16 @@ const identity = v.object({
 export type Identity = v.InferOutput<typeof identity>;
 /** The shape of `node.json`, which a test holds against its number. */
 export const identityShape = identity;
+
+/** The newest leadership that a node has seen; which one that is where it has proof. */
+export function newestSeen({ seen_term: seenTerm, last_term: proof }: Pick<Identity, "seen_term" | "last_term">) {
+  return { seenTerm, seenLeadership: proof?.term === seenTerm ? proof.leadership : undefined };
+}
+
+/** What of an identity changes when a node is shown proof of a term. */
+export function newerSeen({ seen_term }: Pick<Identity, "seen_term">, proof: TermProof): Partial<Identity> {
+  return proof.term < seen_term ? {} : { seen_term: proof.term, last_term: proof };
+}
 
 /** A node before its first start: it knows only what it was told. */
 export function newIdentity({ role, node_id }: Pick<Identity, "role" | "node_id">): Identity {
@@ -103,14 +117,21 @@ export function newIdentity({ role, node_id }: Pick<Identity, "role" | "node_id"
  * that are checked where they are read are left out: one that was open to others is to be replaced, and not to be hidden.
  */
 const PRIVATE =
-  /^(lock|node\.json|cluster\.db|images\.json|restarts\.json|network\.json|wireguard\.key)(-journal|-wal|-shm|\.new)?$/;
+  /^(lock|node\.json|cluster\.db|images\.json|restarts\.json|network\.json|wireguard\.key)(-journal|-wal|-shm|\.new|\.next)?$/;
 
 export class DataDir {
   readonly path: string;
   /** Files that others can read, since the file system or their owner does not let this process change that. */
   readonly exposed: readonly string[];
+  /** Called where what is written in the background could not be. */
+  onWriteFailed: (error: unknown) => void = () => {};
   readonly #lock: Database;
   #identity: Identity | undefined;
+  /** Grows with each identity that is to be written, and with the end. */
+  #change = 0;
+  /** The last change that is on the disk, or is not to be. */
+  #written = 0;
+  #isWriting = false;
 
   private constructor(path: string, lock: Database) {
     this.path = path;
@@ -156,16 +177,84 @@ export class DataDir {
     return join(this.path, "cluster.db");
   }
 
-  /** Writes the identity durably. */
+  /**
+   * Writes the identity durably before it returns; but where nothing is new but where others are, soon, without having anything wait
+   * for the disk: that is learnt again at the next welcome.
+   */
   save(next: Identity): void {
-    if (this.#identity && Bun.deepEquals(this.#identity, next)) return;
-    writeDurably(join(this.path, "node.json"), `${JSON.stringify(next, undefined, 2)}\n`);
+    const before = this.#identity;
+    if (before && Bun.deepEquals(before, next)) return;
+    if (before && Bun.deepEquals(withoutPeers(before), withoutPeers(next))) {
+      this.#identity = next;
+      this.#change++;
+      if (!this.#isWriting) void this.#writeSoon();
+      return;
+    }
+    writeDurably(this.#file, textOf(next));
     this.#identity = next;
+    this.#written = ++this.#change;
+  }
+
+  /**
+   * Writes the identity of a node that has none yet.
+   * @throws StartError when it can't be written.
+   */
+  begin(first: Identity): void {
+    try {
+      this.save(first);
+    } catch (error) {
+      const why = error instanceof Error ? error.message : String(error);
+      throw new StartError(`a new node cannot be written to ${this.#file} (${why}): make room on its disk`, {
+        cause: error,
+      });
+    }
   }
 
   close(): void {
-    this.#lock.close();
+    const isUnwritten = this.#written !== this.#change;
+    this.#written = ++this.#change;
+    try {
+      if (isUnwritten && this.#identity) writeDurably(this.#file, textOf(this.#identity));
+    } catch (error) {
+      this.onWriteFailed(error);
+    } finally {
+      this.#lock.close();
+    }
   }
+
+  get #file(): string {
+    return join(this.path, "node.json");
+  }
+
+  async #writeSoon(): Promise<void> {
+    this.#isWriting = true;
+    try {
+      while (this.#identity && this.#written !== this.#change) {
+        const change = this.#change;
+        // oxlint-disable-next-line no-await-in-loop -- one file, written again where it changed meanwhile
+        await writeFor(this.#file, textOf(this.#identity));
+        // Whoever wrote in between wrote more than this.
+        if (this.#written >= change) continue;
+        renameSync(`${this.#file}.next`, this.#file);
+        this.#written = change;
+        // oxlint-disable-next-line no-await-in-loop -- as above
+        await syncDirectorySoon(this.path);
+      }
+    } catch (error) {
+      this.onWriteFailed(error);
+    } finally {
+      this.#isWriting = false;
+    }
+  }
+}
+
+function textOf(identity: Identity): string {
+  return `${JSON.stringify(identity, undefined, 2)}\n`;
+}
+
+/** What of an identity is not learnt again. */
+function withoutPeers({ master: _, peers: __, ...rest }: Identity): Omit<Identity, "master" | "peers"> {
+  return rest;
 }
 
 /** An SQLite file under an exclusive lock: locks of the kernel that end with the process, without native code of ours. */
@@ -175,9 +264,9 @@ function takeLock(path: string): Database {
   try {
     makePrivate(file);
     db = new Database(file, { create: true, readwrite: true });
-    db.run("PRAGMA locking_mode = EXCLUSIVE");
-    db.run("CREATE TABLE IF NOT EXISTS owner (id INTEGER PRIMARY KEY CHECK (id = 1), pid INTEGER)");
-    db.run("INSERT INTO owner VALUES (1, ?1) ON CONFLICT DO UPDATE SET pid = ?1", [process.pid]);
+    // Held for as long as the process lives. Nothing is ever written, nor a journal made, so that it can be taken on a full disk.
+    db.run("PRAGMA journal_mode = MEMORY");
+    db.run("BEGIN EXCLUSIVE");
     return db;
   } catch (error) {
     db?.close();
@@ -243,6 +332,30 @@ export function writeDurably(path: string, text: string): void {
 /** As `writeDurably`, of what may be lost with the power. */
 export function writePrivately(path: string, text: string): void {
   replace(path, text, { sync: false });
+}
+
+/**
+ * Writes what is to replace a file, durably and without having this thread wait for the disk. Not where `replace` writes, which may
+ * come in between, and fail.
+ */
+async function writeFor(path: string, text: string): Promise<void> {
+  await rm(`${path}.next`, { force: true });
+  const file = await open(`${path}.next`, "wx", 0o600);
+  try {
+    await file.writeFile(text);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+}
+
+async function syncDirectorySoon(path: string): Promise<void> {
+  const directory = await open(path, "r");
+  try {
+    await directory.sync();
+  } finally {
+    await directory.close();
+  }
 }
 
 function replace(path: string, text: string, { sync }: { sync: boolean }): void {

@@ -5,7 +5,6 @@
  */
 import type { Clock, Timer } from "./clock.ts";
 import { repeat } from "./clock_loop.ts";
-import { type Signer, signWelcome } from "./cluster_key.ts";
 import { newView, type NodeView } from "./cluster_state.ts";
 import { serviceKey } from "./cluster_state.ts";
 import type { Log } from "./log.ts";
@@ -15,27 +14,19 @@ import { DeadEngines } from "./membership_engine_marks.ts";
 import { Growth } from "./membership_growth.ts";
 import { guarded } from "./membership_guard.ts";
 import { Newcomers } from "./membership_newcomers.ts";
+import { lostMs, Pauses } from "./membership_pauses.ts";
 import { messageWriter, PeerNews, peersOf } from "./membership_peers.ts";
 import { platformOf } from "./membership_records.ts";
 import { engineInUse, type EngineUser } from "./membership_engines.ts";
 import { type Refusal, refusalOf } from "./membership_refusals.ts";
 import { ownNetworks, readNodeMessage, ReportFaults } from "./membership_reports.ts";
 import { type Hold, Silence, tellHold } from "./membership_silence.ts";
+import { OwnTerm, type WelcomeOptions } from "./membership_terms.ts";
 import { NOTICE_HEARTBEATS, SILENT_HEARTBEATS, verdictOf } from "./membership_verdict.ts";
-import type {
-  Heartbeat,
-  Hello,
-  MasterMessage,
-  NodeMessage,
-  NodeRecord,
-  Peer,
-  PeerInfo,
-  StatusReport,
-} from "./model.ts";
+import type { Heartbeat, Hello, MasterMessage, NodeMessage, NodeRecord, PeerInfo, StatusReport } from "./model.ts";
 import { CacophonyError } from "./model.ts";
 import { MAX_CONTAINERS } from "./model_bounds.ts";
 import type { NodeNetwork } from "./model_network.ts";
-import { chosenProtocol } from "./model_protocol.ts";
 import type { Scheduler } from "./scheduler.ts";
 import { lostLeavers } from "./scheduler_nodes.ts";
 import type { Caller, Channel } from "./transport.ts";
@@ -50,21 +41,14 @@ const RECENT_HEARTBEATS = 1.25;
 /** A connection that does not say who it is by then is closed. */
 const HELLO_TIMEOUT_MS = 5_000;
 
-export type MembershipOptions = {
+export type MembershipOptions = WelcomeOptions & {
   scheduler: Scheduler;
   clock: Clock;
   log: Log;
-  /** This master as nodes reach it. Its own record may not be there yet, or be of a former address. */
-  self: Peer;
-  /** The cluster's key: welcomes are signed with it. */
-  signer: Signer;
   /** A secret text that differs each time. */
   newToken: () => string;
   /** Who is at an address: a node may say that its API is where somebody else's service is. Absent: nobody is asked. */
   askPeer?: (address: string) => Promise<PeerInfo>;
-  /** How often nodes send a heartbeat, and after how long without one a node is down. Milliseconds. */
-  heartbeatIntervalMs: number;
-  nodeTimeoutMs: number;
   /** After how long a dead Docker Engine's containers are replaced elsewhere. Milliseconds; a minute unless said. */
   engineTimeoutMs?: number;
   /** How long nothing is given up when most nodes fall silent together. Milliseconds; a minute unless said. */
@@ -83,10 +67,12 @@ export class Membership {
   /** Nodes whose last report could not be written down, with the removals that it told of. */
   readonly #unconfirmed = new Map<string, readonly string[]>();
   readonly #silence: Silence;
+  readonly #pauses: Pauses;
   readonly #callers: Callers;
   readonly #deadEngines: DeadEngines;
+  readonly #ownTerm: OwnTerm;
   readonly #peerNews: PeerNews;
-  readonly #write = messageWriter();
+  readonly #write: (message: MasterMessage) => string;
   /** Lost nodes whose leaving is being written down. */
   readonly #removing = new Set<string>();
   readonly #newcomers: Newcomers;
@@ -94,8 +80,6 @@ export class Membership {
   readonly #faults: ReportFaults;
   readonly #apis: ProvenApis;
   #sweepTimer: Timer | undefined;
-  #sweptAt = 0;
-  #sweepDueAt = 0;
   #roomChanged = false;
   /** When those that found no room were told last that there may be some, and whether there were any. */
   #toldOfRoomAt = 0;
@@ -103,6 +87,7 @@ export class Membership {
 
   constructor(options: MembershipOptions) {
     this.#options = options;
+    this.#write = messageWriter(() => options.scheduler.term);
     this.#newcomers = new Newcomers({
       ...options,
       selfId: options.self.node_id,
@@ -123,6 +108,7 @@ export class Membership {
     });
     this.#callers = new Callers(options);
     this.#deadEngines = new DeadEngines({ ...options, writeFailed: (error) => this.#writeFailed(error) });
+    this.#ownTerm = new OwnTerm({ ...options, stop: () => this.stop() });
     const { nodeTimeoutMs, heartbeatIntervalMs, massFailureHoldMs: holdMs = DEFAULT_MASS_FAILURE_HOLD_MS } = options;
     this.#state.noticeMs = NOTICE_HEARTBEATS * heartbeatIntervalMs;
     this.#peerNews = new PeerNews({
@@ -133,6 +119,7 @@ export class Membership {
     // Of nodes that are cut off together, one was heard up to an interval later than the other.
     const suspectMs = Math.min(SILENT_HEARTBEATS * heartbeatIntervalMs, nodeTimeoutMs - 1.5 * heartbeatIntervalMs);
     this.#silence = new Silence({ nodeTimeoutMs, holdMs, suspectMs });
+    this.#pauses = new Pauses({ nodeTimeoutMs });
   }
 
   /** Nodes that are silent together, of which nothing is given up yet; undefined: there are none. */
@@ -151,8 +138,11 @@ export class Membership {
   /** Begins to listen for every node that the state knows: each gets the whole timeout before it counts as down. */
   start(): void {
     for (const nodeId of this.#state.nodes.keys()) this.#state.views.set(nodeId, newView(this.#options.clock.now()));
+    if (!this.#ownTerm.begin()) return;
     this.#peerNews.start();
-    this.#sweepDueAt = this.#options.clock.now();
+    // Nodes were welcomed in an earlier term: they come again, and hear of the one that has begun.
+    this.#options.scheduler.writes.onBegun(() => this.#links.forEach((link) => link.close()));
+    this.#pauses.expect(this.#options.clock.now(), 0);
     this.#sweepTimer = repeat(this.#options.clock, {
       firstMs: 0,
       retryMs: this.#stepMs,
@@ -270,7 +260,7 @@ export class Membership {
     const view = this.#state.views.get(nodeId);
     if (!view) return link.close(); // It was removed while its Docker Engine was dead.
     view.lastSeen = this.#options.clock.now();
-    this.#silence.forget(nodeId);
+    this.#heard(nodeId);
     if (message.type === "heartbeat") this.#heartbeat(nodeId, { view, link, heartbeat: message });
     else if (message.type === "status") this.#status(nodeId, { view, report: message });
   }
@@ -304,7 +294,8 @@ export class Membership {
   #refuses(hello: Hello, link: NodeLink): boolean {
     const refused = this.#refusalOf(hello);
     if (!refused) return false;
-    this.#options.log.warn("refused a node", {
+    // Nodes come again and again, and a master that does not lead has said so.
+    this.#options.log[refused.code === "not_leading" ? "debug" : "warn"]("refused a node", {
       name: hello.node_name,
       address: hello.address,
       reason: refused.message,
@@ -318,7 +309,8 @@ export class Membership {
     const { engine_id } = hello.engine;
     const holder = engine_id === undefined ? undefined : this.#holderOf(engine_id);
     const clusterId = this.#options.scheduler.cluster.cluster_id;
-    return refusalOf(hello, { clusterId, state: this.#state, isHeld: this.#isHeldByAnother(hello), holder });
+    const facts = { clusterId, state: this.#state, isHeld: this.#isHeldByAnother(hello), holder };
+    return this.#ownTerm.refusalOf(hello) ?? refusalOf(hello, facts);
   }
 
   /** Whether another process that speaks regularly is this node. A link that went silent may be of a machine that is gone. */
@@ -346,7 +338,7 @@ export class Membership {
   }
 
   #open(record: NodeRecord, { hello, link }: { hello: Hello; link: NodeLink }): void {
-    const { scheduler, log, clock, self, signer, heartbeatIntervalMs, nodeTimeoutMs } = this.#options;
+    const { scheduler, log, clock } = this.#options;
     const nodeId = record.node_id;
     const replaced = this.#links.get(nodeId);
     this.#links.set(nodeId, link);
@@ -356,26 +348,13 @@ export class Membership {
     this.#state.views.set(nodeId, view);
     const { version, boot_id: bootId } = hello;
     Object.assign(view, { connected: true, isHeard: true, lastSeen: clock.now(), version, bootId });
-    this.#silence.forget(nodeId);
+    this.#heard(nodeId);
     this.#newcomers.begin(nodeId);
     this.#deadEngines.note(nodeId, { view, engine: hello.engine });
     // Of an earlier session: kept for readers, but nothing is concluded from them until the node has reported in full.
     Object.assign(view, { reported: false, applied: undefined });
     const token = this.#callers.admit(link, { nodeId, hello });
-    const welcome = {
-      type: "welcome" as const,
-      cluster_id: scheduler.cluster.cluster_id,
-      node_id: nodeId,
-      node_name: record.node_name,
-      term: scheduler.term,
-      master: self,
-      peers: peersOf(this.#state),
-      heartbeat_interval_ms: heartbeatIntervalMs,
-      node_timeout_ms: nodeTimeoutMs,
-      ...(token !== undefined && { token }),
-      ...chosenProtocol(hello),
-    };
-    link.send(signWelcome(welcome, { hello, signer }));
+    link.send(this.#ownTerm.welcome(hello, { record, token }));
     scheduler.attach(nodeId, (message) => link.send(message));
     this.#judge(nodeId, view);
     log.info("a node joined the session", { node: nodeId, node_name: record.node_name, address: record.address });
@@ -496,27 +475,18 @@ export class Membership {
     const { clock, scheduler, heartbeatIntervalMs, self } = this.#options;
     const stepMs = this.#stepMs;
     const now = clock.now();
-    // A master that stood still (suspended, or busy) heard nobody meanwhile: that time is not the nodes' silence.
-    if (now - this.#sweepDueAt > stepMs) {
-      // It may have begun right after the last sweep.
-      const deafMs = now - this.#sweptAt - stepMs;
-      // Nobody was heard in the future: what arrived since the pause ended counts as it is.
-      const later = (at: number) => Math.min(now, at + deafMs);
-      for (const view of this.#state.views.values()) {
-        view.lastSeen = later(view.lastSeen);
-        for (const [id, at] of view.unhealthySince ?? []) view.unhealthySince?.set(id, later(at));
-      }
-      this.#deadEngines.postpone(later);
-    }
-    this.#sweptAt = now;
+    const { pauseMs, asOf, nextMs: readMs } = this.#pauses.look(now, { stepMs, nodes: this.#state.views });
+    if (pauseMs > 0) this.#creditPause(pauseMs, now);
+    if (asOf === undefined) return this.#pauses.expect(now, readMs ?? stepMs);
     const wasHeld = this.hold !== undefined;
     this.#silence.judge(
       Array.from(this.#state.views, ([node_id, { lastSeen, isHeard = false, engine }]) => {
         const isNew = this.#state.nodes.get(node_id)?.never_ready === true;
         const wasReady = engine?.state !== "unready" && !isNew;
-        return { node_id, lastSeen, isHeard, wasReady, isNew, isSelf: node_id === self.node_id };
+        const isSpared = this.#pauses.isSpared(node_id, asOf);
+        return { node_id, lastSeen, isHeard, wasReady, isNew, isSelf: node_id === self.node_id, isSpared };
       }),
-      now,
+      asOf,
     );
     tellHold(this.#options.log, { hold: this.hold, wasHeld });
     // What fails for one node, or of these parts, is not to keep the others from being done.
@@ -530,9 +500,22 @@ export class Membership {
       this.#roomChanged = false;
       this.#toldOfRoomAt = now;
     }
-    const nextMs = this.#isCalm(now) ? heartbeatIntervalMs : stepMs;
-    this.#sweepDueAt = now + nextMs;
-    return nextMs;
+    return this.#pauses.expect(now, readMs ?? (this.#isCalm(now) ? heartbeatIntervalMs : stepMs));
+  }
+
+  /** What nodes told before a pause of this master's, and may have told otherwise in it, has lasted for that much less. */
+  #creditPause(pauseMs: number, now: number): void {
+    // Nothing was heard in the future.
+    const later = (at: number) => Math.min(now, at + lostMs(pauseMs));
+    for (const { unhealthySince } of this.#state.views.values())
+      for (const [id, at] of unhealthySince ?? []) unhealthySince?.set(id, later(at));
+    this.#deadEngines.postpone(later);
+  }
+
+  /** The node has spoken, or is no member any more. */
+  #heard(nodeId: string): void {
+    this.#silence.forget(nodeId);
+    this.#pauses.forget(nodeId);
   }
 
   /** Whether nothing can be due for a heartbeat's interval, unless somebody says so. */
@@ -586,7 +569,7 @@ export class Membership {
     this.#options.log.info("forgot a node that never was ready", { node: nodeId });
     this.#links.get(nodeId)?.close();
     for (const known of [this.#links, this.#instances, this.#deadEngines]) known.delete(nodeId);
-    this.#silence.forget(nodeId);
+    this.#heard(nodeId);
     this.#faults.forget(nodeId);
   }
 
@@ -611,7 +594,7 @@ export class Membership {
     link?.send({ type: "left" });
     this.#links.delete(nodeId);
     this.#instances.delete(nodeId);
-    this.#silence.forget(nodeId);
+    this.#heard(nodeId);
     this.#faults.forget(nodeId);
     this.#options.scheduler.detach(nodeId);
     link?.close();

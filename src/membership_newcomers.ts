@@ -6,7 +6,7 @@ import type { Clock } from "./clock.ts";
 import type { Log } from "./log.ts";
 import { Admission, strangers } from "./membership_admission.ts";
 import { isSettled, knownAs, recordFor, sameRecord, settledRecord } from "./membership_records.ts";
-import type { Change, Hello, NodeRecord } from "./model.ts";
+import { CacophonyError, type Change, type Hello, type NodeRecord } from "./model.ts";
 import type { Scheduler } from "./scheduler.ts";
 
 export type NewcomersOptions = {
@@ -37,9 +37,22 @@ export class Newcomers {
 
   /**
    * Writes down who said hello, if `admits` the record that it is to have; undefined where not, and where the node has to try again:
-   * it is one new node too many for now, its Engine has not told its id, or it left meanwhile.
+   * it is one new node too many for now, its Engine has not told its id, or it left meanwhile. A member stays one, as it was known,
+   * where what is new of it can't be written.
    */
   async record(hello: Hello, admits: (record: NodeRecord) => boolean): Promise<NodeRecord | undefined> {
+    try {
+      return await this.#written(hello, admits);
+    } catch (error) {
+      const { former } = knownAs(hello, this.#options.scheduler.state);
+      const isUnwritten = error instanceof CacophonyError && error.code === "store_failed";
+      if (!isUnwritten || !former || !admits(former)) throw error;
+      this.#options.writeFailed(error);
+      return former;
+    }
+  }
+
+  async #written(hello: Hello, admits: (record: NodeRecord) => boolean): Promise<NodeRecord | undefined> {
     const { scheduler, clock, log, selfId } = this.#options;
     const from = { name: hello.node_name, address: hello.address };
     // Containers on it may be of a node that the cluster has. Nodes wait for that by themselves; those of earlier versions do not.

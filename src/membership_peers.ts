@@ -55,12 +55,14 @@ export function peersOf(state: ClusterState): Peer[] {
   });
 }
 
-/** Writes messages as text, one that goes to many nodes in a row once for all of them. */
-export function messageWriter(): (message: MasterMessage) => string {
+/** Writes messages as text with this master's term, one that goes to many nodes in a row once for all of them. */
+export function messageWriter(term: () => number): (message: MasterMessage) => string {
   let last: MasterMessage | undefined;
   let text = "";
   return (message) => {
-    if (message !== last) text = JSON.stringify(message);
+    // Assignments say it in their order.
+    if (message !== last)
+      text = JSON.stringify(message.type === "assignments" ? message : { ...message, term: term() });
     last = message;
     return text;
   };

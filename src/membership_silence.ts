@@ -22,6 +22,8 @@ export type Heard = {
   isNew?: boolean;
   /** The master's own node, which says nothing about the network. */
   isSelf: boolean;
+  /** The master stood still, and the node has not had the time to be heard since: nothing is concluded of it yet. */
+  isSpared?: boolean;
 };
 
 export type SilenceOptions = {
@@ -82,9 +84,9 @@ export class Silence {
     const limitMs = (isHeard: boolean) => (isHeard || haveReported ? nodeTimeoutMs : 2 * nodeTimeoutMs);
     const isSilent = ({ lastSeen }: Heard) => now - lastSeen > suspectMs;
     for (const node of nodes) {
-      const { node_id, lastSeen, isHeard } = node;
+      const { node_id, lastSeen, isHeard, isSpared = false } = node;
       if (now - lastSeen <= limitMs(isHeard)) this.forget(node_id);
-      else if (this.of(node_id) === undefined) this.#conclude(node, { others, isSilent, now });
+      else if (!isSpared && this.of(node_id) === undefined) this.#conclude(node, { others, isSilent, now });
     }
     if (this.#held.size === 0) return;
     const silent = others.filter((one) => isSilent(one) && one.wasReady && !this.#lost.has(one.node_id));

@@ -13,6 +13,7 @@ import { directoryMessage, networkAddress, networkMessage, networkMode, nodeNetw
 import { protocolRange } from "./model_protocol.ts";
 import { foreignContainer, publishedPort, pullProgress, resources } from "./model_reports.ts";
 import { type apiAccess, count, type Detail, pairs, port, serviceRules, serviceSpec, strings } from "./model_spec.ts";
+import { termProof } from "./model_term.ts";
 
 /** What a hello says for masters that know no range of versions (`model_protocol.ts`): they take a node of this one only. */
 export const PROTOCOL_VERSION = 3;
@@ -419,9 +420,9 @@ export type Assignments = v.InferOutput<typeof assignments>;
 
 /**
  * Codes of the refusals that pass by themselves: another process is that node, as far as the master knows; the node was removed
- * while its Docker Engine was dead, and can leave what it runs when that is back.
+ * while its Docker Engine was dead, and can leave what it runs when that is back; the master must not lead until an operator says so.
  */
-export const PASSING_REFUSALS = ["node_in_use", "node_removed"] as const;
+export const PASSING_REFUSALS = ["node_in_use", "node_removed", "not_leading"] as const;
 export type PassingRefusal = (typeof PASSING_REFUSALS)[number];
 
 export function isPassing(code: string): code is PassingRefusal {
@@ -454,6 +455,8 @@ export const hello = v.object({
   /** Which run of which kernel the node is on: clones of a machine differ in it. Absent: not known, or the node is older. */
   boot_id: v.exactOptional(b.line(b.MAX_WORD)),
   version: b.line(b.MAX_WORD),
+  /** Proof of the newest term that the node has seen. Absent: it knows none, or is older. */
+  last_term: v.exactOptional(termProof),
 });
 export type Hello = v.InferOutput<typeof hello>;
 
@@ -524,20 +527,24 @@ export const welcome = v.object({
   signature: v.exactOptional(b.name),
   /** What the node shows in internal calls to the master while this session lasts. Absent: the master is older. */
   token: v.exactOptional(b.name),
+  /** Proof of this term, which the node keeps. Absent: the master is older. */
+  term_proof: v.exactOptional(termProof),
 });
 export type Welcome = v.InferOutput<typeof welcome>;
 
+/** Whose message it is. Absent: the master is older, and the message of its welcome's term. */
+const term = v.exactOptional(b.safeCount);
 /** The most frequent first: they are tried in turn. */
 export const masterMessage = v.variant("type", [
-  v.object({ type: v.literal("ack"), sequence: b.safeCount }),
+  v.object({ type: v.literal("ack"), sequence: b.safeCount, term }),
   assignments,
-  directoryMessage,
-  networkMessage,
-  v.object({ type: v.literal("peers"), peers }),
+  v.object({ ...directoryMessage.entries, term }),
+  v.object({ ...networkMessage.entries, term }),
+  v.object({ type: v.literal("peers"), peers, term }),
   welcome,
-  v.object({ type: v.literal("refused"), code: b.line(b.MAX_WORD), message: b.text(b.MAX_ERROR_CHARS) }),
+  v.object({ type: v.literal("refused"), code: b.line(b.MAX_WORD), message: b.text(b.MAX_ERROR_CHARS), term }),
   /** The node is a member no more, and nothing of the cluster's runs on it. */
-  v.object({ type: v.literal("left") }),
+  v.object({ type: v.literal("left"), term }),
 ]);
 export type MasterMessage = v.InferOutput<typeof masterMessage>;
 
@@ -603,6 +610,7 @@ export type ErrorCode =
   | "busy"
   | "outcome_unknown"
   | "not_master"
+  | "not_leading"
   | "store_failed"
   | "internal";
 

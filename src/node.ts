@@ -13,7 +13,7 @@ import type { HostNames } from "./api_hosts.ts";
 import { systemClock } from "./clock.ts";
 import { ClusterKey } from "./cluster_key.ts";
 import type { Identity } from "./data_dir.ts";
-import { DataDir, newIdentity } from "./data_dir.ts";
+import { DataDir, newerSeen, newestSeen, newIdentity } from "./data_dir.ts";
 import { type Engine, openEngine } from "./docker.ts";
 import { nodeLogins } from "./docker_login.ts";
 import { DnsServer } from "./dns_server.ts";
@@ -46,7 +46,7 @@ import { NAMES_PORT } from "./overlay_plan_firewall.ts";
 import { Scheduler } from "./scheduler.ts";
 import { Session } from "./session.ts";
 import { LastHeard } from "./session_heard.ts";
-import { openSqliteStore } from "./store.ts";
+import { openThreadStore } from "./store_thread.ts";
 import type { CalledMaster, Caller, Listener, Transport } from "./transport.ts";
 import { dialSelf, fetchChunk, fetchSecret, listen, networkTransport } from "./transport.ts";
 
@@ -118,6 +118,7 @@ export class Node implements LocalNode {
     this.version = options.version;
     this.#log = options.log;
     this.#data = data;
+    data.onWriteFailed = (error) => this.#writeFailed(error);
     this.#identity = identity;
     this.#heard = new LastHeard({ dataDir: data.path, clock: systemClock, log: options.log });
     this.#advertise = "";
@@ -164,7 +165,11 @@ export class Node implements LocalNode {
     const waiting = this.#waitsForEngine();
     if (waiting !== undefined) faults.push(waiting);
     else if (engine?.state === "unready") faults.push(engine.reason);
-    if (!this.#session?.lost) faults.push("no session with the master");
+    const { leadership, writes } = this.#scheduler ?? {};
+    if (leadership?.fault !== undefined) faults.push(`this master does not lead: ${leadership.fault}`);
+    if (writes?.fault !== undefined) faults.push(`the cluster state cannot be changed: ${writes.fault}`);
+    const { lost, fault } = this.#session ?? {};
+    if (!lost) faults.push(`no session with the master${fault === undefined ? "" : `: ${fault}`}`);
     return faults;
   }
 
@@ -233,8 +238,10 @@ export class Node implements LocalNode {
       this.#hostNames = this.#findHostNames();
       this.#warnOfExposure();
       this.#identity = { ...this.#identity, ...this.#lastBind() };
-      this.#data.save(this.#identity);
-      if (this.#identity.role === "master") await this.#startMaster();
+      // A node that was one before starts by what it knows, also on a full disk; a new one must not be forgotten.
+      if (this.#data.identity) this.#update({});
+      else this.#data.begin(this.#identity);
+      if (this.#identity.role === "master") await this.#startMaster(options);
       this.#underlay = await underlayOf(this.#advertise);
       this.#startSession(begun);
     } catch (error) {
@@ -249,8 +256,8 @@ export class Node implements LocalNode {
     });
   }
 
-  async #startMaster(): Promise<void> {
-    const { cluster_id, node_id, has_state, seen_term, settings } = this.#identity;
+  async #startMaster({ restored = false }: StartOptions): Promise<void> {
+    const { cluster_id, node_id, has_state, settings } = this.#identity;
     if (cluster_id === undefined) throw new Error("a master has an identity before it starts");
     const { statePath } = this.#data;
     if (has_state && !existsSync(statePath)) {
@@ -270,12 +277,11 @@ export class Node implements LocalNode {
     const scheduler = new Scheduler({
       ...common,
       newId,
-      store: openSqliteStore(statePath),
+      store: openThreadStore(statePath),
       sealer: sealerOf(settings, this.#data),
       random: Math.random,
       ...(settings.rebalance && { rebalance: settings.rebalance }),
       ...(settings.strategy && { strategy: settings.strategy }),
-      onFenced: () => this.#fail(new StartError("another master has taken over this cluster's state; this one ends")),
     });
     const fresh = {
       cluster_id,
@@ -286,7 +292,7 @@ export class Node implements LocalNode {
     const { clusterKeyPath } = this.#data;
     const key = new ClusterKey(clusterKeyPath);
     const isNew = !existsSync(clusterKeyPath);
-    await scheduler.start(fresh, { seen: seen_term, written: has_state, key });
+    await scheduler.start(fresh, { ...newestSeen(this.#identity), written: has_state, restored, key });
     if (isNew)
       this.#log.info("this master has made the cluster's key, which its nodes will know it by: keep a backup of it", {
         file: clusterKeyPath,
@@ -299,6 +305,7 @@ export class Node implements LocalNode {
       self: { node_id, address: this.#advertise },
       signer: key,
       newToken: randomText,
+      onNewerTerm: (proof) => this.#update(newerSeen(this.#identity, proof)),
       askPeer: (address) => networkTransport.askPeer(address),
       heartbeatIntervalMs,
       nodeTimeoutMs,
@@ -401,7 +408,7 @@ export class Node implements LocalNode {
       random: Math.random,
       log: this.#log,
       hello: () => this.#hello(executor),
-      trust: () => ({ clusterKey: this.#identity.cluster_key, seenTerm: this.#identity.seen_term }),
+      trust: () => ({ clusterKey: this.#identity.cluster_key, ...newestSeen(this.#identity) }),
       addresses: () => this.#knownAddresses(),
       onWelcome: (welcome) => this.#welcomed(welcome, executor),
       onPeers: (peers) => this.#update({ peers }),
@@ -506,7 +513,7 @@ export class Node implements LocalNode {
   }
 
   #hello(executor: Executor): Hello {
-    const { cluster_id, node_id, settings } = this.#identity;
+    const { cluster_id, node_id, settings, last_term } = this.#identity;
     return {
       type: "hello",
       protocol: PROTOCOL_VERSION,
@@ -524,16 +531,19 @@ export class Node implements LocalNode {
       engine: executor.engineStatus(),
       ...bootId(),
       version: this.version,
+      ...(last_term && { last_term }),
     };
   }
 
-  #welcomed({ cluster_id, node_id, cluster_key, term, master, peers }: Welcome, executor: Executor): void {
+  #welcomed(welcome: Welcome, executor: Executor): void {
+    const { cluster_id, node_id, cluster_key, term, master, peers, term_proof: last_term } = welcome;
     // A master of an earlier version proves nothing: only on a first join, where everything is believed, its term is kept.
     const isProved = cluster_key !== undefined || this.#identity.cluster_id === undefined;
     const seen_term = isProved ? Math.max(term, this.#identity.seen_term) : this.#identity.seen_term;
     if (cluster_key !== undefined && this.#identity.cluster_key === undefined)
       this.#log.info("this node keeps the cluster's key, and follows nobody without it", { cluster_key });
-    this.#update({ cluster_id, node_id, ...(cluster_key !== undefined && { cluster_key }), seen_term, master, peers });
+    const proven = { ...(cluster_key !== undefined && { cluster_key }), ...(last_term && { last_term }) };
+    this.#update({ cluster_id, node_id, ...proven, seen_term, master, peers });
     executor.adopt({ clusterId: cluster_id, nodeId: node_id });
     executor.noticeMaster();
   }
@@ -571,9 +581,13 @@ export class Node implements LocalNode {
     try {
       this.#data.save(this.#identity);
     } catch (error) {
-      // The node works on without it; at the next change or start the same is learnt again.
-      this.#log.error("could not write node.json", { error });
+      this.#writeFailed(error);
     }
+  }
+
+  /** The node works on without it; at the next change or start the same is learnt again. */
+  #writeFailed(error: unknown): void {
+    this.#log.error("could not write node.json", { error });
   }
 
   #warnOfExposure(): void {

@@ -17,10 +17,13 @@ export type IdentityOptions = {
   peer?: string;
   /** What the command line said; what it left out stays as the node was last started. */
   settings: Settings;
+  /** The master's state was restored, so that it is older than what nodes have seen. */
+  restored?: boolean;
 };
 
 /** Reads what the data directory is and checks that the command fits; the result is not yet saved. */
-export async function decideIdentity(data: DataDir, { command, peer, settings }: IdentityOptions): Promise<Identity> {
+export async function decideIdentity(data: DataDir, options: IdentityOptions): Promise<Identity> {
+  const { command, peer, settings, restored } = options;
   const known = data.identity;
   const cluster = known?.cluster_id;
   if (command === "resume" && !known) {
@@ -42,6 +45,9 @@ export async function decideIdentity(data: DataDir, { command, peer, settings }:
     throw new StartError(`the node in ${data.path} has left its cluster: add it to one with 'cacophony join ADDRESS'`);
   }
   const role = command === "join" ? "worker" : command === "bootstrap" ? "master" : (known?.role ?? "worker");
+  if (role === "worker" && restored) {
+    throw new StartError("--restored is for the master, which keeps the cluster's state: start that one with it");
+  }
   if (role === "worker" && settings.policy_file) {
     throw new StartError("--policy is for the master, which reads it for all nodes: start that one with it");
   }

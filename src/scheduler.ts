@@ -8,7 +8,6 @@ import { Alarms, type Clock, type Timer } from "./clock.ts";
 import { repeat } from "./clock_loop.ts";
 import type { ServiceKey } from "./cluster_state.ts";
 import { ClusterState, serviceKey } from "./cluster_state.ts";
-import type { ClusterKey } from "./cluster_key.ts";
 import type { Preconditions, PutOutcome, WantedJob } from "./job_changes.ts";
 import { changesForDelete, changesForPut, changesForScale, changesForTombstones } from "./job_changes.ts";
 import { checkPreconditions } from "./job_changes.ts";
@@ -18,16 +17,16 @@ import type { Log } from "./log.ts";
 import { Faults } from "./log_faults.ts";
 import type { Change, ClusterRecord, DepartureRecord, LiveJob, MasterMessage, NodeRecord } from "./model.ts";
 import { isGlobal } from "./model_spec.ts";
-import { CacophonyError } from "./model.ts";
 import type { DrainWait } from "./reconcile_drain.ts";
 import type { Blocked, Plan, PlanContext } from "./reconcile_goal.ts";
 import type { Strategy } from "./placement.ts";
 import type { Rebalance } from "./reconcile_rebalance.ts";
 import { assignmentsFor } from "./scheduler_assignments.ts";
-import { openCluster } from "./scheduler_cluster.ts";
+import { openCluster, type StartFacts, STATE_KINDS } from "./scheduler_cluster.ts";
 import { Drains } from "./scheduler_drains.ts";
 import { planBeforehand, type ServicePlan } from "./scheduler_dry_run.ts";
 import { Goals } from "./scheduler_goals.ts";
+import { Leadership } from "./scheduler_leadership.ts";
 import { Moves } from "./scheduler_moves.ts";
 import { changesForEnds, changesForLeave, changesForNode, departure } from "./scheduler_nodes.ts";
 import { findDeparture, hasLeft } from "./scheduler_nodes.ts";
@@ -37,9 +36,9 @@ import { Registries } from "./scheduler_registries.ts";
 import { Secrets } from "./scheduler_secrets.ts";
 import { boundedTimes } from "./scheduler_times.ts";
 import { changesForUpgrade } from "./scheduler_upgrade.ts";
+import { Writes } from "./scheduler_writes.ts";
 import type { Sealer } from "./seal.ts";
 import type { Store } from "./store.ts";
-import { StoreError } from "./store.ts";
 
 /** A full look at every service: a slow safety net, and when unused specs are collected. */
 const FULL_PASS_MS = 30_000;
@@ -62,8 +61,8 @@ export type SchedulerOptions = {
   rebalance?: "off" | "auto";
   /** How often every service is looked at though nothing happened; half a minute unless said. Milliseconds. */
   fullPassMs?: number;
-  /** Called when this master was replaced by one with a newer term: the process must stop deciding at once. */
-  onFenced: () => void;
+  /** Called when another leadership is found to be newer (`Leadership`): this process decides nothing any more. */
+  onFenced?: () => void;
 };
 
 export class Scheduler {
@@ -71,6 +70,10 @@ export class Scheduler {
   /** Where names and addresses lead; nodes hear of it in their session. */
   readonly directory: Directory;
   readonly secrets: Secrets;
+  /** Whether this process leads its cluster. */
+  readonly leadership: Leadership;
+  /** How changes reach the Store. */
+  readonly writes: Writes;
   readonly #registries: Registries;
   readonly #options: SchedulerOptions;
   readonly #dirty = new Set<ServiceKey>();
@@ -91,7 +94,6 @@ export class Scheduler {
   /** When services are looked at again though nothing happened. */
   readonly #alarms = new Alarms<ServiceKey>();
   #queue: Promise<unknown> = Promise.resolve();
-  #term = 0;
   #revision = 0;
   #passTimer: Timer | undefined;
   #passedAt = -Infinity;
@@ -100,7 +102,10 @@ export class Scheduler {
 
   constructor(options: SchedulerOptions) {
     this.#options = options;
+    this.leadership = new Leadership(options);
+    this.leadership.onEnd(() => this.#halt());
     this.faults = new Faults(options);
+    this.writes = new Writes({ ...options, state: this.state });
     this.#goals = new Goals(this.state);
     this.#planner = new Planner({ ...options, state: this.state, goals: this.#goals });
     this.#moves = new Moves({ state: this.state, goals: this.#goals });
@@ -118,7 +123,7 @@ export class Scheduler {
   }
 
   get term(): number {
-    return this.#term;
+    return this.leadership.begun.term;
   }
 
   get cluster(): ClusterRecord {
@@ -127,51 +132,51 @@ export class Scheduler {
   }
 
   /**
-   * Begins a new term and loads the state. `fresh` is the cluster record of a store that is still empty; `seen` the newest term
-   * that this node knows of, 0 if its state was never written; `key` the cluster's, which goes with its record.
+   * Begins a new term, where nothing is newer, and loads the state. `fresh` is the cluster record of a store that is still empty.
    * @throws StartError when the state is of another cluster, empty though it was written before, or without its key.
    */
-  async start(
-    fresh: ClusterRecord,
-    { seen = 0, written = false, key }: { seen?: number; written?: boolean; key?: ClusterKey } = {},
-  ): Promise<void> {
-    const { store, log, clock } = this.#options;
+  async start(fresh: ClusterRecord, facts: StartFacts = {}): Promise<void> {
+    const { store, clock, newId } = this.#options;
     const stored = boundedTimes(await store.load(), clock.now());
     this.state.since = clock.now();
     const known = stored.cluster[0];
-    const record = openCluster(known, { fresh, written, key });
-    this.#term = await store.beginTerm(seen);
-    for (const kind of [
-      "spec",
-      "node",
-      "job",
-      "allocation",
-      "home",
-      "departure",
-      "history",
-      "removal",
-      "registry",
-      "secret",
-      "chunk",
-    ] as const) {
+    const record = openCluster(known, { fresh, ...facts });
+    for (const kind of STATE_KINDS)
       this.state.apply(stored[kind].map((record) => ({ op: "put", kind, record }) as Change));
-    }
     this.state.apply([{ op: "put", kind: "cluster", record }]);
-    if (!Bun.deepEquals(record, known)) await store.commit(this.#term, [{ op: "put", kind: "cluster", record }]);
-    log.info("this node is the master", {
-      cluster: fresh.cluster_id,
-      term: this.#term,
-      jobs: this.state.liveJobs().length,
-    });
-    await this.#upgrade();
-    const fault = this.faults.attempt("an error of Cacophony itself in a look at secrets", () => this.secrets.fault());
-    if (fault !== undefined) log.error("the jobs' secrets cannot be opened; what runs goes on", { reason: fault });
+    const claim = { ...facts, leadership: newId() };
+    const hasBegun = await this.writes.begin(
+      () => this.leadership.begin(store, claim),
+      () => this.#lead(known),
+    );
+    if (hasBegun) await this.#lead(known);
+    else await this.leadership.wait(store, { claim, isNew: !known, fault: this.writes.fault });
+    if (this.leadership.fault !== undefined) return;
+    store.background?.();
     this.#fullPassTimer = repeat(clock, {
       firstMs: 0,
       retryMs: FULL_PASS_MS,
       work: () => this.#fullPass(),
       onFault: (error) => this.faults.tell("an error of Cacophony itself: a full pass failed", error),
     });
+  }
+
+  /** The term has begun; `known`: the cluster's record in the Store. */
+  async #lead(known: ClusterRecord | undefined): Promise<void> {
+    if (this.leadership.fault !== undefined) return;
+    const { store, log } = this.#options;
+    const record = this.cluster;
+    try {
+      if (!Bun.deepEquals(record, known)) await store.commit(this.term, [{ op: "put", kind: "cluster", record }]);
+    } catch (error) {
+      if (!known) throw error;
+      log.error("what is new of the cluster itself could not be stored; the next start tries it again", { error });
+    }
+    const { cluster_id: cluster } = record;
+    log.info("this node is the master", { cluster, term: this.term, jobs: this.state.liveJobs().length });
+    await this.#upgrade();
+    const fault = this.faults.attempt("an error of Cacophony itself in a look at secrets", () => this.secrets.fault());
+    if (fault !== undefined) log.error("the jobs' secrets cannot be opened; what runs goes on", { reason: fault });
   }
 
   /** Where that fails, everything goes on as it was, and the next start tries it again. */
@@ -190,13 +195,20 @@ export class Scheduler {
     }
   }
 
-  async stop(): Promise<void> {
+  /** Nothing is decided any more, and nobody is told anything. */
+  #halt(): void {
     this.#stopped = true;
+    this.writes.stop();
     this.#passTimer?.cancel();
     this.#fullPassTimer?.cancel();
     this.#alarms.stop();
     this.#drains.stop();
     this.directory.stop();
+    for (const nodeId of this.#senders.keys()) this.detach(nodeId);
+  }
+
+  async stop(): Promise<void> {
+    this.#halt();
     await this.#queue.catch(() => {});
     await this.#options.store.close();
   }
@@ -336,10 +348,10 @@ export class Scheduler {
 
   /** Ends the membership of a node that is to leave, and has; resolves to whether it did. */
   async finishLeaving(nodeId: string): Promise<boolean> {
-    if (!hasLeft(this.state, { nodeId, term: this.#term })) return false;
+    if (!hasLeft(this.state, { nodeId, term: this.term })) return false;
     return this.#exclusive(async () => {
       const node = this.state.nodes.get(nodeId);
-      if (!node || !hasLeft(this.state, { nodeId, term: this.#term })) return false;
+      if (!node || !hasLeft(this.state, { nodeId, term: this.term })) return false;
       await this.#depart(node, departure(this.state, { node, now: this.#options.clock.now() }));
       return true;
     });
@@ -467,16 +479,14 @@ export class Scheduler {
    */
   async confirmStopped(nodeId: string): Promise<void> {
     const view = this.state.views.get(nodeId);
-    if (!view?.applied || !view.reported || view.applied.term !== this.#term) return;
+    if (!view?.applied || !view.reported || view.applied.term !== this.term) return;
     const applied = view.applied.revision;
     const gone = this.state.allocationsOn(nodeId).filter(({ allocation_id, desired }) => {
       const toldAt = this.#stopToldAt.get(allocation_id);
       return desired === "stop" && toldAt !== undefined && toldAt <= applied && !view.statuses.has(allocation_id);
     });
     if (gone.length === 0) return;
-    await this.change(() =>
-      gone.map(({ allocation_id }) => ({ op: "delete", kind: "allocation", key: allocation_id })),
-    );
+    await this.change(() => gone.map((one) => ({ op: "delete", kind: "allocation", key: one.allocation_id })));
     this.wake(gone.map(serviceKey));
     this.wakeBlocked();
   }
@@ -485,7 +495,7 @@ export class Scheduler {
   sendAssignments(nodeId: string): void {
     const send = this.#senders.get(nodeId);
     const what = "an error of Cacophony itself: a node could not be sent its assignments";
-    if (send) this.faults.attempt(what, () => this.#assign(nodeId, send), { node: nodeId });
+    if (send && !this.writes.isHeld) this.faults.attempt(what, () => this.#assign(nodeId, send), { node: nodeId });
   }
 
   #assign(nodeId: string, send: (message: MasterMessage) => void): void {
@@ -497,7 +507,7 @@ export class Scheduler {
     for (const { allocation_id, desired } of all) {
       if (desired === "stop" && !this.#stopToldAt.has(allocation_id)) this.#stopToldAt.set(allocation_id, revision);
     }
-    const order = { term: this.#term, revision };
+    const order = { term: this.term, revision };
     send(assignmentsFor(nodeId, { state: this.state, registries: this.#registries, allocations, order }));
   }
 
@@ -591,18 +601,17 @@ export class Scheduler {
 
   /** One change of state at a time: what a change is computed from is what it is applied to. */
   #exclusive<T>(work: () => Promise<T>): Promise<T> {
-    const result = this.#queue.then(work);
+    const result = this.#queue.then(() => this.leadership.check()).then(work);
     this.#queue = result.catch(() => {});
     return result;
   }
 
   async #commit(changes: readonly Change[]): Promise<void> {
-    if (changes.length === 0) return;
+    if (changes.length === 0 && !this.writes.isUnsure) return;
     try {
-      await this.#options.store.commit(this.#term, changes);
-    } catch (error) {
-      if (error instanceof StoreError && error.code === "fenced") this.#options.onFenced();
-      throw new CacophonyError("store_failed", "the change could not be stored, nothing was changed", { cause: error });
+      await this.writes.commit(this.term, changes, { fenced: (error) => this.leadership.fence(error) });
+    } finally {
+      if (this.writes.isUnsure) this.#schedulePass(STORE_RETRY_MS);
     }
     this.state.apply(changes);
     // However the record went, nobody asks for it again.

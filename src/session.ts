@@ -25,6 +25,7 @@ import type {
 } from "./model.ts";
 import type { DirectoryMessage, NetworkMessage } from "./model_network.ts";
 import { MasterMessages } from "./session_messages.ts";
+import { termFault } from "./session_terms.ts";
 import { faultOf, type Trust } from "./session_welcome.ts";
 import type { Channel, Transport } from "./transport.ts";
 
@@ -124,6 +125,7 @@ export class Session {
   readonly #doubted = new Set<string>();
   #live: Live | undefined;
   #lastHeard: number;
+  #fault: string | undefined;
   #lastReading: Reading | undefined;
   #loop: Promise<void> = Promise.resolve();
 
@@ -147,6 +149,11 @@ export class Session {
   /** Set while a session is open; aborts when it is lost. */
   get lost(): AbortSignal | undefined {
     return this.#live?.lost.signal;
+  }
+
+  /** Why there is no session, as of the last attempt at one; undefined: there is one, or nothing is known of why not. */
+  get fault(): string | undefined {
+    return this.#live ? undefined : this.#fault;
   }
 
   /**
@@ -205,6 +212,7 @@ export class Session {
         // A session that ends at once must not turn into a busy loop.
         await sleep(clock, backoffMs(attempt, { ...RETRY, random }), this.#abort.signal);
       } catch (error) {
+        this.#fault = describeError(error);
         const delayMs = backoffMs(attempt, { ...RETRY, random });
         log.warn("no session with the master, trying again", { error: describeError(error), attempt, in_ms: delayMs });
         await sleep(clock, delayMs, this.#abort.signal);
@@ -302,16 +310,18 @@ export class Session {
     if (!live) return this.#beforeWelcome(message, attempt);
     // What was on its way when the session ended: another one may have told what is newer by now. Assignments say how new they are.
     if (this.#live !== live && message.type !== "assignments") return;
-    if (message.type === "welcome") return live.channel.close();
-    if (message.type === "refused") onRefused(message);
+    const fault = termFault(message, { session: live.welcome.term, seen: this.#options.trust().seenTerm });
+    if (fault !== undefined) {
+      log.error("a message of the master is of another term, ending the session", { fault });
+      this.#fault = attempt.fault = fault;
+    }
+    if (message.type === "welcome" || fault !== undefined) live.channel.close();
+    else if (message.type === "refused") onRefused(message);
     else if (message.type === "left") this.#options.onLeft();
     else if (message.type === "peers") onPeers(message.peers);
     else if (message.type === "network" || message.type === "directory") onNetwork(message);
     else if (message.type === "ack") this.#acknowledge(live, message.sequence);
-    else if (message.order.term !== live.welcome.term) {
-      log.error("assignments are of another term than the welcome, ending the session", { order: message.order });
-      live.channel.close();
-    } else {
+    else {
       if (executor.assign(message) === "stale")
         log.warn("refused assignments older than those known", { order: message.order });
       this.notify();
@@ -365,6 +375,7 @@ export class Session {
     // Before anything else can throw: whatever ends it, the node knows that it has no master then.
     attempt.live = live;
     this.#live = live;
+    this.#fault = undefined;
     this.#options.onWelcome(welcome);
     this.#options.log.info("in session with the master", { master: welcome.master.address, term: welcome.term });
     live.heartbeatTimer = this.#keepBeating(live);

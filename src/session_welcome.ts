@@ -4,22 +4,18 @@
  * first join, or with a master of an earlier version until now) trusts who welcomes it, as somebody does who answers yes to
  * SSH's first question.
  */
-import { isSignedBy } from "./cluster_key.ts";
+import { isProofOf, isSignedBy } from "./cluster_key.ts";
 import type { Hello, Peer, Welcome } from "./model.ts";
 import { commonProtocol, PROTOCOLS, rangeText } from "./model_protocol.ts";
-
-/**
- * How much newer a term may be than the newest one that the node has seen. Each start of a master is one term; a forged term
- * must not use up all numbers that there are.
- */
-const MAX_TERM_STEP = 2 ** 40;
+import { isBehind, MAX_TERM_STEP, SET_BACK_HINT } from "./model_term.ts";
 
 /** What a node believes already. */
 export type Trust = {
   /** The cluster's key that it has pinned. */
   clusterKey: string | undefined;
-  /** The newest term that it has seen. */
+  /** The newest term that it has seen, and which of those that began it that was, where it has proof of that. */
   seenTerm: number;
+  seenLeadership?: string | undefined;
 };
 
 export type WelcomeFacts = {
@@ -35,7 +31,7 @@ export type WelcomeFault = { reason: string; master?: Peer };
 
 /** Undefined: the node goes into session. */
 export function faultOf(welcome: Welcome, { hello, trust, dialled }: WelcomeFacts): WelcomeFault | undefined {
-  const { cluster_id, node_id, term, master } = welcome;
+  const { cluster_id, node_id, master } = welcome;
   const isMember = hello.cluster_id !== undefined;
   if (isMember && cluster_id !== hello.cluster_id)
     return { reason: `${dialled} is of cluster ${cluster_id}, this node of ${hello.cluster_id}` };
@@ -49,10 +45,32 @@ export function faultOf(welcome: Welcome, { hello, trust, dialled }: WelcomeFact
       reason: `${dialled} passes on what the master at ${master.address} says`,
       ...(trust.clusterKey !== undefined && { master }),
     };
-  if (term > trust.seenTerm + MAX_TERM_STEP)
-    return { reason: `${dialled} is at term ${term}, which is too far from the newest known one, ${trust.seenTerm}` };
+  const late = termFault(welcome, { trust, dialled });
+  if (late !== undefined) return { reason: late };
   const spoken = protocolChoiceFault(welcome.protocol, dialled);
   return spoken === undefined ? undefined : { reason: spoken };
+}
+
+function termFault(
+  { term, term_proof: proof, cluster_id, cluster_key: key }: Welcome,
+  { trust: { seenTerm, seenLeadership }, dialled }: { trust: Trust; dialled: string },
+): string | undefined {
+  if (term > seenTerm + MAX_TERM_STEP)
+    return `${dialled} is at term ${term}, which is too far from the newest known one, ${seenTerm}`;
+  if (term < seenTerm)
+    return (
+      `${dialled} is at term ${term}, older than term ${seenTerm} that this node has seen: its state was set back, or another ` +
+      `master leads; there, ${SET_BACK_HINT}`
+    );
+  if (!proof) return undefined;
+  if (proof.term !== term || key === undefined || !isProofOf(key, { cluster_id, proof }))
+    return `${dialled} sent a proof of its term that is not right: it is a stranger`;
+  if (isBehind(proof, { term: seenTerm, leadership: seenLeadership }))
+    return (
+      `${dialled} has begun term ${term}, which another master has begun, too: its state was set back, or another master leads; ` +
+      `there, ${SET_BACK_HINT}`
+    );
+  return undefined;
 }
 
 /** A session in a version that this node does not understand. */

@@ -4,6 +4,7 @@ import { connect } from "node:net";
 import { startFuzz } from "./fuzz.ts";
 import { DOCUMENT, FUZZ_KINDS, type FuzzRequest, fuzzRequest, KEPT, SCALED } from "./fuzz_http.ts";
 import { NodeProcesses } from "./node_process.ts";
+import { waitUntil } from "./wait.ts";
 
 const REQUESTS = 2_000;
 const AT_ONCE = 16;
@@ -62,6 +63,10 @@ test("fuzz of HTTP: each of 2,000 requests of 16 kinds is answered or its connec
     const put = await fetch(`http://${master.address}/cluster/job/${id}`, { method: "PUT", body: DOCUMENT });
     expect(put.status).toBe(201);
   }
+  // Why the job waits changes until both nodes have told what their Engines say.
+  await waitUntil("both nodes have reported", () => get(`/cluster/job/${KEPT}`), {
+    until: (job) => !JSON.stringify(job).includes("has not reported"),
+  });
   const before = { job: await get(`/cluster/job/${KEPT}`), nodes: await nodeStates(get) };
 
   const requests = Array.from({ length: REQUESTS }, (_, index) => fuzzRequest(fuzz, { index, id: `f${index}` }));

@@ -1,11 +1,21 @@
 /** Modes of the data directory of a process, whatever its umask is, and of what earlier versions left. */
 import { Database } from "bun:sqlite";
 import { afterEach, beforeEach, expect, test } from "bun:test";
-import { chmodSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { DataDir, writePrivately } from "../src/data_dir.ts";
+import { DataDir, type Identity, identityIn, newIdentity, writePrivately } from "../src/data_dir.ts";
 import { waitUntil } from "./wait.ts";
 
 let dir: string;
@@ -60,7 +70,7 @@ async function modesOfNode(umask: string, dataDir: string): Promise<Record<strin
     await waitUntil(
       "the node to answer",
       () =>
-        fetch(`http://127.0.0.1:${port}/healthz`).then(
+        fetch(`http://127.0.0.1:${port}/cluster/status`).then(
           ({ status }) => status,
           () => 0,
         ),
@@ -126,4 +136,61 @@ test("point 11: the lock that something wrote over is made again for its owner a
   }
   expect(modeOf(join(dir, "lock"))).toBe("600");
   new Database(join(dir, "lock")).close();
+});
+
+/** Of what is written in the background, the one peer. */
+function identityBeside(): string | undefined {
+  return (JSON.parse(readFileSync(join(dir, "node.json.next"), "utf8")) as Identity).peers[0]?.node_id;
+}
+
+const peer = (n: number) => ({ node_id: `n${n}`, address: `10.0.0.${n}:9000` });
+
+test("point 7: where other nodes are is written without anybody waiting for it, and what is not learnt again at once", async () => {
+  const data = DataDir.open(dir);
+  const first: Identity = { ...newIdentity({ role: "worker", node_id: "n" }), cluster_id: "c", seen_term: 1 };
+  data.save(first);
+  expect(identityIn(dir)).toEqual(first);
+  for (let n = 1; n <= 20; n++) data.save({ ...first, peers: [peer(n)] });
+  expect(identityIn(dir)).toEqual(first);
+  // What comes in between is on the disk at once, with all that came before it, and stays there.
+  const second: Identity = { ...first, seen_term: 2, peers: [peer(21)] };
+  data.save(second);
+  expect(identityIn(dir)).toEqual(second);
+  const third: Identity = { ...second, peers: [peer(22)] };
+  data.save(third);
+  await waitUntil("the newest peers to be written", () => identityIn(dir), {
+    until: (found) => found?.peers[0]?.node_id === "n22",
+  });
+  expect(identityIn(dir)).toEqual(third);
+  // At an end nothing is left behind, and nothing is written once another process may have the directory.
+  const last: Identity = { ...third, peers: [peer(23)] };
+  data.save(last);
+  data.close();
+  expect(identityIn(dir)).toEqual(last);
+  const next = DataDir.open(dir);
+  const other: Identity = { ...last, seen_term: 9 };
+  next.save(other);
+  await waitUntil("what the first one had begun to be over", () => identityBeside(), { until: (n) => n === "n23" });
+  expect(identityIn(dir)).toEqual(other);
+  next.close();
+  expect(readdirSync(dir).filter((name) => name !== "node.json.next")).toEqual(["lock", "node.json"]);
+});
+
+test("point 8: the lock of a data directory is one that processes of earlier versions see, and writes nothing", () => {
+  const earlier = new Database(join(dir, "lock"), { create: true });
+  earlier.run("PRAGMA locking_mode = EXCLUSIVE");
+  earlier.run("CREATE TABLE IF NOT EXISTS owner (id INTEGER PRIMARY KEY CHECK (id = 1), pid INTEGER)");
+  earlier.run("INSERT INTO owner VALUES (1, 1)");
+  expect(() => DataDir.open(dir)).toThrow(/in use by a running cacophony/);
+  earlier.close();
+  const before = statSync(join(dir, "lock"));
+  const data = DataDir.open(dir);
+  const later = new Database(join(dir, "lock"));
+  expect(() => later.run("INSERT INTO owner VALUES (2, 2)")).toThrow(/locked/);
+  later.close();
+  expect(() => DataDir.open(dir)).toThrow(/in use by a running cacophony/);
+  data.close();
+  const after = statSync(join(dir, "lock"));
+  expect([after.size, after.mtimeMs]).toEqual([before.size, before.mtimeMs]);
+  DataDir.open(dir).close();
 });

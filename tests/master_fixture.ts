@@ -17,7 +17,7 @@ import {
 } from "../src/model.ts";
 import type { DirectoryMessage, NetworkMessage, NodeNetwork, ServiceEntry } from "../src/model_network.ts";
 import { Scheduler, type SchedulerOptions } from "../src/scheduler.ts";
-import { openSqliteStore } from "../src/store.ts";
+import { openSqliteStore, type Store } from "../src/store.ts";
 import { idleMachine, seeded, unusedSealer, welcoming } from "./cluster_fixture.ts";
 import { VirtualClock } from "./virtual_clock.ts";
 
@@ -31,7 +31,12 @@ export const ENGINE_TIMEOUT_MS = 60_000;
 export const HOLD_MS = 60_000;
 
 type MasterOptions = Pick<SchedulerOptions, "rebalance" | "strategy"> &
-  Partial<Pick<SchedulerOptions, "log" | "newId">> & { nodeTimeoutMs?: number };
+  Partial<Pick<SchedulerOptions, "log" | "newId">> & {
+    nodeTimeoutMs?: number;
+    heartbeatIntervalMs?: number;
+    /** What is between the scheduler and its disk. */
+    disk?: (store: Store) => Store;
+  };
 
 /** A master, one process after another, with a disk of its own. */
 export class Master {
@@ -101,7 +106,7 @@ export class Master {
       newId: () => `id${++this.#ids}`,
       ...this.#options,
       clock: this.#skewed(),
-      store: openSqliteStore(this.#path),
+      store: (this.#options.disk ?? ((store) => store))(openSqliteStore(this.#path)),
       random: seeded(1),
       sealer: unusedSealer,
       onFenced: () => {},
@@ -114,7 +119,7 @@ export class Master {
       log: this.#options.log ?? silentLog,
       scheduler: this.scheduler,
       self: { node_id: "master", address: "10.0.0.1:9000" },
-      heartbeatIntervalMs: HEARTBEAT_MS,
+      heartbeatIntervalMs: this.#options.heartbeatIntervalMs ?? HEARTBEAT_MS,
       nodeTimeoutMs: this.#options.nodeTimeoutMs ?? NODE_TIMEOUT_MS,
       engineTimeoutMs: ENGINE_TIMEOUT_MS,
       massFailureHoldMs: HOLD_MS,

@@ -190,6 +190,7 @@ describe("a hello that is too large (point 5)", () => {
         type: "refused",
         code: "bad_hello",
         message: expect.stringMatching(new RegExp(`has 20\\d{6} characters, of ${MAX_HELLO_CHARS} at most`)),
+        term: 1,
       },
     ]);
     expect([state.isClosed, ids(master)]).toEqual([true, []]);

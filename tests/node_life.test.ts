@@ -164,7 +164,7 @@ describe("a node that leaves", () => {
     expect(isGone).toBe(false);
     await pass(master, { ms: 4 * HEARTBEAT_MS, peers });
     expect(nodesOf(master)).toEqual(["n1", "n1"]);
-    expect(two.heard.at(-1)).toEqual({ type: "left" });
+    expect(two.heard.at(-1)).toEqual({ type: "left", term: 1 });
     expect([...master.scheduler.state.nodes.keys()]).toEqual(["n1"]);
     expect(master.scheduler.state.departures.get("n2")).toMatchObject({ node_name: "n2" });
     const again = await Peer.join(master, 2);
@@ -187,7 +187,7 @@ describe("a node that leaves", () => {
     expect(master.scheduler.state.nodes.get("n2")?.drain?.leave).toBe(true);
     await two.report();
     await two.report();
-    expect(two.heard.at(-1)).toEqual({ type: "left" });
+    expect(two.heard.at(-1)).toEqual({ type: "left", term: 1 });
     expect(master.scheduler.state.nodes.has("n2")).toBe(false);
   });
 
@@ -228,7 +228,7 @@ describe("a node that leaves", () => {
     await two.dial();
     await two.report();
     await two.report();
-    expect(two.heard.at(-1)).toEqual({ type: "left" });
+    expect(two.heard.at(-1)).toEqual({ type: "left", term: 1 });
     expect(master.scheduler.state.nodes.has("n2")).toBe(false);
   });
 
@@ -334,7 +334,7 @@ describe("a node that leaves", () => {
     expect(master.scheduler.state.nodes.has(home)).toBe(true);
     node.removalsDone = node.removals;
     await node.report();
-    expect(node.heard.at(-1)).toEqual({ type: "left" });
+    expect(node.heard.at(-1)).toEqual({ type: "left", term: 1 });
     expect([...master.scheduler.state.removals.values()].filter(({ node_id }) => node_id === home)).toEqual([]);
   });
 });

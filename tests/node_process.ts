@@ -17,7 +17,7 @@ const START_TIMEOUT_MS = 30_000;
 export type NodeProcess = { address: string; port: number; dataDir: string; process: LabProcess };
 
 /** `hasEngine`: whether an Engine tells its id, which a node that joins waits for; absent: only such a node has one. */
-type StartOptions = { env?: Env; dataDir?: string; hasEngine?: boolean };
+type StartOptions = { port?: number; env?: Env; dataDir?: string; hasEngine?: boolean };
 
 export class NodeProcesses {
   readonly #root = mkdtempSync(join(tmpdir(), "cacophony-process-"));
@@ -31,9 +31,9 @@ export class NodeProcesses {
   /** Starts `cacophony ARGS` and resolves once it answers. */
   async start(
     args: readonly string[],
-    { env = {}, dataDir = this.newDir(), hasEngine = args[0] === "join" }: StartOptions = {},
+    { env = {}, dataDir = this.newDir(), hasEngine = args[0] === "join", port: wanted }: StartOptions = {},
   ): Promise<NodeProcess> {
-    const port = await freePort();
+    const port = wanted ?? (await freePort());
     const address = `127.0.0.1:${port}`;
     const options = ["--bind-addr", address, "--data-dir", dataDir, "--docker-host", `unix://${dataDir}/none.sock`];
     if (hasEngine) this.#engines.push(serveBareEngine(`${dataDir}/none.sock`));

@@ -124,6 +124,7 @@ export function helloOf(nodeId: string, more: object = {}): object {
       platform: { os: "linux", arch: "amd64" },
     },
     version: "0.0.0",
+    last_term: { term: 2 ** 50, leadership: "rogue", signature: "c2lnbmF0dXJl" },
     ...more,
   };
 }

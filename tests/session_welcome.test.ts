@@ -4,9 +4,10 @@
  */
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { signWelcome } from "../src/cluster_key.ts";
+import { signTerm, signWelcome } from "../src/cluster_key.ts";
 import { silentLog } from "../src/log.ts";
 import type { Assignments, Hello, MasterMessage, NodeMessage, Peer, PeerInfo, Welcome } from "../src/model.ts";
+import type { TermProof } from "../src/model_term.ts";
 import { Session } from "../src/session.ts";
 import { faultOf } from "../src/session_welcome.ts";
 import { signer } from "./cluster_fixture.ts";
@@ -132,6 +133,10 @@ function assigned(term: number): Assignments {
   return { type: "assignments", order, specs: [], allocations: [], removals: [] };
 }
 
+function proofOf(term: number, leadership = "l", by = KEY): TermProof {
+  return signTerm({ term, leadership }, { cluster_id: "c", signer: by });
+}
+
 /** All that a master can ask for but a welcome. */
 const ORDERS: MasterMessage[] = [
   assigned(7),
@@ -164,7 +169,8 @@ describe("a node's first welcome", () => {
 });
 
 describe("a node that has pinned its cluster's key follows no welcome", () => {
-  const facts = { trust: { clusterKey: KEY.publicKey, seenTerm: 7 }, dialled: MASTER.address };
+  const trust = { clusterKey: KEY.publicKey, seenTerm: 7, seenLeadership: "l" };
+  const facts = { trust, dialled: MASTER.address };
   const mine = hello({ cluster_id: "c" });
   const cases: [string, Welcome, RegExp][] = [
     [
@@ -204,6 +210,26 @@ describe("a node that has pinned its cluster's key follows no welcome", () => {
     ],
     ["whose term was raised on the way", { ...welcomed(mine), term: 999 }, /signature is not right/],
     ["whose term jumps by more than 2^40", welcomed(mine, { term: 8 + 2 ** 40 }), /too far/],
+    [
+      "of an older term than it has seen (point 10)",
+      welcomed(mine, { term: 6 }),
+      /is at term 6, older than term 7 that this node has seen.*cacophony --restored/,
+    ],
+    [
+      "of another leadership of the term that it has seen (point 3)",
+      welcomed(mine, { term_proof: proofOf(7, "other") }),
+      /has begun term 7, which another master has begun, too.*cacophony --restored/,
+    ],
+    [
+      "with a proof of another term",
+      welcomed(mine, { term: 9, term_proof: proofOf(8) }),
+      /proof of its term that is not/,
+    ],
+    [
+      "with a proof that another key signed",
+      welcomed(mine, { term: 9, term_proof: proofOf(9, "l", FOREIGN) }),
+      /proof of its term that is not right/,
+    ],
   ];
   test.each(cases)("%s", (_, welcome, reason) => {
     expect(faultOf(welcome, { hello: mine, ...facts })?.reason).toMatch(reason);
@@ -211,7 +237,8 @@ describe("a node that has pinned its cluster's key follows no welcome", () => {
 
   test("but a right one, also of a term that is 2^40 newer", () => {
     for (const term of [7, 8, 7 + 2 ** 40])
-      expect(faultOf(welcomed(mine, { term }), { hello: mine, ...facts })).toBeUndefined();
+      for (const more of [{ term }, { term, term_proof: proofOf(term) }])
+        expect(faultOf(welcomed(mine, more), { hello: mine, ...facts })).toBeUndefined();
   });
 
   test("of which any signed part was changed", () => {
@@ -338,6 +365,34 @@ describe("a session", () => {
     expect(node.hellos.length).toBeGreaterThan(1);
     expect(new Set(node.done)).toEqual(new Set(["welcome"]));
   });
+
+  test.each(ORDERS.map((order) => [order.type, order] as const))(
+    "with a master of an older term than the node has seen is none, and its %s is not obeyed (point 10)",
+    async (_, order) => {
+      const node = new Node({ pin: KEY.publicKey, seenTerm: 5 });
+      node.machines.set(MASTER.address, { master: MASTER, onHello: (to) => [welcomed(to, { term: 3 }), order] });
+      await node.clock.advance(60_000);
+      expect(node.hellos.length).toBeGreaterThan(2);
+      expect(node.done).toEqual([]);
+      expect(node.session.lost).toBeUndefined();
+      expect(node.session.fault).toContain("is at term 3, older than term 5 that this node has seen");
+    },
+  );
+
+  test.each(ORDERS.filter(({ type }) => type !== "assignments").map((order) => [order.type, order] as const))(
+    "ends with what a fenced master says in it, which is not obeyed: %s (point 10)",
+    async (_, order) => {
+      const node = new Node({ pin: KEY.publicKey, seenTerm: 7 });
+      const said = { ...order, term: 6 };
+      node.machines.set(MASTER.address, { master: MASTER, onHello: (to) => [welcomed(to), said, ...ORDERS] });
+      const ended = () => node.session.lost === undefined && node.done.length > 0;
+      await node.clock.until(ended, { limitMs: 1_500 });
+      expect(node.session.fault).toContain("is of term 6, older than term 7");
+      await node.clock.advance(1_500);
+      expect(node.hellos.length).toBeGreaterThan(1);
+      expect(new Set(node.done)).toEqual(new Set(["welcome"]));
+    },
+  );
 
   test("that has been proved obeys all that the master says", async () => {
     const node = new Node({ pin: KEY.publicKey });

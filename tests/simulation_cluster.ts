@@ -236,7 +236,7 @@ export class SimCluster {
         network_mode: "vxlan" as const,
         network_cidr: "10.213.0.0/16",
       };
-      await scheduler.start(fresh, { seen: machine.identity.seen_term });
+      await scheduler.start(fresh, { seenTerm: machine.identity.seen_term });
     } catch (error) {
       return this.#fail(machine, error);
     }

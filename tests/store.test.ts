@@ -6,7 +6,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Change } from "../src/model.ts";
 import type { Store } from "../src/store.ts";
-import { openSqliteStore } from "../src/store.ts";
+import { openSqliteStore, openSqliteStoreToRead } from "../src/store.ts";
+import { openThreadStore } from "../src/store_thread.ts";
 import { rules } from "./cluster_fixture.ts";
 
 const root = mkdtempSync(join(tmpdir(), "cacophony-store-"));
@@ -29,6 +30,14 @@ const node = (id: string): Change => ({
     joined_at: 1,
   },
 });
+
+/** Waits for the answer of a thread, which `expect().rejects` keeps from coming. */
+function faultOf(work: Promise<unknown>): Promise<unknown> {
+  return work.then(
+    () => undefined,
+    (error: unknown) => error,
+  );
+}
 
 function contract(name: string, open: () => { store: Store; reopen: () => Store }): void {
   describe(`the Store contract, kept by ${name}`, () => {
@@ -53,7 +62,7 @@ function contract(name: string, open: () => { store: Store; reopen: () => Store 
       const { store } = open();
       const old = await store.beginTerm();
       await store.beginTerm();
-      expect(store.commit(old, [node("a")])).rejects.toMatchObject({ code: "fenced" });
+      expect(await faultOf(store.commit(old, [node("a")]))).toMatchObject({ code: "fenced" });
       expect((await store.load()).node).toEqual([]);
     });
 
@@ -95,6 +104,56 @@ function contract(name: string, open: () => { store: Store; reopen: () => Store 
 contract("SQLite", () => {
   const path = freshPath();
   return { store: openSqliteStore(path), reopen: () => openSqliteStore(path) };
+});
+
+function inThread(path: string): Store {
+  const store = openThreadStore(path);
+  store.background?.();
+  return store;
+}
+
+contract("SQLite in a thread of its own", () => {
+  const path = freshPath();
+  return { store: inThread(path), reopen: () => inThread(path) };
+});
+
+describe("openThreadStore()", () => {
+  test("keeps the order of what it is asked for at once, and answers each by itself", async () => {
+    const store = inThread(freshPath());
+    const first = store.beginTerm();
+    const outcomes = await Promise.allSettled([
+      first,
+      store.commit(1, [node("a")]),
+      store.commit(2, [node("b")]),
+      store.commit(1, [{ op: "delete", kind: "node", key: "a" }, node("c")]),
+    ]);
+    expect(outcomes.map(({ status }) => status)).toEqual(["fulfilled", "fulfilled", "rejected", "fulfilled"]);
+    expect((await store.load()).node.map(({ node_id }) => node_id)).toEqual(["c"]);
+    expect((await store.last?.())?.term).toBe(1);
+    await store.close();
+    expect(await faultOf(store.commit(1, [node("d")]))).toMatchObject({ code: "failed" });
+  });
+
+  test("says that a commit did not happen while another process has the file locked", async () => {
+    const path = freshPath();
+    const store = inThread(path);
+    const term = await store.beginTerm();
+    const other = new Database(path);
+    other.run("BEGIN IMMEDIATE");
+    // SQLite says at once that it is locked: the commit did not happen.
+    expect(await faultOf(store.commit(term, [node("a")]))).toMatchObject({ code: "failed" });
+    other.run("ROLLBACK");
+    other.close();
+    await store.commit(term, [node("b")]);
+    expect((await store.load()).node.map(({ node_id }) => node_id)).toEqual(["b"]);
+    await store.close();
+  });
+
+  test("refuses what openSqliteStore() refuses, when it is opened", () => {
+    const path = freshPath();
+    writeFileSync(path, "these are not the bytes of a database ".repeat(200));
+    expect(() => openThreadStore(path)).toThrow(/damaged .*left untouched/);
+  });
 });
 
 describe("openSqliteStore()", () => {
@@ -146,6 +205,19 @@ describe("openSqliteStore()", () => {
     db.run("INSERT INTO record VALUES ('node', 'n1', '{\"node_id\": 5}')");
     db.close();
     expect(openSqliteStore(path).load()).rejects.toThrow(/record node n1 .* cannot be read/);
+  });
+
+  test("opens to read what a process left that was killed, with its log", async () => {
+    const path = freshPath();
+    const store = openSqliteStore(path);
+    await store.commit(await store.beginTerm(), [node("a")]);
+    const copy = freshPath();
+    for (const suffix of ["", "-wal"]) writeFileSync(`${copy}${suffix}`, readFileSync(`${path}${suffix}`));
+    await store.close();
+    const read = openSqliteStoreToRead(copy);
+    expect((await read.load()).node).toHaveLength(1);
+    expect((await read.last?.())?.term).toBe(1);
+    await read.close();
   });
 
   test("leaves nothing on the disk of what was removed or replaced, once scrubbed", async () => {

@@ -1,0 +1,203 @@
+/** @module What the Scheduler makes of a disk that fails: outcomes that are not known, a term that can't be begun, no answer. */
+import { expect, test } from "bun:test";
+import { ClusterState } from "../src/cluster_state.ts";
+import { silentLog } from "../src/log.ts";
+import type { Change } from "../src/model.ts";
+import { Writes } from "../src/scheduler_writes.ts";
+import { openSqliteStore, type Store, StoreError } from "../src/store.ts";
+import { seeded, spec } from "./cluster_fixture.ts";
+import { Master, Peer } from "./master_fixture.ts";
+import { VirtualClock } from "./virtual_clock.ts";
+
+const fenced = () => {};
+
+/** One change of a record of any kind that is loaded into the state; `n` makes its contents differ. */
+function change(random: () => number, n: number): Change {
+  const key = `k${Math.floor(random() * 3)}`;
+  const slot = { job_id: key, service_name: "s", slot: 1 };
+  const puts: Change[] = [
+    { op: "put", kind: "spec", record: { spec_hash: key, spec: spec({ image: `image:${n}` }) } },
+    { op: "put", kind: "secret", record: { secret_id: key, sealed: `sealed ${n}` } },
+    { op: "put", kind: "chunk", record: { chunk_hash: key, data: `data ${n}` } },
+    { op: "put", kind: "home", record: { ...slot, node_id: `n${n}` } },
+    { op: "put", kind: "history", record: { ...slot, past: [] } },
+    { op: "put", kind: "removal", record: { removal_id: key, node_id: `n${n}`, job_id: "j" } },
+    { op: "put", kind: "job", record: { state: "deleted", job_id: key, version: n } },
+  ];
+  const put = puts[Math.floor(random() * puts.length)];
+  if (!put || put.op !== "put") throw new Error("there is a change of each number");
+  if (random() < 0.7) return put;
+  const ofSlot = put.kind === "home" || put.kind === "history";
+  return { op: "delete", kind: put.kind, key: ofSlot ? JSON.stringify([key, "s", 1]) : key };
+}
+
+function contents(state: ClusterState) {
+  const { specs, secrets, chunks, homes, removals, jobs } = state;
+  const all = { specs, secrets, chunks, homes, removals, jobs };
+  const histories = ["k0", "k1", "k2"].flatMap((job_id) => state.histories(`${job_id}/s`));
+  return structuredClone({ ...all, histories });
+}
+
+async function loaded(store: Store): Promise<ClusterState> {
+  const state = new ClusterState();
+  const stored = await store.load();
+  for (const [kind, records] of Object.entries(stored))
+    state.apply((records as object[]).map((record) => ({ op: "put", kind, record }) as Change));
+  return state;
+}
+
+test("point 7: memory agrees with the disk after each commit that succeeds, whatever became of those that may have been written", async () => {
+  for (let seed = 1; seed <= 30; seed++) {
+    const random = seeded(seed);
+    const disk = openSqliteStore(":memory:");
+    const term = await disk.beginTerm();
+    const state = new ClusterState();
+    const store: Store = {
+      ...disk,
+      commit: async (of, changes) => {
+        const isUnknown = random() < 0.4;
+        if (!isUnknown || random() < 0.5) await disk.commit(of, changes);
+        if (isUnknown) throw new StoreError("unknown", "the disk did not say");
+      },
+    };
+    const writes = new Writes({ store, state, clock: new VirtualClock(), log: silentLog });
+    for (let n = 1; n <= 60; n++) {
+      const changes = Array.from({ length: 1 + Math.floor(random() * 3) }, () => change(random, n));
+      const failed = await writes.commit(term, changes, { fenced }).then(
+        () => undefined,
+        (error: unknown) => error,
+      );
+      if (failed) expect(failed).toMatchObject({ code: "store_failed" });
+      else {
+        state.apply(changes);
+        expect([seed, n, contents(await loaded(disk))]).toEqual([seed, n, contents(state)]);
+      }
+      expect(writes.isUnsure).toBe(failed !== undefined);
+    }
+    await disk.close();
+  }
+});
+
+test("point 7: a change that may have been written is taken back soon, also where nothing else is to be changed", async () => {
+  let inner: Store | undefined;
+  let isBroken = false;
+  const disk = (store: Store): Store => {
+    inner = store;
+    return {
+      beginTerm: (seen) => store.beginTerm(seen),
+      load: () => store.load(),
+      close: () => store.close(),
+      commit: async (term, changes) => {
+        await store.commit(term, changes);
+        if (isBroken) throw new StoreError("unknown", "fsync failed");
+      },
+    };
+  };
+  const master = await Master.start("10.213.0.0/16", { disk });
+  await master.put("first", { web: { image: "a:1" } });
+  isBroken = true;
+  const put = master.put("second", { web: { image: "a:1" } });
+  expect(put).rejects.toMatchObject({ code: "store_failed", message: expect.stringContaining("fsync failed") });
+  await put.catch(() => {});
+  expect(master.scheduler.writes.fault).toContain("fsync failed");
+  expect(master.scheduler.state.liveJob("second")).toBeUndefined();
+  expect((await inner?.load())?.job.map(({ job_id }) => job_id)).toEqual(["first", "second"]);
+  isBroken = false;
+  await master.clock.advance(2_000);
+  expect((await inner?.load())?.job.map(({ job_id }) => job_id)).toEqual(["first"]);
+  expect(master.scheduler.writes.fault).toBeUndefined();
+  master.membership.stop();
+  await master.scheduler.stop();
+});
+
+test("point 8: a term that can't be begun is begun later; until then nodes stay members and are told nothing to do", async () => {
+  let isFull = false;
+  const disk = (store: Store): Store => {
+    const unlessFull = async <T>(work: () => Promise<T>) => {
+      if (isFull) throw new StoreError("failed", "the disk is full");
+      return work();
+    };
+    return {
+      last: async () => (await store.last?.()) ?? { term: 0 },
+      load: () => store.load(),
+      close: () => store.close(),
+      beginTerm: (seen) => unlessFull(() => store.beginTerm(seen)),
+      commit: (term, changes) => unlessFull(() => store.commit(term, changes)),
+    };
+  };
+  const master = await Master.start("10.213.0.0/16", { disk });
+  const peer = await Peer.join(master, 1);
+  await master.put("job", { web: { image: "a:1" } });
+  expect(peer.assigned).toHaveLength(1);
+
+  isFull = true;
+  // Twice: what one start did with a term that it could not write must not be in the way of the next.
+  for (let start = 0; start < 2; start++) {
+    await master.restart();
+    const { scheduler } = master;
+    expect(scheduler.term).toBe(1);
+    expect(scheduler.writes.fault).toContain("the disk is full");
+    peer.clusterId = "c";
+    // Its name is new, which can't be written: it is a member all the same.
+    peer.address = "10.0.0.77:9000";
+    await peer.dial();
+    expect(peer.heard.map(({ type }) => type)).toContain("welcome");
+    expect(peer.heard.map(({ type }) => type)).not.toContain("assignments");
+    expect(peer.heard.find(({ type }) => type === "welcome")).toMatchObject({ term: 1 });
+    expect(() => scheduler.writes.check()).toThrow(/the disk is full/);
+    expect(master.put("other", { web: { image: "a:1" } })).rejects.toMatchObject({ code: "store_failed" });
+    await master.clock.advance(5_000);
+    await peer.report();
+    expect(scheduler.state.views.get("n1")?.state).not.toBe("down");
+    expect(peer.isConnected).toBe(true);
+  }
+
+  isFull = false;
+  await master.clock.advance(3_000);
+  expect([master.scheduler.term, master.scheduler.writes.fault]).toEqual([2, undefined]);
+  // It was welcomed in the earlier term, and comes again.
+  expect(peer.isConnected).toBe(false);
+  await peer.dial();
+  expect(peer.heard.find(({ type }) => type === "welcome")).toMatchObject({ term: 2 });
+  expect(peer.heard.find(({ type }) => type === "assignments")).toMatchObject({ order: { term: 2 } });
+  expect(peer.assigned).toHaveLength(1);
+  expect(master.scheduler.state.nodes.get("n1")?.address).toBe("10.0.0.77:9000");
+  await master.put("other", { web: { image: "a:1" } });
+  master.membership.stop();
+  await master.scheduler.stop();
+});
+
+test("point 8: a new cluster does not start on a disk that takes no term", async () => {
+  const disk = (store: Store): Store => ({
+    last: async () => ({ term: 0 }),
+    load: () => store.load(),
+    close: () => store.close(),
+    beginTerm: () => Promise.reject(new StoreError("failed", "the disk is full")),
+    commit: () => Promise.reject(new StoreError("failed", "the disk is full")),
+  });
+  expect(Master.start("10.213.0.0/16", { disk })).rejects.toThrow(/a new cluster's state cannot be written.*full/);
+});
+
+test("point 7: who wants to change something is told that the disk does not answer, once it has not for long", async () => {
+  const clock = new VirtualClock();
+  const disk = openSqliteStore(":memory:");
+  const term = await disk.beginTerm();
+  const answer = Promise.withResolvers<void>();
+  const store: Store = {
+    beginTerm: () => disk.beginTerm(),
+    load: () => disk.load(),
+    close: () => disk.close(),
+    commit: () => answer.promise,
+  };
+  const writes = new Writes({ store, state: new ClusterState(), clock, log: silentLog });
+  const commit = writes.commit(term, [change(seeded(1), 1)], { fenced });
+  await clock.advance(9_000);
+  writes.check();
+  expect(writes.fault).toBeUndefined();
+  await clock.advance(2_000);
+  expect(() => writes.check()).toThrow(/the disk has not answered for 11 s/);
+  answer.resolve();
+  await commit;
+  writes.check();
+  expect(writes.fault).toBeUndefined();
+});
