@@ -485,9 +485,7 @@ export class Scheduler {
       return desired === "stop" && toldAt !== undefined && toldAt <= applied && !view.statuses.has(allocation_id);
     });
     if (gone.length === 0) return;
-    await this.change(() =>
-      gone.map(({ allocation_id }) => ({ op: "delete", kind: "allocation", key: allocation_id })),
-    );
+    await this.change(() => gone.map((one) => ({ op: "delete", kind: "allocation", key: one.allocation_id })));
     this.wake(gone.map(serviceKey));
     this.wakeBlocked();
   }

@@ -96,13 +96,6 @@ export const NODE_MUTATIONS: readonly Mutation[] = [
     find: "if (spec.files || hasSecrets(spec)) await",
     replace: "if (hasSecrets(spec)) await",
   },
-  {
-    name: "changed-files-not-fetched",
-    breaks: "a sent file that changed is left as it was",
-    file: "src/executor_files.ts",
-    find: "known.get(file.path) === versionOf(file) && directory",
-    replace: "known.has(file.path) && directory",
-  },
   // ---- Converge -------------------------------------------------------------------------------------------------------
   {
     name: "no-backoff",

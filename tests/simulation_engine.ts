@@ -22,6 +22,8 @@ export const DEVICES = { kind: "ssd", count: 2 };
 
 /** A fake Engine that tells before it ends a container or removes a volume. */
 export class SimEngine extends FakeEngine {
+  /** The process that last had a container started: what it asked for may happen when it is gone. */
+  readonly starters = new Map<string, Life>();
   readonly #watchers: Watchers;
 
   constructor(options: ConstructorParameters<typeof FakeEngine>[0] & Watchers) {
@@ -112,6 +114,7 @@ export function scoped(engine: SimEngine, life: Life, isCut: () => boolean = () 
       if (typeof member !== "function") return member;
       return (...args: unknown[]) => {
         if (isCut()) return Promise.reject(new EngineError("unavailable", "out of reach"));
+        if (key === "start") engine.starters.set(String(args[0]), life);
         const answer: unknown = Reflect.apply(member, target, args);
         return answer instanceof Promise ? life.of(answer) : answer;
       };

@@ -113,9 +113,15 @@ export class SimPromises {
         this.#violate(`a container of ${variant} started on ${name} with the file ${JSON.stringify(found)}`);
     }
     const now = this.#options.clock.now();
-    const process = this.#options.machines.find((one) => one.name === name)?.process;
+    const { process, engine } = this.#options.machines.find((one) => one.name === name) ?? {};
+    const isByIt = process && engine?.starters.get(id) === process.life;
     const ageMs = process ? now - (this.#begun.get(process) ?? now) : Infinity;
-    if (ageMs < REVIVE_MS && process?.executor.snapshot()?.applied === undefined && !this.#options.rules.lateOn(name))
+    if (
+      isByIt &&
+      ageMs < REVIVE_MS &&
+      process.executor.snapshot()?.applied === undefined &&
+      !this.#options.rules.lateOn(name)
+    )
       this.#violate(`${name} started ${container.name} ${Math.round(ageMs)} ms after it began, and had no assignments`);
     const starts = (this.#starts.get(id) ?? []).filter((at) => now - at < STARTS.withinMs);
     this.#starts.set(id, [...starts, now]);
