@@ -156,6 +156,8 @@ export class Worker {
     await this.#starts.run(async () => {
       throwIfAborted(signal);
       at("starting");
+      // Files of the job go with the data directory, and containers stay.
+      if (wanted?.spec.files) await this.#files.ensure(wanted.allocation.job_id, wanted.spec);
       if (wanted && hasSecrets(wanted.spec)) await this.#findSecrets(container, wanted.spec);
       const networks = container.endpoints?.map(({ networkId, network }) => networkId || network) ?? [];
       const binds = container.binds ?? (await this.#engine.inspect(container.id))?.binds ?? [];

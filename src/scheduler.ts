@@ -58,6 +58,8 @@ export type SchedulerOptions = {
   strategy?: Strategy;
   /** `auto`: replicas are moved without being asked when nodes came or went; `off` unless said. */
   rebalance?: "off" | "auto";
+  /** How often every service is looked at though nothing happened, in milliseconds; half a minute unless said. */
+  fullPassMs?: number;
   /** Called when another leadership is found to be newer (`Leadership`): this process decides nothing any more. */
   onFenced?: () => void;
 };
@@ -483,9 +485,7 @@ export class Scheduler {
       return desired === "stop" && toldAt !== undefined && toldAt <= applied && !view.statuses.has(allocation_id);
     });
     if (gone.length === 0) return;
-    await this.change(() =>
-      gone.map(({ allocation_id }) => ({ op: "delete", kind: "allocation", key: allocation_id })),
-    );
+    await this.change(() => gone.map((one) => ({ op: "delete", kind: "allocation", key: one.allocation_id })));
     this.wake(gone.map(serviceKey));
     this.wakeBlocked();
   }
@@ -517,11 +517,11 @@ export class Scheduler {
     this.wake([...this.state.allocations.values()].map(serviceKey));
     // Whatever a node missed reaches it now: assignments are the full set, and taking them in again changes nothing.
     for (const nodeId of this.#senders.keys()) this.sendAssignments(nodeId);
-    const { rebalance, clock } = this.#options;
+    const { rebalance, clock, fullPassMs = FULL_PASS_MS } = this.#options;
     const since = { now: clock.now(), changedAt: this.#nodesChangedAt };
     void this.change(() => this.state.unused(clock.now())).catch((error: unknown) => this.#storeFailed(error));
     if (rebalance === "auto" && this.#moves.isCalm(since)) this.rebalance({ dryRun: false });
-    return FULL_PASS_MS;
+    return fullPassMs;
   }
 
   #schedulePass(delayMs = this.#passedAt + PASS_DELAY_MS - this.#options.clock.now()): void {

@@ -44,6 +44,8 @@ export class Node {
     read: () => this.disk && idleMachine({ disk: this.disk }),
     routes: () => ["10.0.0.0/24"],
   };
+  /** Pieces of files that the master has. */
+  chunks: ReadonlyMap<string, Uint8Array> = new Map();
   /** Docker's disk, as the node reads it. */
   disk: Resources["disk"];
   executor: Executor;
@@ -70,7 +72,11 @@ export class Node {
 
   #make(): Executor {
     return new Executor({
-      fetchChunk: () => Promise.reject(new Error("no files here")),
+      fetchChunk: async (chunkHash) => {
+        const chunk = this.chunks.get(chunkHash);
+        if (!chunk) throw new Error("no files here");
+        return chunk;
+      },
       overlay: this.#overlay,
       engine: this.engine,
       meter: this.meter,

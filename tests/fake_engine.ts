@@ -98,16 +98,22 @@ export class FakeEngine implements Engine {
   /** Calls that are never answered in time, and calls that are refused, by their names. */
   readonly hung = new Set<string>();
   readonly refused = new Set<string>();
+  /** Calls of which so many, from 0 to 1, take effect only after the caller was told of a timeout, by their names. */
+  readonly late = new Map<string, number>();
   /** How often each call was made. */
   readonly calls = new Map<string, number>();
   /** The most calls of each kind that were under way at once. */
   readonly mostAtOnce = new Map<string, number>();
+  /** Names for which a container was refused because another one has it. */
+  readonly conflicts = new Set<string>();
   /** Allocations of which two containers ran at the same time: must stay empty. */
   readonly doubled = new Set<string>();
   /** Grows whenever a container begins or ends to run, and with every container, network and volume that comes or goes. */
   changes = 0;
   /** How far the machine's wall clock, by which Docker tells times, is ahead of the true time. */
   clockAheadMs = 0;
+  /** When the last run is due to end that ends by itself. */
+  endsUntil = 0;
   /** When the last effect is due that comes late. */
   lateUntil = 0;
 
@@ -231,7 +237,7 @@ export class FakeEngine implements Engine {
 
   addNetwork(network: { name: string; subnet: string; labels?: Record<string, string> }): void {
     const { name, subnet, labels = {} } = network;
-    const id = this.#newId("net");
+    const id = this.#newNetworkId();
     this.#networks.set(id, { id, name, subnets: [subnet], labels: new Map(Object.entries(labels)) });
     this.changes++;
   }
@@ -292,6 +298,7 @@ export class FakeEngine implements Engine {
       if (!this.images.has(image)) throw new EngineError("image_not_found", `No such image: ${image}`);
       const taken = this.#byName(name);
       if (taken) {
+        this.conflicts.add(name);
         throw new EngineError(
           "conflict",
           `Conflict. The container name "/${name}" is already in use by container "${taken.id}".`,
@@ -464,7 +471,7 @@ export class FakeEngine implements Engine {
       if (all.some((other) => subnet !== "" && other.subnets.includes(subnet))) {
         throw new EngineError("pool_overlap", "Pool overlaps with other one on this address space");
       }
-      const id = this.#newId("net");
+      const id = this.#newNetworkId();
       this.#networks.set(id, { id, name, subnets: [subnet], labels: new Map(Object.entries(labels)) });
       this.changes++;
       return id;
@@ -533,8 +540,9 @@ export class FakeEngine implements Engine {
       this.#mustBeUp();
       if (this.hung.has(name) || this.#happens("loseRequest")) await this.#timeOut();
       if (this.refused.has(name)) throw new EngineError("other", `${name} is refused`);
-      if (this.#happens("lateEffect")) {
-        const delayMs = TIMEOUT_MS + this.#random() * 60_000;
+      if (this.#happens("lateEffect") || this.#isLate(name)) {
+        // Many come when they were just asked for again.
+        const delayMs = TIMEOUT_MS + this.#random() * (this.#random() < 0.5 ? 3_000 : 60_000);
         this.lateUntil = Math.max(this.lateUntil, this.#clock.now() + delayMs);
         this.#clock.after(delayMs, () => {
           // Nobody hears what became of it.
@@ -550,6 +558,10 @@ export class FakeEngine implements Engine {
     } finally {
       this.#underWay.set(name, (this.#underWay.get(name) ?? 1) - 1);
     }
+  }
+
+  #isLate(name: string): boolean {
+    return this.late.size > 0 && this.#random() < (this.late.get(name) ?? 0);
   }
 
   #happens(fault: keyof Faults): boolean {
@@ -604,9 +616,19 @@ export class FakeEngine implements Engine {
     return container;
   }
 
+  /** The addresses that a container has from its start, if it has some. */
+  protected addressesOf(_network: EngineNetwork | undefined): Container["addresses"] {
+    return undefined;
+  }
+
+  /** A container has just started. */
+  protected ran(_container: Container): void {}
+
   #run(container: FakeContainer): void {
     const ports = this.#publish(container);
+    const addresses = this.addressesOf([...this.#networks.values()].find(({ name }) => name === container.network));
     Object.assign(container, { state: "running", ports, startedAt: this.#wallClock(), exitCode: 0 });
+    if (addresses) container.addresses = addresses;
     const run = ++container.run;
     this.changes++;
     const allocation = container.labels.get(LABELS.allocation);
@@ -619,11 +641,13 @@ export class FakeEngine implements Engine {
       });
     }
     if (exitAfterMs !== undefined) {
+      this.endsUntil = Math.max(this.endsUntil, this.#clock.now() + exitAfterMs);
       this.#clock.after(exitAfterMs, () => {
         if (container.run === run) this.kill(container.id, exitCode);
       });
     }
     this.#emit(container, "start");
+    this.ran(container);
   }
 
   #publish({ bindings }: FakeContainer): PublishedPort[] {
@@ -658,6 +682,11 @@ export class FakeEngine implements Engine {
   #byName(name: string): FakeContainer | undefined {
     for (const container of this.#containers.values()) if (container.name === name) return container;
     return undefined;
+  }
+
+  /** Docker names the bridge after the first 12 characters. */
+  #newNetworkId(): string {
+    return `net${++this.#ids}-${this.engineId.toLowerCase()}`;
   }
 
   #newId(kind: string): string {

@@ -89,6 +89,11 @@ class Node {
     return this.heard.filter(({ type }) => type === "heartbeat").length;
   }
 
+  /** Speaks on the present connection, also when there is another one. */
+  get sayer(): (message: MasterMessage) => void {
+    return this.#say;
+  }
+
   say(message: MasterMessage): void {
     this.#say(message);
   }
@@ -169,6 +174,19 @@ test("Session hands on what the master tells of the network, and reports in full
   await node.clock.advance(4 * INTERVAL_MS);
   const reports = node.heard.filter((one): one is StatusReport => one.type === "status");
   expect(reports.map(({ full }) => full)).toEqual([true, true]);
+});
+
+test("Session takes nothing in that comes on the connection of a session which has ended", async () => {
+  const node = new Node();
+  await node.clock.advance(100);
+  const late = node.sayer;
+  node.answers = false;
+  await node.clock.advance(4 * INTERVAL_MS);
+  expect(node.sessions).toBeGreaterThan(1);
+  late({ type: "directory", full: true, services: [], gone: [] });
+  expect(node.learnt).toEqual([]);
+  node.say({ type: "directory", full: true, services: [], gone: [] });
+  expect(node.learnt).toHaveLength(1);
 });
 
 test("Session beats at intervals that differ by up to a tenth, and on the average as it was told", async () => {

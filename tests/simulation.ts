@@ -3,7 +3,7 @@
  * store on machines with fake Docker Engines, while a seeded generator sends requests and breaks everything that can break.
  *
  * Then all is healed and the cluster must settle by itself: exactly what the acknowledged requests ask for runs, and nothing
- * else. While it runs, the rules of `simulation_cluster.ts` must hold. The same seed makes the same run.
+ * else. While it runs, the rules of `simulation_rules.ts` must hold. The same seed makes the same run.
  */
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -11,9 +11,14 @@ import { join } from "node:path";
 import type { ClusterState } from "../src/cluster_state.ts";
 import { type Log, silentLog } from "../src/log.ts";
 import { LABELS } from "../src/model.ts";
-import { type Requests, SimClient, VARIANT } from "./simulation_client.ts";
-import { type Machine, SimCluster } from "./simulation_cluster.ts";
+import { type Requests, SimClient } from "./simulation_client.ts";
+import { SimCluster } from "./simulation_cluster.ts";
+import { SimIo } from "./simulation_io.ts";
 import { SimOperator } from "./simulation_operator.ts";
+import { calm, prepare } from "./simulation_services.ts";
+import { isHeld, nameFaults, serviceFaults, zonesOf } from "./simulation_settled.ts";
+import { SimScenes, THEMES } from "./simulation_scenes.ts";
+import { SimTrouble } from "./simulation_trouble.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
 
 export type Report = {
@@ -50,15 +55,17 @@ export const LONG_EVERY = 50;
 const FIRST_REQUESTS = 3;
 /** How often the operator does something in a round. */
 const OPERATOR_SHARE = 0.3;
-const HOUR_MS = 3_600_000;
+/** How much of what goes wrong in a run is of its theme. */
+const THEME_SHARE = 0.6;
 /** Lines of the story that a failure shows. */
 const STORY_LINES = 60;
-/** What was started to end by itself has done so by then: 20 s, and some. */
-const LAST_ENDS_MS = 25_000;
+/** All is well for so long before it counts as settled, and what was started to end by itself has done so. */
+const LEAST_SETTLE_MS = 6_000;
 /** Backoffs end at a minute, and some trouble takes two of them. */
 const SETTLE_LIMIT_MS = 300_000;
-/** A settled cluster changes nothing for this long: a full look and a full pass, after another of each while it settled. */
-const CALM_MS = 35_000;
+/** A settled cluster changes nothing for this long: in some runs a full look and a full pass, after another of each while it settled. */
+const CALM_MS = { short: 8_000, long: 35_000 } as const;
+const LONG_CALM_EVERY = 4;
 
 /**
  * Runs the simulation of one seed.
@@ -77,7 +84,12 @@ export async function simulate(seed: number, options: { log?: Log } = {}): Promi
 
 class Simulation {
   readonly #seed: number;
-  readonly #clock = new VirtualClock(BEGIN, { promisesOnly: true, onInstant: () => this.#check() });
+  readonly #io = new SimIo();
+  readonly #clock = new VirtualClock(BEGIN, {
+    promisesOnly: true,
+    outside: () => this.#io.next,
+    onInstant: () => this.#check(),
+  });
   readonly #begin = this.#clock.now();
   readonly #random: () => number;
   readonly #cluster: SimCluster;
@@ -85,8 +97,8 @@ class Simulation {
   readonly #operator: SimOperator;
   readonly #story: string[] = [];
   #storyHash = "";
-  /** Machines whose Engine may still do what it was asked for before, such as making a volume of a job that is gone by then. */
-  readonly #late = new Set<string>();
+  readonly #trouble: SimTrouble;
+  readonly #scenes: SimScenes;
   #seen = "";
   #onNodes: string[] = [];
 
@@ -98,22 +110,24 @@ class Simulation {
     this.#cluster = new SimCluster({ clock: this.#clock, random, machines, dir, log });
     this.#client = new SimClient(this.#cluster, { random: random("client"), say: (line) => this.#say(line) });
     this.#operator = new SimOperator(this.#cluster, { random: random("operator"), say: (line) => this.#say(line) });
+    const common = { cluster: this.#cluster, clock: this.#clock, say: (line: string) => this.#say(line) };
+    this.#trouble = new SimTrouble({ ...common, random: this.#random });
+    this.#scenes = new SimScenes({
+      ...common,
+      random: random("scenes"),
+      trouble: this.#trouble,
+      client: this.#client,
+      fail: (what) => this.#fail(what),
+    });
     this.#cluster.onMasterGone = () => {
       this.#client.masterGone();
       this.#operator.masterGone();
     };
-    this.#cluster.onLoad = ({ job, node, cluster }) => {
+    this.#cluster.disk.onLoad = ({ job, node, cluster }) => {
       this.#client.compare(job, cluster[0]?.version_floor);
       this.#operator.compare(node);
     };
-    for (const { engine } of this.#cluster.machines) {
-      for (const image of ["pulled:1", "pulled:2", "crashing:1", "slow:1", "ending:1", "checked:1"])
-        engine.registry.set(image, "found");
-      engine.behaviours.set("crashing:1", { exitAfterMs: 20_000, exitCode: 1 });
-      engine.behaviours.set("slow:1", { stopMs: 4_000 });
-      engine.behaviours.set("ending:1", { exitAfterMs: 5_000 });
-      engine.behaviours.set("checked:1", { healthyAfterMs: 3_000 });
-    }
+    for (const { engine } of this.#cluster.machines) prepare(engine);
   }
 
   async run(): Promise<Report> {
@@ -124,8 +138,12 @@ class Simulation {
     await this.#pass(this.#pause());
     const [least, most] = this.#seed % LONG_EVERY === 0 ? ROUNDS.long : ROUNDS.short;
     const rounds = least + Math.floor(this.#random() * (most - least + 1));
+    const theme = THEMES[this.#seed % THEMES.length];
+    this.#say(`theme: ${theme}`);
     for (let round = 0; round < rounds; round++) {
-      this.#trouble();
+      // oxlint-disable-next-line no-await-in-loop -- one after the other is the story
+      if (theme !== undefined && this.#random() < THEME_SHARE) await this.#scenes.play(theme);
+      else this.#trouble.happen();
       const requests = Math.floor(this.#random() * 3);
       for (let n = 0; n < requests; n++) this.#client.act();
       if (this.#random() < OPERATOR_SHARE) this.#operator.act();
@@ -134,7 +152,7 @@ class Simulation {
     await this.#heal();
     const settledMs = await this.#settle();
     const before = this.#running();
-    await this.#pass(CALM_MS);
+    await this.#pass(this.#seed % LONG_CALM_EVERY === 0 ? CALM_MS.long : CALM_MS.short);
     this.#expectSettled();
     const after = this.#running();
     if (!Bun.deepEquals(before, after)) {
@@ -144,7 +162,7 @@ class Simulation {
       seed: this.#seed,
       trace: this.#storyHash,
       requests: this.#client.requests,
-      commits: this.#cluster.commits,
+      commits: this.#cluster.disk.commits,
       containers: after.length,
       virtualMs: this.#clock.now() - this.#begin,
       settledMs,
@@ -152,7 +170,9 @@ class Simulation {
   }
 
   end(): void {
+    this.#cluster.endGhosts();
     for (const machine of this.#cluster.machines) this.#cluster.kill(machine);
+    this.#io[Symbol.dispose]();
   }
 
   /** The next thing mostly happens in the middle of what the last one caused; sometimes there is time to give a node up. */
@@ -162,137 +182,13 @@ class Simulation {
     return dice < 0.85 ? this.#random() ** 2 * 4_000 : this.#random() * 30_000;
   }
 
-  // ---- Trouble --------------------------------------------------------------------------------------------------------
-
-  /** One thing that goes wrong, or is repaired. */
-  #trouble(): void {
-    const does = this.#pick(TROUBLES);
-    const { machines, network } = this.#cluster;
-    const isOff = ({ process }: Machine) => does === "start" && !process;
-    const isFrozen = ({ process }: Machine) => does === "thaw" && process?.life.isFrozen === true;
-    const toRepair = machines.filter((one) => isOff(one) || isFrozen(one));
-    // The master has twice its share: the most depends on it.
-    const machine = this.#pick(toRepair) ?? this.#pick([this.#cluster.master, ...machines]);
-    const { engine, name, process } = machine;
-    if (NOT_OF_MACHINES.every((one) => one !== does)) this.#cluster.touch(machine);
-    switch (does) {
-      case "start":
-        if (!process) this.#say(`${name}: starts`);
-        return this.#cluster.start(machine);
-      case "kill":
-        this.#say(`${name}: kill -9`);
-        return this.#cluster.kill(machine);
-      case "power":
-        this.#say(`${name}: power cut`);
-        this.#cluster.kill(machine, { goodbye: false });
-        return engine.goDown();
-      case "terminate":
-        this.#say(`${name}: SIGTERM`);
-        return void this.#cluster.stop(machine);
-      case "freeze":
-        this.#say(`${name}: freezes`);
-        return process?.life.freeze();
-      case "thaw":
-        return process?.life.thaw();
-      case "isolate":
-        this.#say(`${name}: cut off`);
-        return network.isolate(machine.address);
-      case "mute":
-        this.#say(`${name}: nothing that it sends gets through`);
-        return network.cutOneWay(machine.address, "from");
-      case "deafen":
-        this.#say(`${name}: nothing that is sent to it gets through`);
-        return network.cutOneWay(machine.address, "to");
-      case "join":
-        if (network.isCutOff(machine.address)) this.#say(`${name}: joined with the others again`);
-        return network.join(machine.address);
-      case "break":
-        this.#say(`${name}: connections break`);
-        return network.breakConnections(machine.address);
-      case "slow network":
-        network.latency = this.#random() < 0.6 ? [1, 10] : [1, 1_500];
-        return;
-      case "full disk":
-        this.#cluster.storeFaults = this.#random() < 0.6 ? 0 : 0.5;
-        return;
-      default:
-        return this.#engineTrouble(machine, does);
-    }
-  }
-
-  #engineTrouble(machine: Machine, does: EngineTrouble): void {
-    const { engine, name } = machine;
-    this.#say(`${name}: engine: ${does}`);
-    switch (does) {
-      case "down":
-        return engine.goDown({ containersSurvive: this.#random() < 0.3 });
-      case "up":
-        return engine.comeUp();
-      case "restart":
-        return this.#restart(machine);
-      case "hang":
-        return engine.freeze();
-      case "faults":
-        this.#late.add(name);
-        engine.faults = { loseRequest: 0.05, loseAnswer: 0.05, lateEffect: 0.05, loseEvent: 0.5 };
-        return;
-      case "well":
-        return this.#mend(engine);
-      case "slow":
-        engine.latency = [10, 400];
-        return;
-      case "container dies": {
-        const container = this.#pick(engine.containers);
-        if (!container) return;
-        if (this.#random() < 0.7) engine.kill(container.id);
-        else engine.removeByHand(container.id);
-        return;
-      }
-      case "health": {
-        const container = this.#pick(engine.containers.filter((one) => one.health !== undefined));
-        if (container) engine.setHealth(container.id, this.#pick(["healthy", "unhealthy", "unhealthy"]));
-        return;
-      }
-      case "clock":
-        engine.clockAheadMs = this.#pick([-HOUR_MS, 0, HOUR_MS]);
-        this.#say(`${name}: its wall clock is ${engine.clockAheadMs / 1000} s ahead`);
-        return;
-      case "registry":
-        engine.registry.set("pulled:1", this.#random() < 0.5 ? "found" : "unreachable");
-    }
-  }
-
-  /** dockerd is started anew, by live-restore with its containers; some of them end while nobody looks. */
-  #restart(machine: Machine): void {
-    const { engine } = machine;
-    engine.goDown({ containersSurvive: true });
-    const backMs = 500 + this.#random() * 5_000;
-    for (const { id } of engine.containers) {
-      if (this.#random() < 0.3) this.#clock.after(this.#random() * backMs, () => engine.kill(id, 1));
-    }
-    this.#clock.after(backMs, () => {
-      this.#cluster.touch(machine);
-      engine.comeUp();
-    });
-  }
-
-  #mend(engine: Machine["engine"]): void {
-    engine.faults = { loseRequest: 0, loseAnswer: 0, lateEffect: 0, loseEvent: 0 };
-    engine.latency = [1, 5];
-  }
+  // ---- The end of trouble ---------------------------------------------------------------------------------------------
 
   async #heal(): Promise<void> {
     this.#say("all is healed");
-    this.#cluster.storeFaults = 0;
-    this.#cluster.network.latency = [1, 10];
-    for (const machine of this.#cluster.machines) {
-      this.#cluster.network.join(machine.address);
-      machine.process?.life.thaw();
-      machine.engine.comeUp();
-      this.#mend(machine.engine);
-      machine.engine.registry.set("pulled:1", "found");
-      machine.engine.behaviours.clear();
-      for (const { id, health } of machine.engine.containers) if (health) machine.engine.setHealth(id, "healthy");
+    this.#trouble.healAll();
+    for (const { engine } of this.#cluster.machines) {
+      calm(engine);
     }
     // What is just stopping is started once it has ended.
     await this.#pass(2_000);
@@ -309,7 +205,10 @@ class Simulation {
   /** Waits until nothing is wrong, nor can become so by what an Engine still does late; returns how long that took. */
   async #settle(): Promise<number> {
     const begin = this.#clock.now();
-    const late = Math.max(begin + LAST_ENDS_MS, ...this.#cluster.machines.map(({ engine }) => engine.lateUntil));
+    const late = Math.max(
+      begin + LEAST_SETTLE_MS,
+      ...this.#cluster.machines.flatMap(({ engine }) => [engine.lateUntil, engine.endsUntil]),
+    );
     let lastFault = begin;
     for (let now = begin; now < late || lastFault === now; now = this.#clock.now()) {
       if (now > begin + SETTLE_LIMIT_MS) this.#expectSettled();
@@ -355,45 +254,27 @@ class Simulation {
       faults.push(`volumes of job ${job_id} are still to be removed on ${node_id}`);
     }
     // What containers there are is looked at anew where it, or what the master wrote down, is not as at the last look.
-    const seen = `${this.#cluster.changes} ${this.#cluster.commits} ${this.#cluster.starts}`;
+    const seen = `${this.#cluster.changes} ${this.#cluster.disk.commits} ${this.#cluster.starts}`;
     if (seen !== this.#seen) this.#onNodes = [...this.#containerFaults(), ...this.#leftovers(state)];
     this.#seen = seen;
-    return [...faults, ...this.#onNodes];
+    if (faults.length + this.#onNodes.length > 0) return [...faults, ...this.#onNodes];
+    // Names follow what runs, so there is no use in looking at them before.
+    return nameFaults([...this.#client.wanted(zonesOf(state)), ...this.#client.unwanted()], this.#cluster);
   }
 
   #containerFaults(): string[] {
-    const wanted = this.#client.wanted();
-    const ended = [...(this.#cluster.scheduler?.state.allocations.values() ?? [])].filter((one) => one.ended);
+    const { state } = this.#cluster.scheduler ?? {};
+    if (!state) return ["there is no master"];
     const found = Map.groupBy(
       this.#cluster.machines.flatMap(({ engine }) => engine.containers),
       ({ labels }) => `${labels.get(LABELS.job)}/${labels.get(LABELS.service)}`,
     );
     const faults: string[] = [];
-    for (const { job, service, variant, scale, fixedPort } of wanted) {
-      const key = `${job}/${service}`;
+    for (const wanted of this.#client.wanted(zonesOf(state))) {
+      const key = `${wanted.job}/${wanted.service}`;
       const containers = found.get(key) ?? [];
       found.delete(key);
-      const expected = fixedPort ? Math.min(scale, this.#cluster.machines.length) : scale;
-      const slots = new Set(containers.map(({ labels }) => labels.get(LABELS.slot)));
-      // What ended for good needs no container any more: someone may have removed it.
-      const over = ended.filter((one) => `${one.job_id}/${one.service_name}` === key && !slots.has(String(one.slot)));
-      if (containers.length + over.length !== expected || slots.size + over.length !== expected) {
-        const blocked = this.#cluster.scheduler?.blockedOf(`${job}/${service}`) ?? [];
-        const why = blocked.map(({ slot, reasons }) => `; slot ${slot}: ${reasons.join(", ")}`);
-        faults.push(
-          `${key}: ${expected} containers expected, there are slots ${[...slots].join()} in ${containers.length}${why.join("")}`,
-        );
-      }
-      for (const { state, labels, name, id, health } of containers) {
-        const stale = state === "running" && this.#cluster.machines.some(({ engine }) => engine.isStranded(id));
-        if (stale)
-          faults.push(`${key}: container ${name} is in the network of a container, or a run of it, that is over`);
-        if (state !== "running" && service !== "task") faults.push(`${key}: container ${name} is ${state}`);
-        if ((health ?? "healthy") !== "healthy") faults.push(`${key}: container ${name} is ${health}`);
-        if (labels.get(VARIANT) !== variant) {
-          faults.push(`${key}: container ${name} is of ${labels.get(VARIANT)}, wanted is ${variant}`);
-        }
-      }
+      faults.push(...serviceFaults(wanted, { containers, cluster: this.#cluster }));
     }
     for (const [key, containers] of found)
       faults.push(`${key}: nobody wants ${containers.map(({ name }) => name).join()}`);
@@ -403,7 +284,7 @@ class Simulation {
   /** Networks of jobs that have nothing on their node, volumes of jobs that were deleted with them. */
   #leftovers(state: ClusterState): string[] {
     return this.#cluster.machines.flatMap(({ name, engine, identity }) => {
-      const gone = this.#late.has(name) ? [] : this.#client.withoutVolumes();
+      const gone = this.#trouble.late.has(name) ? [] : this.#client.withoutVolumes();
       const volumes = gone.flatMap((job) => engine.volumeNames.filter((one) => one.startsWith(`${job}_`)));
       const here = [
         ...engine.containers.map(({ labels }) => labels.get(LABELS.job)),
@@ -430,8 +311,9 @@ class Simulation {
 
   /** After every instant: the rules hold. */
   #check(): void {
-    this.#cluster.check();
-    const broken = this.#cluster.violations[0] ?? this.#client.violations[0] ?? this.#operator.violations[0];
+    this.#cluster.rules.check();
+    this.#cluster.promises.check();
+    const broken = this.#cluster.rules.violations[0] ?? this.#client.violations[0] ?? this.#operator.violations[0];
     if (broken !== undefined) this.#fail(broken);
   }
 
@@ -471,29 +353,10 @@ function nodeFaults(state: ClusterState, count: number): string[] {
 function outdated(state: ClusterState): string[] {
   return [...state.allocations.values()].flatMap(({ allocation_id, job_id, service_name, generation = 0, ended }) => {
     const service = state.liveJob(job_id)?.services.find((one) => one.service_name === service_name);
-    const isLate = !ended && service !== undefined && generation !== (service.generation ?? 0);
+    const isWaiting = isHeld(state, { job: job_id, service: service_name });
+    const isLate = !ended && !isWaiting && service !== undefined && generation !== (service.generation ?? 0);
     return isLate
       ? [`allocation ${allocation_id} of ${job_id}/${service_name} is still of generation ${generation}`]
       : [];
   });
 }
-
-/** Troubles that leave processes and Engines as they are. */
-const NOT_OF_MACHINES: readonly (typeof TROUBLES)[number][] = [
-  ...(["isolate", "mute", "deafen", "join", "break", "slow network", "full disk"] as const),
-  ...(["container dies", "health", "clock", "registry"] as const),
-];
-const ENGINE_TROUBLES = [
-  ...(["down", "up", "restart", "hang", "faults", "well", "slow"] as const),
-  ...(["container dies", "health", "clock", "registry"] as const),
-] as const;
-type EngineTrouble = (typeof ENGINE_TROUBLES)[number];
-/** What is named more often is that much more likely: most of the time, most of the cluster should be able to work. */
-const TROUBLES = [
-  ...(["start", "start", "start", "start", "start", "start", "kill", "power", "terminate"] as const),
-  ...(["freeze", "thaw", "thaw", "thaw", "isolate", "mute", "deafen"] as const),
-  ...(["join", "join", "join", "join", "join"] as const),
-  ...(["break", "break", "slow network", "full disk"] as const),
-  ...ENGINE_TROUBLES,
-  ...(["up", "up", "up", "well", "well", "well", "container dies", "container dies", "health"] as const),
-] as const;

@@ -2,15 +2,28 @@
  * @module The user of the simulation: sends PUT, scale, restart and DELETE to the master, keeps its own account of what the jobs must be
  * after each answer, and of what they may be where no answer came.
  */
+import * as v from "valibot";
 import { specHash, type WantedJob } from "../src/job_changes.ts";
 import { CacophonyError, type JobRecord } from "../src/model.ts";
-import { type ServiceSpec } from "../src/model_spec.ts";
+import { type ServiceRules, serviceRules, type ServiceSpec } from "../src/model_spec.ts";
 import type { Scheduler } from "../src/scheduler.ts";
-import { rules, spec } from "./cluster_fixture.ts";
+import { spec } from "./cluster_fixture.ts";
 import type { SimCluster } from "./simulation_cluster.ts";
+import { fileOf } from "./simulation_files.ts";
+import {
+  type Chance,
+  chooseKinds,
+  chooseServices,
+  countOf,
+  isEnding,
+  rulesOf,
+  type ServiceName,
+  specOf,
+  VARIANT,
+} from "./simulation_services.ts";
 
-/** A job as its user knows it: service name -> hash of its definition and scale. */
-type Known = { services: Map<string, { hash: string; scale: number }> | undefined };
+/** A job as its user knows it: service name -> hash of its definition, scale, and rules as text. */
+type Known = { services: Map<string, { hash: string; scale: number; rules: string }> | undefined };
 type Account = {
   /** What the job may be; one entry unless an answer was lost. */
   maybe: Known[];
@@ -21,15 +34,24 @@ type Account = {
   underWay: ((before: Known) => Known)[];
 };
 
+/** What a service must run in the end. */
+export type WantedService = {
+  job: string;
+  service: string;
+  variant: string;
+  count: number;
+  fixedPort: boolean;
+  /** Whether its containers are to end by themselves. */
+  isEnding: boolean;
+  /** Where it has its data, each slot on its own node. */
+  hasData: boolean;
+  spec: ServiceSpec | undefined;
+};
+
 export type Requests = { acknowledged: number; refused: number; unanswered: number };
 
-/** What a service of each name is like; each image behaves in its own way (see `simulation.ts`). */
-export const SERVICES = ["app", "checked", "db", "side", "single", "task", "web"] as const;
-type ServiceName = (typeof SERVICES)[number];
 const JOBS = ["alpha", "beta", "gamma", "delta"] as const;
 const MOST_REPLICAS = 5;
-/** Label by which a test sees in the Engine which definition a container was made from. */
-export const VARIANT = "variant";
 
 export class SimClient {
   readonly requests: Requests = { acknowledged: 0, refused: 0, unanswered: 0 };
@@ -40,20 +62,32 @@ export class SimClient {
   readonly #accounts = new Map<string, Account>();
   readonly #specs = new Map<string, ServiceSpec>();
   readonly #sent = new Map<string, WantedJob>();
+  /** Pieces of all files that were ever sent. */
+  readonly #chunks = new Map<string, Uint8Array>();
+  /** Jobs that somebody ever asked to delete with their volumes. */
+  readonly #withVolumes = new Set<string>();
+  readonly #kinds: readonly ServiceName[];
   #variants = 0;
 
   constructor(cluster: SimCluster, options: { random: () => number; say: (line: string) => void }) {
     this.#cluster = cluster;
     this.#random = options.random;
     this.#say = options.say;
+    this.#kinds = chooseKinds(this.#chance);
+    cluster.promises.mayLoseVolumes = (jobId) => this.#withVolumes.has(jobId);
+  }
+
+  get #chance(): Chance {
+    return { random: this.#random, pick: (list) => this.#pick(list) };
   }
 
   /** Sends one request, if a master is there to take it. */
-  act(): void {
+  act(kind?: "put" | "delete"): void {
     const scheduler = this.#cluster.scheduler;
     if (!scheduler) return;
-    const jobId = this.#pick(JOBS);
-    const dice = this.#random();
+    const live = scheduler.state.liveJobs().map(({ job_id }) => job_id);
+    const jobId = this.#pick(kind === "delete" && live.length > 0 ? live : JOBS);
+    const dice = kind === undefined ? this.#random() : kind === "put" ? 0 : 1;
     if (dice < 0.5) this.#put(scheduler, jobId);
     else if (dice < 0.75) this.#scale(scheduler, jobId);
     else if (dice < 0.85) this.#restart(scheduler, jobId);
@@ -78,15 +112,43 @@ export class SimClient {
     }
   }
 
-  /** What each service must run: by job and service, its variant and scale. */
-  wanted(): { job: string; service: string; variant: string; scale: number; fixedPort: boolean }[] {
-    return [...this.#accounts].flatMap(([job, { maybe }]) =>
-      [...(maybe[0]?.services ?? [])].map(([service, { hash, scale: asked }]) => {
-        const scale = service === "side" && maybe[0]?.services?.get("db")?.scale === 0 ? 0 : asked;
-        const made = this.#specs.get(hash);
-        const variant = made?.labels.find(([key]) => key === VARIANT)?.[1] ?? "";
-        return { job, service, variant, scale, fixedPort: made?.ports.some(({ host_port }) => host_port) ?? false };
-      }),
+  /** What each service must run; `zones`: the label of each node. */
+  wanted(zones: readonly (string | undefined)[]): WantedService[] {
+    return [...this.#accounts].flatMap(
+      ([
+        job,
+        {
+          maybe: [known],
+        },
+      ]) =>
+        [...(known?.services ?? [])].map(([service, { hash, scale: asked, rules: text }]) => {
+          const scaleOf = (name: string) => known?.services?.get(name)?.scale ?? 0;
+          const scale = service === "side" && scaleOf("db") === 0 ? 0 : asked;
+          const made = this.#specs.get(hash);
+          const rules = JSON.parse(text) as ServiceRules;
+          return {
+            job,
+            service,
+            variant: made?.labels.find(([key]) => key === VARIANT)?.[1] ?? "",
+            count: countOf({ scale, rules }, zones),
+            fixedPort: made?.ports.some(({ host_port }) => host_port) ?? false,
+            isEnding: isEnding(service),
+            hasData: service === "db",
+            spec: made,
+          };
+        }),
+    );
+  }
+
+  /** Services that nobody wants, of those that somebody may have wanted. */
+  unwanted(): { job: string; service: string }[] {
+    return [...this.#accounts].flatMap(
+      ([
+        job,
+        {
+          maybe: [known],
+        },
+      ]) => this.#kinds.flatMap((service) => (known?.services?.has(service) ? [] : [{ job, service }])),
     );
   }
 
@@ -111,21 +173,28 @@ export class SimClient {
     const text = wanted.services.map(({ service_name, scale }) => `${service_name}=${scale ?? "kept"}`).join(" ");
     const effect = ({ services }: Known): Known => ({
       services: new Map(
-        wanted.services.map(({ service_name, spec: one, scale }) => [
+        wanted.services.map(({ service_name, spec: one, scale, rules }) => [
           service_name,
-          { hash: specHash(one), scale: scale ?? services?.get(service_name)?.scale ?? 1 },
+          {
+            hash: specHash(one),
+            scale: scale ?? services?.get(service_name)?.scale ?? 1,
+            rules: JSON.stringify(v.parse(serviceRules, rules)),
+          },
         ]),
       ),
     });
     this.#send(jobId, {
       text: `PUT ${jobId}: ${text}`,
       effect,
-      call: () => scheduler.putJob(jobId, { wanted, preconditions: {} }).then(({ job }) => job.version),
+      call: () =>
+        scheduler
+          .putJob(jobId, { wanted: { ...wanted, chunks: this.#chunks }, preconditions: {} })
+          .then(({ job }) => job.version),
     });
   }
 
   #scale(scheduler: Scheduler, jobId: string): void {
-    const serviceName = this.#pick(SERVICES);
+    const serviceName = this.#pick(this.#kinds.filter((name) => name !== "agent" && name !== "once"));
     const scale = Math.floor(this.#random() * (MOST_REPLICAS + 1));
     const effect = ({ services }: Known): Known => {
       const service = services?.get(serviceName);
@@ -140,7 +209,7 @@ export class SimClient {
   }
 
   #restart(scheduler: Scheduler, jobId: string): void {
-    const serviceName = this.#random() < 0.5 ? this.#pick(SERVICES) : undefined;
+    const serviceName = this.#random() < 0.5 ? this.#pick(this.#kinds) : undefined;
     this.#send(jobId, {
       text: `POST ${jobId}${serviceName === undefined ? "" : `/${serviceName}`}: restart`,
       effect: (before) => ({ ...before }),
@@ -153,6 +222,7 @@ export class SimClient {
   }
 
   #delete(scheduler: Scheduler, { jobId, volumes }: { jobId: string; volumes: boolean }): void {
+    if (volumes) this.#withVolumes.add(jobId);
     this.#send(jobId, {
       text: `DELETE ${jobId}${volumes ? " with volumes" : ""}`,
       removesVolumes: volumes,
@@ -204,6 +274,9 @@ export class SimClient {
         this.#say(`  refused: ${text}: ${code}`);
         // A refusal must change nothing; that there is no such job or service must be so.
         const absent = account.maybe.some(isAbsent);
+        // It may be there for all that, and be seen by the next process.
+        if (code === "store_failed" && this.#cluster.disk.isTorn)
+          account.maybe = [...account.maybe, ...account.maybe.map(effect)];
         if (code !== "store_failed" && !(code === "not_found" && absent))
           this.violations.push(`${text} failed: ${code}`);
       },
@@ -233,58 +306,24 @@ export class SimClient {
 
   /** Some services of the job before as they were, others changed, new or gone. */
   #document(jobId: string, before: WantedJob | undefined): WantedJob {
-    const chosen = SERVICES.filter(() => this.#random() < 0.6);
-    // What shares the database's network is nothing without it.
-    const names = chosen.filter((name) => name !== "side" || chosen.includes("db"));
-    const services = (names.length > 0 ? names : [SERVICES[0]]).map((service_name) => {
+    const names = chooseServices(this.#kinds, this.#chance);
+    const services = names.map((service_name) => {
       const old = before?.services.find((one) => one.service_name === service_name);
       const scale = this.#random() < 0.6 ? Math.floor(this.#random() * (MOST_REPLICAS + 1)) : undefined;
       const one = old && this.#random() < 0.5 ? old.spec : this.#spec(jobId, service_name);
-      return { service_name, spec: one, rules: rules(), ...(scale === undefined ? {} : { scale }) };
+      const rules = old && this.#random() < 0.7 ? old.rules : rulesOf(service_name, this.#chance);
+      return { service_name, spec: one, rules, ...(scale === undefined ? {} : { scale }) };
     });
     return { document: JSON.stringify({ services: names }), services };
   }
 
   #spec(jobId: string, service: ServiceName): ServiceSpec {
-    const labels: [string, string][] = [[VARIANT, `v${++this.#variants}`]];
-    const made = spec({ labels, ...this.#traits(jobId, service) });
+    const variant = `v${++this.#variants}`;
+    const port = 8_000 + JOBS.findIndex((one) => one === jobId);
+    const made = spec({ labels: [[VARIANT, variant]], ...specOf(service, { ...this.#chance, variant, port }) });
     this.#specs.set(specHash(made), made);
+    if (made.files) for (const [chunkHash, chunk] of fileOf(variant).chunks) this.#chunks.set(chunkHash, chunk);
     return made;
-  }
-
-  #traits(jobId: string, service: ServiceName): Partial<ServiceSpec> {
-    const tcp = { protocol: "tcp", host_ip: "", container_port: 80 } as const;
-    switch (service) {
-      case "app": {
-        const image = this.#pick(["busybox:latest", "pulled:1", "pulled:2", "crashing:1", "slow:1", "checked:1"]);
-        return { image, ports: this.#random() < 0.3 ? [tcp] : [] };
-      }
-      case "db": {
-        const volume = { key: "data", external: false, driver_opts: [], labels: [] };
-        const mount = {
-          type: "volume",
-          volume,
-          target: "/data",
-          read_only: false,
-          nocopy: false,
-          long: false,
-        } as const;
-        return { image: "busybox:latest", mounts: [mount], reservations: { cpus: 0.05 } };
-      }
-      case "side":
-        return { image: this.#pick(["busybox:latest", "crashing:1"]), network_mode: "service:db" };
-      case "checked":
-        return { image: "checked:1" };
-      case "single":
-        return { image: this.#pick(["busybox:latest", "slow:1"]), stop_when_isolated_ms: 5_000 };
-      case "task":
-        return { image: "ending:1", restart: { condition: "no", max_attempts: 0, compose: "no" } };
-      case "web": {
-        const port = 8_000 + JOBS.findIndex((one) => one === jobId);
-        const ports = this.#random() < 0.7 ? [{ ...tcp, host_port: { first: port, last: port } }] : [tcp];
-        return { image: this.#pick(["busybox:latest", "slow:1"]), ports };
-      }
-    }
   }
 
   #pick<T>(list: readonly T[]): T {
@@ -296,7 +335,10 @@ function knownOf(record: JobRecord | undefined): Known {
   if (record?.state !== "live") return { services: undefined };
   return {
     services: new Map(
-      record.services.map(({ service_name, spec_hash, scale }) => [service_name, { hash: spec_hash, scale }]),
+      record.services.map(({ service_name, spec_hash, scale, rules }) => [
+        service_name,
+        { hash: spec_hash, scale, rules: JSON.stringify(rules) },
+      ]),
     ),
   };
 }

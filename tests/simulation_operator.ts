@@ -5,6 +5,7 @@
 import { CacophonyError, type NodeRecord } from "../src/model.ts";
 import type { Scheduler } from "../src/scheduler.ts";
 import type { NodeWish } from "../src/scheduler_nodes.ts";
+import { ZONES } from "./simulation_services.ts";
 import type { SimCluster } from "./simulation_cluster.ts";
 
 /** What a node must be by the last answer; undefined: not known, or it is to leave. */
@@ -26,7 +27,7 @@ export class SimOperator {
     this.#cluster = cluster;
     this.#random = options.random;
     this.#say = options.say;
-    cluster.isRemoving = (nodeId) => this.#underWay.get(nodeId)?.has("remove") === true;
+    cluster.rules.isRemoving = (nodeId) => this.#underWay.get(nodeId)?.has("remove") === true;
   }
 
   /** Sends one request, if a master is there to take it. */
@@ -38,8 +39,11 @@ export class SimOperator {
     if (dice < 0.1 || !node) {
       const { moves } = scheduler.rebalance({ dryRun: false });
       this.#say(`POST rebalance: ${moves.length} moves`);
-    } else if (dice < 0.45) this.#put(scheduler, { node, wish: { availability: "drain", ...this.#haste() } });
-    else if (dice < 0.55) this.#put(scheduler, { node, wish: { availability: "pause" } });
+    } else if (dice < 0.3) {
+      const zone = this.#pick([undefined, ...ZONES]);
+      this.#put(scheduler, { node, wish: { labels: zone === undefined ? [] : [["zone", zone]] } });
+    } else if (dice < 0.55) this.#put(scheduler, { node, wish: { availability: "drain", ...this.#haste() } });
+    else if (dice < 0.63) this.#put(scheduler, { node, wish: { availability: "pause" } });
     else if (dice < 0.8) this.#put(scheduler, { node, wish: { availability: "active" } });
     else this.#remove(scheduler, { node, wish: this.#haste() });
   }
@@ -73,10 +77,10 @@ export class SimOperator {
   }
 
   #put(scheduler: Scheduler, { node: { node_id }, wish }: { node: NodeRecord; wish: NodeWish }): void {
-    const { availability, force, deadlineMs } = wish;
+    const { availability, labels, force, deadlineMs } = wish;
     const how = `${force ? " by force" : ""}${deadlineMs === undefined ? "" : ` within ${deadlineMs} ms`}`;
     this.#send(node_id, {
-      text: `PUT ${node_id}: ${availability}${how}`,
+      text: `PUT ${node_id}: ${availability ?? JSON.stringify(labels)}${how}`,
       kind: "put",
       call: () => scheduler.putNode(node_id, wish),
       then: () => availability,

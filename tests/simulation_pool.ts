@@ -10,6 +10,9 @@ type Outcome = { seed: number; report: Report } | { seed: number; failure: strin
 /** Each has a core to itself, so what a process does beside its program must not take the others'. */
 const ENGINE_OPTIONS = { BUN_JSC_numberOfGCMarkers: "1" };
 
+/** More than any seed takes, also on a machine that has much else to do. */
+const LIMIT_MS = 300_000;
+
 /** A simulation that failed; the message is its story. */
 export class SeedError extends Error {
   readonly seed: number;
@@ -22,6 +25,7 @@ export class SeedError extends Error {
 
 /**
  * Simulates every `step`th seed from `first` on, for as long as `wants` says so of the next one; `onReport` hears of each that is done.
+ * `program`: this file, or its copy in another tree. One that has no answer for `limitMs` is ended.
  * @throws SeedError for the first failure, when all that was under way is over.
  */
 export async function simulateAll(options: {
@@ -29,12 +33,14 @@ export async function simulateAll(options: {
   step?: number;
   wants: (seed: number) => boolean;
   onReport: (report: Report) => void;
+  program?: string;
+  limitMs?: number;
 }): Promise<void> {
-  const { first, step = 1, wants, onReport } = options;
+  const { first, step = 1, wants, onReport, program = import.meta.path, limitMs = LIMIT_MS } = options;
   let next = first;
   const failures: SeedError[] = [];
   const work = async () => {
-    const worker = new Worker();
+    const worker = new Worker({ program, limitMs });
     try {
       while (failures.length === 0 && wants(next)) {
         const seed = next;
@@ -55,10 +61,12 @@ export async function simulateAll(options: {
 
 class Worker {
   readonly #process;
+  readonly #limitMs: number;
   #answer: (outcome: Outcome) => void = () => {};
 
-  constructor() {
-    this.#process = Bun.spawn([process.execPath, import.meta.path], {
+  constructor({ program, limitMs }: { program: string; limitMs: number }) {
+    this.#limitMs = limitMs;
+    this.#process = Bun.spawn([process.execPath, program], {
       env: { ...process.env, ...ENGINE_OPTIONS },
       stdio: ["ignore", "inherit", "inherit"],
       ipc: (outcome: Outcome) => this.#answer(outcome),
@@ -71,8 +79,13 @@ class Worker {
       seed,
       failure: `seed ${seed}: its process ended with code ${code}`,
     }));
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const late = new Promise<Outcome>((resolve) => {
+      const failure = `seed ${seed}: timeout: no end after ${this.#limitMs / 1000} s`;
+      timer = setTimeout(() => resolve({ seed, failure }), this.#limitMs);
+    });
     this.#process.send(seed);
-    return Promise.race([answer, died]);
+    return Promise.race([answer, died, late]).finally(() => clearTimeout(timer));
   }
 
   end(): void {

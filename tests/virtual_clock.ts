@@ -14,6 +14,8 @@ export type VirtualClockOptions = {
    * without a turn of the event loop, which is most of the price of an instant in which little happens.
    */
   promisesOnly?: boolean;
+  /** Resolves when one more thing is done that takes real time, and none of this one; undefined: nothing is under way. */
+  outside?: () => Promise<unknown> | undefined;
   /** Called after each instant, when all that it caused is done; what it throws ends `advance`. */
   onInstant?: () => void;
 };
@@ -44,8 +46,14 @@ export class VirtualClock implements Clock {
   async advance(ms: number): Promise<void> {
     const end = this.#now + ms;
     await settle();
-    if (this.#options.promisesOnly) while (this.#instant(end)) this.#drain();
-    else while (await this.#step(end));
+    if (this.#options.promisesOnly) {
+      while (this.#instant(end)) {
+        drainMicrotasks();
+        // oxlint-disable-next-line no-await-in-loop -- one after the other
+        if (this.#options.outside?.()) await this.#finish();
+        this.#options.onInstant?.();
+      }
+    } else while (await this.#step(end));
     this.#now = end;
   }
 
@@ -76,9 +84,13 @@ export class VirtualClock implements Clock {
     return true;
   }
 
-  #drain(): void {
-    drainMicrotasks();
-    this.#options.onInstant?.();
+  /** Waits until nothing is under way outside. */
+  async #finish(): Promise<void> {
+    for (let next = this.#options.outside?.(); next; next = this.#options.outside?.()) {
+      // oxlint-disable-next-line no-await-in-loop -- one after the other
+      await next;
+      drainMicrotasks();
+    }
   }
 
   /** Runs the timers of the next instant that is not after `end`; false if there is none. */
