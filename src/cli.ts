@@ -27,6 +27,8 @@ import { Node } from "./node.ts";
 import { COMMIT, VERSION } from "./version.ts";
 
 export const EXIT_BAD_START = 2;
+/** A start that fails by an error of Cacophony itself. */
+const EXIT_BROKEN_START = 1;
 
 const NANOSECONDS_PER_MS = 1e6;
 
@@ -217,7 +219,11 @@ export async function runCli(
     }
     return await runNode(invocation, env);
   } catch (error) {
-    if (!(error instanceof StartError)) throw error;
+    if (!(error instanceof StartError)) {
+      // Thrown on, it would only be told, as what a running node survives, and the process would end as if all were well.
+      console.error(error);
+      return EXIT_BROKEN_START;
+    }
     console.error(`cacophony: ${error.message}`);
     return EXIT_BAD_START;
   }

@@ -19,7 +19,7 @@ import {
   renameSync,
   writeFileSync,
 } from "node:fs";
-import { open, rm } from "node:fs/promises";
+import { open, rename, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import * as v from "valibot";
 import { peer, StartError } from "./model.ts";
@@ -117,7 +117,7 @@ export function newIdentity({ role, node_id }: Pick<Identity, "role" | "node_id"
  * that are checked where they are read are left out: one that was open to others is to be replaced, and not to be hidden.
  */
 const PRIVATE =
-  /^(lock|node\.json|cluster\.db|images\.json|restarts\.json|network\.json|wireguard\.key)(-journal|-wal|-shm|\.new|\.next)?$/;
+  /^(lock|node\.json|cluster\.db|images\.json|restarts\.json|network\.json|wireguard\.key)(\.next)?(-journal|-wal|-shm|\.new)?$/;
 
 export class DataDir {
   readonly path: string;
@@ -132,6 +132,12 @@ export class DataDir {
   /** The last change that is on the disk, or is not to be. */
   #written = 0;
   #isWriting = false;
+  /**
+   * Whether what was written in the background is taking its place. That may take as long as a write: the blocks of the file before
+   * it are discarded then, where the file system is mounted so.
+   */
+  #isRenaming = false;
+  #isClosed = false;
 
   private constructor(path: string, lock: Database) {
     this.path = path;
@@ -190,7 +196,7 @@ export class DataDir {
       if (!this.#isWriting) void this.#writeSoon();
       return;
     }
-    writeDurably(this.#file, textOf(next));
+    this.#write(textOf(next));
     this.#identity = next;
     this.#written = ++this.#change;
   }
@@ -214,16 +220,29 @@ export class DataDir {
     const isUnwritten = this.#written !== this.#change;
     this.#written = ++this.#change;
     try {
-      if (isUnwritten && this.#identity) writeDurably(this.#file, textOf(this.#identity));
+      if (isUnwritten && this.#identity) this.#write(textOf(this.#identity));
     } catch (error) {
       this.onWriteFailed(error);
     } finally {
-      this.#lock.close();
+      this.#isClosed = true;
+      // What takes its place late must not do so when another process has the directory.
+      if (!this.#isRenaming) this.#lock.close();
     }
   }
 
   get #file(): string {
     return join(this.path, "node.json");
+  }
+
+  #renamed(): void {
+    this.#isRenaming = false;
+    if (this.#isClosed) this.#lock.close();
+  }
+
+  #write(text: string): void {
+    // Should the file take its place only after this one did, it must not be an older one: the disk may take seconds for that.
+    if (this.#isRenaming) writeDurably(`${this.#file}.next`, text);
+    writeDurably(this.#file, text);
   }
 
   async #writeSoon(): Promise<void> {
@@ -235,8 +254,10 @@ export class DataDir {
         await writeFor(this.#file, textOf(this.#identity));
         // Whoever wrote in between wrote more than this.
         if (this.#written >= change) continue;
-        renameSync(`${this.#file}.next`, this.#file);
-        this.#written = change;
+        this.#isRenaming = true;
+        // oxlint-disable-next-line no-await-in-loop -- as above
+        await rename(`${this.#file}.next`, this.#file).finally(() => this.#renamed());
+        this.#written = Math.max(this.#written, change);
         // oxlint-disable-next-line no-await-in-loop -- as above
         await syncDirectorySoon(this.path);
       }

@@ -59,7 +59,8 @@ export class Faults {
 
 /** The line of the program that threw an error; undefined where that is not known. */
 export function placeOf(error: unknown): string | undefined {
-  return error instanceof Error ? /^\s*at .*$/m.exec(error.stack ?? "")?.[0].trim() : undefined;
+  const lines = error instanceof Error ? (error.stack ?? "").split("\n").map((line) => line.trim()) : [];
+  return lines.find((line) => line.startsWith("at "));
 }
 
 /** Where an error was thrown, as a field of a log line. */

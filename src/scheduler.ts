@@ -6,8 +6,7 @@
  */
 import { Alarms, type Clock, type Timer } from "./clock.ts";
 import { repeat } from "./clock_loop.ts";
-import type { ServiceKey } from "./cluster_state.ts";
-import { ClusterState, serviceKey } from "./cluster_state.ts";
+import { ClusterState, type ServiceKey, serviceKey } from "./cluster_state.ts";
 import type { Preconditions, PutOutcome, WantedJob } from "./job_changes.ts";
 import { changesForDelete, changesForPut, changesForScale, changesForTombstones } from "./job_changes.ts";
 import { checkPreconditions } from "./job_changes.ts";
@@ -59,7 +58,7 @@ export type SchedulerOptions = {
   strategy?: Strategy;
   /** `auto`: replicas are moved without being asked when nodes came or went; `off` unless said. */
   rebalance?: "off" | "auto";
-  /** How often every service is looked at though nothing happened; half a minute unless said. Milliseconds. */
+  /** How often every service is looked at though nothing happened, in milliseconds; half a minute unless said. */
   fullPassMs?: number;
   /** Called when another leadership is found to be newer (`Leadership`): this process decides nothing any more. */
   onFenced?: () => void;

@@ -309,8 +309,10 @@ export class Session {
     const { live } = attempt;
     if (!live) return this.#beforeWelcome(message, attempt);
     // What was on its way when the session ended: another one may have told what is newer by now. Assignments say how new they are.
-    if (this.#live !== live && message.type !== "assignments") return;
+    const isOver = this.#live !== live;
+    if (isOver && message.type !== "assignments") return;
     const fault = termFault(message, { session: live.welcome.term, seen: this.#options.trust().seenTerm });
+    if (isOver && fault !== undefined) return;
     if (fault !== undefined) {
       log.error("a message of the master is of another term, ending the session", { fault });
       this.#fault = attempt.fault = fault;

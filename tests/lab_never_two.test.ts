@@ -56,7 +56,7 @@ async function countOn(number: number): Promise<number> {
   return (await cluster.containers(cluster.lab.host(number))).length;
 }
 
-/** Waits until the slot says that it waits for a host's Engine, and for three times as long as others would be waited for. */
+/** Waits until the slot says that it waits for a host's Engine, and for twice as long as others would be waited for. */
 async function waitsFor(job: string, { one, other }: { one: Member; other: number }): Promise<void> {
   const says = `web.1 may still run on node host-${one.host.number}, whose Docker Engine does not answer`;
   const reason = await waitUntil("the slot to say what it waits for", () => reasonOf(job), {
@@ -64,7 +64,7 @@ async function waitsFor(job: string, { one, other }: { one: Member; other: numbe
     timeoutMs: 30_000,
   });
   expect(reason).toContain(`POST /cluster/reschedule?node=host-${one.host.number}`);
-  const until = performance.now() + 3 * ENGINE_TIMEOUT_MS;
+  const until = performance.now() + 2 * ENGINE_TIMEOUT_MS;
   await waitUntil("time to pass", () => countOn(other), {
     until: (count) => count > 0 || performance.now() > until,
     timeoutMs: 60_000,

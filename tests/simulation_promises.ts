@@ -24,8 +24,8 @@ const LOOK_INTERVAL_MS = 250;
 /** A master that is well has done by then what is due: at once, or after the Store was tried again. */
 const AT_ONCE_MS = 700;
 const SOON_MS = 3_000;
-/** After the disk refused something, it has been asked again by then. */
-const RETRY_MS = 1_500;
+/** After its disk failed, a master tries again within this time. */
+const STORE_RETRY_MS = 1_200;
 /** A container that ends at once is not started more often than this in so long. */
 const STARTS = { most: 16, withinMs: 10_000 };
 /** A process that has not heard from a master yet starts nothing before: what ended may have been stopped on purpose. */
@@ -60,10 +60,9 @@ export class SimPromises {
   readonly #dueSince = new Map<string, number>();
   /** Until when slots wait that have to wait for a time. */
   #waits = new Map<string, { text: string; at: number }>();
+  #diskFailedAt = -Infinity;
   #lookedAt = 0;
   #changes = -1;
-  /** When the disk last was not well. */
-  #refusedAt = -Infinity;
   /** When processes began. */
   readonly #begun = new WeakMap<Process, number>();
 
@@ -294,9 +293,8 @@ export class SimPromises {
     const { scheduler, machines, isDiskWell } = this.#options;
     const { process } = machines[0] ?? {};
     const state = scheduler()?.state;
-    if (!isDiskWell()) this.#refusedAt = now;
-    // What a disk refused last is tried again by itself.
-    if (!state || !process || process.life.isBehind || now - this.#refusedAt < RETRY_MS) {
+    if (!isDiskWell()) this.#diskFailedAt = now;
+    if (!state || !process || process.life.isBehind || now - this.#diskFailedAt < STORE_RETRY_MS) {
       this.#dueSince.clear();
       return;
     }

@@ -16,7 +16,6 @@ import { isStateful, stoppedAloneAt } from "../src/reconcile_goal.ts";
 import { FAILURES } from "../src/reconcile_replace.ts";
 import type { Scheduler } from "../src/scheduler.ts";
 import type { Machine, Process } from "./simulation_machine.ts";
-import { PENDING } from "./simulation_pending.ts";
 import type { Life } from "./simulation_process.ts";
 import { isAllowed } from "./simulation_services.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
@@ -151,10 +150,9 @@ export class SimRules {
     const heardAt = Math.max(...[...machine.ids].map((nodeId) => this.#heardAt.get(nodeId) ?? 0));
     const wasUnwell = now - (this.#unwellAt.get(name) ?? -Infinity) < UNWELL_MS;
     const isKnown = this.#options.scheduler()?.state.views.get(node_id)?.engine?.state === "unready";
-    const isUnwell = wasUnwell && (PENDING.has("never two where an Engine is dead") || !isKnown);
+    const isUnwell = wasUnwell && !isKnown;
     const isAble = process && !process.life.isStill && !isUnwell && touchedAt < heardAt;
-    if (!isAble)
-      this.#excusedUntil.set(id, PENDING.has("never two after a process was dead") ? Infinity : now + HALF_DONE_MS);
+    if (!isAble) this.#excusedUntil.set(id, now + HALF_DONE_MS);
     return !isAble;
   }
 
@@ -216,8 +214,7 @@ export class SimRules {
         );
       const limitMs = (isSpoken ? NODE_TIMEOUT_MS : 2 * NODE_TIMEOUT_MS) + NOTICE_MS;
       // A master that stood still has read since what waited for it: silence is silence then, but for a stall or two.
-      const isKnown = stallMs === 0 || !PENDING.has("dead nodes of a busy master");
-      if (state !== "down" && isKnown && silentMs > limitMs + STALLS * stallMs)
+      if (state !== "down" && silentMs > limitMs + STALLS * stallMs)
         this.violations.push(
           `${nodeId} is not taken for down, and has been silent for ${Math.round(silentMs)} ms, while the master stood still for ${Math.round(stallMs)} ms at a time`,
         );
@@ -230,7 +227,7 @@ export class SimRules {
 
   /** A node goes into session with a master of this term. */
   welcomed({ name, identity }: Machine, term: number): void {
-    if (term < identity.seen_term && !PENDING.has("an old master at the new one's address"))
+    if (term < identity.seen_term)
       this.violations.push(`${name} follows a master of term ${term}, and has seen term ${identity.seen_term}`);
   }
 

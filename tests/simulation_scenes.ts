@@ -5,7 +5,6 @@
 import type { SimClient } from "./simulation_client.ts";
 import type { SimCluster } from "./simulation_cluster.ts";
 import type { Machine } from "./simulation_machine.ts";
-import { PENDING } from "./simulation_pending.ts";
 import type { Life } from "./simulation_process.ts";
 import type { SimTrouble } from "./simulation_trouble.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
@@ -19,7 +18,7 @@ export const THEMES = [
   "disk",
   "crash of the master",
   "engine",
-  ...(PENDING.has("a lost data directory while the Engine is down") ? [] : (["lost data"] as const)),
+  "lost data",
 ] as const;
 export type Theme = (typeof THEMES)[number];
 
@@ -84,7 +83,7 @@ export class SimScenes {
     await this.#requests(3, 2_000);
     await this.#pass(this.#upTo(6_000));
     if (cluster.thawGhost()) say("the old master goes on");
-    if (!PENDING.has("an old master at the new one's address") && cluster.giveAddressToGhost()) {
+    if (cluster.giveAddressToGhost()) {
       say("the old master has the address of the new one");
       for (const { address } of this.#workers()) if (this.#happens(0.5)) cluster.network.breakConnections(address);
       await this.#pass(this.#upTo(8_000));
