@@ -29,7 +29,7 @@ export const MASTER_MUTATIONS: readonly Mutation[] = [
     breaks: "what must never run twice is placed anew before its node has stopped it",
     file: "src/reconcile_goal.ts",
     find: `if (view?.state !== "down") return 0;`,
-    replace: `if (view?.state !== undefined) return 0;`,
+    replace: `if (view?.state !== "down" || view.lastSeen > 0) return 0;`,
   },
   {
     name: "failed-pass-forgets-services",
