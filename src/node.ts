@@ -169,7 +169,9 @@ export class Node implements LocalNode {
     if (leadership?.fault !== undefined) faults.push(`this master does not lead: ${leadership.fault}`);
     if (writes?.fault !== undefined) faults.push(`the cluster state cannot be changed: ${writes.fault}`);
     const { lost, fault } = this.#session ?? {};
-    if (!lost) faults.push(`no session with the master${fault === undefined ? "" : `: ${fault}`}`);
+    // A master that does not lead has no session with itself either, for that same reason.
+    if (!lost && leadership?.fault === undefined)
+      faults.push(`no session with the master${fault === undefined ? "" : `: ${fault}`}`);
     return faults;
   }
 
