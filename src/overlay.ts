@@ -167,7 +167,6 @@ export class Overlay implements ExecutorOverlay {
     this.#timer?.cancel();
     this.#entries?.stop();
     if (this.#saveTimer) this.#save();
-    await this.#file.settled();
     await this.#work;
     const network = this.#network;
     // Containers go on talking while no process looks after them; a node without any leaves the machine as it was.
@@ -178,6 +177,7 @@ export class Overlay implements ExecutorOverlay {
         log.warn("rules and devices of the cluster's network are left behind, as they could not be removed", { error });
       });
     }
+    await this.#file.settled();
   }
 
   receive(message: NetworkMessage | DirectoryMessage): void {
