@@ -4,7 +4,6 @@ import { connect } from "node:net";
 import { startFuzz } from "./fuzz.ts";
 import { DOCUMENT, FUZZ_KINDS, type FuzzRequest, fuzzRequest, KEPT, SCALED } from "./fuzz_http.ts";
 import { NodeProcesses } from "./node_process.ts";
-import { waitUntil } from "./wait.ts";
 
 const REQUESTS = 2_000;
 const AT_ONCE = 16;
@@ -63,11 +62,7 @@ test("fuzz of HTTP: each of 2,000 requests of 16 kinds is answered or its connec
     const put = await fetch(`http://${master.address}/cluster/job/${id}`, { method: "PUT", body: DOCUMENT });
     expect(put.status).toBe(201);
   }
-  // Why the job waits changes until both nodes have told what their Engines say.
-  await waitUntil("both nodes have reported", () => get(`/cluster/job/${KEPT}`), {
-    until: (job) => !JSON.stringify(job).includes("has not reported"),
-  });
-  const before = { job: await get(`/cluster/job/${KEPT}`), nodes: await nodeStates(get) };
+  const before = { job: await keptJob(get), nodes: await nodeStates(get) };
 
   const requests = Array.from({ length: REQUESTS }, (_, index) => fuzzRequest(fuzz, { index, id: `f${index}` }));
   const faults: string[] = [];
@@ -112,7 +107,7 @@ test("fuzz of HTTP: each of 2,000 requests of 16 kinds is answered or its connec
     });
   }
   expect({ seed, faults }).toEqual({ seed, faults: [] });
-  expect({ seed, after: { job: await get(`/cluster/job/${KEPT}`), nodes: await nodeStates(get) } }).toEqual({
+  expect({ seed, after: { job: await keptJob(get), nodes: await nodeStates(get) } }).toEqual({
     seed,
     after: before,
   });
@@ -124,6 +119,13 @@ test("fuzz of HTTP: each of 2,000 requests of 16 kinds is answered or its connec
   expect(answered).toBeGreaterThan(REQUESTS / 2);
   expect(jobs.length).toBeGreaterThan(50);
 }, 180_000);
+
+/** The job that nobody changes. Why it waits is left out: what the nodes' stand-ins of an Engine say changes by itself. */
+async function keptJob(get: (path: string) => Promise<unknown>): Promise<unknown> {
+  return JSON.parse(
+    JSON.stringify(await get(`/cluster/job/${KEPT}`), (key, value) => (key === "reasons" ? [] : value)),
+  );
+}
 
 /** What an operator may have said of the nodes. */
 async function nodeStates(get: (path: string) => Promise<unknown>): Promise<unknown> {
