@@ -37,8 +37,9 @@ export class SimLinks {
     const handlers = membership.accept({
       ...(channel.remote !== undefined && { remote: channel.remote }),
       send: (text) => {
-        // One that ended before its welcome was ready leads nowhere.
-        if (!isOver) link = this.#sent(link, text);
+        link = this.#sent(link, text);
+        // One that ended before its welcome was ready has no names.
+        if (isOver) link?.names.clear();
         channel.send(text);
       },
       close: () => channel.close(),
