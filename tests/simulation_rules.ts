@@ -205,10 +205,11 @@ export class SimRules {
       heard.stallMs = Math.max(heard.stallMs, life.stilledMs - Math.max(before, heard.fromMs));
       const { at, isSpoken, stallMs } = heard;
       const silentMs = now - at;
-      // A pause is credited but for a part of a sweep.
-      const leastMs = stallMs > 0 ? NODE_TIMEOUT_MS / 2 : NODE_TIMEOUT_MS - VIEW_INTERVAL_MS;
+      // A pause in which no session would have lasted is credited but for a part of a sweep; a shorter one is time like any other.
+      const isLong = stallMs >= NODE_TIMEOUT_MS;
+      const leastMs = isLong ? stallMs + NODE_TIMEOUT_MS / 2 : NODE_TIMEOUT_MS - VIEW_INTERVAL_MS;
       const isNews = state === "down" && former !== undefined && former !== "down";
-      if (isNews && silentMs - stallMs < leastMs)
+      if (isNews && silentMs < leastMs)
         this.violations.push(
           `${nodeId} was taken for down after ${Math.round(silentMs)} ms, and the master stood still for ${Math.round(stallMs)} ms of it`,
         );
