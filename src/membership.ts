@@ -80,6 +80,8 @@ export class Membership {
   readonly #faults: ReportFaults;
   readonly #apis: ProvenApis;
   #sweepTimer: Timer | undefined;
+  /** Whoever is being written down then gets no session any more. */
+  #isStopped = false;
   #roomChanged = false;
   /** When those that found no room were told last that there may be some, and whether there were any. */
   #toldOfRoomAt = 0;
@@ -152,6 +154,7 @@ export class Membership {
   }
 
   stop(): void {
+    this.#isStopped = true;
     this.#sweepTimer?.cancel();
     this.#peerNews.stop();
     this.#apis.stop();
@@ -236,7 +239,7 @@ export class Membership {
     try {
       const record = await this.#newcomers.record(this.#apis.proven(claim), admits);
       // Without a refusal: a node takes most of those for final, and this one may come in when it tries again.
-      if (!record) return void link.close();
+      if (!record || this.#isStopped) return void link.close();
       try {
         this.#open(record, { hello, link });
       } catch (error) {
@@ -300,7 +303,8 @@ export class Membership {
       address: hello.address,
       reason: refused.message,
     });
-    link.send({ type: "refused", ...refused });
+    // Nodes of earlier versions do not know this one, and end for good by it: they try again where nobody answers.
+    if (refused.code !== "not_leading" || hello.protocols) link.send({ type: "refused", ...refused });
     link.close();
     return true;
   }

@@ -167,6 +167,46 @@ test("point 8: a term that can't be begun is begun later; until then nodes stay 
   await master.scheduler.stop();
 });
 
+test("point 8: what a master does when its term begins late is done alone: a DELETE meanwhile lowers no version", async () => {
+  let isFull = false;
+  let gate = Promise.resolve();
+  const disk = (store: Store): Store => ({
+    last: async () => (await store.last?.()) ?? { term: 0 },
+    load: () => store.load(),
+    close: () => store.close(),
+    beginTerm: async (seen) => {
+      if (isFull) throw new StoreError("failed", "the disk is full");
+      return store.beginTerm(seen);
+    },
+    commit: async (term, changes) => {
+      await gate;
+      return store.commit(term, changes);
+    },
+  });
+  const master = await Master.start("10.213.0.0/16", { disk });
+  await master.put("job", { web: { image: "a:1" } });
+  // What an earlier version left of a job that was deleted.
+  await master.scheduler.change(() => [
+    { op: "put", kind: "job", record: { state: "deleted", job_id: "old", version: 50 } },
+  ]);
+  isFull = true;
+  await master.restart();
+  isFull = false;
+  const { promise, resolve } = Promise.withResolvers<void>();
+  gate = promise;
+  await master.clock.advance(3_000);
+  expect(master.scheduler.writes.isHeld).toBe(false);
+  const deleted = master.delete("job");
+  await master.clock.advance(20);
+  resolve();
+  await deleted;
+  expect([...master.scheduler.state.jobs.keys()]).toEqual([]);
+  expect(master.scheduler.cluster.version_floor).toBe(50);
+  expect((await master.put("new", { web: { image: "a:1" } })).job.version).toBe(51);
+  master.membership.stop();
+  await master.scheduler.stop();
+});
+
 test("point 8: a new cluster does not start on a disk that takes no term", async () => {
   const disk = (store: Store): Store => ({
     last: async () => ({ term: 0 }),
