@@ -1,6 +1,7 @@
 /**
  * @module The command line: one table of options, read from arguments, the environment or (for a node) what it was last started
- * with. Options stand before or after the subcommand. Owns exit codes: 0 ended as asked, 2 could not start as it was told.
+ * with. Options stand before or after the subcommand. Owns exit codes: 0 ended as asked, 2 could not start as it was told, 1 a start that
+ * failed by an error of Cacophony itself.
  */
 import { homedir } from "node:os";
 import { join, resolve } from "node:path";

@@ -166,7 +166,8 @@ export function converge(view: View): Decision {
     if (wanted !== "stop") {
       const isolation = isolationOf({ id, container: containers[0], memory }, view);
       if (isolation && isolation.at > view.now) wakeAt(isolation.at);
-      else if (isolation) memory = { ...memory, isolated: isolation.limitMs };
+      // The master counts with this moment, whatever an earlier start was to wait for.
+      else if (isolation) memory = { ...memory, isolated: isolation.limitMs, removeAt: view.now };
       const soundAt = soundAtOf(memory, containers[0]);
       if (soundAt !== undefined) wakeAt(soundAt);
     }
@@ -217,7 +218,9 @@ export function afterFailure(
 ): Memory {
   const { error, retryAt, unsure, isRemoval = false } = failure;
   const misses = (memory.misses ?? 0) + (isRemoval ? 0 : 1);
-  return { ...memory, error, failures: memory.failures + 1, misses, startAt: retryAt, removeAt: retryAt, unsure };
+  // A start that fails while the node has lost its master may have left what is to be stopped by now.
+  const removeAt = isRemoval || memory.isolated === undefined ? retryAt : memory.removeAt;
+  return { ...memory, error, failures: memory.failures + 1, misses, startAt: retryAt, removeAt, unsure };
 }
 
 /** Memory of an allocation whose node has heard from a master again, and goes by what that says. */

@@ -117,7 +117,7 @@ export function newIdentity({ role, node_id }: Pick<Identity, "role" | "node_id"
  * that are checked where they are read are left out: one that was open to others is to be replaced, and not to be hidden.
  */
 const PRIVATE =
-  /^(lock|node\.json|cluster\.db|images\.json|restarts\.json|network\.json|wireguard\.key)(\.next)?(-journal|-wal|-shm|\.new)?$/;
+  /^(lock|node\.json|cluster\.db|images\.json|restarts\.json|network\.json|heard\.json|wireguard\.key)(\.next)?(-journal|-wal|-shm|\.new)?$/;
 
 export class DataDir {
   readonly path: string;
@@ -251,7 +251,7 @@ export class DataDir {
       while (this.#identity && this.#written !== this.#change) {
         const change = this.#change;
         // oxlint-disable-next-line no-await-in-loop -- one file, written again where it changed meanwhile
-        await writeFor(this.#file, textOf(this.#identity));
+        await writeFor(this.#file, textOf(this.#identity), { sync: true });
         // Whoever wrote in between wrote more than this.
         if (this.#written >= change) continue;
         this.#isRenaming = true;
@@ -355,16 +355,22 @@ export function writePrivately(path: string, text: string): void {
   replace(path, text, { sync: false });
 }
 
+/** As `writePrivately`, without having this thread wait for the disk. Only one at a time for each file. */
+export async function writePrivatelySoon(path: string, text: string): Promise<void> {
+  await writeFor(path, text, { sync: false });
+  await rename(`${path}.next`, path);
+}
+
 /**
- * Writes what is to replace a file, durably and without having this thread wait for the disk. Not where `replace` writes, which may
- * come in between, and fail.
+ * Writes what is to replace a file, without having this thread wait for the disk. Not where `replace` writes, which may come in
+ * between, and fail.
  */
-async function writeFor(path: string, text: string): Promise<void> {
+async function writeFor(path: string, text: string, { sync }: { sync: boolean }): Promise<void> {
   await rm(`${path}.next`, { force: true });
   const file = await open(`${path}.next`, "wx", 0o600);
   try {
     await file.writeFile(text);
-    await file.sync();
+    if (sync) await file.sync();
   } finally {
     await file.close();
   }

@@ -111,6 +111,7 @@ export class Executor {
   readonly #connection: EngineConnection;
   readonly #stopped = new AbortController();
   #loop: Promise<void> = Promise.resolve();
+  readonly #firstDecision = Promise.withResolvers<void>();
 
   #owner: Owner | undefined;
   #worker: Worker | undefined;
@@ -312,6 +313,12 @@ export class Executor {
     return this.#worker?.guard.access(remote);
   }
 
+  /** Resolves when what the first look at Docker asked for is done: what is past its deadline is gone. At most 2 s to that look. */
+  async overdueGone(): Promise<void> {
+    if (this.#owner) await atMost(this.#clock, FIRST_PROBE_MS, this.#firstDecision.promise);
+    await Promise.all([...this.#tasks.values()].map(({ done }) => done));
+  }
+
   /** Ends within a second. Containers keep running, and calls that are under way end by themselves. */
   async stop(): Promise<void> {
     this.#stopped.abort();
@@ -443,6 +450,7 @@ export class Executor {
       this.#alarm = this.#clock.after(Math.max(0, wakeAt - this.#clock.now()), () => this.#wake());
     }
     this.#publish();
+    this.#firstDecision.resolve();
   }
 
   #attempt(what: string, work: () => void, allocation_id?: string): void {

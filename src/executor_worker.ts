@@ -40,8 +40,8 @@ import { type ServiceSpec } from "./model_spec.ts";
  */
 const STARTS_AT_ONCE = Math.min(16, Math.max(2, availableParallelism()));
 /**
- * Stops mostly wait for grace periods, so they don't share slots with starts, and there are many. The limit keeps the process
- * below Bun's 256 requests at a time, with room for everything else.
+ * Stops mostly wait for grace periods, so they don't share slots with starts, and there are many. The limit, for urgent ones and others
+ * each, keeps the process below Bun's 256 requests at a time, with room for everything else.
  */
 const STOPS_AT_ONCE = 100;
 /** A start that Docker refused (port in use, path missing): soon again at first, since most such causes go away by themselves. */
@@ -88,6 +88,8 @@ export class Worker {
   readonly #overlay: ExecutorOverlay;
   readonly #starts = new Slots(STARTS_AT_ONCE);
   readonly #stops = new Slots(STOPS_AT_ONCE);
+  /** Of what must never run twice: the master counts with its grace period, so it does not wait for longer ones of others. */
+  readonly #urgentStops = new Slots(STOPS_AT_ONCE);
 
   constructor(options: {
     engine: Engine;
@@ -167,7 +169,8 @@ export class Worker {
 
   /** Stops a container within that grace period, and removes it. */
   async remove(container: Container, { graceMs, signal }: { graceMs: number; signal: AbortSignal }): Promise<void> {
-    await this.#stops.run(async () => {
+    const isUrgent = Number(container.labels.get(LABELS.isolated) ?? 0) > 0;
+    await (isUrgent ? this.#urgentStops : this.#stops).run(async () => {
       throwIfAborted(signal);
       const isUp = ["running", "paused", "restarting"].includes(container.state);
       if (isUp) await this.#engine.stop(container.id, { graceMs, signal });

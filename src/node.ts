@@ -127,7 +127,7 @@ export class Node implements LocalNode {
 
   /**
    * Starts a node; resolves once it listens. Everything else (Docker, the master) may come later.
-   * @throws StartError for all that makes this start impossible; nothing was changed then.
+   * @throws StartError for all that makes this start impossible; what is past its deadline is stopped, and nothing else changed, then.
    */
   static async start(options: StartOptions): Promise<Node> {
     const data = DataDir.open(options.dataDir);
@@ -169,7 +169,8 @@ export class Node implements LocalNode {
     if (leadership?.fault !== undefined) faults.push(`this master does not lead: ${leadership.fault}`);
     if (writes?.fault !== undefined) faults.push(`the cluster state cannot be changed: ${writes.fault}`);
     const { lost, fault } = this.#session ?? {};
-    if (!lost) faults.push(`no session with the master${fault === undefined ? "" : `: ${fault}`}`);
+    if (!lost && leadership?.fault === undefined)
+      faults.push(`no session with the master${fault === undefined ? "" : `: ${fault}`}`);
     return faults;
   }
 
@@ -245,6 +246,8 @@ export class Node implements LocalNode {
       this.#underlay = await underlayOf(this.#advertise);
       this.#startSession(begun);
     } catch (error) {
+      // The machine may have lost the address that it listens on, and another node may run by now what is past its deadline here.
+      await this.#executor?.overdueGone();
       await Promise.all([this.#executor?.stop(), this.#listener?.stop(), this.#overlay?.stop(), this.#dns?.stop()]);
       throw error;
     }

@@ -48,6 +48,12 @@ export async function decideIdentity(data: DataDir, options: IdentityOptions): P
   if (role === "worker" && restored) {
     throw new StartError("--restored is for the master, which keeps the cluster's state: start that one with it");
   }
+  if (restored && cluster === undefined) {
+    throw new StartError(
+      `--restored goes on from a restored state, and there is no master in ${data.path} yet: put node.json, cluster.db and cluster.key ` +
+        "of one backup there, or choose another --data-dir",
+    );
+  }
   if (role === "worker" && settings.policy_file) {
     throw new StartError("--policy is for the master, which reads it for all nodes: start that one with it");
   }

@@ -9,7 +9,7 @@ import { join } from "node:path";
 import * as v from "valibot";
 import { type Clock, sleep, type Timer } from "./clock.ts";
 import { serviceKey } from "./cluster_state.ts";
-import { writePrivately } from "./data_dir.ts";
+import { SoonFile, type WriteFile } from "./data_dir_soon.ts";
 import type { EntryProxy, EntryStatus } from "./entry_proxy.ts";
 import {
   type DrainOptions,
@@ -57,6 +57,8 @@ export type OverlayOptions = {
   log: Log;
   /** The node's data directory: the last messages and the WireGuard key are kept there. */
   dataDir: string;
+  /** How they are written. Absent: in the background. */
+  write?: WriteFile;
   /** Called when `report()` may differ from before. */
   onChange: () => void;
 };
@@ -89,6 +91,7 @@ export class Overlay implements ExecutorOverlay {
   /** The same with the addresses that lead there from here. */
   readonly #reached = new Map<string, ServiceEntry>();
   readonly #path: string;
+  readonly #file: SoonFile;
   readonly #defects: Faults;
   #names: Names | undefined;
   #entries: ReturnType<OverlayOptions["newEntries"]> | undefined;
@@ -139,7 +142,12 @@ export class Overlay implements ExecutorOverlay {
   constructor(options: OverlayOptions) {
     this.#options = options;
     this.#defects = new Faults(options);
-    this.#path = join(options.dataDir, "network.json");
+    const { write, log } = options;
+    const path = join(options.dataDir, "network.json");
+    this.#path = path;
+    const onWritten = (error?: unknown) =>
+      error && log.warn("the known addresses could not be written", { path, error });
+    this.#file = new SoonFile({ path, write, onWritten });
     this.#load();
   }
 
@@ -169,6 +177,7 @@ export class Overlay implements ExecutorOverlay {
         log.warn("rules and devices of the cluster's network are left behind, as they could not be removed", { error });
       });
     }
+    await this.#file.settled();
   }
 
   receive(message: NetworkMessage | DirectoryMessage): void {
@@ -605,19 +614,10 @@ export class Overlay implements ExecutorOverlay {
   }
 
   #save(): void {
-    const { log } = this.#options;
-    const path = this.#path;
     this.#saveTimer?.cancel();
     this.#saveTimer = undefined;
-    const text = JSON.stringify({
-      ...(this.#network && { network: this.#network }),
-      services: [...this.#services.values()],
-    });
-    try {
-      writePrivately(path, text);
-    } catch (error) {
-      log.warn("the known addresses could not be written", { path, error });
-    }
+    const network = this.#network && { network: this.#network };
+    this.#file.keep(JSON.stringify({ ...network, services: [...this.#services.values()] }));
   }
 }
 

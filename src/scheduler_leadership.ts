@@ -67,7 +67,10 @@ export class Leadership {
     { claim, isNew, fault }: { claim: Claim; isNew: boolean; fault: string | undefined },
   ): Promise<void> {
     const which = isNew ? "new" : "restored";
-    if (isNew || claim.restored) throw new StartError(`a ${which} cluster's state cannot be written: ${fault}`);
+    if (isNew || claim.restored)
+      throw new StartError(
+        `a ${which} cluster's state cannot be written (${fault}): make room on its disk, and start it again as now`,
+      );
     const seen = { term: claim.seenTerm ?? 0, leadership: claim.seenLeadership };
     this.#begun = (await store.last?.()) ?? { term: 0 };
     if (isBehind(this.#begun, seen)) this.end(behindText(this.#begun, { seen, witness: "this machine's node.json" }));

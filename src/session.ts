@@ -278,7 +278,7 @@ export class Session {
         try {
           this.#receive(this.#messages.read(text), attempt);
         } catch (error) {
-          attempt.fault = `a message of ${address} could not be taken in: ${describeError(error)}`;
+          this.#fault = attempt.fault = `a message of ${address} could not be taken in: ${describeError(error)}`;
           log.error("a message of the master could not be taken in, ending the session", { error, ...stackOf(error) });
           channel.close();
         }

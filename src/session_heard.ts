@@ -3,14 +3,17 @@
  * (`stop_when_isolated`) is stopped on time also by a process that has just started, before it has reached anybody.
  *
  * Owns `heard.json` in the data directory, which is written with each answered heartbeat while something that is assigned asks for it,
- * and not synced: it has to outlive the process, not the machine, for nothing runs after a power cut. The time is the kernel's since
- * it booted, which nobody sets; where there is none to read it is the wall clock's.
+ * and not synced: it has to outlive the process, not the machine, for nothing runs after a power cut. The first time is written before
+ * anything is done about the assignments; later ones are written in the background, since an older time is safe: the next process stops
+ * sooner then, never later. The time is the kernel's since it booted, which nobody sets; where there is none to read it is the wall
+ * clock's.
  */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
 import type { Clock } from "./clock.ts";
 import { writePrivately } from "./data_dir.ts";
+import { SoonFile, type WriteFile } from "./data_dir_soon.ts";
 import type { Log } from "./log.ts";
 import type { Assignments } from "./model.ts";
 
@@ -24,6 +27,8 @@ export type LastHeardOptions = {
   log: Log;
   /** Absent: as the kernel has it. */
   bootTime?: () => BootTime;
+  /** How the file is written once there is one. Absent: in the background. */
+  write?: WriteFile;
 };
 
 const moment = v.object({ boot: v.string(), ms: v.pipe(v.number(), v.finite(), v.minValue(0)) });
@@ -38,24 +43,35 @@ export class LastHeard {
   /** When this process did; before that, when it began. */
   #last: BootTime;
   #lastAt: number;
+  /** How far the kernel's clock was ahead of this process's at the last look: it gains where the machine is suspended. */
+  #aheadMs: number;
+  /** Whether the file has a time of this boot. */
+  #isKept: boolean;
+  readonly #file: SoonFile;
   /** Whether something that is assigned is to be stopped without a master. */
   #isAsked = false;
   #isFailing = false;
 
-  constructor({ dataDir, clock, log, bootTime = readBootTime }: LastHeardOptions) {
+  constructor({ dataDir, clock, log, bootTime = readBootTime, write }: LastHeardOptions) {
     this.#path = join(dataDir, "heard.json");
     this.#clock = clock;
     this.#log = log;
     this.#bootTime = bootTime;
     this.#before = this.#load();
+    this.#isKept = this.#before !== undefined;
     this.#last = bootTime();
     this.#lastAt = clock.now();
+    this.#aheadMs = this.#last.ms - this.#lastAt;
+    this.#file = new SoonFile({ path: this.#path, onWritten: (error) => this.#written(error), write });
   }
 
   /** The master was there at that time of this process's clock. */
   note(at: number): void {
     const { boot, ms } = this.#bootTime();
-    this.#last = { boot, ms: ms - Math.max(0, this.#clock.now() - at) };
+    const aheadMs = ms - this.#clock.now();
+    // Was the machine suspended since the last look, the answer may have waited here all the while: it counts as one from before.
+    this.#last = { boot, ms: Math.max(0, at + Math.min(aheadMs, this.#aheadMs)) };
+    this.#aheadMs = aheadMs;
     this.#lastAt = at;
     if (this.#isAsked) this.#save();
   }
@@ -97,15 +113,21 @@ export class LastHeard {
   }
 
   #save(): void {
+    const text = JSON.stringify(this.#last);
+    if (this.#isKept) return this.#file.keep(text);
     try {
-      writePrivately(this.#path, JSON.stringify(this.#last));
-      this.#isFailing = false;
+      writePrivately(this.#path, text);
+      this.#isKept = true;
+      this.#written();
     } catch (error) {
-      // An older time is there still: the next process stops sooner then, never later.
-      if (!this.#isFailing)
-        this.#log.warn("when the master was last heard of could not be written", { path: this.#path, error });
-      this.#isFailing = true;
+      this.#written(error);
     }
+  }
+
+  #written(error?: unknown): void {
+    if (error !== undefined && !this.#isFailing)
+      this.#log.warn("when the master was last heard of could not be written", { path: this.#path, error });
+    this.#isFailing = error !== undefined;
   }
 }
 

@@ -2,6 +2,7 @@
 import { describe, expect, test } from "bun:test";
 import {
   type Action,
+  afterFailure,
   afterIsolation,
   afterStart,
   type Container,
@@ -71,6 +72,25 @@ describe("without a master", () => {
   ];
   test.each(cases)("a container %s", (_, change, actions) => {
     expect(short(look(change).actions)).toEqual(actions);
+  });
+
+  test("a container that a failed start left is removed at its limit, however long the next start was to wait", () => {
+    const { memory } = look({ now: LOST });
+    const failure = { error: "Docker did not answer in time", retryAt: LOST + 10 * LIMIT_MS, unsure: false };
+    const running = look({ known: afterFailure(memory, failure) });
+    expect(short(running.actions)).toEqual(["remove c"]);
+    // The start was under way at the limit, and what it left is seen later.
+    const starting = look({
+      containers: [],
+      isolations: new Map([["a", LIMIT_MS]]),
+      known: { ...memory, work: "starting" },
+    });
+    expect(starting.actions).toEqual([]);
+    const { work: _work, ...failed } = afterFailure(starting.memory, failure);
+    expect(short(look({ known: failed, now: LOST + LIMIT_MS + 50 }).actions)).toEqual(["remove c"]);
+    // A removal that fails is tried again as ever.
+    const kept = afterFailure(starting.memory, { ...failure, isRemoval: true });
+    expect(kept.removeAt).toBe(failure.retryAt);
   });
 
   test("what was stopped stays so, also after the process began anew, and says why", () => {

@@ -79,3 +79,26 @@ describe("a stop for want of a master", () => {
     expect(tookMs).toBeLessThan(LIMIT_MS + graceMs + 1_000);
   });
 });
+
+describe("a stop of what must never run twice", () => {
+  test.each([true, false])(
+    "waits for none of the other stops, however many there are; isolated: %p",
+    async (isIsolated) => {
+      const node = new Node(1);
+      node.engine.behaviours.set(IMAGE, { stopMs: 10_000_000 });
+      await node.start();
+      const others = Array.from({ length: 120 }, (_, n) => `${n}-other`);
+      const never = ids(["a"], { spec: { stop_grace_period_ms: 1_000, stop_when_isolated_ms: LIMIT_MS } });
+      node.assign([...ids(others, { spec: { stop_grace_period_ms: 600_000 } }), ...never]);
+      await node.until(() => node.isSettled(["a", ...others]));
+      node.assign(isIsolated ? never : []);
+      if (isIsolated) {
+        await node.clock.advance(1_000);
+        node.isolatedSince = node.clock.now();
+        node.executor.noticeMaster();
+      }
+      expect(await stopped(node)).toBeLessThan((isIsolated ? LIMIT_MS : 0) + 2_000);
+      expect(others.filter((id) => node.engine.running(id).length > 0)).toHaveLength(others.length);
+    },
+  );
+});

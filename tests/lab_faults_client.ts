@@ -11,8 +11,16 @@ import { seededRandom } from "./virtual_clock.ts";
 
 /** A service as it is wanted. `since`: no container of it may have been made before, in Unix milliseconds. */
 type Wanted = { variant: string; scale: number; waits: boolean; since: number };
-/** A job as it may be. `volumesGo`: it was deleted with its volumes. */
-export type Known = { version: number; services: Map<string, Wanted> | undefined; volumesGo: boolean };
+/**
+ * A job as it may be. `volumesGo`: it was deleted with its volumes. `isLeast`: its version is this one or a later one, for a new job
+ * begins above all versions that deleted ones had.
+ */
+export type Known = {
+  version: number;
+  isLeast?: boolean;
+  services: Map<string, Wanted> | undefined;
+  volumesGo: boolean;
+};
 /** `left`: writes without an answer that have not come yet, by their place in `Account.unknown`. */
 type Maybe = Known & { left: readonly number[] };
 type Write = {
@@ -146,8 +154,8 @@ export class FaultClient {
       return { text: `restart ${where.slice(13)}`, path: `${where}/restart`, method: "POST", body: "", effect };
     }
     const volumesGo = random() < 0.5;
-    const effect = ({ version, services }: Known): Known | undefined =>
-      services && { version: version + 1, services: undefined, volumesGo };
+    const effect = (before: Known): Known | undefined =>
+      before.services && { ...before, version: before.version + 1, services: undefined, volumesGo };
     const text = `delete ${jobId}${volumesGo ? " with volumes" : ""}`;
     return { text, path: `${path}${volumesGo ? "?volumes=true" : ""}`, method: "DELETE", body: "", effect };
   }
@@ -237,7 +245,7 @@ export class FaultClient {
         return made ? [{ ...made, left: one.left }] : [];
       });
       this.#keep(account, {
-        after: after.filter((one) => one.version === version),
+        after: after.flatMap((one) => atVersion(one, version)),
         what: `${write.text} made version ${version}`,
       });
       return;
@@ -258,13 +266,13 @@ export class FaultClient {
       .catch(() => undefined);
     if (answer?.status !== 200 && answer?.status !== 404) return false;
     const seen = answer.status === 200 ? seenOf(answer.body) : undefined;
-    const fits = (one: Known) =>
-      seen === undefined || !one.services
-        ? seen === undefined && !one.services
-        : one.version === answer.body.version && Bun.deepEquals(seen, scalesOf(one.services));
+    const fitting = (one: Maybe): Maybe[] => {
+      if (seen === undefined || !one.services) return seen === undefined && !one.services ? [one] : [];
+      return Bun.deepEquals(seen, scalesOf(one.services)) ? atVersion(one, answer.body.version) : [];
+    };
     const what =
       seen === undefined ? `job ${jobId} is not there` : `job ${jobId} is at ${answer.body.version}: ${show(seen)}`;
-    this.#keep(account, { after: withLate(account).filter(fits), what });
+    this.#keep(account, { after: withLate(account).flatMap(fitting), what });
     account.isInDoubt = false;
     return true;
   }
@@ -294,7 +302,7 @@ function withLate({ maybe, unknown }: Account): Maybe[] {
   const found = new Map<string, Maybe>();
   const open = [...maybe];
   for (let one = open.pop(); one; one = open.pop()) {
-    const key = JSON.stringify([one.version, [...(one.services ?? [["none"]])], one.volumesGo, one.left]);
+    const key = JSON.stringify([one.version, one.isLeast, [...(one.services ?? [["none"]])], one.volumesGo, one.left]);
     if (found.has(key)) continue;
     found.set(key, one);
     for (const at of one.left) {
@@ -304,6 +312,12 @@ function withLate({ maybe, unknown }: Account): Maybe[] {
     }
   }
   return [...found.values()];
+}
+
+/** What a job is that turns out to have this version; nothing where it can't have it. */
+function atVersion(one: Maybe, version = 0): Maybe[] {
+  const fits = one.isLeast ? version >= one.version : version === one.version;
+  return fits ? [{ ...one, version, isLeast: false }] : [];
 }
 
 function isMet({ condition }: Write, { services, version }: Known): boolean {
@@ -323,7 +337,8 @@ function changed(
   if (!before.services && !creates) return undefined;
   const services = change(new Map(before.services));
   if (!services || Bun.deepEquals(services, before.services)) return services && before;
-  return { version: before.version + 1, services, volumesGo: false };
+  const isLeast = before.isLeast === true || !before.services;
+  return { version: before.version + 1, isLeast, services, volumesGo: false };
 }
 
 function documentText(

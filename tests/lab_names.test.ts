@@ -55,7 +55,7 @@ test("each service of a job over three hosts calls the next one by name", async 
       cache: server({ name: "cache", deploy: on(1) }),
     },
   });
-  expect(body).toMatchObject({ version: 1, warnings: [] });
+  expect(body).toMatchObject({ version: expect.any(Number), warnings: [] });
   const [web] = await membersOf(cluster, "shop", "web");
   const apis = await membersOf(cluster, "shop", "api");
   const addresses = apis.map(({ address }) => address).toSorted();

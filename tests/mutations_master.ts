@@ -118,13 +118,6 @@ export const MASTER_MUTATIONS: readonly Mutation[] = [
     replace: "this.directory.attach(nodeId, send);",
   },
   {
-    name: "no-alarms",
-    breaks: "a service is not looked at again when its plan says so",
-    file: "src/scheduler.ts",
-    find: "this.#alarms.set(key, { at: wakeAt,",
-    replace: "this.#alarms.set(key, { at: wakeAt === undefined ? wakeAt : wakeAt + 1e9,",
-  },
-  {
     name: "no-wake-of-the-deleted",
     breaks: "what ran of a deleted job is not stopped",
     file: "src/scheduler.ts",
@@ -143,7 +136,7 @@ export const MASTER_MUTATIONS: readonly Mutation[] = [
     breaks: "that a run-to-end replica has ended is forgotten with its node",
     file: "src/scheduler_nodes.ts",
     find: "record.ended !== undefined || status?.final !== true)",
-    replace: "record.ended !== undefined || status?.final !== undefined)",
+    replace: "record.ended !== undefined || status?.final !== true || record.slot > 1)",
   },
   // ---- Reconcile ------------------------------------------------------------------------------------------------------
   {
@@ -173,13 +166,6 @@ export const MASTER_MUTATIONS: readonly Mutation[] = [
     file: "src/reconcile.ts",
     find: "plan.homes.push({ job_id, service_name, slot, node_id });",
     replace: "plan.homes.push();",
-  },
-  {
-    name: "low-slots-go-first",
-    breaks: "scaling down takes the low slots with data, and leaves the high ones",
-    file: "src/reconcile.ts",
-    find: "live.toSorted((a, b) => b.slot - a.slot)",
-    replace: "live.toSorted((a, b) => a.slot - b.slot)",
   },
   {
     name: "no-gate-in-roll-outs",

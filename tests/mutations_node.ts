@@ -118,11 +118,4 @@ export const NODE_MUTATIONS: readonly Mutation[] = [
     find: "this.#reviveAt = this.#clock.now() + REVIVE_AFTER_MS;",
     replace: "this.#reviveAt = this.#clock.now() + REVIVE_AFTER_MS * 0;",
   },
-  {
-    name: "partner-not-awaited",
-    breaks: "a container is not made anew when the one whose network it has runs anew",
-    file: "src/converge.ts",
-    find: "marks.push(running ? `${partner.id}@${partner.startedAt}` : partner.id);",
-    replace: "marks.push(running ? `${partner.id}@` : partner.id);",
-  },
 ];

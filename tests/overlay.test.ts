@@ -1,6 +1,6 @@
 /** @module The node's side of the cluster's network, with a kernel that only takes notes. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { LocalNetwork } from "../src/executor_networks.ts";
@@ -13,6 +13,7 @@ import { CommandError } from "../src/overlay_kernel_command.ts";
 import type { Overlay as KernelOverlay } from "../src/overlay_plan.ts";
 import type { Guard } from "../src/overlay_plan_guard.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
+import { writeNow } from "./write_now.ts";
 
 const root = mkdtempSync(join(tmpdir(), "overlay-test-"));
 afterAll(() => rmSync(root, { recursive: true, force: true }));
@@ -72,10 +73,14 @@ class Machine {
     return (this.applied.at(-1)?.bridges ?? []).map(({ network, remote }) => ({ network, remote }));
   }
 
+  /** How the last messages of the master are written. */
+  write = writeNow;
+
   #start(): Overlay {
     const own = ++this.#starts;
     const { clock } = this;
     const overlay = new Overlay({
+      write: this.write,
       kernel: {
         supported: async (_mode, underlay) => {
           this.asked.push(underlay);
@@ -582,6 +587,31 @@ describe("a process that starts without a master", () => {
     await machine.clock.advance(10);
     expect(machine.bridges).toEqual([{ network: DEFAULT, remote: ["10.213.2.64/26"] }]);
     expect(await machine.overlay.addresses()).toMatchObject({ dns: "10.213.1.1" });
+  });
+
+  test("writes them one at a time without waiting for the disk, and ends when the newest are written (point 7)", async () => {
+    const machine = await connected();
+    await machine.clock.advance(1_100);
+    const disk = Promise.withResolvers<void>();
+    const begun: string[] = [];
+    machine.write = async (path, text) => {
+      begun.push(text);
+      await disk.promise;
+      await writeNow(path, text);
+    };
+    machine.restart();
+    for (const name of ["first", "second", "third"]) {
+      machine.overlay.receive(directory([service([endpoint("a", "10.213.2.70")], name)]));
+      await machine.clock.advance(1_100);
+      expect(machine.address(`${name}.shop`)).toEqual(["10.213.2.70"]);
+    }
+    expect(begun).toHaveLength(1);
+    const ended = machine.overlay.stop();
+    expect(await isPending(machine, ended)).toBe(true);
+    disk.resolve();
+    await ended;
+    expect(begun).toHaveLength(2);
+    expect(readFileSync(join(machine.dataDir, "network.json"), "utf8")).toContain("third");
   });
 
   test("begins anew where the file cannot be read", async () => {

@@ -68,7 +68,7 @@ function enter(real: string): void {
     type: "hello",
     protocol: PROTOCOL_VERSION,
     ...{ node_id: self.node_id, instance: "rogue", node_name: "rogue", address, labels: [], version: "9.9.9" },
-    engine: { state: "unready", reason: "none" },
+    engine: { state: "unready", reason: "none", engine_id: "rogue" },
   };
   socket.addEventListener("open", () => socket.send(JSON.stringify(hello)));
 }

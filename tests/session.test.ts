@@ -272,8 +272,10 @@ test("Session that throws at its welcome is none: the node knows that it has no 
   node.defects.welcome = 1;
   await node.clock.advance(50);
   expect([node.sessions, node.session.lost]).toEqual([1, undefined]);
+  // What `/readyz` says meanwhile.
+  expect(node.session.fault).toMatch(/^a message of 10.0.0.1:9000 could not be taken in: .*a defect/);
   await node.clock.advance(1_000);
-  expect([node.sessions, node.session.lost?.aborted]).toEqual([2, false]);
+  expect([node.sessions, node.session.lost?.aborted, node.session.fault]).toEqual([2, false, undefined]);
 });
 
 test("Session that a message of the master ends each time is tried again ever less often (point 4 of section 1)", async () => {

@@ -12,6 +12,8 @@ import { type BootTime, LastHeard } from "../src/session_heard.ts";
 import { spec } from "./cluster_fixture.ts";
 import { cleanUp, ids, Node } from "./executor_fixture.ts";
 import { VirtualClock } from "./virtual_clock.ts";
+import { waitUntil } from "./wait.ts";
+import { writeNow } from "./write_now.ts";
 
 const LIMIT_MS = 30_000;
 const root = mkdtempSync(join(tmpdir(), "heard-test-"));
@@ -49,7 +51,7 @@ class Machine {
 
   begin(): LastHeard {
     const { dataDir, clock } = this;
-    this.heard = new LastHeard({ dataDir, clock, log: silentLog, bootTime: () => this.bootTime });
+    this.heard = new LastHeard({ dataDir, clock, log: silentLog, bootTime: () => this.bootTime, write: writeNow });
     return this.heard;
   }
 
@@ -123,6 +125,49 @@ describe("when the master was last heard of", () => {
     expect(machine.heard.since(CUT_OFF)).toBe(machine.clock.now() - 61_000);
   });
 
+  test("is before a suspension where the answer may have waited through that", async () => {
+    const machine = new Machine();
+    machine.heard.take(assigned(LIMIT_MS));
+    machine.heard.note(machine.clock.now());
+    // The heartbeat is sent, the master answers, and the machine sleeps for a minute before the process reads that.
+    await machine.clock.advance(1_000);
+    const sentAt = machine.clock.now();
+    machine.aheadMs += 60_000;
+    await machine.clock.advance(20);
+    machine.heard.note(sentAt);
+    expect(machine.heard.since(CUT_OFF)).toBe(sentAt - 60_000);
+    expect(machine.begin().since(SEARCHING)).toBe(sentAt - 60_000);
+    // The next heartbeat was sent since.
+    const next = machine.begin();
+    next.take(assigned(LIMIT_MS));
+    await machine.clock.advance(1_000);
+    next.note(machine.clock.now());
+    expect(next.since(CUT_OFF)).toBe(machine.clock.now());
+  });
+
+  test("point 7: is written without anybody waiting for the disk, once the first time is on it", async () => {
+    const machine = new Machine();
+    const { dataDir, clock, path } = machine;
+    const heard = new LastHeard({ dataDir, clock, log: silentLog, bootTime: () => machine.bootTime });
+    const kept = () => (JSON.parse(readFileSync(path, "utf8")) as BootTime).ms - machine.aheadMs;
+    heard.take(assigned(LIMIT_MS));
+    const first = clock.now();
+    expect(kept()).toBe(first);
+    for (let n = 0; n < 5; n++) {
+      await clock.advance(1_000);
+      heard.note(clock.now());
+      if (n === 0) expect(kept()).toBe(first);
+    }
+    await waitUntil("the newest time to be written", async () => kept(), { until: (ms) => ms === clock.now() });
+    // What a process of an earlier boot left says nothing: the first time of this one does not wait.
+    machine.boot = "second";
+    const second = new LastHeard({ dataDir, clock, log: silentLog, bootTime: () => machine.bootTime });
+    await clock.advance(1_000);
+    second.note(clock.now());
+    second.take(assigned(LIMIT_MS));
+    expect(JSON.parse(readFileSync(path, "utf8"))).toEqual({ boot: "second", ms: clock.now() + machine.aheadMs });
+  });
+
   test("goes by this process's own clock where the kernel has none to read", async () => {
     const machine = new Machine();
     machine.boot = "";
@@ -159,7 +204,13 @@ class HeardNode extends Node {
       get: () => this.heard.since({ isOpen: this.isOpen, isTold: this.executor.snapshot()?.applied !== undefined }),
     });
     const { clock, dataDir } = this;
-    return new LastHeard({ clock, dataDir, log: silentLog, bootTime: () => ({ boot: "b", ms: clock.now() }) });
+    return new LastHeard({
+      clock,
+      dataDir,
+      log: silentLog,
+      bootTime: () => ({ boot: "b", ms: clock.now() }),
+      write: writeNow,
+    });
   }
 
   /** The master tells what to run, as it does when a session begins. */

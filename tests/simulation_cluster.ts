@@ -24,6 +24,7 @@ import { SimPromises } from "./simulation_promises.ts";
 import { NODE_TIMEOUT_MS, SimRules } from "./simulation_rules.ts";
 import { SimDisk } from "./simulation_store.ts";
 import type { VirtualClock } from "./virtual_clock.ts";
+import { writeNow } from "./write_now.ts";
 
 const CLUSTER_ID = "cluster";
 /** What a master is told of times. */
@@ -131,7 +132,7 @@ export class SimCluster {
     const { overlay } = seen;
     const { boot, dataDir } = machine;
     const bootTime = () => ({ boot: `boot ${boot}`, ms: Math.floor(this.#options.clock.now()) });
-    const heard = new LastHeard({ dataDir, clock, log: common.log, bootTime });
+    const heard = new LastHeard({ dataDir, clock, log: common.log, bootTime, write: writeNow });
     const executor = new Executor({
       ...common,
       engine: scoped(machine.engine, life, () => machine.ghost === process),

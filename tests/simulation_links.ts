@@ -33,10 +33,13 @@ export class SimLinks {
   /** Has `membership` serve a connection, and looks on. */
   accept(membership: Membership, channel: Channel): ReturnType<Membership["accept"]> {
     let link: Link | undefined;
+    let isOver = false;
     const handlers = membership.accept({
       ...(channel.remote !== undefined && { remote: channel.remote }),
       send: (text) => {
         link = this.#sent(link, text);
+        // One that ended before its welcome was ready has no names.
+        if (isOver) link?.names.clear();
         channel.send(text);
       },
       close: () => channel.close(),
@@ -51,6 +54,7 @@ export class SimLinks {
           this.#options.violate(`a message of ${replaced.nodeId} counted that came on a connection which was replaced`);
       },
       onClose: () => {
+        isOver = true;
         if (link && this.#current.get(link.nodeId) === link) link.names.clear();
         handlers.onClose();
       },

@@ -6,6 +6,7 @@ import type { Clock } from "../src/clock.ts";
 import type { Log } from "../src/log.ts";
 import { Overlay } from "../src/overlay.ts";
 import { type Overlay as KernelOverlay, planOverlay } from "../src/overlay_plan.ts";
+import { writeNow } from "./write_now.ts";
 
 export type SimOverlay = {
   overlay: Overlay;
@@ -27,6 +28,7 @@ export function simOverlay(options: SimOverlayOptions): SimOverlay {
   let told: KernelOverlay | undefined;
   const overlay = new Overlay({
     ...options,
+    write: writeNow,
     apiPort: 9000,
     kernel: {
       supported: async () => undefined,

@@ -174,7 +174,17 @@ export class SimPromises {
     } else if (before.desired === "run" && record.desired === "stop") {
       this.#checkTurn(before, { state, changes });
       this.#checkSuccessor(before, state);
+      this.#checkSlot(before, state);
     }
+  }
+
+  /** Of replicas with data, those above the scale go. */
+  #checkSlot(record: AllocationRecord, state: ClusterState): void {
+    const service = serviceOf(record, state);
+    const spec = state.specs.get(record.spec_hash);
+    if (!service || !spec || !isStateful(spec) || !isLatest(record, service) || state.isLost(record.node_id)) return;
+    if (record.slot <= service.scale && !state.nodes.get(record.node_id)?.drain)
+      this.#violate(`${record.allocation_id} was stopped, of slot ${record.slot} of ${service.scale}, and has data`);
   }
 
   /** What another one is to replace goes on until that is up, but for reasons of its own. */

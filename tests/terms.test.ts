@@ -509,6 +509,8 @@ describe("point 3: a process", () => {
         503,
         expect.arrayContaining([expect.stringMatching(/^this master does not lead: this machine's node.json/)]),
       ]);
+      // Once: that it has no session with itself says nothing more.
+      expect(readyz.text.split(told)).toHaveLength(2);
       for (const text of [readyz.text, (await ask(node.port, "/cluster/status")).text, node.process.logs()]) {
         expect(text).toContain(told);
         expect(text).toContain("start it once with 'cacophony --restored'");
@@ -541,9 +543,16 @@ describe("point 3: a process", () => {
   test.each([
     [["join", "127.0.0.1:1", "--restored"], /--restored goes with the start of a master, not with join/],
     [["leave", "--restored"], /--restored goes with the start of a master, not with leave/],
+    [
+      ["bootstrap", "--restored"],
+      /there is no master in \S+ yet: put node.json, cluster.db and cluster.key of one backup there/,
+    ],
   ])("is not started with %j", async (args, fault) => {
-    const process = processes.run([...args, "--data-dir", processes.newDir()]);
+    const dataDir = processes.newDir();
+    const process = processes.run([...args, "--data-dir", dataDir]);
     expect(await process.exited).toBe(2);
     expect(process.logs()).toMatch(fault);
+    // Else the backup that is put there later would be of another cluster than the node.
+    expect(identityIn(dataDir)).toBeUndefined();
   });
 });
