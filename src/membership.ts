@@ -40,6 +40,8 @@ const SWEEPS_PER_HEARTBEAT = 4;
 const RECENT_HEARTBEATS = 1.25;
 /** A connection that does not say who it is by then is closed. */
 const HELLO_TIMEOUT_MS = 5_000;
+/** What cannot be written is tried again with each sweep, for each node; the log of that must not fill a disk that is full. */
+const SAME_FAULT_MS = 10_000;
 
 export type MembershipOptions = WelcomeOptions & {
   scheduler: Scheduler;
@@ -80,6 +82,10 @@ export class Membership {
   readonly #faults: ReportFaults;
   readonly #apis: ProvenApis;
   #sweepTimer: Timer | undefined;
+  /** Whoever is being written down then gets no session any more. */
+  #isStopped = false;
+  /** Why something could not be written, as it was told last. */
+  #writeFault = { text: "", at: -Infinity };
   #roomChanged = false;
   /** When those that found no room were told last that there may be some, and whether there were any. */
   #toldOfRoomAt = 0;
@@ -152,6 +158,7 @@ export class Membership {
   }
 
   stop(): void {
+    this.#isStopped = true;
     this.#sweepTimer?.cancel();
     this.#peerNews.stop();
     this.#apis.stop();
@@ -236,7 +243,7 @@ export class Membership {
     try {
       const record = await this.#newcomers.record(this.#apis.proven(claim), admits);
       // Without a refusal: a node takes most of those for final, and this one may come in when it tries again.
-      if (!record) return void link.close();
+      if (!record || this.#isStopped) return void link.close();
       try {
         this.#open(record, { hello, link });
       } catch (error) {
@@ -300,7 +307,8 @@ export class Membership {
       address: hello.address,
       reason: refused.message,
     });
-    link.send({ type: "refused", ...refused });
+    // Nodes of earlier versions do not know this one, and end for good by it: they try again where nobody answers.
+    if (refused.code !== "not_leading" || hello.protocols) link.send({ type: "refused", ...refused });
     link.close();
     return true;
   }
@@ -459,9 +467,13 @@ export class Membership {
   }
 
   #writeFailed(error: unknown): void {
-    const { log, scheduler } = this.#options;
-    if (error instanceof CacophonyError) log.error("what a node reported could not be stored", { error });
-    else scheduler.faults.tell("an error of Cacophony itself: what a node reported could not be taken in", error);
+    const { log, clock, scheduler } = this.#options;
+    if (error instanceof CacophonyError) {
+      const { text, at } = this.#writeFault;
+      if (text === error.message && clock.now() - at < SAME_FAULT_MS) return;
+      this.#writeFault = { text: error.message, at: clock.now() };
+      log.error("what a node reported could not be stored", { error });
+    } else scheduler.faults.tell("an error of Cacophony itself: what a node reported could not be taken in", error);
   }
 
   // ---- Ready, unready, down -------------------------------------------------------------------------------------------

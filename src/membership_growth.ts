@@ -24,15 +24,18 @@ export class Growth {
     if (!told.full || this.#growing.has(nodeId) || this.#next(nodeId, told) === undefined) return;
     const { scheduler, log, writeFailed } = this.#options;
     this.#growing.add(nodeId);
+    let record: NodeRecord | undefined;
     const grow = () => {
-      const record = this.#next(nodeId, told);
-      if (!record) return [];
-      log.info("a node gets a further block of addresses", { node: nodeId, subnets: record.subnets });
-      return [{ op: "put", kind: "node", record } as const];
+      record = this.#next(nodeId, told);
+      return record ? [{ op: "put", kind: "node", record } as const] : [];
+    };
+    const grown = () => {
+      if (record) log.info("a node got a further block of addresses", { node: nodeId, subnets: record.subnets });
+      scheduler.directory.touchNetworks();
     };
     void scheduler
       .change(grow)
-      .then(() => scheduler.directory.touchNetworks(), writeFailed)
+      .then(grown, writeFailed)
       .finally(() => this.#growing.delete(nodeId));
   }
 

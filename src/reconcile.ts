@@ -387,14 +387,14 @@ function placeOnEach(plan: Plan, { goal, context, request, live, mine, waiting, 
   const stopping = new Map(
     [...mine.filter(({ desired }) => desired === "stop"), ...plan.stop]
       .filter((one) => mayRun(one, context))
-      .map(({ node_id, slot }) => [node_id, slot]),
+      .map((one) => [one.node_id, one]),
   );
-  const taken = new Set([...live.map(({ slot }) => slot), ...stopping.values()]);
+  const taken = new Set([...live, ...stopping.values()].map(({ slot }) => slot));
   const hold = reasonsToHold(plan, { goal, context, waiting });
   for (const { node_id, node_name } of uncovered) {
     const previous = stopping.get(node_id);
     if (previous !== undefined) {
-      block(plan, previous, [PREVIOUS_STOPS]);
+      block(plan, previous.slot, [isolationWait(previous, context) ?? PREVIOUS_STOPS]);
       continue;
     }
     let slot = 1;

@@ -146,7 +146,8 @@ export class Scheduler {
     const claim = { ...facts, leadership: newId() };
     const hasBegun = await this.writes.begin(
       () => this.leadership.begin(store, claim),
-      () => this.#lead(known),
+      // Others change the state, too, by then.
+      () => this.#exclusive(() => this.#lead(known)),
     );
     if (hasBegun) await this.#lead(known);
     else await this.leadership.wait(store, { claim, isNew: !known, fault: this.writes.fault });
@@ -606,6 +607,7 @@ export class Scheduler {
   }
 
   async #commit(changes: readonly Change[]): Promise<void> {
+    this.leadership.check();
     if (changes.length === 0 && !this.writes.isUnsure) return;
     try {
       await this.writes.commit(this.term, changes, { fenced: (error) => this.leadership.fence(error) });

@@ -45,7 +45,7 @@ export function faultOf(welcome: Welcome, { hello, trust, dialled }: WelcomeFact
       reason: `${dialled} passes on what the master at ${master.address} says`,
       ...(trust.clusterKey !== undefined && { master }),
     };
-  const late = termFault(welcome, { trust, dialled });
+  const late = termFault(welcome, { trust, dialled, isMember });
   if (late !== undefined) return { reason: late };
   const spoken = protocolChoiceFault(welcome.protocol, dialled);
   return spoken === undefined ? undefined : { reason: spoken };
@@ -53,9 +53,10 @@ export function faultOf(welcome: Welcome, { hello, trust, dialled }: WelcomeFact
 
 function termFault(
   { term, term_proof: proof, cluster_id, cluster_key: key }: Welcome,
-  { trust: { seenTerm, seenLeadership }, dialled }: { trust: Trust; dialled: string },
+  { trust: { seenTerm, seenLeadership }, dialled, isMember }: { trust: Trust; dialled: string; isMember: boolean },
 ): string | undefined {
-  if (term > seenTerm + MAX_TERM_STEP)
+  // Who is new has seen none, and believes everything.
+  if (isMember && term > seenTerm + MAX_TERM_STEP)
     return `${dialled} is at term ${term}, which is too far from the newest known one, ${seenTerm}`;
   if (term < seenTerm)
     return (

@@ -302,6 +302,9 @@ describe("never two: a slot whose former replica may still run", () => {
     const plan = bench.plan(goal);
     expect(plan.place.map(({ node_id }) => node_id).toSorted()).toEqual(others.toSorted());
     expect(plan.place.map(({ slot }) => slot)).not.toContain(old.slot);
+    expect(plan.blocked).toEqual([
+      { slot: old.slot, reasons: [expect.stringContaining(`s.${old.slot} may still run on node`)] },
+    ]);
   });
 
   test("is waited for as long as Docker and a slow heartbeat need: whole seconds, and what a node takes to notice", () => {

@@ -1,7 +1,7 @@
 /** @module What the Scheduler makes of a disk that fails: outcomes that are not known, a term that can't be begun, no answer. */
 import { expect, test } from "bun:test";
 import { ClusterState } from "../src/cluster_state.ts";
-import { silentLog } from "../src/log.ts";
+import { type Log, silentLog } from "../src/log.ts";
 import type { Change } from "../src/model.ts";
 import { Writes } from "../src/scheduler_writes.ts";
 import { openSqliteStore, type Store, StoreError } from "../src/store.ts";
@@ -163,6 +163,77 @@ test("point 8: a term that can't be begun is begun later; until then nodes stay 
   expect(peer.assigned).toHaveLength(1);
   expect(master.scheduler.state.nodes.get("n1")?.address).toBe("10.0.0.77:9000");
   await master.put("other", { web: { image: "a:1" } });
+  master.membership.stop();
+  await master.scheduler.stop();
+});
+
+test("point 8: what a master does when its term begins late is done alone: a DELETE meanwhile lowers no version", async () => {
+  let isFull = false;
+  let gate = Promise.resolve();
+  const disk = (store: Store): Store => ({
+    last: async () => (await store.last?.()) ?? { term: 0 },
+    load: () => store.load(),
+    close: () => store.close(),
+    beginTerm: async (seen) => {
+      if (isFull) throw new StoreError("failed", "the disk is full");
+      return store.beginTerm(seen);
+    },
+    commit: async (term, changes) => {
+      await gate;
+      return store.commit(term, changes);
+    },
+  });
+  const master = await Master.start("10.213.0.0/16", { disk });
+  await master.put("job", { web: { image: "a:1" } });
+  // What an earlier version left of a job that was deleted.
+  await master.scheduler.change(() => [
+    { op: "put", kind: "job", record: { state: "deleted", job_id: "old", version: 50 } },
+  ]);
+  isFull = true;
+  await master.restart();
+  isFull = false;
+  const { promise, resolve } = Promise.withResolvers<void>();
+  gate = promise;
+  await master.clock.advance(3_000);
+  expect(master.scheduler.writes.isHeld).toBe(false);
+  const deleted = master.delete("job");
+  await master.clock.advance(20);
+  resolve();
+  await deleted;
+  expect([...master.scheduler.state.jobs.keys()]).toEqual([]);
+  expect(master.scheduler.cluster.version_floor).toBe(50);
+  expect((await master.put("new", { web: { image: "a:1" } })).job.version).toBe(51);
+  master.membership.stop();
+  await master.scheduler.stop();
+});
+
+test("point 8: what cannot be written is not told so often that the log fills the disk, too", async () => {
+  let isFull = false;
+  const disk = (store: Store): Store => ({
+    beginTerm: (seen) => store.beginTerm(seen),
+    load: () => store.load(),
+    close: () => store.close(),
+    commit: async (term, changes) => {
+      if (isFull) throw new StoreError("failed", "the disk is full");
+      return store.commit(term, changes);
+    },
+  });
+  const told: string[] = [];
+  const log: Log = { ...silentLog, error: (message) => void told.push(message) };
+  const master = await Master.start("10.213.0.0/16", { disk, log });
+  const peers = [await Peer.join(master, 1), await Peer.join(master, 2)];
+  await master.put("job", { web: { image: "a:1", scale: 2 } });
+  for (const peer of peers) await peer.report();
+  await master.delete("job");
+  isFull = true;
+  for (const peer of peers) await peer.obey();
+  await master.clock.advance(60_000);
+  const ofReports = told.filter((message) => message.includes("what a node reported could not be stored"));
+  expect(ofReports.length).toBeGreaterThan(0);
+  expect(ofReports.length).toBeLessThan(20);
+  isFull = false;
+  await master.clock.advance(2_000);
+  expect(master.scheduler.state.allocations.size).toBe(0);
   master.membership.stop();
   await master.scheduler.stop();
 });

@@ -7,7 +7,7 @@ import fc from "fast-check";
 import { signTerm, signWelcome } from "../src/cluster_key.ts";
 import { silentLog } from "../src/log.ts";
 import type { Assignments, Hello, MasterMessage, NodeMessage, Peer, PeerInfo, Welcome } from "../src/model.ts";
-import type { TermProof } from "../src/model_term.ts";
+import { RESTORE_STEP, type TermProof } from "../src/model_term.ts";
 import { Session } from "../src/session.ts";
 import { faultOf } from "../src/session_welcome.ts";
 import { signer } from "./cluster_fixture.ts";
@@ -165,6 +165,15 @@ describe("a node's first welcome", () => {
     await node.clock.advance(1_000);
     expect(node.done).toEqual(["welcome", "assignments"]);
     expect(node.clusterKey).toBeUndefined();
+  });
+
+  test("may be of any term: the cluster may have been restored more often than a member could have missed", () => {
+    const fresh = hello();
+    const facts = { trust: { clusterKey: undefined, seenTerm: 0 }, dialled: MASTER.address };
+    for (const term of [1, 257 * RESTORE_STEP, Number.MAX_SAFE_INTEGER]) {
+      const welcome = welcomed(fresh, { term, term_proof: proofOf(term) });
+      expect(faultOf(welcome, { hello: fresh, ...facts })).toBeUndefined();
+    }
   });
 });
 

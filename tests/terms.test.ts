@@ -16,8 +16,10 @@ import { type Hello, type MasterMessage, PROTOCOL_VERSION, type Welcome } from "
 import { behindText, isBehind, MAX_TERM_STEP, RESTORE_STEP, type TermProof } from "../src/model_term.ts";
 import { Scheduler } from "../src/scheduler.ts";
 import type { StartFacts } from "../src/scheduler_cluster.ts";
+import { PROTOCOLS } from "../src/model_protocol.ts";
 import { termFault } from "../src/session_terms.ts";
-import { openSqliteStore } from "../src/store.ts";
+
+import { openSqliteStore, type Store } from "../src/store.ts";
 import { seeded, signer, unusedSealer, welcoming } from "./cluster_fixture.ts";
 import { NodeProcesses } from "./node_process.ts";
 import { VirtualClock } from "./virtual_clock.ts";
@@ -44,13 +46,13 @@ class Master {
   readonly shown: TermProof[] = [];
   static #processes = 0;
 
-  constructor(path: string) {
+  constructor(path: string, disk: (store: Store) => Store) {
     const process = ++Master.#processes;
     let ids = 0;
     const common = { clock: this.clock, log: silentLog };
     this.scheduler = new Scheduler({
       ...common,
-      store: openSqliteStore(path),
+      store: disk(openSqliteStore(path)),
       random: seeded(1),
       sealer: unusedSealer,
       newId: () => `id-${process}-${++ids}`,
@@ -65,8 +67,11 @@ class Master {
       ...welcoming(),
     });
   }
-  static async start(path = newPath(), facts: StartFacts = {}): Promise<Master> {
-    const master = new Master(path);
+  static async start(
+    path = newPath(),
+    { disk = (store) => store, ...facts }: StartFacts & { disk?: (store: Store) => Store } = {},
+  ): Promise<Master> {
+    const master = new Master(path, disk);
     await master.scheduler.start(CLUSTER, facts);
     master.membership.start();
     return master;
@@ -81,7 +86,11 @@ class Master {
   }
 
   /** A member's hello; what it heard until now. */
-  async hello(nodeId: string, more: Partial<Hello> = {}): Promise<{ heard: MasterMessage[]; isClosed: boolean }> {
+  async hello(
+    nodeId: string,
+    more: Partial<Hello> = {},
+    { isEarlier = false } = {},
+  ): Promise<{ heard: MasterMessage[]; isClosed: boolean }> {
     const end = { heard: [] as MasterMessage[], isClosed: false };
     const handlers = this.membership.accept({
       send: (text) => void end.heard.push(JSON.parse(text)),
@@ -90,6 +99,7 @@ class Master {
     const said: Hello = {
       type: "hello",
       protocol: PROTOCOL_VERSION,
+      ...(!isEarlier && { protocols: PROTOCOLS }),
       cluster_id: "c",
       node_id: nodeId,
       instance: nodeId,
@@ -257,6 +267,59 @@ describe("point 3: a master whose store was set back under its nodes", () => {
     expect((await call("GET", "/cluster/status")).body).toMatchObject({
       not_leading: expect.stringContaining("term 9"),
     });
+    await master.stop();
+  });
+
+  /** A master whose disk writes nothing from `hold` until `release`. */
+  async function slowMaster() {
+    let gate = Promise.withResolvers<void>();
+    gate.resolve();
+    const disk = (store: Store): Store => ({
+      beginTerm: (wanted) => store.beginTerm(wanted),
+      load: () => store.load(),
+      close: () => store.close(),
+      commit: async (term, changes) => {
+        await gate.promise;
+        return store.commit(term, changes);
+      },
+    });
+    const master = await Master.start(newPath(), { disk });
+    return { master, hold: () => void (gate = Promise.withResolvers()), release: () => gate.resolve() };
+  }
+
+  test("takes in nobody whose record was being written when it ended", async () => {
+    const { master, hold, release } = await slowMaster();
+    hold();
+    const member = await master.hello("member");
+    master.scheduler.leadership.end("node n has proof of term 9");
+    release();
+    await master.clock.advance(100);
+    expect(member).toEqual({ heard: [], isClosed: true });
+    expect(master.scheduler.state.views.get("member")?.connected).not.toBe(true);
+    await master.stop();
+  });
+
+  test("writes nothing more of a change of several commits that was under way when it ended", async () => {
+    const { master, hold, release } = await slowMaster();
+    hold();
+    const wanted = { document: "{}", services: [], chunks: new Map([["a".repeat(64), new Uint8Array(1)]]) };
+    const put = master.scheduler.putJob("job", { wanted, preconditions: {} }).then(
+      () => "stored",
+      ({ code }) => code as string,
+    );
+    await master.clock.advance(20);
+    master.scheduler.leadership.end("node n has proof of term 9");
+    release();
+    expect([await put, master.scheduler.state.liveJob("job")]).toEqual(["not_leading", undefined]);
+    await master.stop();
+  });
+
+  test("ends no process of an earlier version, which takes a refusal that it does not know for final", async () => {
+    const master = await Master.start();
+    master.scheduler.leadership.end("node n has proof of term 9");
+    const old = await master.hello("old", {}, { isEarlier: true });
+    expect(old).toEqual({ heard: [], isClosed: true });
+    expect((await master.hello("new")).heard).toMatchObject([{ type: "refused", code: "not_leading" }]);
     await master.stop();
   });
 
