@@ -634,6 +634,6 @@ export class Scheduler {
   }
 
   #storeFailed(error: unknown): void {
-    if (!this.#stopped) this.#options.log.error("a scheduling pass failed and is tried again", { error });
+    if (!this.#stopped) this.faults.tell("a scheduling pass failed and is tried again", error);
   }
 }
