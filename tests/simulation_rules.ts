@@ -11,6 +11,7 @@ import {
   type StoredState,
 } from "../src/model.ts";
 import { isGlobal, sharesOf } from "../src/model_spec.ts";
+import { REDIAL_MS } from "../src/membership_pauses.ts";
 import { claimsOf } from "../src/placement.ts";
 import { isStateful, stoppedAloneAt } from "../src/reconcile_goal.ts";
 import { FAILURES } from "../src/reconcile_replace.ts";
@@ -197,7 +198,7 @@ export class SimRules {
     if (!process?.scheduler || !life || process.life !== life || life.isStill || life.ended.aborted) return;
     const before = this.#stilledMs;
     this.#stilledMs = life.stilledMs;
-    for (const [nodeId, { state, lost = false }] of process.scheduler.state.views) {
+    for (const [nodeId, { state, connected, lost = false }] of process.scheduler.state.views) {
       const former = this.#states.get(nodeId);
       this.#states.set(nodeId, state);
       const heard = this.#heard.get(nodeId) ?? { at: this.#listensSince, fromMs: 0, stallMs: 0, isSpoken: false };
@@ -214,8 +215,10 @@ export class SimRules {
           `${nodeId} was taken for down after ${Math.round(silentMs)} ms, and the master stood still for ${Math.round(stallMs)} ms of it`,
         );
       const limitMs = (isSpoken ? NODE_TIMEOUT_MS : 2 * NODE_TIMEOUT_MS) + NOTICE_MS;
-      // A master that stood still has read since what waited for it: silence is silence then, but for a stall or two.
-      if (state !== "down" && silentMs > limitMs + STALLS * stallMs)
+      // A master that stood still has read since what waited for it: silence is silence then, but for a stall or two. Who lost his
+      // connection has time to call again.
+      const creditMs = Math.max(STALLS * stallMs, stallMs > 0 && !connected ? REDIAL_MS : 0);
+      if (state !== "down" && silentMs > limitMs + creditMs)
         this.violations.push(
           `${nodeId} is not taken for down, and has been silent for ${Math.round(silentMs)} ms, while the master stood still for ${Math.round(stallMs)} ms at a time`,
         );
