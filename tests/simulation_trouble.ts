@@ -178,11 +178,12 @@ export class SimTrouble {
   }
 
   /** What was written and not synced when the power went is not there, in part or at all. */
-  tearFiles({ dataDir }: Machine): void {
+  tearFiles(machine: Machine): void {
     for (const name of ["restarts.json", "restarts.json.new", "images.json", "images.json.new", "heard.json"]) {
-      const path = join(dataDir, name);
+      const path = join(machine.dataDir, name);
       const dice = this.#random();
       if (dice < 0.4) continue;
+      if (name === "restarts.json") machine.hasLostData = true;
       if (dice < 0.5) writeFileSync(path, '[["id1",{"restarts":');
       else if (!existsSync(path)) continue;
       else if (dice < 0.6) rmSync(path);
