@@ -139,6 +139,13 @@ export class SimPromises {
     const container = machines.find((one) => one.name === name)?.engine.running(allocationId)[0];
     const [at] = container?.addresses ?? [];
     if (record?.desired !== "stop" || !at) return;
+    // An address that one replica had may be another's before the master has heard of either: the name means the first one.
+    const isOther = (other: AllocationRecord) =>
+      other.allocation_id !== allocationId &&
+      scheduler()
+        ?.state.status(other)
+        ?.addresses?.some(({ address }) => address === at.address);
+    if ([...rules.allocations.values()].some(isOther)) return;
     for (const machine of machines) {
       const { process } = machine;
       const isHere = process?.session.lost && views?.get(machine.identity.node_id)?.connected === true;
