@@ -82,7 +82,7 @@ export class SimCluster {
       scheduler,
       rules: this.rules,
       isQuiet: (machine) => this.network.isQuiet(machine.address),
-      isDiskWell: () => this.disk.faults === 0 && this.disk.stalls === 0,
+      isDiskWell: () => this.disk.isWell,
     });
     this.disk = new SimDisk({ random: random("store"), rules: this.rules });
     for (let n = 1; n <= options.machines; n++) this.machines.push(this.#machine(n));

@@ -27,6 +27,8 @@ export class SimDisk {
   readonly #random: () => number;
   readonly #rules: SimRules;
   #torn: Torn | undefined;
+  /** Processes whose commit the disk has not answered yet. */
+  readonly #stallingLives = new Set<Life>();
 
   constructor({ random, rules }: { random: () => number; rules: SimRules }) {
     this.#random = random;
@@ -51,15 +53,22 @@ export class SimDisk {
         await wait(4);
         if (this.stalls > 0 && random() < this.stalls) await this.#stall(life);
         if (this.faults > 0 && random() < this.faults) {
-          if (!isOld() && random() < this.torn) this.#torn = { store, term, changes };
-          throw new StoreError("failed", "the disk is full");
+          const isTorn = !isOld() && random() < this.torn;
+          if (isTorn) this.#torn = { store, term, changes };
+          throw isTorn
+            ? new StoreError("unknown", "the disk has an error")
+            : new StoreError("failed", "the disk is full");
         }
         await store.commit(term, changes);
         if (isOld()) this.#rules.violations.push(`a master of term ${term} wrote after another had taken over`);
         this.#wrote(changes);
         await wait(4);
       },
-      close: () => store.close(),
+      close: () => {
+        // Who closes the file in good order leaves nothing in it that was not finished.
+        if (this.#torn?.store === store) this.#torn = undefined;
+        return store.close();
+      },
     };
   }
 
@@ -77,6 +86,12 @@ export class SimDisk {
     void store.close();
   }
 
+  /** Whether commits succeed at once, also the one that is under way. */
+  get isWell(): boolean {
+    const isStalling = [...this.#stallingLives].some(({ ended }) => !ended.aborted);
+    return this.faults === 0 && this.stalls === 0 && !isStalling;
+  }
+
   /** Whether a commit that failed may turn out to be there. */
   get isTorn(): boolean {
     return this.#torn !== undefined;
@@ -90,7 +105,9 @@ export class SimDisk {
   async #stall(life: Life): Promise<void> {
     const ms = this.#random() * this.stallMs;
     if (this.isBlocking) life.block(ms);
+    this.#stallingLives.add(life);
     await sleep(life.clock, ms);
+    this.#stallingLives.delete(life);
   }
 
   #wrote(changes: readonly Change[]): void {
