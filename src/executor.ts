@@ -151,7 +151,7 @@ export class Executor {
   readonly #removalsUnderWay = new Set<string>();
   readonly #tails: Tails;
   readonly #disk: DiskLimit;
-  #statuses: AllocationStatus[] = [];
+  #statuses: AllocationStatus[] | undefined;
   #published = "";
   #deciding = false;
   #alarm: Timer | undefined;
@@ -284,9 +284,9 @@ export class Executor {
     return this.#connection.status;
   }
 
-  /** What runs, as last seen; undefined until Docker was looked at completely once. */
+  /** What runs, as last seen; undefined until Docker was looked at completely once, and that was taken in. */
   snapshot(): Snapshot | undefined {
-    if (!this.#looked) return undefined;
+    if (!this.#statuses) return undefined;
     return {
       ...(this.#assignments && { applied: this.#assignments.order }),
       allocations: this.#statuses,

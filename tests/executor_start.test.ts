@@ -55,3 +55,36 @@ describe("a node that starts while its Engine does not answer (point 5)", () => 
     expect(state.hasStarted).toBe(true);
   });
 });
+
+test("a process that has just looked at Docker tells of no containers before it has taken in what it found (section 2)", async () => {
+  const node = await new Node().start();
+  node.assign([{ id: "a" }]);
+  await node.until(() => node.status("a")?.state === "running");
+  node.abandon();
+  const seen: string[][] = [];
+  const look = () => {
+    const snapshot = node.executor.snapshot();
+    if (snapshot) seen.push(snapshot.allocations.map(({ allocation_id }) => allocation_id));
+  };
+  // Right after each answer that a look is made of, before anything else has its turn.
+  const { engine } = node;
+  const [list, volumes, networks] = [
+    engine.list.bind(engine),
+    engine.volumes.bind(engine),
+    engine.networks.bind(engine),
+  ];
+  const then = <T>(answer: T) => {
+    node.clock.after(0, look);
+    return answer;
+  };
+  Object.assign(engine, {
+    list: () => list().then(then),
+    volumes: () => volumes([]).then(then),
+    networks: () => networks().then(then),
+  });
+  await node.begin();
+  node.assign([{ id: "a" }]);
+  await node.clock.advance(1_000);
+  expect(seen.length).toBeGreaterThan(1);
+  expect(seen.filter((ids) => !ids.includes("a"))).toEqual([]);
+});

@@ -44,8 +44,13 @@ export const NODE_MUTATIONS: readonly Mutation[] = [
     name: "tells-before-it-looked",
     breaks: "a process that starts tells that nothing runs before it has looked at Docker",
     file: "src/executor.ts",
-    find: "if (!this.#looked) return undefined;",
-    replace: "if (!this.#looked && this.#stopped.signal.aborted) return undefined;",
+    find: `if (!this.#statuses) return undefined;
+    return {
+      ...(this.#assignments && { applied: this.#assignments.order }),
+      allocations: this.#statuses,`,
+    replace: `return {
+      ...(this.#assignments && { applied: this.#assignments.order }),
+      allocations: this.#statuses ?? [],`,
   },
   {
     name: "counts-not-loaded",
