@@ -373,6 +373,8 @@ export class SimPromises {
       const machine = this.#options.machines.find(({ identity }) => identity.node_id === nodeId);
       if (!reported || !machine) continue;
       for (const { allocation_id: id, restarts } of statuses.values()) {
+        // What is to stop may be told of once more after it was gone, where a list of containers was on its way.
+        if (this.#options.rules.allocations.get(id)?.desired !== "run") continue;
         const before = this.#restarts.get(id);
         this.#restarts.set(id, { count: restarts, ids: machine.ids.size });
         if (
