@@ -52,6 +52,8 @@ export class SimPromises {
   readonly #completed = new Set<string>();
   /** Where the data of slots are, as far as replicas with data were placed. */
   readonly #homes = new Map<string, string>();
+  /** Allocations whose placing was written. */
+  readonly #placed = new Set<string>();
   readonly #specs = new Map<string, ServiceSpec>();
   /** When containers were started, for those that were a short while ago. */
   readonly #starts = new Map<string, number[]>();
@@ -284,7 +286,10 @@ export class SimPromises {
       const { record } = change;
       this.#checkRoom(record);
       const spec = this.#specs.get(record.spec_hash);
-      if (spec && isStateful(spec)) this.#homes.set(RECORD_KINDS.home.key(record), record.node_id);
+      // What a commit of unknown outcome changed is written again as it was: that places nothing.
+      const isPlaced = !this.#placed.has(record.allocation_id);
+      this.#placed.add(record.allocation_id);
+      if (isPlaced && spec && isStateful(spec)) this.#homes.set(RECORD_KINDS.home.key(record), record.node_id);
     }
     if (change.op === "delete" && change.kind === "home") this.#homes.delete(change.key);
   }
