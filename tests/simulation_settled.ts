@@ -29,7 +29,7 @@ export function serviceFaults(
   wanted: WantedService,
   { containers, cluster }: { containers: readonly Container[]; cluster: SimCluster },
 ): string[] {
-  const { job, service, variant, count, isEnding, hasData } = wanted;
+  const { job, service, variant, count, isEnding } = wanted;
   const key = `${job}/${service}` as const;
   const { scheduler } = cluster;
   const state = scheduler?.state;
@@ -57,8 +57,6 @@ export function serviceFaults(
     if (stale) faults.push(`${key}: container ${name} is in the network of a container, or a run of it, that is over`);
     if (is !== "running" && !isEnding) faults.push(`${key}: container ${name} is ${is}`);
     if ((health ?? "healthy") !== "healthy") faults.push(`${key}: container ${name} is ${health}`);
-    if (hasData && Number(labels.get(LABELS.slot)) > expected)
-      faults.push(`${key}: container ${name} is of a slot above the scale of ${expected}`);
     if (labels.get(VARIANT) !== variant)
       faults.push(`${key}: container ${name} is of ${labels.get(VARIANT)}, wanted is ${variant}`);
   }
