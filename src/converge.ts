@@ -194,6 +194,9 @@ export function converge(view: View): Decision {
       wakeAt(view.now + FAULT_RETRY_MS);
     }
   }
+  // Before its first assignments a process can't tell what is over, so it forgets nothing of what an earlier one counted.
+  if (view.assigned === undefined)
+    for (const [id, memory] of view.memories) if (!decision.memories.has(id)) decision.memories.set(id, memory);
   return decision;
 }
 

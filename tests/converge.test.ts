@@ -59,6 +59,16 @@ describe("converge()", () => {
     expect(after.statuses[0]).toMatchObject({ state: "exited", final: true, exit_code: 3 });
   });
 
+  test("forgets nothing before its first assignments, and what is not assigned with those", () => {
+    const ended = converge(view({ containers: [container("exited", { restart: "no", exitCode: 3 })] }));
+    const before = converge(view({ assigned: undefined, memories: ended.memories }));
+    expect([before.actions, before.statuses]).toEqual([[], []]);
+    const after = converge(view({ memories: before.memories }));
+    expect(after.actions).toEqual([]);
+    expect(after.statuses[0]).toMatchObject({ state: "exited", final: true, exit_code: 3 });
+    expect([...converge(view({ assigned: new Map(), memories: before.memories })).memories]).toEqual([]);
+  });
+
   const run = new Map([["a", "run"]] as const);
   const stop = new Map([["a", "stop"]] as const);
   const counted = `c1 ${NOW - 2_000}`;
