@@ -384,7 +384,8 @@ export class SimRules {
     const hasLeft = changes.some(
       ({ op, kind, ...one }) => op === "delete" && kind === "node" && "key" in one && one.key === record?.node_id,
     );
-    if (record && hasLeft && this.#running().state.isLost(record.node_id)) {
+    const { state } = this.#running();
+    if (record && hasLeft && (state.isDown(record.node_id) || state.isLost(record.node_id))) {
       this.#givenUp.add(id);
       if (this.isRemoving(record.node_id)) this.#excusedUntil.set(id, Infinity);
       // Who removes a node by hand knows that it is off.
