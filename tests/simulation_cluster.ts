@@ -83,6 +83,7 @@ export class SimCluster {
       rules: this.rules,
       isQuiet: (machine) => this.network.isQuiet(machine.address),
       isDiskWell: () => this.disk.isWell,
+      diskFailures: () => this.disk.failures,
     });
     this.disk = new SimDisk({ random: random("store"), rules: this.rules });
     for (let n = 1; n <= options.machines; n++) this.machines.push(this.#machine(n));

@@ -41,6 +41,7 @@ export type PromisesOptions = {
   /** Whether nothing is under way to a machine. */
   isQuiet: (machine: Machine) => boolean;
   isDiskWell: () => boolean;
+  diskFailures: () => number;
 };
 
 export class SimPromises {
@@ -63,6 +64,8 @@ export class SimPromises {
   /** Until when slots wait that have to wait for a time. */
   #waits = new Map<string, { text: string; at: number }>();
   #diskFailedAt = -Infinity;
+  /** How many commits the disk had refused at the last look. */
+  #diskFailures = 0;
   #lookedAt = 0;
   #changes = -1;
   /** When processes began. */
@@ -312,10 +315,12 @@ export class SimPromises {
 
   /** What a master that has been well for a while has not done. */
   #checkDue(now: number): void {
-    const { scheduler, machines, isDiskWell } = this.#options;
+    const { scheduler, machines, isDiskWell, diskFailures } = this.#options;
     const { process } = machines[0] ?? {};
     const state = scheduler()?.state;
-    if (!isDiskWell()) this.#diskFailedAt = now;
+    const hasFailed = diskFailures() > this.#diskFailures;
+    this.#diskFailures = diskFailures();
+    if (!isDiskWell() || hasFailed) this.#diskFailedAt = now;
     if (!state || !process || process.life.isBehind || now - this.#diskFailedAt < STORE_RETRY_MS) {
       this.#dueSince.clear();
       return;

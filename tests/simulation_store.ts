@@ -26,6 +26,8 @@ export class SimDisk {
   onLoad: (state: StoredState) => void = () => {};
   readonly #random: () => number;
   readonly #rules: SimRules;
+  /** How many commits it has refused. */
+  failures = 0;
   #torn: Torn | undefined;
   /** Processes whose commit the disk has not answered yet. */
   readonly #stallingLives = new Set<Life>();
@@ -53,6 +55,7 @@ export class SimDisk {
         await wait(4);
         if (this.stalls > 0 && random() < this.stalls) await this.#stall(life);
         if (this.faults > 0 && random() < this.faults) {
+          this.failures++;
           const isTorn = !isOld() && random() < this.torn;
           if (isTorn) this.#torn = { store, term, changes };
           throw isTorn
