@@ -452,8 +452,10 @@ export class SimRules {
     const lastSeen = state.views.get(node_id)?.lastSeen ?? now;
     if (now < Math.floor(stoppedAloneAt(record, state)))
       this.violations.push(`allocation ${id} was given up before ${node_id} had to have stopped it`);
-    const { process, engine, touchedAt } = machine;
-    const isWell = process && !process.life.isStill && engine.isWell && touchedAt < lastSeen - aheadMs;
+    const { process, engine, touchedAt, identity } = machine;
+    // Who lost the data directory and is no member again yet does not know what to stop; what it sent before may still come.
+    const isMember = identity.cluster_id !== undefined;
+    const isWell = process && isMember && !process.life.isStill && engine.isWell && touchedAt < lastSeen - aheadMs;
     if (isWell && engine.running(id).length > 0)
       this.violations.push(`allocation ${id} was given up while it ran on ${node_id}, which should have stopped it`);
   }
