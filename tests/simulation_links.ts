@@ -42,11 +42,14 @@ export class SimLinks {
         if (isOver) link?.names.clear();
         channel.send(text);
       },
-      close: () => channel.close(),
+      close: () => {
+        isOver = true;
+        channel.close();
+      },
     });
     return {
       onMessage: (text) => {
-        if (link && this.#current.get(link.nodeId) === link) this.#options.onHeard(link.nodeId);
+        if (!isOver && link && this.#current.get(link.nodeId) === link) this.#options.onHeard(link.nodeId);
         const replaced = link && this.#current.get(link.nodeId) !== link ? link : undefined;
         const before = replaced && this.#known(replaced.nodeId);
         handlers.onMessage(text);
