@@ -217,7 +217,7 @@ export class SimRules {
       const limitMs = (isSpoken ? NODE_TIMEOUT_MS : 2 * NODE_TIMEOUT_MS) + NOTICE_MS;
       // A master that stood still has read since what waited for it: silence is silence then, but for a stall or two. Who lost his
       // connection has time to call again.
-      const creditMs = Math.max(STALLS * stallMs, stallMs > 0 && !connected ? REDIAL_MS : 0);
+      const creditMs = STALLS * stallMs + (stallMs > 0 && !connected ? REDIAL_MS : 0);
       if (state !== "down" && silentMs > limitMs + creditMs)
         this.violations.push(
           `${nodeId} is not taken for down, and has been silent for ${Math.round(silentMs)} ms, while the master stood still for ${Math.round(stallMs)} ms at a time`,
