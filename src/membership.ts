@@ -352,7 +352,8 @@ export class Membership {
     this.#links.set(nodeId, link);
     this.#instances.set(nodeId, hello.instance);
     replaced?.close();
-    const view = this.#state.views.get(nodeId) ?? newView(this.#options.clock.now());
+    const known = this.#state.views.get(nodeId);
+    const view = known ?? newView(this.#options.clock.now());
     this.#state.views.set(nodeId, view);
     const { version, boot_id: bootId } = hello;
     Object.assign(view, { connected: true, isHeard: true, lastSeen: clock.now(), version, bootId });
@@ -365,6 +366,8 @@ export class Membership {
     link.send(this.#ownTerm.welcome(hello, { record, token }));
     scheduler.attach(nodeId, (message) => link.send(message));
     this.#judge(nodeId, view);
+    // What runs once on each node waits for this one, too, from now on, and says so.
+    if (!known) scheduler.wakeForNode(nodeId);
     log.info("a node joined the session", { node: nodeId, node_name: record.node_name, address: record.address });
     this.#peerNews.notice();
   }

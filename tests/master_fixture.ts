@@ -157,7 +157,11 @@ export class Peer {
     this.address = `10.0.0.${n}:9000`;
   }
 
-  static async join(master: Master, n: number, more: Partial<Pick<Peer, "underlay" | "overlay">> = {}): Promise<Peer> {
+  static async join(
+    master: Master,
+    n: number,
+    more: Partial<Pick<Peer, "underlay" | "overlay" | "engineFault">> = {},
+  ): Promise<Peer> {
     const peer = Object.assign(new Peer(master, n), more);
     await peer.dial();
     await peer.report();

@@ -115,6 +115,17 @@ describe("a silent node", () => {
 });
 
 describe("a node whose Docker Engine is dead", () => {
+  test("is waited for by what runs once on each node as soon as it has joined", async () => {
+    const { master, peers } = await cluster(1);
+    await master.put("shop", { agent: { ...WEB, deploy: { mode: "global" } } });
+    for (const peer of peers) await peer.report();
+    expect(master.scheduler.blockedOf("shop/agent")).toEqual([]);
+    await Peer.join(master, 2, { engineFault: "Docker does not answer" });
+    expect(master.scheduler.blockedOf("shop/agent")).toEqual([
+      { slot: 2, reasons: ["this slot is for node n2; 1 node: unready (Docker does not answer)"] },
+    ]);
+  });
+
   test("keeps its replicas until the engine timeout, and stops what was replaced when it is back", async () => {
     const { master, peers } = await cluster(2);
     const [one, two] = peers as [Peer, Peer];
