@@ -28,6 +28,7 @@ export class Life {
   /** What came in while the process stood still, and behind it what came since. */
   readonly #backlog: (() => void)[] = [];
   readonly #stalls: Stalls = { sinceMs: 0, totalMs: 0 };
+  #longestMs = 0;
   #frozen = false;
   #busy = false;
 
@@ -74,6 +75,13 @@ export class Life {
   get stilledMs(): number {
     const { sinceMs, totalMs } = this.#stalls;
     return this.isStill ? totalMs + this.#outside.now() - sinceMs : totalMs;
+  }
+
+  /** The longest time for which it stood still without a break, of those that ended since this was asked last. */
+  takeLongestStall(): number {
+    const longestMs = this.#longestMs;
+    this.#longestMs = 0;
+    return longestMs;
   }
 
   /** Runs `fn` in the process: now, or when it goes on, or never. */
@@ -135,6 +143,7 @@ export class Life {
     end();
     if (this.isStill) return;
     this.#stalls.totalMs += ms;
+    this.#longestMs = Math.max(this.#longestMs, ms);
     this.#catchUp();
   }
 

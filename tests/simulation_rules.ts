@@ -198,12 +198,14 @@ export class SimRules {
     if (!process?.scheduler || !life || process.life !== life || life.isStill || life.ended.aborted) return;
     const before = this.#stilledMs;
     this.#stilledMs = life.stilledMs;
+    const longestMs = life.takeLongestStall();
     for (const [nodeId, { state, connected, lost = false }] of process.scheduler.state.views) {
       const former = this.#states.get(nodeId);
       this.#states.set(nodeId, state);
       const heard = this.#heard.get(nodeId) ?? { at: this.#listensSince, fromMs: 0, stallMs: 0, isSpoken: false };
       this.#heard.set(nodeId, heard);
-      heard.stallMs = Math.max(heard.stallMs, life.stilledMs - Math.max(before, heard.fromMs));
+      const stilledMs = life.stilledMs - Math.max(before, heard.fromMs);
+      heard.stallMs = Math.max(heard.stallMs, Math.min(longestMs, stilledMs));
       const { at, isSpoken, stallMs } = heard;
       const silentMs = now - at;
       // A pause in which no session would have lasted is credited but for a part of a sweep; a shorter one is time like any other.
