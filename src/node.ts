@@ -29,7 +29,7 @@ import { DEFAULT_NETWORK_CIDR, isPassing, PROTOCOL_VERSION, StartError } from ".
 import { PROTOCOLS } from "./model_protocol.ts";
 import { apisOf, mappedPort, ownApiAddresses } from "./node_addresses.ts";
 import { namesOfNode } from "./node_hosts.ts";
-import { bootId, decideIdentity, type IdentityOptions, newId, sealerOf } from "./node_identity.ts";
+import { decideIdentity, type IdentityOptions, newId, sealerOf } from "./node_identity.ts";
 import {
   advertisedAddress,
   apiPortOf,
@@ -45,7 +45,7 @@ import { OverlayKernel } from "./overlay_kernel.ts";
 import { NAMES_PORT } from "./overlay_plan_firewall.ts";
 import { Scheduler } from "./scheduler.ts";
 import { Session } from "./session.ts";
-import { LastHeard } from "./session_heard.ts";
+import { bootId, LastHeard } from "./session_heard.ts";
 import { openThreadStore } from "./store_thread.ts";
 import type { CalledMaster, Caller, Listener, Transport } from "./transport.ts";
 import { dialSelf, fetchChunk, fetchSecret, listen, networkTransport } from "./transport.ts";
@@ -532,7 +532,7 @@ export class Node implements LocalNode {
       ...mappedPort(this.#bind, this.#advertise),
       labels: settings.labels ?? [],
       engine: executor.engineStatus(),
-      ...bootId(),
+      ...(bootId() !== "" && { boot_id: bootId() }),
       version: this.version,
       ...(last_term && { last_term }),
     };

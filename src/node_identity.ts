@@ -2,7 +2,6 @@
  * @module Which node a process is to be: what its data directory says, and what the command line asks for. Owns the refusals of
  * commands that do not fit; what comes of it is `node.ts`'s to save.
  */
-import { readFileSync } from "node:fs";
 import { formatAddress, parseAddress } from "./address.ts";
 import type { DataDir, Identity, Settings } from "./data_dir.ts";
 import { newIdentity } from "./data_dir.ts";
@@ -105,13 +104,4 @@ function refuseBadKey(settings: Settings, data: DataDir): void {
 /** 12 hex digits, as short ids of containers have them: readable, and unique enough for what one cluster ever holds. */
 export function newId(): string {
   return crypto.randomUUID().replaceAll("-", "").slice(0, 12);
-}
-
-/** Which run of which kernel this process is on: Linux makes it at each boot. Empty where it can't be read. */
-export function bootId(): { boot_id?: string } {
-  try {
-    return { boot_id: readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim() };
-  } catch {
-    return {};
-  }
 }

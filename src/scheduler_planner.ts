@@ -3,7 +3,7 @@
  * is blocked and says so, nothing of it is changed, and it is tried again ever less often; the plans of all others are carried out.
  * `reconcile.ts` plans; the Scheduler commits.
  */
-import type { Clock } from "./clock.ts";
+import { backoffMs, type Clock } from "./clock.ts";
 import { type ClusterState, parseServiceKey, type ServiceKey, serviceKey } from "./cluster_state.ts";
 import { describeError, type Log } from "./log.ts";
 import { stackOf } from "./log_faults.ts";
@@ -16,7 +16,7 @@ import type { Goals } from "./scheduler_goals.ts";
 import { changesOfPlan } from "./scheduler_plans.ts";
 
 /** A service that could not be planned is tried again after a second, and then ever less often; a full pass comes as often at least. */
-const RETRY = { firstMs: 1_000, capMs: 30_000 };
+const RETRY = { firstMs: 1_000, capMs: 30_000, random: () => 1 };
 
 export type PlannerOptions = { state: ClusterState; goals: Goals; clock: Clock; log: Log };
 
@@ -76,8 +76,7 @@ export class Planner {
     const before = this.#faults.get(key);
     const text = describeError(error);
     const failures = (before?.failures ?? 0) + 1;
-    const delayMs = Math.min(RETRY.capMs, RETRY.firstMs * 2 ** Math.min(30, failures - 1));
-    const fault = { text, failures, retryAt: now + delayMs, version };
+    const fault = { text, failures, retryAt: now + backoffMs(failures, RETRY), version };
     this.#faults.set(key, fault);
     if (before?.text !== text)
       this.#options.log.error("an error of Cacophony itself: a service could not be planned; the others go on", {

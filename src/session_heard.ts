@@ -131,10 +131,21 @@ export class LastHeard {
   }
 }
 
-/** Source: proc(5), /proc/uptime (time in suspend included) and /proc/sys/kernel/random/boot_id. */
+let knownBoot: string | undefined;
+
+/** Which run of which kernel this process is on, as Linux makes it at each boot; empty where it can't be read. Source: proc(5). */
+export function bootId(): string {
+  try {
+    return (knownBoot ??= readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim());
+  } catch {
+    return (knownBoot = "");
+  }
+}
+
+/** Source: proc(5), /proc/uptime (time in suspend included). */
 function readBootTime(): BootTime {
   try {
-    const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+    const boot = bootId();
     const seconds = Number.parseFloat(readFileSync("/proc/uptime", "utf8"));
     if (boot !== "" && seconds >= 0) return { boot, ms: Math.round(seconds * 1_000) };
   } catch {
