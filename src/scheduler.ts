@@ -164,10 +164,10 @@ export class Scheduler {
   /** The term has begun; `known`: the cluster's record in the Store. */
   async #lead(known: ClusterRecord | undefined): Promise<void> {
     if (this.leadership.fault !== undefined) return;
-    const { store, log } = this.#options;
+    const { log } = this.#options;
     const record = this.cluster;
     try {
-      if (!Bun.deepEquals(record, known)) await store.commit(this.term, [{ op: "put", kind: "cluster", record }]);
+      if (!Bun.deepEquals(record, known)) await this.#commit([{ op: "put", kind: "cluster", record }]);
     } catch (error) {
       if (!known) throw error;
       log.error("what is new of the cluster itself could not be stored; the next start tries it again", { error });
