@@ -4,6 +4,7 @@ import { type Signer, signerOf } from "../src/cluster_key.ts";
 import type { ExecutorOverlay } from "../src/executor_networks.ts";
 import type { Resources } from "../src/model_reports.ts";
 import type { ServiceRules, ServiceSpec } from "../src/model_spec.ts";
+import type { OverlayOptions } from "../src/overlay.ts";
 import type { Candidate } from "../src/placement.ts";
 import { Sealer } from "../src/seal.ts";
 
@@ -94,6 +95,15 @@ export function seeded(seed: number): () => number {
     return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
   };
 }
+
+/** The entries of a node that has none. */
+export const noEntries = (): ReturnType<OverlayOptions["newEntries"]> => ({
+  update: () => {},
+  exclude: () => {},
+  status: () => [],
+  draining: () => new Map(),
+  stop: () => {},
+});
 
 /** A node without a network over nodes: its containers take their addresses from `pool`. */
 export function noOverlay(pool: () => string = () => "10.210.0.0/16"): ExecutorOverlay {

@@ -16,6 +16,7 @@ import { overlayChanges, type OverlayStep, planOverlay } from "../src/overlay_pl
 import { MasterMessages } from "../src/session_messages.ts";
 import { contains, isSubnet } from "../src/subnet.ts";
 import * as v from "valibot";
+import { noEntries } from "./cluster_fixture.ts";
 import { bareKernel } from "./overlay_model.ts";
 import { heartbeatOf, helloOf, HOSTILE_TEXTS, mutated, noMessage, pick, type Random, statusOf } from "./rogue_words.ts";
 import { seededRandom, VirtualClock } from "./virtual_clock.ts";
@@ -365,13 +366,7 @@ function overlayWithNotes(clock: VirtualClock): { overlay: Overlay; steps: Overl
     },
     apiPort: 9000,
     serveNames: () => {},
-    newEntries: () => ({
-      update: () => {},
-      exclude: () => {},
-      status: () => [],
-      draining: () => new Map(),
-      stop: () => {},
-    }),
+    newEntries: noEntries,
     clock,
     random: seededRandom(1),
     log: silentLog,

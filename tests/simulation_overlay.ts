@@ -6,6 +6,7 @@ import type { Clock } from "../src/clock.ts";
 import type { Log } from "../src/log.ts";
 import { Overlay } from "../src/overlay.ts";
 import { type Overlay as KernelOverlay, planOverlay } from "../src/overlay_plan.ts";
+import { noEntries } from "./cluster_fixture.ts";
 import { writeNow } from "./write_now.ts";
 
 export type SimOverlay = {
@@ -42,13 +43,7 @@ export function simOverlay(options: SimOverlayOptions): SimOverlay {
       remove: async () => {},
     },
     serveNames: () => {},
-    newEntries: () => ({
-      update: () => {},
-      exclude: () => {},
-      status: () => [],
-      draining: () => new Map(),
-      stop: () => {},
-    }),
+    newEntries: noEntries,
   });
   return {
     overlay,
